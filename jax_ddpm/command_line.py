@@ -1,0 +1,66 @@
+"""What the commands in `scripts/` share: flags from dataclasses, and errors without a traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jax_ddpm.config import PRESETS, RunConfig, preset
+from jax_ddpm.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Train a DDPM; without flags, on the handwritten digits that scikit-learn ships."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run. Default: runs/DATASET-PRESET."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the run in --out where it stopped; flags that are not given come from its config.json."""
+
+
+def parse_run(arguments: Sequence[str] | None = None) -> RunFlags:
+    """The flags of a training command: defaults from the preset, or from the run that is resumed."""
+    from jax_ddpm.training.run_folder import default_out, load_config
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name, dataset, out = (value_of(flag, arguments) for flag in ("preset", "dataset", "out"))
+    default = preset(name if name in PRESETS else None, dataset or "digits")
+    if "--resume" in arguments:
+        default = load_config(Path(out) if out else default_out(default))
+    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
+    flags = tyro.cli(RunFlags, args=arguments, default=RunFlags(default), config=markers)
+    preset(flags.config.preset)  # names the known ones if it is none of them
+    flags.config.check()
+    return flags
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value given to --flag, as `--flag value` or `--flag=value`; the last one counts."""
+    value = None
+    for place, argument in enumerate(arguments):
+        if argument == f"--{flag}" and place + 1 < len(arguments):
+            value = arguments[place + 1]
+        elif argument.startswith(f"--{flag}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def run_command(main: Callable[[], object]) -> None:
+    """Call a command's main; what the user got wrong becomes its one or two lines on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted. What was saved is whole; --resume goes on from the newest checkpoint.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,60 @@
+"""A folder of pictures, at any depth, with or without folders per class."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from jax_ddpm.data.files import Files, Source
+from jax_ddpm.data.text import printable
+from jax_ddpm.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+
+def open_folder(path: str) -> Source:
+    """Find the pictures in a folder, sorted by their path in it; hidden files and folders are passed over.
+
+    Raises:
+        UserError: no such folder, not a folder, or no picture in it.
+    """
+    root = Path(path).expanduser()
+    shown = f"folder:{printable(path)}"
+    if not path:
+        raise UserError("folder: needs a path, as in --dataset folder:pictures.")
+    if not root.exists():
+        raise UserError(f"{shown}: there is no such folder.\nGive the path of a folder that holds images.")
+    if not root.is_dir():
+        raise UserError(f"{shown}: this is a file, not a folder.\nGive the folder that holds the images.")
+    names = sorted(_names(root))
+    if not names:
+        raise UserError(
+            f"{shown}: no images in it or in its subfolders.\nExpected files that end in {', '.join(SUFFIXES)}."
+        )
+    listing = hashlib.sha256()
+    for name in names:
+        listing.update(repr((name, *_size_and_time(root / name))).encode())
+    files = Files(shown, len(names), None, lambda: ((name, root / name) for name in names))
+    return Source(files, None, ["folder", listing.hexdigest()])
+
+
+def _names(root: Path) -> Iterator[str]:
+    seen = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        identity = os.path.realpath(folder)
+        if identity in seen:  # a link back up, or a second way to the same pictures
+            subfolders.clear()
+            continue
+        seen.add(identity)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        about = path.stat()
+    except OSError:
+        return (-1, -1)
+    return (about.st_size, about.st_mtime_ns)

@@ -1,0 +1,77 @@
+"""Download and prepare a data set of tensorflow_datasets: a program of its own, because it loads TensorFlow.
+
+    python -m jax_ddpm.data.prepare NAME DATA_DIR MANUAL_DIR      ("" for a folder: the default)
+
+Progress goes to stderr; the last line of stdout is a JSON object: empty after a success, else `kind` ("network",
+"package" or "other") and `cause`, one line. tensorflow_datasets writes into a folder of its own and renames it at the
+end, so what an interruption leaves behind does not pass for a data set.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+from jax_ddpm.data.text import one_line
+
+RETRIES = 5  # per file, about 6 s of waiting; tensorflow_datasets' own 10 take more than 3 minutes without a network
+
+
+def prepare(name: str, data_dir: str | None, manual_dir: str | None) -> None:
+    """Prepare a data set as array_record files.
+
+    Raises:
+        Exception: of any class, from any depth of tensorflow_datasets.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
+
+    downloader.MAX_RETRIES = RETRIES
+    for library in ("absl", "urllib3"):  # each retry a warning, where the last error says it all
+        logging.getLogger(library).setLevel(logging.ERROR)
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare(download_config=config)
+
+
+def _outcome(error: Exception) -> dict[str, str]:
+
+    import requests
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    said = f"{type(error).__name__}: {one_line(error)}"
+    for cause in _chain(error):
+        if isinstance(cause, requests.exceptions.ConnectionError) and cause.request is not None:
+            return {"kind": "network", "cause": f"no connection to {urlsplit(cause.request.url).hostname}"}
+        if isinstance(cause, requests.exceptions.RequestException | DownloadError | URLError):
+            return {"kind": "network", "cause": said}
+        if isinstance(cause, ImportError):
+            return {"kind": "package", "cause": said}
+    return {"kind": "other", "cause": said}
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def main(name: str, data_dir: str, manual_dir: str) -> None:
+    """Prepare, and report on stdout; whatever else is printed there, by any library, goes to stderr."""
+    report = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    outcome = {}
+    try:
+        prepare(name, data_dir or None, manual_dir or None)
+    except Exception as error:
+        outcome = _outcome(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(json.dumps(outcome), file=report, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

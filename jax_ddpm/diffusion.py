@@ -1,0 +1,88 @@
+"""The forward process, its posterior, the three objectives, and the loss.
+
+`tables` are `schedules.Tables`; x arrays are (B, H, W, C) with one timestep each, t: integers (B,) in [0, T). Timesteps
+are not checked here, since these functions run inside jit, where an index out of range is silently clamped.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jax_ddpm.schedules import Tables
+
+Images = Float[Array, "b h w c"]
+Timesteps = Int[Array, "b"]
+
+
+def at(table, t):
+    """table[t] as (B, 1, 1, 1), ready to multiply images."""
+    return jnp.asarray(table)[t].reshape(-1, 1, 1, 1)
+
+
+def q_sample(tables: Tables, x_0: Images, t: Timesteps, noise: Images) -> Images:
+    """x_t ~ q(x_t | x_0) for the given standard normal noise: Ho et al. 2020, eq. 4."""
+    return at(tables.sqrt_alpha_bars, t) * x_0 + at(tables.sqrt_one_minus_alpha_bars, t) * noise
+
+
+def posterior(tables: Tables, x_0: Images, x_t: Images, t: Timesteps) -> tuple[Images, Array]:
+    """Mean (B, H, W, C) and variance (B, 1, 1, 1) of q(x_{t-1} | x_t, x_0): Ho et al. 2020, eq. 6 and 7."""
+    mean = at(tables.posterior_mean_x_0, t) * x_0 + at(tables.posterior_mean_x_t, t) * x_t
+    return mean, at(tables.posterior_variance, t)
+
+
+def objective_target(tables: Tables, objective: str, x_0: Images, t: Timesteps, noise: Images) -> Images:
+    """What the network should answer: eps, x_0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
+    if objective == "eps":
+        return noise
+    if objective == "x0":
+        return x_0
+    return at(tables.sqrt_alpha_bars, t) * noise - at(tables.sqrt_one_minus_alpha_bars, t) * x_0
+
+
+def predicted_x_0(tables: Tables, objective: str, x_t: Images, t: Timesteps, prediction: Images) -> Images:
+    """x_0 as the network sees it; from eps by Ho et al. 2020, eq. 15."""
+    if objective == "x0":
+        return prediction
+    root, root_rest = at(tables.sqrt_alpha_bars, t), at(tables.sqrt_one_minus_alpha_bars, t)
+    if objective == "eps":
+        return (x_t - root_rest * prediction) / root
+    return root * x_t - root_rest * prediction
+
+
+def predicted_eps(tables: Tables, objective: str, x_t: Images, t: Timesteps, prediction: Images) -> Images:
+    """The noise as the network sees it."""
+    if objective == "eps":
+        return prediction
+    root, root_rest = at(tables.sqrt_alpha_bars, t), at(tables.sqrt_one_minus_alpha_bars, t)
+    if objective == "x0":
+        return (x_t - root * prediction) / root_rest
+    return root * prediction + root_rest * x_t
+
+
+def loss_weights(tables: Tables, objective: str, t: Timesteps, min_snr_gamma: float) -> Float[Array, "b"]:
+    """Min-SNR-gamma, Hang et al. 2023, section 3.4: min(SNR, gamma) as a weight of the error in x_0, per objective."""
+    snr = jnp.asarray(tables.snr)[t]
+    clipped = jnp.minimum(snr, min_snr_gamma)
+    return {"eps": clipped / snr, "x0": clipped, "v": clipped / (snr + 1)}[objective]
+
+
+def loss_per_image(
+    tables: Tables,
+    objective: str,
+    predict,
+    x_0: Images,
+    t: Timesteps,
+    noise: Images,
+    min_snr_gamma: float | None = None,
+) -> Float[Array, "b"]:
+    """Mean over pixels of Ho et al. 2020, eq. 14, for `predict(x_t, t)`; weighted by min-SNR-gamma where given."""
+    prediction = predict(q_sample(tables, x_0, t, noise), t)
+    target = objective_target(tables, objective, x_0, t, noise)
+    errors = jnp.mean(jnp.square(prediction - target), axis=(1, 2, 3))
+    return errors if min_snr_gamma is None else loss_weights(tables, objective, t, min_snr_gamma) * errors
+
+
+def loss(
+    tables: Tables, objective: str, predict, x_0, t, noise, min_snr_gamma: float | None = None
+) -> Float[Array, ""]:
+    """The mean of `loss_per_image` over the batch."""
+    return jnp.mean(loss_per_image(tables, objective, predict, x_0, t, noise, min_snr_gamma))

@@ -1,0 +1,128 @@
+"""Layers that networks share: PyTorch's, channels last, with every epsilon, padding and layout written out.
+
+A layer is built empty (its parameters are NaN, so that an unfilled one cannot go unnoticed); `weights.initialise` and
+`weights.load_state_dict` fill it. It computes in the dtype of its input; parameters are cast to it.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+HIGHEST = lax.Precision.HIGHEST  # float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs
+
+
+class Buffer(nnx.Variable):
+    """A constant that belongs to a network's state but is not trained: no gradient, no optimiser, no EMA."""
+
+
+def empty(*shape: int) -> nnx.Param:
+    return nnx.Param(np.full(shape, np.nan, np.float32))
+
+
+class Linear(nnx.Module):
+    """y = x W + b; kernel (in, out)."""
+
+    def __init__(self, in_features: int, out_features: int):
+        self.kernel = empty(in_features, out_features)
+        self.bias = empty(out_features)
+
+    def __call__(self, x):
+        return jnp.dot(x, self.kernel[...].astype(x.dtype), precision=HIGHEST) + self.bias[...].astype(x.dtype)
+
+
+class Conv(nnx.Module):
+    """K x K convolution, zero padding `padding` on every side; kernel HWIO, x NHWC."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int | None = None
+    ):
+        self.stride = stride
+        self.padding = (kernel_size - 1) // 2 if padding is None else padding
+        self.kernel = empty(kernel_size, kernel_size, in_channels, out_channels)
+        self.bias = empty(out_channels)
+
+    def __call__(self, x):
+        kernel = self.kernel[...].astype(x.dtype)
+        return convolve(x, kernel, self.stride, self.padding) + self.bias[...].astype(x.dtype)
+
+
+def convolve(x, kernel, stride: int, padding: int):
+    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
+    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
+        return jnp.dot(x, kernel[0, 0], precision=HIGHEST)
+    if x.shape[1:3] == (2, 2) and kernel.shape[:2] == (3, 3) and stride == 1 and padding == 1:
+        return lax.platform_dependent(x, kernel, cpu=convolve_2x2, default=convolve_same)
+    return convolve_plainly(x, kernel, stride, padding)
+
+
+def convolve_plainly(x, kernel, stride: int, padding: int):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=HIGHEST,
+    )
+
+
+def convolve_same(x, kernel):
+    return convolve_plainly(x, kernel, stride=1, padding=1)
+
+
+def convolve_2x2(x, kernel):
+    """A 3x3 convolution of 2x2 maps, where each output pixel sees all four input pixels: one matrix per output pixel.
+
+    XLA's own convolution on the CPU is some 300 times slower at this shape.
+    """
+    b, _, _, channels = x.shape
+    x = x.reshape(b, 4 * channels)
+    pixels = [
+        jnp.dot(x, kernel[1 - i : 3 - i, 1 - j : 3 - j].reshape(4 * channels, -1), precision=HIGHEST)
+        for i in (0, 1)
+        for j in (0, 1)
+    ]
+    return jnp.stack(pixels, axis=1).reshape(b, 2, 2, -1)
+
+
+class ConvTranspose2x2(nnx.Module):
+    """Transposed convolution, 2x2, stride 2: every pixel becomes a 2x2 block; kernel HWIO, x NHWC.
+
+    Block pixel (i, j) is x @ kernel[i, j]: in this layout, unlike in a convolution's gradient, nothing is flipped.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        self.kernel = empty(2, 2, in_channels, out_channels)
+        self.bias = empty(out_channels)
+
+    def __call__(self, x):
+        b, h, w, _ = x.shape
+        blocks = jnp.einsum("bhwc,ijcd->bhiwjd", x, self.kernel[...].astype(x.dtype), precision=HIGHEST)
+        return blocks.reshape(b, 2 * h, 2 * w, -1) + self.bias[...].astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Wu & He 2018, eq. 1 to 3, statistics in float32 or better, epsilon inside the root, variance in two passes."""
+
+    def __init__(self, num_groups: int, num_channels: int, epsilon: float = 1e-5):
+        self.num_groups = num_groups
+        self.epsilon = epsilon
+        self.scale = empty(num_channels)
+        self.bias = empty(num_channels)
+
+    def __call__(self, x):
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        groups = x.astype(dtype).reshape(x.shape[0], -1, self.num_groups, x.shape[-1] // self.num_groups)
+        mean = jnp.mean(groups, axis=(1, 3), keepdims=True)
+        variance = jnp.mean(jnp.square(groups - mean), axis=(1, 3), keepdims=True)
+        normal = ((groups - mean) * lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
+        return (normal * self.scale[...].astype(dtype) + self.bias[...].astype(dtype)).astype(x.dtype)
+
+
+def fan_in(layer: Linear | Conv | ConvTranspose2x2) -> int:
+    """What PyTorch's initialisers call fan-in: for a transposed convolution the *output* channels times k^2."""
+    shape = layer.kernel.shape
+    return math.prod(shape[:-2]) * shape[-1] if isinstance(layer, ConvTranspose2x2) else math.prod(shape[:-1])

@@ -1,0 +1,52 @@
+"""Every random number of the project has an address: (seed, purpose, ...).
+
+Nothing carries a key forward, so any draw can be made again from its address alone: that is what makes exact resume,
+sharding and the PyTorch twin (`torch_ref/rng.py`) simple. The generator is jax.random's threefry2x32.
+"""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+
+from jax_ddpm.errors import UserError
+
+PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
+TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t
+NOISE = 2  # (NOISE, step): a (B, H, W, C) draw of eps
+DROPOUT = 3  # (DROPOUT, step, crc32 of the layer's PyTorch name)
+SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw; x_T at t = T
+FLIP = 5  # (FLIP, step): a (B,) draw of coins
+VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws of the validation loss
+
+
+def key(seed: int, purpose: int, *address) -> jax.Array:
+    """The key at an address. `address` holds integers (Python or traced) in [0, 2^32), folded in one after another.
+
+    Raises UserError for a seed outside [0, 2^32).
+    """
+    k = jax.random.key(check_seed(seed), impl="threefry2x32")
+    for number in (purpose, *address):
+        k = jax.random.fold_in(k, jnp.asarray(number).astype(jnp.uint32) if hasattr(number, "dtype") else number)
+    return k
+
+
+def check_seed(seed: int) -> int:
+    """The seed itself; UserError unless it is an integer in [0, 2^32)."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**32:
+        raise UserError(f"seed = {seed}: expected an integer from 0 to {2**32 - 1}.")
+    return number
+
+
+def timesteps(k: jax.Array, batch_size: int, num_timesteps: int) -> jax.Array:
+    """Uniform t in [0, T): int32 (B,)."""
+    return jax.random.randint(k, (batch_size,), 0, num_timesteps, dtype=jnp.int32)
+
+
+def normal(k: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Standard normal numbers of a stated dtype; channels last wherever they are pixels."""
+    return jax.random.normal(k, shape, dtype=dtype)

@@ -1,0 +1,154 @@
+"""A whole training run, from a `RunConfig` to a folder of weights and pictures."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from jax_ddpm import data, model_files, unets, weights
+from jax_ddpm.config import ModelInfo, RunConfig
+from jax_ddpm.errors import UserError
+from jax_ddpm.training.checkpoint import Checkpoints
+from jax_ddpm.training.feed import Feed, Validation
+from jax_ddpm.training.pictures import Pictures
+from jax_ddpm.training.progress import Intervals, Progress
+from jax_ddpm.training.run_folder import MetricsLog, claim, default_out
+from jax_ddpm.training.state import TrainState, create_state, num_parameters
+from jax_ddpm.training.step import make_dispatch, make_optimizer, make_train_step
+
+
+def train(
+    config: RunConfig, out: str | Path | None = None, resume: bool = False, log: Callable[[str], None] = tqdm.write
+) -> Path:
+    """Train as `config` says, in the folder `out`, and return that folder.
+
+    Leaves there config.json, metrics.jsonl, checkpoints/, samples/ and model.safetensors. With `resume`, goes on from
+    the newest complete checkpoint (from the start where there is none). Raises UserError for settings, data or folders
+    that cannot be used.
+    """
+    config.check()
+    if config.training.precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+    mesh = make_mesh(config.training.batch_size)
+    folder = Path(out) if out is not None else default_out(config)
+    images = load_images(config, log)
+    image_shape = images.train.shape[1:]
+    network = make_network(config, image_shape)
+    claim(folder, config, resume)
+
+    steps_per_epoch = len(images.train) // config.training.batch_size
+    total_steps = config.training.steps or config.training.epochs * steps_per_epoch
+    optimizer = make_optimizer(config.training, total_steps)
+    dtype = np.float64 if config.training.precision == "float64" else np.float32
+    graph, state = create_state(network, optimizer, config.training.ema, dtype)
+    info = ModelInfo(network=config.network, image_shape=image_shape, diffusion=config.diffusion)
+    log(model_files.describe(info, num_parameters(state.params)))
+    log(
+        f"{len(images.train):,} training images, {len(images.validation):,} held out; {total_steps:,} steps of {config.training.batch_size}"
+    )
+    log(
+        f"Devices: {mesh.size} x {mesh.devices.flat[0].device_kind} ({jax.default_backend()}), {config.training.precision}"
+    )
+
+    metrics_log = MetricsLog(folder, config.output.log_every)
+    checkpoints = Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    start, pending = 0, []
+    if resume and (start := checkpoints.latest() or 0):
+        state, pending = checkpoints.restore(start, state)
+        log(f"Going on from step {start:,}.")
+    metrics_log.rewind(start, pending)
+
+    train_step = make_train_step(graph, optimizer, config, total_steps, mesh)
+    feed = Feed(images.train, config, mesh)
+    dispatch = make_dispatch(train_step, feed.steps_per_dispatch)
+    validate = Validation(graph, config, images.validation, mesh)
+    pictures = Pictures(folder, graph, config, image_shape)
+    intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
+    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, log)
+
+    step, in_flight = start, None
+    while step < total_steps:
+        n = min(feed.steps_per_dispatch, intervals.next(step) - step)
+        state, metrics = dispatch(state, *feed.batches(step, n), n)
+        if in_flight is not None:
+            progress.read(*in_flight)  # waits for the dispatch before, while the device works at this one
+        in_flight = (step, n, metrics)
+        step += n
+        if intervals.is_due(step):
+            progress.read(*in_flight)
+            in_flight = None
+            with progress.pause():
+                if intervals.validation(step):
+                    progress.row(step, validation_loss=validate(state))
+                elif step == total_steps and metrics_log.pending:
+                    progress.row(step)
+                if intervals.checkpoint(step):
+                    checkpoints.save(step, state, metrics_log.pending)
+                    export(folder, graph, state, replace(info, step=step))
+                if intervals.samples(step):
+                    pictures.save_grid(state.weights, state.buffers, step)
+    progress.close()
+    checkpoints.close()
+    if not (folder / model_files.MODEL_FILE).exists():
+        export(folder, graph, state, replace(info, step=step))
+    log("Making the closing pictures ...")
+    for path, text in pictures.save_all(state.weights, state.buffers, images.train, metrics_log.rows()):
+        log(f"  {path}: {text}")
+    log(f"Weights: {folder / model_files.MODEL_FILE}   Metrics: {metrics_log.path}")
+    return folder
+
+
+def make_mesh(batch_size: int) -> Mesh:
+    """All devices in one row; UserError where they cannot share a batch evenly."""
+    devices = jax.devices()
+    if batch_size % len(devices):
+        raise UserError(
+            f"batch_size = {batch_size} cannot be spread over {len(devices)} devices: expected a multiple of {len(devices)}."
+        )
+    return Mesh(np.asarray(devices), ("data",))
+
+
+def load_images(config: RunConfig, log: Callable[[str], None]) -> data.ImageData:
+    d = config.data
+    images = data.load(
+        d.dataset,
+        d.image_size,
+        data_dir=d.data_dir,
+        manual_dir=d.manual_dir,
+        cache_dir=d.cache_dir,
+        validation_fraction=d.validation_fraction,
+        log=log,
+    )
+    for note in images.notes:
+        log(note)
+    if len(images.train) < config.training.batch_size:
+        raise UserError(
+            f"batch_size = {config.training.batch_size}, but {d.dataset} has only {len(images.train)} training images. "
+            f"Choose a --batch-size of at most {len(images.train)}."
+        )
+    return images
+
+
+def make_network(config: RunConfig, image_shape: tuple[int, int, int]):
+    """The network with its initial weights, or those of `init_from`."""
+    dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
+    network = unets.build(config.network, image_shape[2], dtype)
+    if config.training.init_from is None:
+        weights.initialise(network, config.training.seed)
+    else:
+        values, _ = model_files.read_file(config.training.init_from)
+        weights.load_state_dict(network, values)
+    return network
+
+
+def export(folder: Path, graph, state: TrainState, info: ModelInfo) -> None:
+    """model.safetensors: the weights that are sampled, in float32."""
+    values = weights.state_dict(nnx.merge(graph, state.weights, state.buffers))
+    model_files.write_model(folder / model_files.MODEL_FILE, {k: v.astype(np.float32) for k, v in values.items()}, info)

@@ -1,0 +1,131 @@
+"""When things are due in a run, and what a person sees of it meanwhile."""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jax_ddpm.config import RunConfig
+from jax_ddpm.training.run_folder import MetricsLog
+
+APART = 500  # steps at least between two validations or checkpoints, where the user sets no interval
+LONG = 2 * 3600  # seconds
+
+
+class Intervals:
+    """The steps after which a validation, a checkpoint or a sample grid is due."""
+
+    def __init__(self, config: RunConfig, steps_per_epoch: int, total_steps: int, validates: bool):
+        epochs = steps_per_epoch * -(-APART // steps_per_epoch)  # one epoch, or as many as make APART steps
+        output = config.output
+        self.total = total_steps
+        self.every_validation = (output.validate_every or epochs) if validates else 0
+        self.every_checkpoint = output.checkpoint_every or epochs
+        self.every_samples = output.sample_every
+
+    def validation(self, step: int) -> bool:
+        return bool(self.every_validation) and (step % self.every_validation == 0 or step == self.total)
+
+    def checkpoint(self, step: int) -> bool:
+        return step % self.every_checkpoint == 0 or step == self.total
+
+    def samples(self, step: int) -> bool:
+        return bool(self.every_samples) and step % self.every_samples == 0 and step != self.total
+
+    def is_due(self, step: int) -> bool:
+        return self.validation(step) or self.checkpoint(step) or self.samples(step)
+
+    def next(self, step: int) -> int:
+        """The first step after `step` after which something is due; the last step of all at the latest."""
+        every = [e for e in (self.every_validation, self.every_checkpoint, self.every_samples) if e]
+        return min([self.total, *(step - step % e + e for e in every)])
+
+
+class Progress:
+    """Turns the metrics of each dispatch into a progress bar and rows of metrics.jsonl."""
+
+    def __init__(
+        self,
+        start: int,
+        total: int,
+        config: RunConfig,
+        metrics_log: MetricsLog,
+        steps_per_epoch: int,
+        intervals: Intervals,
+        log: Callable[[str], None],
+    ):
+        self.config, self.metrics_log, self.log = config, metrics_log, log
+        self.steps_per_epoch, self.intervals, self.total = steps_per_epoch, intervals, total
+        self.first: tuple[int, float] | None = None  # step and time after the first dispatch, which compiles
+        self.announced = False
+        self.row_time, self.row_step, self.shown_loss, self.speed = time.perf_counter(), start, None, None
+        self.bar = tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
+        )
+
+    def read(self, step: int, n: int, metrics: dict[str, jax.Array]) -> None:
+        """Take in the n steps after `step`; waits for them."""
+        values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        now = time.perf_counter()
+        for i in range(n):
+            self.metrics_log.add({"step": step + i + 1, **{name: float(value[i]) for name, value in values.items()}})
+            if (step + i + 1) % self.config.output.log_every == 0 and not self.intervals.validation(step + i + 1):
+                self.row(step + i + 1)
+        loss = float(values["loss"][n - 1])
+        self.shown_loss = loss if self.shown_loss is None else 0.95 * self.shown_loss + 0.05 * loss
+        if self.first is None:
+            self.first = (step + n, now)
+        else:
+            seconds = (now - self.first[1]) / (step + n - self.first[0])
+            self.speed = self.config.training.batch_size / seconds
+            if not self.announced and (step + n - self.first[0] >= 10 or now - self.first[1] > 10):
+                self.announce(seconds, step + n)
+        speed = "" if self.speed is None else f", {self.speed:,.0f} images/s"
+        self.bar.set_postfix_str(f"loss {self.shown_loss:.4f}{speed}", refresh=False)
+        self.bar.update(n)
+
+    def announce(self, seconds: float, step: int) -> None:
+        self.announced = True
+        left = seconds * (self.total - step)
+        self.log(f"Expecting {duration(left)} of training at {seconds:.3g} s a step.")
+        if left > LONG and jax.default_backend() == "cpu" and self.config.preset != "tiny":
+            self.log("That is long for a CPU: --preset tiny trains a smaller network on the same data (another --out).")
+
+    def row(self, step: int, **extra) -> None:
+        """Write the row of the steps since the last one."""
+        now = time.perf_counter()
+        images = (step - self.row_step) * self.config.training.batch_size
+        self.row_step, elapsed, self.row_time = step, now - self.row_time, now
+        epoch = (step - 1) // self.steps_per_epoch
+        self.metrics_log.write_row(epoch, images_per_second=round(images / max(elapsed, 1e-9), 1), **extra)
+
+    @contextmanager
+    def pause(self):
+        """Time spent inside does not count as training."""
+        start = time.perf_counter()
+        yield
+        away = time.perf_counter() - start
+        self.row_time += away
+        if self.first is not None:
+            self.first = (self.first[0], self.first[1] + away)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

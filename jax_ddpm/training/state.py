@@ -1,0 +1,44 @@
+"""Everything that a training step reads and writes, as one pytree."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jax_ddpm.layers import Buffer
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """step: int32, optimiser steps done; params, ema (None without EMA), optimizer: trees alike; buffers: not trained."""
+
+    step: jax.Array
+    params: nnx.State
+    ema: nnx.State | None
+    optimizer: optax.OptState
+    buffers: nnx.State
+
+    @property
+    def weights(self) -> nnx.State:
+        """What is sampled, validated and exported: the EMA where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def create_state(network: nnx.Module, optimizer: optax.GradientTransformation, ema: bool, dtype=jnp.float32):
+    """The graph of a filled network and its state at step 0; the EMA starts as a copy of the parameters."""
+    graph, params, buffers = nnx.split(network, nnx.Param, Buffer)
+    params, buffers = jax.tree.map(lambda x: jnp.array(x, dtype), (params, buffers))
+    return graph, TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        optimizer=optimizer.init(params),
+        buffers=buffers,
+    )
+
+
+def num_parameters(params: nnx.State) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,167 @@
+"""One optimiser step: pure, and the same on one device and on many."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jax_ddpm import diffusion, rng
+from jax_ddpm.config import DiffusionConfig, RunConfig, TrainingConfig
+from jax_ddpm.schedules import Tables, make_tables
+from jax_ddpm.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def learning_rate(config: TrainingConfig, step: jax.Array, total_steps: int) -> jax.Array:
+    """Linear warm-up from 0, then constant or a cosine to `min_learning_rate` (Loshchilov & Hutter 2017, eq. 5). Float32."""
+    step = jnp.asarray(step, jnp.float32)
+    rate = jnp.full((), config.learning_rate, jnp.float32)
+    if config.lr_schedule == "cosine":
+        progress = jnp.clip((step - config.warmup_steps) / max(1, total_steps - config.warmup_steps), 0, 1)
+        span = config.learning_rate - config.min_learning_rate
+        rate = config.min_learning_rate + span * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    if config.warmup_steps:
+        rate = jnp.where(step < config.warmup_steps, config.learning_rate * step / config.warmup_steps, rate)
+    return rate
+
+
+def make_optimizer(config: TrainingConfig, total_steps: int) -> optax.GradientTransformation:
+    """Adam or AdamW with PyTorch's constants, after clipping the global norm where asked for."""
+
+    def rate(count):
+        return learning_rate(config, count, total_steps)
+
+    if config.optimizer == "adam":
+        update = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
+    else:
+        update = optax.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay)
+    return update if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def ema_update(ema, params, step: jax.Array, decay: float):
+    """decay * ema + (1 - decay) * params, the decay warmed up: (1 + step) / (10 + step) where that is smaller."""
+    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: (d * e + (1 - d) * p).astype(e.dtype), ema, params)
+
+
+def tables_of(config: DiffusionConfig, dtype) -> Tables:
+    return make_tables(config.schedule, config.timesteps, config.beta_start, config.beta_end, dtype=dtype)
+
+
+def prepare_images(images: jax.Array, dtype, flip_key: jax.Array | None) -> jax.Array:
+    """uint8 (B, H, W, C) to [-1, 1], half of them mirrored where a key is given."""
+    x = images.astype(dtype) / 127.5 - 1
+    if flip_key is None:
+        return x
+    coins = jax.random.bernoulli(flip_key, 0.5, (x.shape[0],))
+    return jnp.where(coins[:, None, None, None], x[:, :, ::-1], x)
+
+
+def make_train_step(
+    graph, optimizer: optax.GradientTransformation, config: RunConfig, total_steps: int, mesh: Mesh | None = None
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+    """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), pure: every draw comes from (seed, state.step).
+
+    Metrics: loss, grad_norm (before clipping) and learning_rate, float scalars.
+    """
+    training, seed = config.training, config.training.seed
+    dtype = jnp.float64 if training.precision == "float64" else jnp.float32
+    tables = tables_of(config.diffusion, dtype)
+
+    def split_by_device(x, *axes):
+        return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    def loss_of(params, buffers, x_0, t, noise):
+        network = nnx.merge(graph, params, buffers)
+        return diffusion.loss(tables, config.diffusion.objective, network, x_0, t, noise, training.min_snr_gamma)
+
+    def gradients(state, x_0, t, noise):
+        """Loss and gradients of the batch, in `accumulate` parts of equal size."""
+        grad = jax.value_and_grad(loss_of)
+        if training.accumulate == 1:
+            return grad(state.params, state.buffers, x_0, t, noise)
+
+        def parts(x):  # part a takes images a, a + A, a + 2A, ...: every device keeps its own
+            x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:])
+            return split_by_device(x.swapaxes(0, 1), None, "data")
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, grad(state.params, state.buffers, *part)), None
+
+        zero = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, state.params))
+        on_cpu = jax.default_backend() == "cpu"  # where XLA's convolution gradients are very slow inside a loop
+        total, _ = lax.scan(add, zero, jax.tree.map(parts, (x_0, t, noise)), unroll=on_cpu)
+        return jax.tree.map(lambda x: x / training.accumulate, total)
+
+    def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
+        step = state.step
+        flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
+        x_0 = split_by_device(prepare_images(images, dtype, flip_key), "data")
+        t = rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0], config.diffusion.timesteps)
+        noise = split_by_device(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
+        loss, grads = gradients(state, x_0, t, noise)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None if state.ema is None else ema_update(state.ema, params, step, training.ema_decay)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": learning_rate(training, step, total_steps),
+        }
+        return TrainState(step + 1, params, ema, optimizer_state, state.buffers), metrics
+
+    return train_step
+
+
+def make_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
+    """dispatch(state, images (N, H, W, C), indices (K, B), n) -> (state, metrics of K steps): jitted, state donated.
+
+    Runs the first n <= K = `steps_per_dispatch` steps, step i on images[indices[i]], in one device program; the
+    metrics of steps beyond n are zero.
+    """
+
+    def one(state, images, indices, n):
+        state, metrics = train_step(state, images[indices[0]])
+        return state, {name: value[None] for name, value in metrics.items()}
+
+    def several(state, images, indices, n):
+        shapes = jax.eval_shape(train_step, state, images[indices[0]])[1]
+        record = {name: jnp.zeros((steps_per_dispatch,), value.dtype) for name, value in shapes.items()}
+
+        def body(i, carry):
+            state, record = carry
+            state, metrics = train_step(state, images[indices[i]])
+            return state, {name: record[name].at[i].set(value) for name, value in metrics.items()}
+
+        return lax.fori_loop(0, n, body, (state, record))
+
+    return jax.jit(one if steps_per_dispatch == 1 else several, donate_argnums=0)
+
+
+def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State, jax.Array, jax.Array, int], jax.Array]:
+    """validate(weights, buffers, images (B, H, W, C), mask (B,), number) -> summed loss of the masked-in images.
+
+    Batch `number` always meets the same timesteps and noise.
+    """
+    dtype = jnp.float64 if config.training.precision == "float64" else jnp.float32
+    tables = tables_of(config.diffusion, dtype)
+
+    @jax.jit
+    def validate(weights, buffers, images, mask, number):
+        x_0 = prepare_images(images, dtype, None)
+        seed = config.training.seed
+        t_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, number)
+        t = rng.timesteps(t_key, x_0.shape[0], config.diffusion.timesteps)
+        noise = rng.normal(rng.key(seed, rng.VALIDATION, rng.NOISE, number), x_0.shape, dtype)
+        network = nnx.merge(graph, weights, buffers)
+        errors = diffusion.loss_per_image(
+            tables, config.diffusion.objective, network, x_0, t, noise, config.training.min_snr_gamma
+        )
+        return jnp.sum(errors * mask)
+
+    return validate

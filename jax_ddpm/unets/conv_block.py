@@ -1,0 +1,87 @@
+"""ConvBlockUNet: the ConvBlock UNet, 33,260,417 parameters at its default widths and one image channel."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jax_ddpm.embeddings import interleaved, interleaved_frequencies
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear
+
+
+class TimeEmbedding(nnx.Module):
+    """t -> ReLU(Linear([sin J_i t, cos J_i t])), (B,) to (B, width)."""
+
+    def __init__(self, width: int):
+        self.frequencies = Buffer(interleaved_frequencies(width))
+        self.linear = Linear(width, width)
+
+    def __call__(self, t):
+        dtype = self.linear.kernel.dtype  # phases never in bfloat16: 998 would become 1000
+        return jax.nn.relu(self.linear(interleaved(t, self.frequencies[...].astype(dtype))))
+
+
+class ConvBlock(nnx.Module):
+    """Two 3x3 convolutions with GroupNorm and SiLU, the time added between them, and a residual connection."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int):
+        self.conv1 = Conv(in_channels, out_channels, 3)
+        self.norm1 = GroupNorm(32, out_channels)
+        self.time_linear = Linear(time_width, out_channels)
+        self.conv2 = Conv(out_channels, out_channels, 3)
+        self.norm2 = GroupNorm(32, out_channels)
+        self.residual = Conv(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def __call__(self, x, time):
+        h = jax.nn.silu(self.norm1(self.conv1(x)))
+        h = h + jax.nn.silu(self.time_linear(time))[:, None, None, :]
+        h = jax.nn.silu(self.norm2(self.conv2(h)))
+        return h + (x if self.residual is None else self.residual(x))
+
+
+class ConvBlockUNet(nnx.Module):
+    """(x, t) -> prediction of x's shape.
+
+    x: (B, H, W, image_channels), values around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T).
+    Activations are computed in `dtype` (None: the parameters' own); the result has the parameters' dtype.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 1,
+        widths: tuple[int, ...] = (64, 128, 256, 512, 1024),
+        time_width: int = 256,
+        dtype=None,
+    ):
+        self.dtype = dtype
+        self.time_embedding = TimeEmbedding(time_width)
+        ins = (image_channels, *widths[:-1])
+        self.encoder = nnx.List([ConvBlock(i, o, time_width) for i, o in zip(ins, widths, strict=True)])
+        ups = widths[:0:-1]  # from the deepest width to the second
+        self.upsamplers = nnx.List([ConvTranspose2x2(w, w // 2) for w in ups])
+        self.decoder = nnx.List([ConvBlock(w, w // 2, time_width) for w in ups])
+        self.output = Conv(widths[0], image_channels, 1)
+
+    def __call__(self, x: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+        result_dtype = self.output.kernel.dtype
+        dtype = self.dtype or result_dtype
+        time = self.time_embedding(t).astype(dtype)
+        h = self.encoder[0](x.astype(dtype), time)
+        skips = []
+        for block in self.encoder[1:]:
+            skips.append(h)
+            h = block(max_pool_2x2(h), time)
+        for upsample, block in zip(self.upsamplers, self.decoder, strict=True):
+            h = block(jnp.concatenate([skips.pop(), upsample(h)], axis=-1), time)
+        return self.output(h).astype(result_dtype)
+
+
+def max_pool_2x2(x):
+    """The largest of each 2x2 block; the gradient goes to the first of equals in row order, and NaN wins, as in PyTorch."""
+
+    def larger(a, b):
+        return jnp.where((b > a) | (b != b), b, a)
+
+    top = larger(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
+    bottom = larger(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
+    return larger(top, bottom)

@@ -1,0 +1,161 @@
+"""Parameters under their PyTorch names, both ways, strictly; how they start; files that hold them.
+
+A state dict here is a dict of NumPy arrays in PyTorch's names and layouts. A network and a state dict fit only if
+every array of the one goes to exactly one of the other.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_ddpm import rng
+from jax_ddpm.errors import UserError
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear, fan_in
+
+StateDict = dict[str, np.ndarray]
+
+# PyTorch's module or buffer, and ours. {} stands for a number.
+CONV_BLOCK = {
+    "time_emb.0.J": "time_embedding.frequencies",
+    "time_emb.1": "time_embedding.linear",
+    **{
+        f"{theirs}.{{}}.{torch_layer}": f"{ours}.{{}}.{layer}"
+        for theirs, ours in (("enc_convs", "encoder"), ("dec_convs", "decoder"))
+        for torch_layer, layer in (
+            ("seq1.0", "conv1"),
+            ("seq1.1", "norm1"),
+            ("time_emb_linear", "time_linear"),
+            ("seq2.0", "conv2"),
+            ("seq2.1", "norm2"),
+            ("residual", "residual"),
+        )
+    },
+    "deconvs.{}": "upsamplers.{}",
+    "output": "output",
+}
+NAMES = {"ConvBlockUNet": CONV_BLOCK}
+
+# Of each layer: PyTorch's parameter, ours, and the axes of ours in PyTorch's order.
+LAYOUTS = {
+    Linear: (("weight", "kernel", (1, 0)), ("bias", "bias", (0,))),
+    Conv: (("weight", "kernel", (3, 2, 0, 1)), ("bias", "bias", (0,))),  # HWIO to OIHW
+    ConvTranspose2x2: (("weight", "kernel", (2, 3, 0, 1)), ("bias", "bias", (0,))),  # HWIO to IOHW, not flipped
+    GroupNorm: (("weight", "scale", (0,)), ("bias", "bias", (0,))),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One array of a network: its PyTorch name, the variable, and the variable's axes in PyTorch's order."""
+
+    name: str
+    layer: nnx.Module | None
+    variable: nnx.Variable
+    axes: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape in PyTorch."""
+        return tuple(self.variable.shape[axis] for axis in self.axes)
+
+    def to_torch(self, value) -> np.ndarray:
+        return np.ascontiguousarray(np.transpose(np.asarray(value), self.axes))
+
+    def from_torch(self, value) -> np.ndarray:
+        return np.ascontiguousarray(np.transpose(np.asarray(value), np.argsort(self.axes)))
+
+
+def entries(network: nnx.Module) -> list[Entry]:
+    """Every array of a network with its PyTorch name.
+
+    Raises UserError for a network without a table of names, or for an array that the table does not name.
+    """
+    table = NAMES.get(type(network).__name__)
+    if table is None:
+        raise UserError(f"No PyTorch names are known for {type(network).__name__}: add a table to weights.NAMES.")
+    rules = [(theirs, re.compile(re.escape(ours).replace(r"\{\}", r"(\d+)"))) for theirs, ours in table.items()]
+    found, unnamed = [], {}
+    for path, node in nnx.iter_graph(network):
+        place = ".".join(map(str, path))
+        if isinstance(node, nnx.Variable):
+            unnamed[id(node)] = place
+        match = next((match for theirs, rule in rules if (match := (theirs, rule.fullmatch(place)))[1]), None)
+        if match is None:
+            continue
+        name = match[0].format(*match[1].groups())
+        if isinstance(node, nnx.Variable):
+            found.append(Entry(name, None, node, tuple(range(len(node.shape)))))
+        else:
+            found += [
+                Entry(f"{name}.{theirs}", node, getattr(node, ours), axes) for theirs, ours, axes in LAYOUTS[type(node)]
+            ]
+    for entry in found:
+        unnamed.pop(id(entry.variable), None)
+    if unnamed:
+        raise UserError(f"{type(network).__name__} has arrays without a PyTorch name: {', '.join(unnamed.values())}.")
+    return found
+
+
+def state_dict(network: nnx.Module) -> StateDict:
+    """A network's arrays under PyTorch names and in PyTorch's layouts."""
+    return {entry.name: entry.to_torch(entry.variable[...]) for entry in entries(network)}
+
+
+def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
+    """Fill a network with a state dict, in place, rounded or widened to `dtype`.
+
+    Raises UserError that lists every missing, unexpected, mis-shaped and non-finite array.
+    """
+    wanted = {entry.name: entry for entry in entries(network)}
+    faults = [f"missing: {name} {entry.shape}" for name, entry in wanted.items() if name not in values]
+    faults += [f"unexpected: {name} {tuple(np.shape(values[name]))}" for name in values if name not in wanted]
+    for name, entry in wanted.items():
+        if name not in values:
+            continue
+        value = np.asarray(values[name])
+        if value.shape != entry.shape:
+            faults.append(f"shape: {name} is {value.shape}, expected {entry.shape}")
+        elif not np.isfinite(value.astype(dtype)).all():
+            faults.append(f"not finite: {name}")
+    if faults:
+        raise UserError(f"The weights do not fit {type(network).__name__}: " + "; ".join(faults) + ".")
+    for name, entry in wanted.items():
+        entry.variable.set_value(entry.from_torch(np.asarray(values[name]).astype(dtype)))
+
+
+def initialise(network: nnx.Module, seed: int) -> None:
+    """Fill a network with PyTorch's default initial values, in place, each drawn at (PARAMS, crc32 of its PyTorch name).
+
+    Kernels: kaiming-uniform with a = sqrt(5), that is uniform within 1/sqrt(fan_in); so are their biases. Norms: one
+    and zero. Buffers keep the value that the network computes.
+    """
+    fresh = {entry.name: entry for entry in entries(network)}
+    for name, entry in fresh.items():
+        if isinstance(entry.variable, Buffer):
+            continue
+        if isinstance(entry.layer, GroupNorm):
+            value = np.full(entry.shape, 1 if name.endswith("weight") else 0, np.float32)
+        else:
+            bound = np.float32(1 / math.sqrt(fan_in(entry.layer)))
+            u = uniform(rng.key(seed, rng.PARAMS, zlib.crc32(name.encode())), entry.shape)
+            value = (2 * u - 1) * bound
+        entry.variable.set_value(entry.from_torch(value))
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """jax.random.uniform(key, shape), float32 in [0, 1), compiled for a few sizes instead of once for every shape.
+
+    Draw i of a threefry key depends on i alone, not on how many are drawn, so a longer draw may be cut.
+    """
+    wanted = math.prod(shape)
+    size = 4**6
+    while size < wanted:
+        size *= 4
+    return np.asarray(jax.random.uniform(key, (size,), jnp.float32))[:wanted].reshape(shape)

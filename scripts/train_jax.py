@@ -1,0 +1,14 @@
+"""Train a DDPM in JAX: python scripts/train_jax.py --dataset fashion_mnist"""
+
+from jax_ddpm.command_line import parse_run, run_command
+
+
+def main():
+    flags = parse_run()
+    from jax_ddpm.training.loop import train  # after the flags, so that --help and mistakes answer at once
+
+    train(flags.config, flags.out, flags.resume)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,20 @@
+"""Time embeddings: from an integer t to a vector."""
+
+import numpy as np
+import torch
+
+
+def interleaved_frequencies(width: int) -> np.ndarray:
+    """J_i = 10000^(-i / (d/2)), i = 0 .. d/2 - 1, as exp of a float32 argument, rounded to float32.
+
+    The argument's own rounding stays in, as trained checkpoints have it; the exponential is correctly rounded, which
+    float32 library functions are not (they differ in the last bit from one another). Returns float32 (d/2,), d even.
+    """
+    exponent = np.float32(-np.log(10000.0)) * np.arange(width // 2, dtype=np.float32) / np.float32(width // 2)
+    return np.exp(exponent.astype(np.float64)).astype(np.float32)
+
+
+def interleaved(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """[sin J_0 t, cos J_0 t, sin J_1 t, cos J_1 t, ...] (Vaswani et al. 2017, section 3.5): (B,) to (B, 2k), in the table's dtype."""
+    phase = t.to(frequencies.dtype)[:, None] * frequencies
+    return torch.stack([torch.sin(phase), torch.cos(phase)], dim=-1).reshape(t.shape[0], -1)

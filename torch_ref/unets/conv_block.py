@@ -1,0 +1,75 @@
+"""ConvBlockUNet: the ConvBlock UNet, 33,260,417 parameters at its default widths and one image channel.
+
+Parameter names are those of existing checkpoints; `jax_ddpm/unets/conv_block.py` is the same network.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from torch_ref.embeddings import interleaved, interleaved_frequencies
+
+
+class TimeEmbedding(nn.Module):
+    """t -> [sin J_i t, cos J_i t], (B,) to (B, width); the Linear and ReLU follow it in `time_emb`."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("J", torch.from_numpy(interleaved_frequencies(width)))
+
+    def forward(self, t):
+        return interleaved(t, self.J)
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with GroupNorm and SiLU, the time added between them, and a residual connection."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int):
+        super().__init__()
+        self.seq1 = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.GroupNorm(32, out_channels, eps=1e-5), nn.SiLU()
+        )
+        self.time_emb_linear = nn.Linear(time_width, out_channels)
+        self.seq2 = nn.Sequential(
+            nn.Conv2d(out_channels, out_channels, 3, padding=1), nn.GroupNorm(32, out_channels, eps=1e-5), nn.SiLU()
+        )
+        self.residual = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x, time):
+        h = self.seq1(x)
+        h = h + F.silu(self.time_emb_linear(time))[:, :, None, None]
+        h = self.seq2(h)
+        return h + (x if self.residual is None else self.residual(x))
+
+
+class ConvBlockUNet(nn.Module):
+    """(x, t) -> prediction of x's shape.
+
+    x: (B, image_channels, H, W), values around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T).
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 1,
+        widths: tuple[int, ...] = (64, 128, 256, 512, 1024),
+        time_width: int = 256,
+    ):
+        super().__init__()
+        self.time_emb = nn.Sequential(TimeEmbedding(time_width), nn.Linear(time_width, time_width), nn.ReLU())
+        ins = (image_channels, *widths[:-1])
+        self.enc_convs = nn.ModuleList([ConvBlock(i, o, time_width) for i, o in zip(ins, widths, strict=True)])
+        ups = widths[:0:-1]  # from the deepest width to the second
+        self.deconvs = nn.ModuleList([nn.ConvTranspose2d(w, w // 2, 2, stride=2) for w in ups])
+        self.dec_convs = nn.ModuleList([ConvBlock(w, w // 2, time_width) for w in ups])
+        self.output = nn.Conv2d(widths[0], image_channels, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        time = self.time_emb(t)
+        h = self.enc_convs[0](x, time)
+        skips = []
+        for block in self.enc_convs[1:]:
+            skips.append(h)
+            h = block(F.max_pool2d(h, 2), time)
+        for upsample, block in zip(self.deconvs, self.dec_convs, strict=True):
+            h = block(torch.cat([skips.pop(), upsample(h)], dim=1), time)
+        return self.output(h)
