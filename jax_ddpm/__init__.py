@@ -1,0 +1,35 @@
+"""Denoising diffusion probabilistic models in JAX/Flax, proven step by step against a PyTorch twin.
+
+The names below are loaded when they are first used: `import jax_ddpm` itself loads neither JAX, torch nor TensorFlow.
+"""
+
+import importlib
+
+PUBLIC = {
+    "ConvBlockConfig": "config",
+    "DataConfig": "config",
+    "DiffusionConfig": "config",
+    "ModelInfo": "config",
+    "OutputConfig": "config",
+    "RunConfig": "config",
+    "TrainingConfig": "config",
+    "preset": "config",
+    "UserError": "errors",
+    "make_tables": "schedules",
+    "build": "unets",
+    "Model": "model_files",
+    "load_model": "model_files",
+    "sample": "samplers",
+    "train": "training.loop",
+}
+__all__ = sorted(PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'jax_ddpm' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"jax_ddpm.{PUBLIC[name]}"), name)
+
+
+def __dir__():
+    return __all__

@@ -274,16 +274,16 @@ PRESETS: dict[str, RunConfig] = {
     "digits": RunConfig(
         preset="digits",
         data=DataConfig(image_size=8),
-        network=ConvBlockConfig(widths=(64, 128, 256)),
-        training=TrainingConfig(epochs=40, learning_rate=1e-3, ema_decay=0.999),  # 25 steps each
-        output=OutputConfig(validate_every=200),
+        network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
+        training=TrainingConfig(epochs=60, learning_rate=2e-3, ema_decay=0.999),  # of 25 steps
+        output=OutputConfig(validate_every=250),
     ),
     # Any data, on a CPU.
     "tiny": RunConfig(
         preset="tiny",
-        data=DataConfig(image_size=32),
+        data=DataConfig(image_size=16),
         network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
-        training=TrainingConfig(epochs=10, learning_rate=1e-3, ema_decay=0.999),
+        training=TrainingConfig(epochs=5, learning_rate=1e-3, ema_decay=0.999),
     ),
     # The full-size ConvBlock UNet and its published recipe.
     "conv_block": RunConfig(

@@ -56,8 +56,8 @@ def load_model(
 ) -> Model:
     """A model from a run folder, a .safetensors, a .pt or a .pth, the network recognised from names and shapes.
 
-    `image_size` and the fields of DiffusionConfig overrule what the file says; a file that says nothing takes the rest
-    from the preset of its network. precision: "float32", "bfloat16" (activations only) or "float64" (parameters too;
+    `variance`, `clip` and `image_size` overrule what the file says. A file that says nothing takes what is not given,
+    also the other fields of DiffusionConfig, from the preset of its network. precision: "float32", "bfloat16" (activations only) or "float64" (parameters too;
     wants jax_enable_x64). Raises UserError for a file that is no model or does not fit.
     """
     values, info = read_model(path, image_size, **diffusion)
@@ -69,18 +69,31 @@ def load_model(
 def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusion) -> tuple[StateDict, ModelInfo]:
     """The arrays of a file under plain PyTorch names, and what is known of the model. Arguments and errors as `load_model`."""
     values, info = read_file(path)
+    given = {name: value for name, value in diffusion.items() if value is not None}
     if info is None:
         network, channels = recognise(values, str(path))
         recipe = preset(network.name, "")
         size = recipe.data.image_size
         info = ModelInfo(network=network, image_shape=(size, size, channels), diffusion=recipe.diffusion)
-    given = {name: value for name, value in diffusion.items() if value is not None}
+    else:
+        refuse_contradictions(info.diffusion, given, path)
     info = replace(info, diffusion=replace(info.diffusion, **given))
     if image_size is not None:
         info = replace(info, image_shape=(image_size, image_size, info.image_shape[2]))
     info.diffusion.check()
     info.network.check(info.image_shape[0])
     return values, info
+
+
+def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
+    """UserError where something other than the way of sampling is given and the file says another thing."""
+    wrong = [
+        f"{name} = {value} was given, but it was trained with {getattr(told, name)}"
+        for name, value in given.items()
+        if name not in ("variance", "clip") and value != getattr(told, name)
+    ]
+    if wrong:
+        raise UserError(f"{path} tells how it was trained: {'; '.join(wrong)}. Leave this out.")
 
 
 def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo | None]:

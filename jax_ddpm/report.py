@@ -19,7 +19,7 @@ GAP = 2  # pixels between and around tiles
 PAPER = 255
 
 
-def grid(images: np.ndarray, columns: int | None = None, tile: int = 64) -> Image.Image:
+def grid(images: np.ndarray, columns: int | None = None, tile: int = 48) -> Image.Image:
     """Images in rows, as near to a square as may be; each enlarged by a whole factor to about `tile` pixels or more."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
@@ -27,7 +27,7 @@ def grid(images: np.ndarray, columns: int | None = None, tile: int = 64) -> Imag
     return table(np.concatenate([images, blank]).reshape(rows, columns, *images.shape[1:]), tile=tile)
 
 
-def table(images: np.ndarray, labels: Sequence[str] = (), tile: int = 64) -> Image.Image:
+def table(images: np.ndarray, labels: Sequence[str] = (), tile: int = 48) -> Image.Image:
     """uint8 (rows, columns, H, W, C) as a picture, a label over each column where given."""
     rows, columns, height, width, channels = images.shape
     scale = max(1, math.ceil(tile / max(height, width)))

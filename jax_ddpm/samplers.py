@@ -108,7 +108,7 @@ def _sample(graph, state, keys, diffusion_config, shape, dtype, num_frames, prog
     return reverse_process(step, network, draw_noise(timesteps), timesteps, draw_noise, num_frames, progress)
 
 
-def sample(
+def sample_indices(
     network: nnx.Module,
     config: DiffusionConfig,
     image_shape: tuple[int, int, int],
@@ -140,28 +140,34 @@ def sample(
     return _sample(graph, state, keys, config, tuple(image_shape), jnp.dtype(dtype), num_frames, progress)
 
 
-def sample_in_batches(
-    network: nnx.Module,
-    config: DiffusionConfig,
-    image_shape: tuple[int, int, int],
-    seed: int,
-    num_images: int,
+def sample(
+    model,
+    num_images: int = 16,
+    seed: int = 0,
     batch_size: int = 64,
     *,
+    config: DiffusionConfig | None = None,
+    image_shape: tuple[int, int, int] | None = None,
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """Pictures 0 to num_images - 1 of a seed as a NumPy array (N, H, W, C), drawn `batch_size` at a time.
+    """Pictures 0 to num_images - 1 of a seed as a NumPy array (N, H, W, C), around [-1, 1], `batch_size` at a time.
 
+    model: what `load_model` returns, or any NNX module (x, t) -> prediction, which needs `config` and `image_shape`.
     The last batch is filled up and cut, so that all are computed alike. `progress` as in `reverse_process`, per batch.
+    Raises UserError for counts below 1.
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} = {value}: expected at least 1.")
+    info = getattr(model, "info", None)
+    network = model if info is None else model.network
+    config = config or info.diffusion
+    image_shape = image_shape or info.image_shape
     batch_size = min(batch_size, num_images)
     parts = []
     for first in range(0, num_images, batch_size):
         indices = np.arange(first, first + batch_size)
-        x_0, _ = sample(network, config, image_shape, seed, indices, dtype=dtype, progress=progress)
+        x_0, _ = sample_indices(network, config, image_shape, seed, indices, dtype=dtype, progress=progress)
         parts.append(np.asarray(x_0))
     return np.concatenate(parts)[:num_images]

@@ -61,12 +61,10 @@ def main():
     print(model_files.describe(model.info, model.num_parameters))
     diffusion = model.info.diffusion
     with tqdm(total=diffusion.timesteps * -(-flags.num_images // max(1, flags.batch_size)), unit="step") as bar:
-        x_0 = samplers.sample_in_batches(
-            model.network,
-            diffusion,
-            model.info.image_shape,
-            flags.seed,
+        x_0 = samplers.sample(
+            model,
             flags.num_images,
+            flags.seed,
             flags.batch_size,
             dtype=jnp.float64 if flags.precision == "float64" else jnp.float32,
             progress=lambda done: bar.update(int(done) - bar.n % diffusion.timesteps),

@@ -1,5 +1,6 @@
 """Runs `prepare` in a process of its own, and turns what went wrong there into an error for the user."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from jax_ddpm.errors import UserError
 
+TIDY_UP = 10  # seconds for the child, which Ctrl-C reaches too, to delete what is incomplete
 PACKAGE_ROOT = str(Path(__file__).parents[2])
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -28,13 +30,16 @@ def prepare_in_child(name: str, data_dir: str | None, manual_dir: str | None) ->
         None after a success, else what to tell the user.
     """
     path = os.pathsep.join(filter(None, (PACKAGE_ROOT, os.environ.get("PYTHONPATH"))))
-    child = subprocess.run(
-        [sys.executable, "-P", "-m", "jax_ddpm.data.prepare", name, data_dir or "", manual_dir or ""],
-        stdout=subprocess.PIPE,
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": path},
-        text=True,
-    )
-    report = child.stdout.strip()
+    command = [sys.executable, "-P", "-m", "jax_ddpm.data.prepare", name, data_dir or "", manual_dir or ""]
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": path}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as child:
+        try:
+            report = child.communicate()[0].strip()
+        except BaseException:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(TIDY_UP)
+            child.kill()
+            raise
     if child.returncode or not report:
         how = f"was killed by signal {-child.returncode}" if child.returncode < 0 else f"ended with {child.returncode}"
         outcome = {"kind": "other", "cause": f"the process that prepares it {how}"}

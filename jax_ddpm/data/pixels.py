@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from jax_ddpm.data.files import File
 
 RULE = f"1, Pillow {Image.__version__}"  # part of a cache's key: count up when the same file gives other pixels
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
 def to_float(images: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ def open_tfds(name: str, data_dir: str | None, manual_dir: str | None, log: Call
     Raises:
         UserError: no such data set or folder, no images in it, or it can be neither read nor prepared.
     """
-    data_dir = _existing(data_dir, "--data-dir") or os.environ.get("TFDS_DATA_DIR")
+    data_dir = _existing(data_dir, "--data-dir") or os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "")) or None
     manual_dir = _existing(manual_dir, "--manual-dir")
     builder = _builder(name, data_dir)
     channels = _channels(builder, name)
@@ -92,7 +92,7 @@ def _builder(name: str, data_dir: str | None) -> "DatasetBuilder":
 def _unknown(name: str, base: str, known: list[str]) -> UserError:
     if os.path.isdir(os.path.expanduser(name)):
         return UserError(
-            f"unknown data set {printable(name)!r}: for the images in this folder, say folder:{printable(name)}."
+            f"unknown data set {printable(name)!r}: for the images in this folder, say 'folder:{printable(name)}'."
         )
     names = [*known, "digits"]
     near = difflib.get_close_matches(base.lower().replace("-", "_"), names, n=4, cutoff=0.6)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from jax_ddpm import diffusion, report, rng
 from jax_ddpm.config import RunConfig
 from jax_ddpm.data import to_float, to_uint8
-from jax_ddpm.samplers import sample
+from jax_ddpm.samplers import sample_indices
 from jax_ddpm.schedules import make_tables
 
 NUM_FRAMES = 11  # of the way from noise to picture, x_T and x_0 among them
@@ -34,7 +34,7 @@ class Pictures:
             self.count = affordable_count(network, self.config, self.image_shape)
         timesteps = self.config.diffusion.timesteps
         with tqdm(total=timesteps, desc=f"sampling {self.count}", unit="step", leave=False, mininterval=1) as bar:
-            x, frames = sample(
+            x, frames = sample_indices(
                 network,
                 self.config.diffusion,
                 self.image_shape,
