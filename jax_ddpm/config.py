@@ -201,7 +201,7 @@ class OutputConfig:
     validate_every: int = 0
     """Steps between validations; 0: after every epoch, or after as many as make 500 steps."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0: after every epoch, or after as many as make 500 steps. One is written at the end."""
+    """Steps between checkpoints; 0: after every epoch, or after as many as make 500 steps."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
     sample_every: int = 0
@@ -223,7 +223,7 @@ class RunConfig:
     __pydantic_config__ = STRICT
 
     preset: str = "digits"
-    """Recipe that the other flags start from: digits, tiny or conv_block. Default: digits for digits, else conv_block."""
+    """Recipe that the other flags start from: digits, tiny, conv_block. Default: digits for digits, else conv_block."""
     data: DataConfig = DataConfig()
     network: NetworkConfig = ConvBlockConfig()
     diffusion: DiffusionConfig = DiffusionConfig()

@@ -5,8 +5,9 @@ are not checked here, since these functions run inside jit, where an index out o
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from jax_ddpm.arrays import Array
 from jax_ddpm.schedules import Tables
 
 Images = Float[Array, "b h w c"]
@@ -30,7 +31,7 @@ def posterior(tables: Tables, x_0: Images, x_t: Images, t: Timesteps) -> tuple[I
 
 
 def objective_target(tables: Tables, objective: str, x_0: Images, t: Timesteps, noise: Images) -> Images:
-    """What the network should answer: eps, x_0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
+    """The right answer: eps, x_0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
     if objective == "eps":
         return noise
     if objective == "x0":

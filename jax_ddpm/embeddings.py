@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from jax_ddpm.arrays import Array
 
 
 def interleaved_frequencies(width: int) -> np.ndarray:

@@ -57,8 +57,9 @@ def load_model(
     """A model from a run folder, a .safetensors, a .pt or a .pth, the network recognised from names and shapes.
 
     `variance`, `clip` and `image_size` overrule what the file says. A file that says nothing takes what is not given,
-    also the other fields of DiffusionConfig, from the preset of its network. precision: "float32", "bfloat16" (activations only) or "float64" (parameters too;
-    wants jax_enable_x64). Raises UserError for a file that is no model or does not fit.
+    also the other fields of DiffusionConfig, from the preset of its network. precision: "float32", "bfloat16"
+    (activations only) or "float64" (parameters too; wants jax_enable_x64). Raises UserError for a file that is no model
+    or does not fit.
     """
     values, info = read_model(path, image_size, **diffusion)
     network = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
@@ -67,7 +68,7 @@ def load_model(
 
 
 def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusion) -> tuple[StateDict, ModelInfo]:
-    """The arrays of a file under plain PyTorch names, and what is known of the model. Arguments and errors as `load_model`."""
+    """The arrays of a file under PyTorch names, and what is known of the model; arguments and errors as `load_model`."""
     values, info = read_file(path)
     given = {name: value for name, value in diffusion.items() if value is not None}
     if info is None:
@@ -143,7 +144,9 @@ def read_pickle(path: Path) -> Mapping:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile pickle raises, it is not a model
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint of plain tensors: {one_line(error)}.") from None
+        code = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
+        why = f"it asks for {code[1]}, and only plain tensors are loaded" if code else "it is damaged or something else"
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {why}.") from None
     for holder in HOLDERS:
         if isinstance(content, Mapping) and isinstance(content.get(holder), Mapping):
             content = content[holder]

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jax_ddpm import diffusion, rng
+from jax_ddpm.arrays import Array
 from jax_ddpm.config import DiffusionConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.schedules import Tables, make_tables

@@ -131,7 +131,7 @@ def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype
 
 
 def initialise(network: nnx.Module, seed: int) -> None:
-    """Fill a network with PyTorch's default initial values, in place, each drawn at (PARAMS, crc32 of its PyTorch name).
+    """Fill a network, in place, with PyTorch's default initial values, each drawn at (PARAMS, crc32 of its name there).
 
     Kernels: kaiming-uniform with a = sqrt(5), that is uniform within 1/sqrt(fan_in); so are their biases. Norms: one
     and zero. Buffers keep the value that the network computes.

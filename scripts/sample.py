@@ -60,7 +60,9 @@ def main():
     model = model_files.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
     print(model_files.describe(model.info, model.num_parameters))
     diffusion = model.info.diffusion
-    with tqdm(total=diffusion.timesteps * -(-flags.num_images // max(1, flags.batch_size)), unit="step") as bar:
+    with tqdm(
+        total=diffusion.timesteps * -(-flags.num_images // max(1, flags.batch_size)), unit="step", delay=0.5
+    ) as bar:
         x_0 = samplers.sample(
             model,
             flags.num_images,

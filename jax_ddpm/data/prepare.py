@@ -38,7 +38,6 @@ def prepare(name: str, data_dir: str | None, manual_dir: str | None) -> None:
 
 
 def _outcome(error: Exception) -> dict[str, str]:
-
     import requests
     from tensorflow_datasets.core.download.util import DownloadError
 

@@ -27,7 +27,7 @@ class Feed:
         self.resident = jax.device_put(np.asarray(images), self.everywhere) if images.nbytes <= ON_DEVICE else None
 
     def batches(self, step: int, n: int) -> tuple[jax.Array, jax.Array]:
-        """Images (N, H, W, C) and int32 indices (K, B) for steps `step` to `step + n - 1`; rows beyond n repeat the last."""
+        """Images (N, H, W, C) and int32 indices (K, B) of n steps from `step` on; rows beyond n repeat the last."""
         training = self.config.training
         rows = [
             batch_indices(training.seed, step + min(i, n - 1), len(self.images), training.batch_size)

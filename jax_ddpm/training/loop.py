@@ -18,7 +18,7 @@ from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.feed import Feed, Validation
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import Intervals, Progress
-from jax_ddpm.training.run_folder import MetricsLog, claim, default_out
+from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim, default_out
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
 from jax_ddpm.training.step import make_dispatch, make_optimizer, make_train_step
 
@@ -35,12 +35,13 @@ def train(
     config.check()
     if config.training.precision == "float64":
         jax.config.update("jax_enable_x64", True)
-    mesh = make_mesh(config.training.batch_size)
     folder = Path(out) if out is not None else default_out(config)
+    check_folder(folder, config, resume)
+    mesh = make_mesh(config.training.batch_size // config.training.accumulate)
     images = load_images(config, log)
     image_shape = images.train.shape[1:]
     network = make_network(config, image_shape)
-    claim(folder, config, resume)
+    claim(folder, config)
 
     steps_per_epoch = len(images.train) // config.training.batch_size
     total_steps = config.training.steps or config.training.epochs * steps_per_epoch
@@ -49,12 +50,10 @@ def train(
     graph, state = create_state(network, optimizer, config.training.ema, dtype)
     info = ModelInfo(network=config.network, image_shape=image_shape, diffusion=config.diffusion)
     log(model_files.describe(info, num_parameters(state.params)))
-    log(
-        f"{len(images.train):,} training images, {len(images.validation):,} held out; {total_steps:,} steps of {config.training.batch_size}"
-    )
-    log(
-        f"Devices: {mesh.size} x {mesh.devices.flat[0].device_kind} ({jax.default_backend()}), {config.training.precision}"
-    )
+    num_train, num_held_out, batch_size = len(images.train), len(images.validation), config.training.batch_size
+    log(f"{num_train:,} training images, {num_held_out:,} held out; {total_steps:,} steps of {batch_size}")
+    kind = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({jax.default_backend()})"
+    log(f"Devices: {kind}, {config.training.precision}")
 
     metrics_log = MetricsLog(folder, config.output.log_every)
     checkpoints = Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
@@ -110,7 +109,8 @@ def make_mesh(batch_size: int) -> Mesh:
     devices = jax.devices()
     if batch_size % len(devices):
         raise UserError(
-            f"batch_size = {batch_size} cannot be spread over {len(devices)} devices: expected a multiple of {len(devices)}."
+            f"{len(devices)} devices cannot share {batch_size} images evenly: "
+            f"expected a --batch-size (divided by --accumulate) that is a multiple of {len(devices)}."
         )
     return Mesh(np.asarray(devices), ("data",))
 

@@ -32,19 +32,21 @@ def load_config(folder: Path) -> RunConfig:
     return from_json(RunConfig, text, str(path))
 
 
-def claim(folder: Path, config: RunConfig, resume: bool) -> None:
-    """Make the folder of a new run, or check that this is the run to go on with; then write its config.json.
-
-    Raises UserError for a folder that holds another run, cannot be written, or was trained with other settings.
-    """
+def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
+    """UserError for a folder that holds another run, or one that was trained with other settings; writes nothing."""
     if resume:
         refuse_changes(load_config(folder), config)
     elif folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: expected a folder. Choose another --out.")
     elif taken := [name for name in OURS if (folder / name).exists()]:
         raise UserError(
-            f"{folder} already holds a run ({taken[0]}). To go on with it, add --resume; to start another, choose another --out."
+            f"{folder} already holds a run ({taken[0]}).\n"
+            "To go on with it, add --resume; to start another, choose another --out."
         )
+
+
+def claim(folder: Path, config: RunConfig) -> None:
+    """Make the folder and write its config.json. UserError where it cannot be written."""
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG_FILE, to_json(config) + "\n")
@@ -66,7 +68,8 @@ def refuse_changes(old: RunConfig, new: RunConfig) -> None:
             changed.append(f"{name} was {was}, now {now} (it may only grow)")
     if changed:
         raise UserError(
-            f"A resumed run keeps its settings: {'; '.join(changed)}.\nLeave these flags out, or start anew with another --out."
+            f"A resumed run keeps its settings: {'; '.join(changed)}.\n"
+            "Leave these flags out, or start anew with another --out."
         )
 
 

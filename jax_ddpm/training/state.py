@@ -13,7 +13,7 @@ from jax_ddpm.layers import Buffer
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """step: int32, optimiser steps done; params, ema (None without EMA), optimizer: trees alike; buffers: not trained."""
+    """step: int32, optimiser steps done; params, ema (None without EMA), optimizer; buffers, which are not trained."""
 
     step: jax.Array
     params: nnx.State

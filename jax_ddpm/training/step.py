@@ -18,7 +18,7 @@ Metrics = dict[str, jax.Array]
 
 
 def learning_rate(config: TrainingConfig, step: jax.Array, total_steps: int) -> jax.Array:
-    """Linear warm-up from 0, then constant or a cosine to `min_learning_rate` (Loshchilov & Hutter 2017, eq. 5). Float32."""
+    """Linear warm-up from 0, then constant or a cosine to the minimum (Loshchilov & Hutter 2017, eq. 5). Float32."""
     step = jnp.asarray(step, jnp.float32)
     rate = jnp.full((), config.learning_rate, jnp.float32)
     if config.lr_schedule == "cosine":

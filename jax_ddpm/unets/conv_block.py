@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import interleaved, interleaved_frequencies
 from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear
 
@@ -42,7 +43,7 @@ class ConvBlock(nnx.Module):
 class ConvBlockUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
-    x: (B, H, W, image_channels), values around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T).
+    x: (B, H, W, image_channels), around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T).
     Activations are computed in `dtype` (None: the parameters' own); the result has the parameters' dtype.
     """
 
@@ -77,7 +78,7 @@ class ConvBlockUNet(nnx.Module):
 
 
 def max_pool_2x2(x):
-    """The largest of each 2x2 block; the gradient goes to the first of equals in row order, and NaN wins, as in PyTorch."""
+    """The largest of each 2x2 block. As in PyTorch, the gradient goes to the first of equals, and NaN wins."""
 
     def larger(a, b):
         return jnp.where((b > a) | (b != b), b, a)
