@@ -1,5 +1,15 @@
-"""Shape and dtype annotations of jax_ddpm are checked while the tests run."""
+"""For every test: annotations of shapes and dtypes are checked, and what is compiled once is not compiled again."""
+
+import atexit
+import os
+import shutil
+import tempfile
 
 from jaxtyping import install_import_hook
 
 install_import_hook("jax_ddpm", "beartype.beartype")
+
+cache = tempfile.mkdtemp(prefix="jax_ddpm_tests_")
+atexit.register(shutil.rmtree, cache, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # also for the commands that tests start
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"

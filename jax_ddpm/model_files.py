@@ -68,7 +68,7 @@ def load_model(
 
 
 def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusion) -> tuple[StateDict, ModelInfo]:
-    """The arrays of a file under PyTorch names, and what is known of the model; arguments and errors as `load_model`."""
+    """The arrays of a file under PyTorch names, and what is known of the model. See `load_model`."""
     values, info = read_file(path)
     given = {name: value for name, value in diffusion.items() if value is not None}
     if info is None:

@@ -84,7 +84,7 @@ def check_images_path(path: Path) -> None:
 
 
 def write_images(path: Path, x_0: np.ndarray) -> str:
-    """Float images (N, H, W, C) in [-1, 1] as a grid (.png), arrays (.npz) or one PNG each (folder); says what it wrote.
+    """Float images (N, H, W, C) in [-1, 1] as a grid (.png), arrays (.npz) or a PNG each (folder); says what it wrote.
 
     A .npz holds `images`, uint8, and `x0`, float32 as sampled. Files of the same names are overwritten.
     """

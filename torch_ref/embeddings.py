@@ -15,6 +15,9 @@ def interleaved_frequencies(width: int) -> np.ndarray:
 
 
 def interleaved(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """[sin J_0 t, cos J_0 t, sin J_1 t, cos J_1 t, ...] (Vaswani et al. 2017, section 3.5): (B,) to (B, 2k), in the table's dtype."""
+    """[sin J_0 t, cos J_0 t, sin J_1 t, cos J_1 t, ...] (Vaswani et al. 2017, section 3.5), in the table's dtype.
+
+    t: (B,) integers, frequencies: (k,). Returns (B, 2k).
+    """
     phase = t.to(frequencies.dtype)[:, None] * frequencies
     return torch.stack([torch.sin(phase), torch.cos(phase)], dim=-1).reshape(t.shape[0], -1)

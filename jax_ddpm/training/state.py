@@ -15,7 +15,7 @@ from jax_ddpm.layers import Buffer
 class TrainState:
     """step: int32, optimiser steps done; params, ema (None without EMA), optimizer; buffers, which are not trained."""
 
-    step: jax.Array
+    step: jax.Array | jax.ShapeDtypeStruct
     params: nnx.State
     ema: nnx.State | None
     optimizer: optax.OptState

@@ -10,14 +10,15 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm import diffusion, rng
+from jax_ddpm.arrays import Array
 from jax_ddpm.config import DiffusionConfig, RunConfig, TrainingConfig
 from jax_ddpm.schedules import Tables, make_tables
 from jax_ddpm.training.state import TrainState
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Array]
 
 
-def learning_rate(config: TrainingConfig, step: jax.Array, total_steps: int) -> jax.Array:
+def learning_rate(config: TrainingConfig, step: Array | int, total_steps: int) -> Array:
     """Linear warm-up from 0, then constant or a cosine to the minimum (Loshchilov & Hutter 2017, eq. 5). Float32."""
     step = jnp.asarray(step, jnp.float32)
     rate = jnp.full((), config.learning_rate, jnp.float32)
@@ -43,7 +44,7 @@ def make_optimizer(config: TrainingConfig, total_steps: int) -> optax.GradientTr
     return update if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
-def ema_update(ema, params, step: jax.Array, decay: float):
+def ema_update(ema, params, step: Array, decay: float):
     """decay * ema + (1 - decay) * params, the decay warmed up: (1 + step) / (10 + step) where that is smaller."""
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: (d * e + (1 - d) * p).astype(e.dtype), ema, params)
@@ -53,7 +54,7 @@ def tables_of(config: DiffusionConfig, dtype) -> Tables:
     return make_tables(config.schedule, config.timesteps, config.beta_start, config.beta_end, dtype=dtype)
 
 
-def prepare_images(images: jax.Array, dtype, flip_key: jax.Array | None) -> jax.Array:
+def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
     """uint8 (B, H, W, C) to [-1, 1], half of them mirrored where a key is given."""
     x = images.astype(dtype) / 127.5 - 1
     if flip_key is None:
@@ -64,7 +65,7 @@ def prepare_images(images: jax.Array, dtype, flip_key: jax.Array | None) -> jax.
 
 def make_train_step(
     graph, optimizer: optax.GradientTransformation, config: RunConfig, total_steps: int, mesh: Mesh | None = None
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), pure: every draw comes from (seed, state.step).
 
     Metrics: loss, grad_norm (before clipping) and learning_rate, float scalars.
@@ -98,7 +99,7 @@ def make_train_step(
         total, _ = lax.scan(add, zero, jax.tree.map(parts, (x_0, t, noise)), unroll=on_cpu)
         return jax.tree.map(lambda x: x / training.accumulate, total)
 
-    def train_step(state: TrainState, images: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
         step = state.step
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = split_by_device(prepare_images(images, dtype, flip_key), "data")
@@ -143,7 +144,7 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
     return jax.jit(one if steps_per_dispatch == 1 else several, donate_argnums=0)
 
 
-def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State, jax.Array, jax.Array, int], jax.Array]:
+def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State, Array, Array, int], Array]:
     """validate(weights, buffers, images (B, H, W, C), mask (B,), number) -> summed loss of the masked-in images.
 
     Batch `number` always meets the same timesteps and noise.

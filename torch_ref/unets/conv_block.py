@@ -45,7 +45,9 @@ class ConvBlock(nn.Module):
 class ConvBlockUNet(nn.Module):
     """(x, t) -> prediction of x's shape.
 
-    x: (B, image_channels, H, W), values around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T).
+    x: (B, image_channels, H, W), values around [-1, 1], H and W multiples of 2^(levels - 1);
+    t: integers (B,) in [0, T). Activations are computed in `dtype` (torch.bfloat16, or None: the parameters' own);
+    the result has the parameters' dtype.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class ConvBlockUNet(nn.Module):
         image_channels: int = 1,
         widths: tuple[int, ...] = (64, 128, 256, 512, 1024),
         time_width: int = 256,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        self.dtype = dtype
         self.time_emb = nn.Sequential(TimeEmbedding(time_width), nn.Linear(time_width, time_width), nn.ReLU())
         ins = (image_channels, *widths[:-1])
         self.enc_convs = nn.ModuleList([ConvBlock(i, o, time_width) for i, o in zip(ins, widths, strict=True)])
@@ -64,12 +68,13 @@ class ConvBlockUNet(nn.Module):
         self.output = nn.Conv2d(widths[0], image_channels, 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time = self.time_emb(t)
-        h = self.enc_convs[0](x, time)
-        skips = []
-        for block in self.enc_convs[1:]:
-            skips.append(h)
-            h = block(F.max_pool2d(h, 2), time)
-        for upsample, block in zip(self.deconvs, self.dec_convs, strict=True):
-            h = block(torch.cat([skips.pop(), upsample(h)], dim=1), time)
-        return self.output(h)
+        time = self.time_emb(t)  # outside autocast: in bfloat16 t = 998 would become 1000
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            h = self.enc_convs[0](x, time)
+            skips = []
+            for block in self.enc_convs[1:]:
+                skips.append(h)
+                h = block(F.max_pool2d(h, 2), time)
+            for upsample, block in zip(self.deconvs, self.dec_convs, strict=True):
+                h = block(torch.cat([skips.pop(), upsample(h)], dim=1), time)
+            return self.output(h).to(self.output.weight.dtype)

@@ -1,0 +1,241 @@
+"""The commands as a user meets them: what they make, and what they say to wrong input."""
+
+import json
+import os
+import pickle
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jax_ddpm.command_line import parse_run
+from jax_ddpm.config import preset
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+FLAGS = ["--widths", "32", "64", "--time-width", "32", "--timesteps", "20", "--beta-end", "0.4", "--steps", "6"]
+FLAGS += ["--num-samples", "4", "--log-every", "2"]
+
+
+def command(script, *arguments, **changes):
+    """Run a command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **changes},
+        check=False,
+    )
+
+
+def refusal(capsys, monkeypatch, script, *arguments) -> str:
+    """What a command says to wrong input, run in this process; asserts exit code 2, one or two lines, no traceback."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    if "─" not in said:  # else it is the parser's own box
+        assert 1 <= len(said.strip().splitlines()) <= 2, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a run") / "digits, ünïcode"
+    result = command("train_jax.py", *FLAGS, "--out", folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_training_tells_what_it_does_and_where_it_saved(run):
+    folder, result = run
+    said = result.stdout + result.stderr
+    assert "parameters" in said and "8x8x1" in said and "1,617 training images, 180 held out" in said and "cpu" in said
+    assert "loss" in result.stderr and "images/s" in result.stderr and "left" in result.stderr
+    for name in ("grid.png", "data.png", "forward.png", "reverse.png", "loss.png"):
+        assert f"{folder}/samples/{name}" in said
+        assert (folder / "samples" / name).is_file()
+    assert f"{folder}/model.safetensors" in said
+
+
+def test_resume_takes_its_settings_from_the_run(run):
+    folder, _ = run
+    result = command("train_jax.py", "--resume", "--out", folder, "--steps", 8)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+
+
+def test_sampling(run, tmp_path):
+    folder, _ = run
+    for out in ("grid.png", "arrays.npz", "folder"):
+        result = command("sample.py", "--model", folder, "--num-images", 5, "--seed", 3, "--out", tmp_path / out)
+        assert result.returncode == 0 and str(tmp_path / out) in result.stdout, result.stderr
+    with np.load(tmp_path / "arrays.npz") as arrays:
+        images, x_0 = arrays["images"], arrays["x0"]
+    assert images.shape == x_0.shape == (5, 8, 8, 1)
+    assert images.dtype == np.uint8 and x_0.dtype == np.float32
+    np.testing.assert_array_equal(images, np.rint((np.clip(x_0, -1, 1) + 1) * 127.5).astype(np.uint8))
+    for number in range(5):
+        with Image.open(tmp_path / "folder" / f"{number:05d}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), images[number, ..., 0])
+    with Image.open(tmp_path / "grid.png") as grid:
+        np.testing.assert_array_equal(np.asarray(grid)[2:50:6, 52:100:6], images[1, ..., 0])
+
+
+def test_sampling_flags_change_the_pictures(run, tmp_path):
+    folder, _ = run
+    x = {}
+    for flags in ((), ("--variance", "posterior"), ("--clip", "none"), ("--seed", 1), ("--precision", "float64")):
+        assert command("sample.py", "--model", folder, "--out", tmp_path / "x.npz", *flags).returncode == 0
+        with np.load(tmp_path / "x.npz") as arrays:
+            x[flags] = arrays["x0"]
+    plain = x.pop(())
+    assert all(np.abs(plain - other).max() > 1e-2 for other in x.values())
+
+
+def test_a_bare_file_takes_flags(run, tmp_path):
+    from jax_ddpm.model_files import read_file
+
+    values, _ = read_file(run[0])
+    tensors = {f"module.{name}": torch.from_numpy(value) for name, value in values.items()}
+    torch.save({"model_state_dict": tensors}, tmp_path / "model.pt")
+    told = ("--image-size", 8, "--timesteps", 20, "--beta-end", 0.4)
+    for model, flags in ((run[0], ()), (tmp_path / "model.pt", told)):
+        out = tmp_path / f"{len(flags)}.npz"
+        result = command("sample.py", "--model", model, *flags, "--num-images", 2, "--out", out)
+        assert result.returncode == 0, result.stderr
+    assert "T = 20" in result.stdout and "8x8x1" in result.stdout
+    with np.load(tmp_path / "0.npz") as a, np.load(tmp_path / "6.npz") as b:
+        np.testing.assert_array_equal(a["x0"], b["x0"])
+
+
+def test_help_is_quick_and_complete():
+    said = command("train_jax.py", "--help").stdout
+    flags = (
+        "dataset preset data-dir manual-dir image-size epochs steps batch-size learning-rate timesteps schedule "
+        "objective precision seed out resume sample-every checkpoint-every log-every no-ema init-from"
+    )
+    assert [flag for flag in flags.split(" ") if f"--{flag}" not in said] == []
+
+
+def test_presets():
+    assert parse_run([]).config == preset("digits", "digits")
+    config = parse_run(["--dataset", "fashion_mnist"]).config
+    assert config == preset("conv_block", "fashion_mnist")
+    assert config.data.image_size == 32 and config.network.widths == (64, 128, 256, 512, 1024)
+    assert (config.diffusion.timesteps, config.diffusion.beta_start, config.diffusion.beta_end) == (1000, 1e-4, 0.02)
+    training = config.training
+    assert (training.batch_size, training.optimizer, training.learning_rate) == (64, "adam", 1e-4)
+    assert (training.lr_schedule, training.min_learning_rate, training.ema) == ("cosine", 1e-6, True)
+    tiny = parse_run(["--preset=tiny", "--dataset=mnist", "--no-ema", "--epochs", "2"]).config
+    assert tiny.network.widths == (32, 64, 128) and not tiny.training.ema and tiny.training.epochs == 2
+
+
+BAD_TRAINING = {
+    "unknown data set": (["--dataset", "fashon_mnist"], "fashion_mnist"),
+    "missing folder": (["--dataset", "folder:nowhere"], "nowhere"),
+    "empty folder": (["--dataset", "folder:empty"], "no images"),
+    "broken images": (["--dataset", "folder:broken"], "a.png"),
+    "image size": (["--image-size", "9"], "8 or 12"),
+    "image size 0": (["--image-size", "0"], "image_size"),
+    "timesteps": (["--timesteps", "0"], "timesteps"),
+    "batch size": (["--batch-size", "0"], "batch_size"),
+    "batch of more than all": (["--batch-size", "5000"], "1617"),
+    "beta above 1": (["--beta-end", "1.5"], "beta"),
+    "beta 0": (["--beta-start", "0"], "beta"),
+    "GroupNorm": (["--widths", "48", "96"], "48"),
+    "doubling": (["--widths", "32", "96"], "twice"),
+    "accumulation": (["--accumulate", "3"], "accumulate"),
+    "decay without AdamW": (["--weight-decay", "0.1"], "adamw"),
+    "seed": (["--seed", "-1"], "seed"),
+    "seed too large": (["--seed", str(2**32)], "seed"),
+    "preset": (["--preset", "huge"], "tiny"),
+    "schedule": (["--schedule", "square"], "cosine"),
+    "no run": (["--resume"], "no run to resume"),
+    "a file for a folder": (["--out", "file"], "is a file"),
+    "unwritable": (["--out", "/proc/run"], "cannot be written"),
+    "weights that are missing": (["--init-from", "missing.pt"], "missing.pt"),
+    "weights that are none": (["--init-from", "file"], "no model"),
+    "fraction": (["--validation-fraction", "1"], "validation_fraction"),
+    "no network": (["--dataset", "kmnist", "--manual-dir", "empty", "--data-dir", "none here"], "none here"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TRAINING)
+def test_bad_training_input(kind, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("broken").mkdir()
+    Path("broken/a.png").write_text("no picture")
+    Path("file").write_text("text")
+    flags, expected = BAD_TRAINING[kind]
+    assert expected in refusal(capsys, monkeypatch, "train_jax.py", *flags)
+    assert not Path("runs").exists(), "a refused run left a folder"
+
+
+class Harm:
+    def __reduce__(self):
+        return (Path.touch, (Path("harm"),))
+
+
+BAD_MODELS = {
+    "text": ("file", "no model"),
+    "missing": ("missing.safetensors", "does not exist"),
+    "a folder without a model": ("empty", "model.safetensors"),
+    "text as .pt": ("text.pt", "damaged"),
+    "text as .safetensors": ("text.safetensors", "safetensors"),
+    "a pickle that runs code": ("harm.pt", "only plain tensors"),
+    "a tensor": ("tensor.pt", "expected a state dict"),
+    "another network": ("other.pt", "no network that is known"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_MODELS)
+def test_bad_models(kind, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for name in ("file", "text.pt", "text.safetensors"):
+        Path(name).write_text("text " * 9)
+    torch.save({"a": Harm()}, "harm.pt")
+    torch.save(torch.ones(3), "tensor.pt")
+    torch.save({"some.weight": torch.ones(3)}, "other.pt")
+    path, expected = BAD_MODELS[kind]
+    assert expected in refusal(capsys, monkeypatch, "sample.py", "--model", path)
+    assert not Path("harm").exists()
+    with open("raw.pt", "wb") as file:
+        pickle.dump(Harm(), file)
+    refusal(capsys, monkeypatch, "sample.py", "--model", "raw.pt")
+    assert not Path("harm").exists()
+
+
+BAD_SAMPLING = {
+    "format": (["--out", "x.jpg"], ".jpg"),
+    "unwritable": (["--out", "/proc/x/y.png"], "cannot be written"),
+    "no images": (["--num-images", "0"], "num_images"),
+    "no batch": (["--batch-size", "0"], "batch_size"),
+    "seed": (["--seed", "-3"], "seed"),
+    "size": (["--image-size", "9"], "8 or 10"),
+    "contradiction": (["--timesteps", "30"], "trained with 20"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SAMPLING)
+def test_bad_sampling_input(kind, run, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    flags, expected = BAD_SAMPLING[kind]
+    assert expected in refusal(capsys, monkeypatch, "sample.py", "--model", run[0], *flags)
+
+
+def test_another_run_is_never_overwritten(run, capsys, monkeypatch):
+    before = {path: path.read_bytes() for path in run[0].rglob("*") if path.is_file()}
+    assert "--resume" in refusal(capsys, monkeypatch, "train_jax.py", "--out", run[0])
+    said = refusal(capsys, monkeypatch, "train_jax.py", "--out", run[0], "--resume", "--seed", 9, "--flip")
+    assert "seed was 0, now 9" in said and "flip" in said
+    assert before == {path: path.read_bytes() for path in run[0].rglob("*") if path.is_file()}

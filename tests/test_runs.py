@@ -1,0 +1,156 @@
+"""Whole runs: what is in the folder, resuming, and what may not be resumed."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jax_ddpm
+from jax_ddpm import model_files
+from jax_ddpm.config import RunConfig, from_json
+from jax_ddpm.errors import UserError
+from jax_ddpm.training import progress
+from jax_ddpm.training.loop import train
+from tests.small import small
+
+
+def quiet(line):
+    pass
+
+
+def rows(folder):
+    timings = ("images_per_second",)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in timings} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(small(), tmp_path_factory.mktemp("runs") / "finished", log=quiet)
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    assert from_json(RunConfig, (finished / "config.json").read_text(), "config.json") == small()
+    assert {path.name for path in (finished / "samples").iterdir()} == {
+        "grid.png",
+        "data.png",
+        "forward.png",
+        "reverse.png",
+        "loss.png",
+    }
+    assert sorted(int(path.name) for path in (finished / "checkpoints").iterdir()) == [16, 24]
+    assert [row["step"] for row in rows(finished)] == [4, 8, 12, 16, 20, 24]
+    assert all({"epoch", "loss", "learning_rate", "grad_norm"} <= set(row) for row in rows(finished))
+    assert [row["step"] for row in rows(finished) if "validation_loss" in row] == [12, 24]
+    first = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["images_per_second"] > 0
+
+
+def test_the_model_is_ready_to_use(finished):
+    model = jax_ddpm.load_model(finished)
+    assert model.info.step == 24 and model.info.image_shape == (8, 8, 1)
+    assert model.info.diffusion == small().diffusion and model.info.network == small().network
+    x = jax_ddpm.sample(model, num_images=4, seed=0)
+    assert x.shape == (4, 8, 8, 1) and x.dtype == np.float32
+    with Image.open(finished / "samples" / "grid.png") as grid:
+        assert grid.mode == "L"
+        tile = np.asarray(grid)[2:50:6, 2:50:6]  # each pixel six times as large, after a gap of two
+    np.testing.assert_array_equal(tile, np.rint((np.clip(x[0, ..., 0], -1, 1) + 1) * 127.5).astype(np.uint8))
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(monkeypatch, step):
+    """Make the next run break off once the metrics of `step` were read."""
+    read = progress.Progress.read
+
+    def breaking(self, first, n, metrics):
+        read(self, first, n, metrics)
+        if first + n >= step:
+            raise Stop
+
+    monkeypatch.setattr(progress.Progress, "read", breaking)
+
+
+@pytest.mark.parametrize("step", [18, 11, 3])  # after two checkpoints, after one, before the first
+def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, step):
+    config = small(log_every=5)
+    whole = train(config, tmp_path / "whole", log=quiet)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Stop):
+            train(config, tmp_path / "broken", log=quiet)
+    broken = train(config, tmp_path / "broken", resume=True, log=quiet)
+    for name in ("model.safetensors", "samples/grid.png", "samples/reverse.png"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+    assert rows(whole) == rows(broken)
+    assert [row["step"] for row in rows(broken)] == [5, 10, 12, 15, 20, 24]
+
+
+def test_resume_may_go_on_for_longer(finished, tmp_path):
+    folder = train(small(), tmp_path / "run", log=quiet)
+    train(small(steps=32, log_every=8), folder, resume=True, log=quiet)
+    assert [row["step"] for row in rows(folder)][-1] == 32
+    assert model_files.load_model(folder).info.step == 32
+    assert from_json(RunConfig, (folder / "config.json").read_text(), "config.json").training.steps == 32
+
+
+def test_resuming_a_finished_run_changes_no_weights(finished):
+    before = (finished / "model.safetensors").read_bytes()
+    train(small(), finished, resume=True, log=quiet)
+    assert (finished / "model.safetensors").read_bytes() == before
+    assert [row["step"] for row in rows(finished)] == [4, 8, 12, 16, 20, 24]
+
+
+def test_what_may_not_be_resumed(finished, tmp_path):
+    with pytest.raises(UserError, match="already holds a run"):
+        train(small(), finished, log=quiet)
+    with pytest.raises(UserError, match=r"seed was 0, now 4.*"):
+        train(small(seed=4), finished, resume=True, log=quiet)
+    with pytest.raises(UserError, match="steps was 24, now 8"):
+        train(small(steps=8), finished, resume=True, log=quiet)
+    with pytest.raises(UserError, match="no run to resume"):
+        train(small(), tmp_path / "nothing", resume=True, log=quiet)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_init_from_starts_with_other_weights(finished, tmp_path):
+    config = small(init_from=str(finished), steps=1, learning_rate=1e-6)
+    folder = train(config, tmp_path / "run", log=quiet)
+    old, new = model_files.read_file(finished)[0], model_files.read_file(folder)[0]
+    fresh = model_files.read_file(train(small(steps=1, learning_rate=1e-6), tmp_path / "fresh", log=quiet))[0]
+    name = "enc_convs.0.seq1.0.weight"
+    np.testing.assert_allclose(new[name], old[name], rtol=0, atol=2e-6)
+    assert np.abs(fresh[name] - old[name]).max() > 1e-3
+
+
+def test_large_data_sets_are_fed_in_parts(finished, tmp_path, monkeypatch):
+    from jax_ddpm.training import feed
+
+    monkeypatch.setattr(feed, "ON_DEVICE", 1000)
+    folder = train(small(), tmp_path / "run", log=quiet)
+    assert (folder / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(20):
+        pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number}.png")
+    config = small(
+        dataset=f"folder:{tmp_path}/pictures",
+        precision="bfloat16",
+        sample_every=2,
+        steps=5,
+        batch_size=8,
+        flip=True,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    folder = train(config, tmp_path / "run", log=quiet)
+    assert {"step-0000002.png", "step-0000004.png"} <= {path.name for path in (folder / "samples").iterdir()}
+    with Image.open(folder / "samples" / "grid.png") as grid:
+        assert grid.mode == "RGB"
+    assert jax_ddpm.load_model(folder).info.image_shape == (8, 8, 3)

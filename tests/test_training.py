@@ -1,0 +1,196 @@
+"""The training step against plain formulas, and what it promises: pure, the same in parts and on many devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jax_ddpm import diffusion, rng, unets, weights
+from jax_ddpm.config import to_json
+from jax_ddpm.data import to_float
+from jax_ddpm.schedules import make_tables
+from jax_ddpm.training.state import create_state
+from jax_ddpm.training.step import (
+    ema_update,
+    learning_rate,
+    make_dispatch,
+    make_optimizer,
+    make_train_step,
+    prepare_images,
+)
+from tests.small import small
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+INDICES = np.random.default_rng(1).permutation(40)[:32].reshape(2, 16).astype(np.int32)
+
+
+def start(config, total_steps=24):
+    dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
+    network = unets.build(config.network, 1, dtype)
+    weights.initialise(network, config.training.seed)
+    optimizer = make_optimizer(config.training, total_steps)
+    graph, state = create_state(network, optimizer, config.training.ema)
+    return graph, optimizer, state, make_train_step(graph, optimizer, config, total_steps)
+
+
+def run(config, steps=2):
+    _, _, state, train_step = start(config)
+    losses = []
+    for indices in INDICES[:steps]:
+        state, metrics = jax.jit(train_step)(state, IMAGES[indices])
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def assert_close(a, b, atol):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 0.5}])
+def test_one_step_is_the_algorithm(changes):
+    """Ho et al. 2020, Algorithm 1, and Kingma & Ba 2015, Algorithm 1, written out."""
+    config = small(warmup_steps=0, lr_schedule="constant", **changes)
+    graph, _, state, train_step = start(config)
+    new, metrics = jax.jit(train_step)(state, IMAGES[INDICES[0]])
+
+    x_0 = to_float(IMAGES[INDICES[0]])
+    t = jax.random.randint(rng.key(0, rng.TIMESTEPS, 0), (16,), 0, 20)
+    noise = jax.random.normal(rng.key(0, rng.NOISE, 0), (16, 8, 8, 1))
+    tables = make_tables("linear", 20, 1e-4, 0.4)
+
+    def loss(params):
+        x_t = diffusion.q_sample(tables, x_0, t, noise)
+        return jnp.mean((nnx.merge(graph, params, state.buffers)(x_t, t) - noise) ** 2)
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(state.params)
+    norm = float(optax.global_norm(grads))
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    scale = min(1, 0.5 / norm) if changes else 1
+    decay = 0.1 if changes else 0
+
+    def adam(p, g):
+        g = g * scale
+        m, v = 0.1 * g / (1 - 0.9), 0.001 * g**2 / (1 - 0.999)
+        return p - 1e-3 * (m / (jnp.sqrt(v) + 1e-8) + decay * p)
+
+    # Adam's first step is lr * sign(g): where g is 0 but for rounding (a bias before GroupNorm) its sign is chance.
+    for p, g, ours in zip(*map(jax.tree.leaves, (state.params, grads, new.params)), strict=True):
+        certain = np.abs(g) > 1e-5
+        np.testing.assert_allclose(np.asarray(ours)[certain], np.asarray(adam(p[...], g))[certain], rtol=0, atol=2e-6)
+    assert int(new.step) == 1
+    ema = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, state.params, new.params)  # decay (1 + 0) / (10 + 0)
+    assert_close(new.ema, ema, 1e-7)
+
+
+def test_the_step_is_pure():
+    first, second = run(small()), run(small())
+    assert first[1] == second[1]
+    assert_close(first[0], second[0], 0)
+
+
+def test_other_seeds_differ():
+    assert run(small(seed=1))[1] != run(small())[1]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_changes_nothing(parts):
+    (state, losses), (same, same_losses) = run(small(optimizer="adam")), run(small(accumulate=parts))
+    np.testing.assert_allclose(losses, same_losses, rtol=1e-5)
+    # Adam divides by the gradient's size, so rounding shows where gradients are near 0: compare the first moment.
+    assert_close(state.optimizer[0].mu, same.optimizer[0].mu, 1e-5)
+
+
+def test_several_steps_per_dispatch_are_the_same_steps():
+    config = small()
+    _, _, state, train_step = start(config)
+    single, several = make_dispatch(train_step, 1), make_dispatch(train_step, 3)
+    copy = jax.tree.map(jnp.copy, state)
+    losses = []
+    for indices in INDICES:
+        state, metrics = single(state, IMAGES, indices[None], 1)
+        losses.append(float(metrics["loss"][0]))
+    padded = np.concatenate([INDICES, INDICES[1:]])
+    copy, metrics = several(copy, IMAGES, padded, 2)
+    assert int(copy.step) == 2
+    np.testing.assert_allclose(metrics["loss"][:2], losses, rtol=1e-5)
+    assert metrics["loss"][2] == 0
+    assert_close(copy.optimizer[0].mu, state.optimizer[0].mu, 1e-5)
+
+
+def test_no_recompilation_after_the_first_dispatch():
+    _, _, state, train_step = start(small())
+    dispatch = make_dispatch(train_step, 2)
+    for n in (2, 1, 2, 1):
+        state, _ = dispatch(state, IMAGES, INDICES, n)
+    assert dispatch._cache_size() == 1
+
+
+def test_bfloat16_touches_only_activations():
+    state, losses = run(small(precision="bfloat16"))
+    _, exact = run(small())
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves((state.params, state.ema))} == {"float32"}
+    np.testing.assert_allclose(losses, exact, rtol=0.02)
+    assert losses != exact
+
+
+def test_without_ema():
+    state, _ = run(small(ema=False))
+    assert state.ema is None and state.weights is state.params
+
+
+def test_ema_warms_up_and_then_holds_its_decay():
+    early = ema_update({"w": jnp.ones(1)}, {"w": jnp.zeros(1)}, jnp.asarray(8), 0.9)
+    late = ema_update({"w": jnp.ones(1)}, {"w": jnp.zeros(1)}, jnp.asarray(10_000), 0.9)
+    np.testing.assert_allclose(early["w"], 9 / 18)
+    np.testing.assert_allclose(late["w"], 0.9, rtol=1e-6)
+
+
+def test_learning_rate():
+    config = small(learning_rate=1e-3, min_learning_rate=1e-5, warmup_steps=10).training
+    rates = [float(learning_rate(config, step, 110)) for step in (0, 5, 10, 60, 110)]
+    np.testing.assert_allclose(rates, [0, 5e-4, 1e-3, (1e-3 + 1e-5) / 2, 1e-5], rtol=1e-5, atol=1e-12)
+    constant = small(learning_rate=1e-3, lr_schedule="constant").training
+    assert [float(learning_rate(constant, step, 110)) for step in (0, 109)] == [pytest.approx(1e-3)] * 2
+
+
+def test_flips_mirror_about_half_of_the_images():
+    images = np.random.default_rng(0).integers(0, 256, (200, 4, 4, 3), np.uint8)
+    flipped = np.asarray(prepare_images(images, jnp.float32, rng.key(0, rng.FLIP, 3)))
+    plain = to_float(images)
+    mirrored = (flipped == plain[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert ((flipped == plain).all(axis=(1, 2, 3)) ^ mirrored).all()
+    assert 70 < mirrored.sum() < 130
+
+
+DEVICES = """
+import sys
+from jax_ddpm.config import RunConfig, from_json
+from jax_ddpm.training.loop import train
+import jax
+assert len(jax.devices()) == int(sys.argv[1]), jax.devices()
+train(from_json(RunConfig, sys.argv[2], "argument"), sys.argv[3], log=lambda line: None)
+"""
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}])
+def test_four_devices_train_like_one(tmp_path, changes):
+    config = small(steps=8, ema_decay=0.5, **changes)
+    results = {}
+    for count in (1, 4):
+        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        arguments = [sys.executable, "-c", DEVICES, str(count), to_json(config), str(tmp_path / str(count))]
+        subprocess.run(arguments, env=environment, check=True, capture_output=True)
+        rows = (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
+        results[count] = [(row["loss"], row.get("validation_loss")) for row in map(json.loads, rows)]
+    assert len(results[1]) == 2 and results[1][-1][1] is not None
+    for one, four in zip(results[1], results[4], strict=True):
+        np.testing.assert_allclose([x for x in one if x], [x for x in four if x], rtol=1e-5)

@@ -1,0 +1,156 @@
+"""What a file of weights must tell so that it can be used: the JSON metadata of `model.safetensors`."""
+
+import json
+import types
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from torch_ref.errors import UserError
+
+Schedule = Literal["linear", "cosine", "sigmoid"]
+Objective = Literal["eps", "x0", "v"]
+Variance = Literal["beta", "posterior"]
+Clip = Literal["x0", "state", "none"]
+Precision = Literal["float32", "bfloat16", "float64"]
+
+FORMAT_VERSION = 1  # of model.safetensors' metadata
+
+
+@dataclass(frozen=True)
+class ConvBlockConfig:
+    """Arguments of `conv_block`, the ConvBlock UNet."""
+
+    name: Literal["conv_block"] = "conv_block"
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    """Channels per level, each twice the one before; a level halves height and width."""
+    time_width: int = 256
+    """Width of the time embedding."""
+
+    def check(self, image_size: int | None = None) -> None:
+        """UserError that names the wrong field, or the sizes that these widths can take."""
+        require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
+        for width in self.widths:
+            require(width > 0 and width % 32 == 0, "widths", self.widths, "expected multiples of 32, such as 32 64 128")
+        doubled = all(b == 2 * a for a, b in zip(self.widths, self.widths[1:], strict=False))
+        require(doubled, "widths", self.widths, "each width must be twice the one before, such as 64 128 256")
+        require(
+            self.time_width > 0 and self.time_width % 2 == 0, "time_width", self.time_width, "expected an even number"
+        )
+        multiple = 2 ** (len(self.widths) - 1)
+        if image_size is not None:
+            require(
+                image_size >= multiple and image_size % multiple == 0,
+                "image_size",
+                image_size,
+                f"a network of {len(self.widths)} levels takes multiples of {multiple}",
+            )
+
+
+NetworkConfig = ConvBlockConfig
+NETWORKS: dict[str, type] = {"conv_block": ConvBlockConfig}
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    timesteps: int = 1000
+    """T, the length of the diffusion."""
+    schedule: Schedule = "linear"
+    """Noise schedule: linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021), sigmoid (Jabri et al. 2022)."""
+    beta_start: float = 1e-4
+    """beta_1 of the linear schedule."""
+    beta_end: float = 0.02
+    """beta_T of the linear schedule."""
+    objective: Objective = "eps"
+    """What the network predicts: the noise, the clean image, or v (Salimans & Ho 2022)."""
+    variance: Variance = "beta"
+    """Variance of a reverse step: beta_t, or the posterior's."""
+    clip: Clip = "x0"
+    """While sampling: clip the predicted x_0 to [-1, 1]; clamp every x_t (state); or neither (none)."""
+
+    def check(self) -> None:
+        require(self.timesteps >= 1, "timesteps", self.timesteps, "expected at least 1")
+        require(
+            0 < self.beta_start <= self.beta_end < 1,
+            "beta_start, beta_end",
+            (self.beta_start, self.beta_end),
+            "expected 0 < beta_start <= beta_end < 1, such as 1e-4 and 0.02",
+        )
+        for name, choices in (("schedule", Schedule), ("objective", Objective), ("variance", Variance), ("clip", Clip)):
+            one_of(name, getattr(self, name), choices)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a file of weights must tell so that it can be used."""
+
+    network: NetworkConfig
+    image_shape: tuple[int, int, int]
+    """(H, W, C)."""
+    diffusion: DiffusionConfig
+    step: int | None = None
+    """Optimiser steps behind the weights, where known."""
+    format_version: int = FORMAT_VERSION
+
+
+# What a file without metadata is taken for, by its network.
+PRESETS: dict[str, ModelInfo] = {
+    "conv_block": ModelInfo(network=ConvBlockConfig(), image_shape=(32, 32, 1), diffusion=DiffusionConfig()),
+}
+
+
+def require(condition: bool, name: str, value, expected: str) -> None:
+    if not condition:
+        raise UserError(f"{name} = {value}: {expected}.")
+
+
+def one_of(name: str, value, choices) -> None:
+    require(value in get_args(choices), name, value, f"expected one of {', '.join(get_args(choices))}")
+
+
+def from_json(cls: type, text: str, source: str):
+    """An object of a config dataclass from JSON text; `source` is named in errors.
+
+    Raises UserError that names the missing, unknown or mistyped fields.
+    """
+    faults: list[str] = []
+    try:
+        value = parsed(cls, json.loads(text), "", faults)
+    except ValueError as error:
+        faults.append(f"JSON: {error}")
+    if faults:
+        raise UserError(f"{source} is not a valid {cls.__name__}: {'; '.join(faults[:5])}.")
+    return value
+
+
+def parsed(kind, value, place: str, faults: list[str]) -> Any:
+    """`value`, out of JSON, as the annotation `kind` has it; what is wrong is appended to `faults` with its place."""
+    if kind is NetworkConfig and isinstance(value, dict):
+        kind = NETWORKS.get(value.get("name", "conv_block"), kind)
+    if is_dataclass(kind) and isinstance(value, dict):
+        return parsed_fields(kind, value, place, faults)
+    if isinstance(kind, types.UnionType):  # X | None
+        return None if value is None else parsed(get_args(kind)[0], value, place, faults)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        item, length = get_args(kind)[0], None if get_args(kind)[-1] is Ellipsis else len(get_args(kind))
+        if length in (None, len(value)):
+            return tuple(parsed(item, v, f"{place}.{i}", faults) for i, v in enumerate(value))
+    if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
+        return value
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, str) and type(value) is kind:
+        return value
+    wanted = " or ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else getattr(kind, "__name__", kind)
+    faults.append(f"{place or 'JSON'}: {value!r} is not {wanted}")
+    return None
+
+
+def parsed_fields(cls: type, values: dict, place: str, faults: list[str]) -> Any:
+    kinds, prefix = get_type_hints(cls), f"{place}." if place else ""
+    required = [field.name for field in fields(cls) if field.default is MISSING]
+    faults += [f"{prefix}{name}: missing" for name in required if name not in values]
+    faults += [f"{prefix}{name}: unknown" for name in values if name not in kinds]
+    known = {
+        name: parsed(kinds[name], value, f"{prefix}{name}", faults) for name, value in values.items() if name in kinds
+    }
+    return None if faults else cls(**known)

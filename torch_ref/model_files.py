@@ -1,0 +1,202 @@
+"""Files that hold a model: run folders, .safetensors with or without metadata, and other people's .pt and .pth.
+
+Nothing in a file is executed: safetensors holds data only, and .pt goes through torch's `weights_only` loader.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+from torch_ref import unets, weights
+from torch_ref.config import (
+    FORMAT_VERSION,
+    PRESETS,
+    ConvBlockConfig,
+    DiffusionConfig,
+    ModelInfo,
+    NetworkConfig,
+    Precision,
+    from_json,
+    one_of,
+)
+from torch_ref.errors import UserError
+from torch_ref.weights import StateDict
+
+MODEL_FILE = "model.safetensors"
+METADATA_KEY = "jax_ddpm"
+PREFIXES = ("module.", "_orig_mod.", "network.", "model.")
+HOLDERS = ("ema", "ema_model", "model_state_dict", "state_dict")  # the first that is there wins: EMA over raw weights
+
+
+def load_model(
+    path: str | os.PathLike, image_size: int | None = None, precision: str = "float32", **diffusion
+) -> nn.Module:
+    """A model from a run folder, a .safetensors, a .pt or a .pth, the network recognised from names and shapes.
+
+    A module in eval mode, model(x, t), x (B, C, H, W), t integers (B,) in [0, T); what is known of it is its attribute
+    `info`. `variance`, `clip` and `image_size` overrule what the file says. A file that says nothing takes what is not
+    given, also the other fields of DiffusionConfig, from the preset of its network. precision: "float32", "bfloat16"
+    (activations only) or "float64" (parameters too). Raises UserError for a file that is no model or does not fit.
+    """
+    one_of("precision", precision, Precision)
+    values, info = read_model(path, image_size, **diffusion)
+    network = unets.build(info.network, info.image_shape[2], torch.bfloat16 if precision == "bfloat16" else None)
+    weights.load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
+    network.info = info
+    return network.eval()
+
+
+def num_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusion) -> tuple[StateDict, ModelInfo]:
+    """The arrays of a file under PyTorch names, and what is known of the model. See `load_model`."""
+    values, info = read_file(path)
+    given = {name: value for name, value in diffusion.items() if value is not None}
+    if info is None:
+        network, channels = recognise(values, str(path))
+        info = PRESETS[network.name]
+        info = replace(info, network=network, image_shape=(*info.image_shape[:2], channels))
+    else:
+        refuse_contradictions(info.diffusion, given, path)
+    info = replace(info, diffusion=replace(info.diffusion, **given))
+    if image_size is not None:
+        info = replace(info, image_shape=(image_size, image_size, info.image_shape[2]))
+    info.diffusion.check()
+    info.network.check(info.image_shape[0])
+    return values, info
+
+
+def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
+    """UserError where something other than the way of sampling is given and the file says another thing."""
+    wrong = [
+        f"{name} = {value} was given, but it was trained with {getattr(told, name)}"
+        for name, value in given.items()
+        if name not in ("variance", "clip") and value != getattr(told, name)
+    ]
+    if wrong:
+        raise UserError(f"{path} tells how it was trained: {'; '.join(wrong)}. Leave this out.")
+
+
+def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo | None]:
+    """A file's state dict, prefixes stripped, and its metadata where it has ours."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / MODEL_FILE).is_file():
+            raise UserError(
+                f"{path} holds no {MODEL_FILE}: expected a run folder; a run writes it with its checkpoints."
+            )
+        path = path / MODEL_FILE
+    if not path.exists():
+        raise UserError(f"{path} does not exist: expected a run folder, a .safetensors, a .pt or a .pth.")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix in (".pt", ".pth"):
+        return strip_prefixes(read_pickle(path), str(path)), None
+    raise UserError(f"{path} is no model: expected a run folder, a .safetensors, a .pt or a .pth.")
+
+
+def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            values = {name: to_numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}.") from None
+    if METADATA_KEY not in metadata:
+        return strip_prefixes(values, str(path)), None
+    try:
+        version = json.loads(metadata[METADATA_KEY])["format_version"]
+    except (ValueError, KeyError, TypeError):
+        version = None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}; this torch_ref reads version {FORMAT_VERSION}.")
+    return values, from_json(ModelInfo, metadata[METADATA_KEY], f"The metadata of {path}")
+
+
+def read_pickle(path: Path) -> StateDict:
+    """The state dict of a .pt or .pth, bare or under a usual name, as NumPy arrays."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or hostile pickle raises, it is not a model
+        code = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
+        why = f"it asks for {code[1]}, and only plain tensors are loaded" if code else "it is damaged or something else"
+        raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {why}.") from None
+    for holder in HOLDERS:
+        if isinstance(content, Mapping) and isinstance(content.get(holder), Mapping):
+            content = content[holder]
+            break
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}: expected a state dict.")
+    return {str(name): to_numpy(value) for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def to_numpy(value: torch.Tensor) -> np.ndarray:
+    """NumPy has no bfloat16: that becomes float32."""
+    return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+
+
+def strip_prefixes(values: Mapping[str, np.ndarray], source: str) -> StateDict:
+    """Without the prefixes that wrappers put before every name; of an EMA wrapper only its average."""
+    if any(name.startswith("ema_model.") for name in values):
+        values = {name.removeprefix("ema_model."): v for name, v in values.items() if name.startswith("ema_model.")}
+    stripped: StateDict = {}
+    for name, value in values.items():
+        plain = re.sub(f"^({'|'.join(map(re.escape, PREFIXES))})+", "", name)
+        if plain in stripped:
+            raise UserError(f"{source} holds {plain} twice, under different prefixes.")
+        stripped[plain] = value
+    return stripped
+
+
+def recognise(values: StateDict, source: str) -> tuple[NetworkConfig, int]:
+    """The network's settings and its image channels, from names and shapes. UserError for anything else."""
+    first, time = values.get("enc_convs.0.seq1.0.weight"), values.get("time_emb.1.weight")
+    if first is not None and time is not None and first.ndim == 4 and time.ndim == 2:
+        levels = 0
+        while (conv := values.get(f"enc_convs.{levels}.seq1.0.weight")) is not None and conv.ndim == 4:
+            levels += 1
+        widths = tuple(len(values[f"enc_convs.{level}.seq1.0.weight"]) for level in range(levels))
+        return ConvBlockConfig(widths=widths, time_width=time.shape[0]), first.shape[1]
+    some = ", ".join(list(values)[:3]) or "no arrays"
+    raise UserError(f"{source} holds no network that is known here (conv_block); its first names: {some}.")
+
+
+def write_model(path: str | os.PathLike, values: StateDict, info: ModelInfo) -> None:
+    """A .safetensors with metadata, written beside its place and then moved there, so that it is whole or absent."""
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(values, draft, metadata={METADATA_KEY: json.dumps(asdict(info))})
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def describe(info: ModelInfo, num_parameters: int) -> str:
+    """One line that tells a model."""
+    height, width, channels = info.image_shape
+    d: DiffusionConfig = info.diffusion
+    betas = f" {d.beta_start:g} to {d.beta_end:g}" if d.schedule == "linear" else ""
+    settings = ", ".join(f"{key} {value}" for key, value in asdict(info.network).items() if key != "name")
+    return (
+        f"{info.network.name} ({settings}), {num_parameters:,} parameters, {height}x{width}x{channels}, "
+        f"T = {d.timesteps}, {d.schedule}{betas}, predicts {d.objective}"
+    )
+
+
+def one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (text[:160] + " ...") if len(text) > 160 else text.rstrip(".") or type(error).__name__

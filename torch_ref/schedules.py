@@ -1,0 +1,110 @@
+"""Noise schedules and the tables that follow from them: float64 NumPy, cast once.
+
+Index i of every table is the timestep t = i of the code, 0 <= t < T; the papers count from 1, so their t is t + 1 here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from torch_ref.errors import UserError
+
+MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the chain's last steps from being singular
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Everything that depends on t alone; arrays of shape (T,), one dtype."""
+
+    betas: np.ndarray  # variance of q(x_t | x_{t-1})
+    alphas: np.ndarray  # 1 - beta_t
+    alpha_bars: np.ndarray  # prod_{s <= t} alpha_s
+    alpha_bars_prev: np.ndarray  # alpha_bar_{t-1}, 1 at t = 0
+    sqrt_alpha_bars: np.ndarray
+    sqrt_one_minus_alpha_bars: np.ndarray
+    posterior_variance: np.ndarray  # beta~_t, Ho et al. 2020, eq. 7; 0 at t = 0
+    posterior_mean_x_0: np.ndarray  # the factor of x_0 in mu~_t, eq. 7
+    posterior_mean_x_t: np.ndarray  # the factor of x_t in mu~_t, eq. 7
+    snr: np.ndarray  # alpha_bar / (1 - alpha_bar)
+
+    @property
+    def timesteps(self) -> int:
+        return len(self.betas)
+
+
+def linear_betas(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """Ho et al. 2020, section 4: from beta_1 to beta_T in equal steps. Float64 (T,)."""
+    return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
+
+
+def cosine_betas(timesteps: int, s: float = 0.008) -> np.ndarray:
+    """Nichol & Dhariwal 2021, eq. 17, betas at most 0.999. Float64 (T,)."""
+    u = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+    f = np.cos((u + s) / (1 + s) * np.pi / 2) ** 2
+    return betas_from_alpha_bars(f / f[0])
+
+
+def sigmoid_betas(timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> np.ndarray:
+    """Jabri et al. 2022, section 2 (gamma(t) with a sigmoid), betas at most 0.999. Float64 (T,)."""
+    u = np.arange(timesteps + 1, dtype=np.float64) / timesteps
+    v_start, v_end = sigmoid(start / tau), sigmoid(end / tau)
+    gamma = (v_end - sigmoid((u * (end - start) + start) / tau)) / (v_end - v_start)
+    return betas_from_alpha_bars(np.clip(gamma, 1e-9, 1.0))
+
+
+def sigmoid(x):
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def betas_from_alpha_bars(alpha_bars: np.ndarray) -> np.ndarray:
+    """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, at most 0.999; (T + 1,) values from alpha_bar = 1 to (T,)."""
+    return np.minimum(1.0 - alpha_bars[1:] / alpha_bars[:-1], MAX_BETA)
+
+
+def make_betas(schedule: str, timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """Betas of a schedule by name, float64 (T,); `beta_start` and `beta_end` belong to "linear" alone.
+
+    Raises UserError for an unknown name, timesteps < 1, or betas outside (0, 1).
+    """
+    if timesteps < 1:
+        raise UserError(f"timesteps must be at least 1, not {timesteps}.")
+    if schedule == "linear":
+        if not 0 < beta_start <= beta_end < 1:
+            raise UserError(
+                f"beta_start = {beta_start} and beta_end = {beta_end}: expected 0 < beta_start <= beta_end < 1, "
+                "for example 1e-4 and 0.02."
+            )
+        return linear_betas(timesteps, beta_start, beta_end)
+    if schedule == "cosine":
+        return cosine_betas(timesteps)
+    if schedule == "sigmoid":
+        return sigmoid_betas(timesteps)
+    raise UserError(f"Unknown schedule '{schedule}': expected linear, cosine or sigmoid.")
+
+
+def make_tables(
+    schedule: str = "linear",
+    timesteps: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    dtype=np.float32,
+) -> Tables:
+    """All tables of a schedule, computed in float64 and rounded once to `dtype`. Errors as `make_betas`."""
+    betas = make_betas(schedule, timesteps, beta_start, beta_end)
+    alphas = 1.0 - betas
+    alpha_bars = np.cumprod(alphas)
+    alpha_bars_prev = np.concatenate([[1.0], alpha_bars[:-1]])
+    one_minus = 1.0 - alpha_bars
+    values = Tables(
+        betas=betas,
+        alphas=alphas,
+        alpha_bars=alpha_bars,
+        alpha_bars_prev=alpha_bars_prev,
+        sqrt_alpha_bars=np.sqrt(alpha_bars),
+        sqrt_one_minus_alpha_bars=np.sqrt(one_minus),
+        posterior_variance=betas * (1.0 - alpha_bars_prev) / one_minus,
+        posterior_mean_x_0=np.sqrt(alpha_bars_prev) * betas / one_minus,
+        posterior_mean_x_t=np.sqrt(alphas) * (1.0 - alpha_bars_prev) / one_minus,
+        snr=alpha_bars / one_minus,
+    )
+    return Tables(**{name: value.astype(dtype) for name, value in vars(values).items()})
