@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook("jax_ddpm", "beartype.beartype")
@@ -13,3 +14,5 @@ cache = tempfile.mkdtemp(prefix="jax_ddpm_tests_")
 atexit.register(shutil.rmtree, cache, ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # also for the commands that tests start
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+torch.set_num_threads(1)  # its threads and JAX's, side by side on two cores, make it ten times slower

@@ -9,8 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from jax_ddpm.config import PRESETS, RunConfig, preset
+from jax_ddpm.config import PRESETS, Clip, Objective, RunConfig, Schedule, Variance, preset
 from jax_ddpm.errors import UserError
+from jax_ddpm.training import run_folder
+from torch_ref.errors import UserError as TorchUserError
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,33 @@ class RunFlags:
     """Go on with the run in --out where it stopped; flags that are not given come from its config.json."""
 
 
-def parse_run(arguments: Sequence[str] | None = None) -> RunFlags:
-    """The flags of a training command: defaults from the preset, or from the run that is resumed."""
-    from jax_ddpm.training.run_folder import default_out, load_config
+@dataclass(frozen=True)
+class DiffusionFlags:
+    """What overrules the model file, or what it cannot tell; by default its own, or its network's preset."""
 
+    timesteps: int | None = None
+    """T of the training."""
+    schedule: Schedule | None = None
+    """Noise schedule of the training."""
+    beta_start: float | None = None
+    beta_end: float | None = None
+    objective: Objective | None = None
+    """What the network predicts."""
+    variance: Variance | None = None
+    """Variance of a reverse step."""
+    clip: Clip | None = None
+    """Clip the predicted x_0, clamp every x_t (state), or neither."""
+
+
+def parse_run(
+    arguments: Sequence[str] | None = None, default_out: Callable[[RunConfig], Path] = run_folder.default_out
+) -> RunFlags:
+    """The flags of a training command: defaults from the preset, or from the run that is resumed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, dataset, out = (value_of(flag, arguments) for flag in ("preset", "dataset", "out"))
     default = preset(name if name in PRESETS else None, dataset or "digits")
     if "--resume" in arguments:
-        default = load_config(Path(out) if out else default_out(default))
+        default = run_folder.load_config(Path(out) if out else default_out(default))
     markers = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
     flags = tyro.cli(RunFlags, args=arguments, default=RunFlags(default), config=markers)
     preset(flags.config.preset)  # names the known ones if it is none of them
@@ -55,7 +75,7 @@ def run_command(main: Callable[[], object]) -> None:
     """Call a command's main; what the user got wrong becomes its one or two lines on stderr and exit code 2."""
     try:
         main()
-    except UserError as error:
+    except (UserError, TorchUserError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

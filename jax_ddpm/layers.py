@@ -6,6 +6,7 @@ A layer is built empty (its parameters are NaN, so that an unfilled one cannot g
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -53,12 +54,8 @@ def convolve(x, kernel, stride: int, padding: int):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
         return jnp.dot(x, kernel[0, 0], precision=HIGHEST)
-    if x.shape[1:3] == (2, 2) and kernel.shape[:2] == (3, 3) and stride == 1 and padding == 1:
-        return lax.platform_dependent(x, kernel, cpu=convolve_2x2, default=convolve_same)
-    return convolve_plainly(x, kernel, stride, padding)
-
-
-def convolve_plainly(x, kernel, stride: int, padding: int):
+    if (*x.shape[1:3], *kernel.shape[:2], stride, padding) == (2, 2, 3, 3, 1, 1) and jax.default_backend() == "cpu":
+        return convolve_2x2(x, kernel)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -67,10 +64,6 @@ def convolve_plainly(x, kernel, stride: int, padding: int):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=HIGHEST,
     )
-
-
-def convolve_same(x, kernel):
-    return convolve_plainly(x, kernel, stride=1, padding=1)
 
 
 def convolve_2x2(x, kernel):

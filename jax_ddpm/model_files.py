@@ -6,7 +6,7 @@ Nothing in a file is executed: safetensors holds data only, and .pt goes through
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from jax_ddpm.config import (
     DiffusionConfig,
     ModelInfo,
     NetworkConfig,
+    Precision,
     from_json,
+    one_of,
     preset,
 )
 from jax_ddpm.errors import UserError
@@ -61,6 +63,7 @@ def load_model(
     (activations only) or "float64" (parameters too; wants jax_enable_x64). Raises UserError for a file that is no model
     or does not fit.
     """
+    one_of("precision", precision, Precision)
     values, info = read_model(path, image_size, **diffusion)
     network = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
     weights.load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
@@ -111,7 +114,7 @@ def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo | None]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix in (".pt", ".pth"):
-        return strip_prefixes(read_pickle(path), str(path)), None
+        return read_pickle(path)
     raise UserError(f"{path} is no model: expected a run folder, a .safetensors, a .pt or a .pth.")
 
 
@@ -122,19 +125,26 @@ def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}.") from None
-    if METADATA_KEY not in metadata:
+    return understood(values, metadata.get(METADATA_KEY), path)
+
+
+def understood(
+    values: Mapping[str, np.ndarray], metadata: str | None, path: Path
+) -> tuple[StateDict, ModelInfo | None]:
+    """Arrays as they are, and their metadata, where that is ours; else arrays without prefixes, and None."""
+    if metadata is None:
         return strip_prefixes(values, str(path)), None
     try:
-        version = json.loads(metadata[METADATA_KEY])["format_version"]
+        version = json.loads(metadata)["format_version"]
     except (ValueError, KeyError, TypeError):
         version = None
     if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}; this jax_ddpm reads version {FORMAT_VERSION}.")
-    return values, from_json(ModelInfo, metadata[METADATA_KEY], f"The metadata of {path}")
+        raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
+    return dict(values), from_json(ModelInfo, metadata, f"The metadata of {path}")
 
 
-def read_pickle(path: Path) -> Mapping:
-    """The state dict of a .pt or .pth, bare or under a usual name, as NumPy arrays."""
+def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:
+    """The state dict of a .pt or .pth, bare or under a usual name, as NumPy arrays; our metadata where it has it."""
     try:
         import torch
     except ImportError:
@@ -147,6 +157,7 @@ def read_pickle(path: Path) -> Mapping:
         code = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
         why = f"it asks for {code[1]}, and only plain tensors are loaded" if code else "it is damaged or something else"
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {why}.") from None
+    metadata = content.get(METADATA_KEY) if isinstance(content, Mapping) else None
     for holder in HOLDERS:
         if isinstance(content, Mapping) and isinstance(content.get(holder), Mapping):
             content = content[holder]
@@ -154,10 +165,11 @@ def read_pickle(path: Path) -> Mapping:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}: expected a state dict.")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    return {
+    values = {
         name: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
         for name, value in tensors.items()
     }
+    return understood(values, metadata, path)
 
 
 def strip_prefixes(values: Mapping[str, np.ndarray], source: str) -> StateDict:
@@ -186,12 +198,52 @@ def recognise(values: StateDict, source: str) -> tuple[NetworkConfig, int]:
     raise UserError(f"{source} holds no network that is known here (conv_block); its first names: {some}.")
 
 
-def write_model(path: str | os.PathLike, values: StateDict, info: ModelInfo) -> None:
-    """A .safetensors with metadata, written beside its place and then moved there, so that it is whole or absent."""
+def check_output(path: str | os.PathLike) -> None:
+    """UserError unless `convert_to` can write there; makes the folder."""
     path = Path(path)
+    if path.suffix not in (".safetensors", ".pt", ".pth", ""):
+        raise UserError(f"{path} ends in {path.suffix}: expected a .safetensors, a .pt, a .pth or a folder.")
+    folder = path if path.suffix == "" else path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}).") from None
+    if not os.access(folder, os.W_OK) or (path.suffix and path.is_dir()):
+        raise UserError(f"{path} cannot be written: expected the name of a file in a folder of yours.")
+
+
+def convert_to(path: str | os.PathLike, values: StateDict, info: ModelInfo) -> Path:
+    """Write a model as the path says (a folder gets a model.safetensors) and return the file.
+
+    A .pt holds {"model_state_dict": PyTorch's state dict, "jax_ddpm": the metadata as JSON}.
+    """
+    path = Path(path)
+    if path.suffix in (".pt", ".pth"):
+        import torch
+
+        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+        content = {"model_state_dict": tensors, METADATA_KEY: json.dumps(asdict(info))}
+        atomically(path, lambda draft: torch.save(content, draft))
+        return path
+    path = path / MODEL_FILE if path.suffix == "" else path
+    write_model(path, values, info)
+    return path
+
+
+def write_model(path: str | os.PathLike, values: StateDict, info: ModelInfo) -> None:
+    """A .safetensors with metadata, whole or absent."""
+    metadata = {METADATA_KEY: json.dumps(asdict(info))}
+    atomically(Path(path), lambda draft: save_file(values, draft, metadata=metadata))
+
+
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside its place, then move it there."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(values, draft, metadata={METADATA_KEY: json.dumps(asdict(info))})
+        draft.touch()
+        mode = draft.stat().st_mode  # as the user's umask has it; safetensors makes files that nobody else may read
+        write(draft)
+        draft.chmod(mode)
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)

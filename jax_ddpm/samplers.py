@@ -171,4 +171,5 @@ def sample(
         indices = np.arange(first, first + batch_size)
         x_0, _ = sample_indices(network, config, image_shape, seed, indices, dtype=dtype, progress=progress)
         parts.append(np.asarray(x_0))
+        jax.effects_barrier()  # progress is told before the next batch begins
     return np.concatenate(parts)[:num_images]

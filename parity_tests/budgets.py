@@ -4,7 +4,7 @@ Relative budgets are of the largest magnitude of the reference array, unless a t
 the largest seen on x86-64 CPUs; a budget is a few times that, and is investigated before it is widened.
 """
 
-# Against golden numbers -------------------------------------------------------------------------------------------------
+# Against golden numbers
 
 # Golden network outputs and gradients are float64 (magnitudes around 2); measured 8e-15.
 GOLDEN_NETWORK_FLOAT64 = 1e-9
@@ -22,7 +22,7 @@ GOLDEN_EMBEDDING = 6e-5
 # 1000 steps whose tables differ by GOLDEN_SCHEDULE; the formula for eps contracts. Relative to the largest magnitude.
 GOLDEN_REVERSE = 1e-4
 
-# Between the frameworks, float32 ------------------------------------------------------------------------------------------
+# Between the frameworks, float32
 
 # Network outputs, relative; summation orders of convolutions differ. Measured 1.5e-6.
 NETWORK_FLOAT32 = 1e-5
@@ -32,3 +32,13 @@ NETWORK_FLOAT64 = 1e-10
 GRADIENT_FLOAT64 = 1e-10
 # The same in float32: sums over batch and pixels of both signs, so cancellation costs digits. Measured 2e-5.
 GRADIENT_FLOAT32 = 2e-4
+NORMALS_FLOAT32 = 1e-6
+EMBEDDING_FLOAT32 = 1e-6
+NOISING_FLOAT32 = 1e-6
+UPDATE_FLOAT64 = 1e-6
+FIFTY_LOSSES = 1e-4
+FIFTY_PARAMETERS = 1e-2
+REVERSE_STEP_FLOAT32 = 2e-6
+SAMPLES_FLOAT32 = 1e-4
+PIXELS_FLOAT32 = 1e-3
+SAMPLES_FLOAT64 = 1e-9

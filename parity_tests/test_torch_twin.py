@@ -17,6 +17,7 @@ from flax import nnx
 import jax_ddpm.config
 import jax_ddpm.diffusion
 import jax_ddpm.embeddings
+import jax_ddpm.layers
 import jax_ddpm.model_files
 import jax_ddpm.rng
 import jax_ddpm.samplers
@@ -38,22 +39,21 @@ from jax_ddpm.training import step as jax_step
 from torch_ref import step
 from torch_ref.errors import UserError
 
-# Elementwise formulas, relative to the largest magnitude: XLA fuses multiply-adds. A few ulp; measured 1.2e-7, 2.5e-16.
+# Elementwise formulas, relative to the largest magnitude: XLA fuses multiply-adds. Measured 2.7e-7 and 4.7e-16.
 FORMULA = {np.float32: 5e-7, np.float64: 1e-15}
-# sin and cos of float32 phases up to 999: an ulp of each library. Measured 1.2e-7 and 2.3e-16, absolute.
-EMBEDDING = {np.float32: 3e-7, np.float64: 1e-15}
-# Networks, relative to the largest magnitude; convolutions sum in other orders. Measured 1e-6 and 2e-15.
-NETWORK = {np.float32: 5e-6, np.float64: 1e-13}
-# 40 reverse steps with a network, absolute, pictures within [-1, 1]. Measured 3e-6 and 2e-14.
-SAMPLING = {np.float32: 2e-5, np.float64: 1e-12}
-# Losses, gradient norms, relative: sums over the batch in other orders. Measured 3e-7 and 1e-15.
-LOSS = {np.float32: 5e-6, np.float64: 1e-12}
+# sin and cos of phases up to 999, absolute: an ulp of each library. Measured 6e-8 and 6e-17.
+EMBEDDING = {np.float32: 2e-7, np.float64: 4e-16}
+# Networks, relative to the largest magnitude; convolutions sum in other orders. Measured 9e-7 and 1.5e-15.
+NETWORK = {np.float32: 5e-6, np.float64: 1e-14}
+# 40 reverse steps with a network, absolute, pictures within [-1, 1]. Measured 8e-7 and 4e-15.
+SAMPLING = {np.float32: 5e-6, np.float64: 1e-13}
+# Losses and gradient norms, relative: sums over the batch in other orders, and steps before. Measured 2.3e-6 and 7e-16.
+LOSS = {np.float32: 1e-5, np.float64: 1e-14}
 # Learning rates, relative: float32 in both, an ulp for the cosine. Measured 6e-8.
 RATE = 1.2e-7
-# Parameters after three steps, in units of the learning rate. Adam divides by |gradient|, so a gradient's relative error
-# comes back as this; float32 cancellation leaves small gradients with few digits. float64: optax and torch order the
-# bias corrections differently, and the rate itself is float32. Measured
-UPDATE = {np.float32: 2e-2, np.float64: 1e-6}
+# Parameters after three steps, in learning rates. Adam divides by |gradient|, so where that is small its relative error
+# shows; and optax rounds 1 - 0.999^step in float32. Measured 2.4e-4, and 6.4e-8, which is the learning rate's ulp.
+UPDATE = {np.float32: 1e-3, np.float64: 2e-7}
 
 torch.set_num_threads(1)  # beside JAX's, its threads wait for one another; ten times slower on two cores
 
@@ -104,7 +104,10 @@ ONLY_IN_JAX = {
     "config": dict.fromkeys(
         ["DataConfig", "TrainingConfig", "OutputConfig", "RunConfig", "preset", "slug", "to_json"], TRAINING_ONLY
     ),
-    "model_files": {"Model": "load_model returns the nn.Module itself, with an attribute info"},
+    "model_files": {
+        "Model": "load_model returns the nn.Module itself, with an attribute info",
+        **dict.fromkeys(["check_output", "convert_to", "atomically"], "scripts/convert.py goes by jax_ddpm"),
+    },
     "samplers": {"_sample": "the jitted part of sample_indices"},
     "step": {
         "num_parameters": "in model_files, for commands that only sample",
@@ -134,7 +137,6 @@ ONLY_IN_TORCH = {
     "weights": {"fan_in": "in layers.py in JAX, which has no layers of its own in torch_ref"},
 }
 OTHER_ARGUMENTS = {
-    "model_files": {},
     "step": {
         "TrainState": PYTREES,
         "make_optimizer": PYTREES,
@@ -413,7 +415,7 @@ def test_network(dtype):
         ours, theirs = networks(dtype)
         x, _, _, t = batch(dtype)
         y = ours(to_torch(x), torch.from_numpy(t))
-        assert_close(to_numpy(y), theirs(jnp.asarray(x), jnp.asarray(t)), NETWORK[dtype])
+        assert_close(to_numpy(y), jax.jit(lambda x, t: theirs(x, t))(x, t), NETWORK[dtype])
 
 
 def test_bfloat16_touches_activations_only():
@@ -628,7 +630,6 @@ def run_config(dtype, flip, objective, **training):
 )
 def test_three_training_steps(training, objective, flip, dtype):
     """Loss, gradient norm and learning rate of every step; parameters and EMA after the last."""
-    flip = flip and dtype == np.float32
     config = run_config(dtype, flip, objective, **training)
     images = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 6, 3), dtype=np.uint8)
     with jax.enable_x64(dtype == np.float64):
@@ -639,7 +640,7 @@ def test_three_training_steps(training, objective, flip, dtype):
         their_metrics = []
         for batch_of_images in images:
             state, metrics = train_step(state, batch_of_images)
-            their_metrics.append(metrics)
+            their_metrics.append({name: float(value) for name, value in metrics.items()})
         their_params, their_ema = (
             jax_ddpm.weights.state_dict(nnx.merge(graph, weights, state.buffers))
             for weights in (state.params, state.ema)
@@ -651,14 +652,39 @@ def test_three_training_steps(training, objective, flip, dtype):
     for batch_of_images, metrics in zip(images, their_metrics, strict=True):
         ours, our_metrics = train_step(ours, batch_of_images)
         for name, budget in (("loss", LOSS[dtype]), ("grad_norm", LOSS[dtype]), ("learning_rate", RATE)):
-            print(name, abs(our_metrics[name]/ metrics[name]-1), our_metrics[name])
-            #np.testing.assert_allclose(our_metrics[name], metrics[name], rtol=budget, err_msg=name)
+            np.testing.assert_allclose(our_metrics[name], metrics[name], rtol=budget, err_msg=name)
     assert ours.step == 3
     rate = config.training.learning_rate
     for module, values in ((ours.network, their_params), (ours.ema, their_ema)):
         for name, value in torch_ref.weights.state_dict(module).items():
-            print(name, np.abs(value - values[name]).max() / rate, np.abs(value - before[name]).max() / rate)
-            # np.testing.assert_allclose(value, values[name], rtol=0, atol=UPDATE[dtype] * rate, err_msg=name)
+            np.testing.assert_allclose(value, values[name], rtol=0, atol=UPDATE[dtype] * rate, err_msg=name)
             if not name.endswith(".J"):
-                assert np.abs(value - before[name]).max() > 0.1 * rate, f"{name} did not move"
+                assert np.abs(value - before[name]).max() > rate, f"{name} did not move"
     assert ours.weights is ours.ema
+
+
+@pytest.mark.parametrize("lr_schedule", ["cosine", "constant"])
+def test_learning_rates(lr_schedule):
+    config = jax_ddpm.config.TrainingConfig(lr_schedule=lr_schedule, warmup_steps=20, learning_rate=3e-4)
+    for at in (0, 1, 19, 20, 21, 57, 99, 100, 130):
+        theirs = float(jax_step.learning_rate(config, at, 100))
+        np.testing.assert_allclose(step.learning_rate(config, at, 100), theirs, rtol=RATE, err_msg=str(at))
+
+
+def test_the_coins_of_flipping_are_the_same():
+    images = np.random.default_rng(2).integers(0, 256, (64, 2, 5, 3), dtype=np.uint8)
+    theirs = jax_step.prepare_images(images, jnp.float32, jax_ddpm.rng.key(1, jax_ddpm.rng.FLIP, 9))
+    ours = step.prepare_images(torch.from_numpy(images), torch.float32, torch_ref.rng.key(1, torch_ref.rng.FLIP, 9))
+    assert_close(to_numpy(ours), theirs, FORMULA[np.float32])
+    mirrored = np.any(np.abs(to_numpy(ours) - (images / 127.5 - 1)) > 1e-3, axis=(1, 2, 3))
+    assert 16 < mirrored.sum() < 48
+
+
+def test_validation():
+    config = run_config(np.float32, False, "eps", min_snr_gamma=5.0)
+    images = np.random.default_rng(4).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    mask = np.array([1, 1, 0, 1], np.float32)
+    ours, theirs = networks(widths=(32,))
+    graph, params, buffers = nnx.split(theirs, nnx.Param, jax_ddpm.layers.Buffer)
+    loss = jax_step.make_validation(graph, config)(params, buffers, images, mask, 6)
+    np.testing.assert_allclose(step.make_validation(config)(ours, images, mask, 6), loss, rtol=LOSS[np.float32])

@@ -1,30 +1,16 @@
 """Sample from a trained model: python scripts/sample.py --model runs/digits-digits --num-images 64 --out grid.png"""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
+from tqdm import tqdm
 
-from jax_ddpm.command_line import run_command
-from jax_ddpm.config import Clip, Objective, Precision, Schedule, Variance
-
-
-@dataclass(frozen=True)
-class DiffusionFlags:
-    """What overrules the model file, or what it cannot tell; by default its own, or its network's preset."""
-
-    timesteps: int | None = None
-    """T of the training."""
-    schedule: Schedule | None = None
-    """Noise schedule of the training."""
-    beta_start: float | None = None
-    beta_end: float | None = None
-    objective: Objective | None = None
-    """What the network predicts."""
-    variance: Variance | None = None
-    """Variance of a reverse step."""
-    clip: Clip | None = None
-    """Clip the predicted x_0, clamp every x_t (state), or neither."""
+from jax_ddpm.command_line import DiffusionFlags, run_command
+from jax_ddpm.config import Precision
+from jax_ddpm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,39 +26,59 @@ class SampleFlags:
     """Picture i of a seed is always the same."""
     batch_size: int = 64
     """Images drawn at a time."""
+    framework: Literal["jax", "torch"] = "jax"
+    """Which implementation draws; both draw the same pictures."""
     precision: Precision = "float32"
     image_size: int | None = None
     """Height and width, for files that cannot tell."""
-    diffusion: DiffusionFlags = DiffusionFlags()
+    diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
 
 def main():
     flags = tyro.cli(SampleFlags, config=(tyro.conf.OmitArgPrefixes,))
-    import jax  # after the flags, so that --help and mistakes answer at once
-    import jax.numpy as jnp
-    from tqdm import tqdm
-
-    from jax_ddpm import model_files, report, samplers
+    from jax_ddpm import report  # after the flags, so that --help and mistakes answer at once
 
     report.check_images_path(flags.out)
-    if flags.precision == "float64":
-        jax.config.update("jax_enable_x64", True)
-    model = model_files.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
-    print(model_files.describe(model.info, model.num_parameters))
-    diffusion = model.info.diffusion
-    with tqdm(
-        total=diffusion.timesteps * -(-flags.num_images // max(1, flags.batch_size)), unit="step", delay=0.5
-    ) as bar:
-        x_0 = samplers.sample(
+    model, sample, described = with_jax(flags) if flags.framework == "jax" else with_torch(flags)
+    print(described)
+    timesteps = model.info.diffusion.timesteps
+    batches = -(-flags.num_images // max(1, flags.batch_size))
+    with tqdm(total=timesteps * batches, unit="step", delay=0.5) as bar:
+        x_0 = sample(
             model,
             flags.num_images,
             flags.seed,
             flags.batch_size,
-            dtype=jnp.float64 if flags.precision == "float64" else jnp.float32,
-            progress=lambda done: bar.update(int(done) - bar.n % diffusion.timesteps),
+            progress=lambda done: bar.update(int(done) - bar.n % timesteps),
         )
-        jax.effects_barrier()
+        bar.update(bar.total - bar.n)
     print(f"Saved {report.write_images(flags.out, x_0)}")
+
+
+def with_jax(flags: SampleFlags):
+    import jax
+    import jax.numpy as jnp
+
+    from jax_ddpm import model_files, samplers
+
+    if flags.precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+    model = model_files.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
+    sample = partial(samplers.sample, dtype=jnp.float64 if flags.precision == "float64" else jnp.float32)
+    return model, sample, model_files.describe(model.info, model.num_parameters)
+
+
+def with_torch(flags: SampleFlags):
+    try:
+        import torch
+    except ImportError:
+        raise UserError("--framework torch needs PyTorch: pip install 'jax-ddpm[torch]'.") from None
+
+    from torch_ref import model_files, samplers
+
+    model = model_files.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
+    sample = partial(samplers.sample, dtype=torch.float64 if flags.precision == "float64" else torch.float32)
+    return model, sample, model_files.describe(model.info, model_files.num_parameters(model))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo | None]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix in (".pt", ".pth"):
-        return strip_prefixes(read_pickle(path), str(path)), None
+        return read_pickle(path)
     raise UserError(f"{path} is no model: expected a run folder, a .safetensors, a .pt or a .pth.")
 
 
@@ -113,32 +113,41 @@ def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
             values = {name: to_numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}.") from None
-    if METADATA_KEY not in metadata:
+    return understood(values, metadata.get(METADATA_KEY), path)
+
+
+def understood(
+    values: Mapping[str, np.ndarray], metadata: str | None, path: Path
+) -> tuple[StateDict, ModelInfo | None]:
+    """Arrays as they are, and their metadata, where that is ours; else arrays without prefixes, and None."""
+    if metadata is None:
         return strip_prefixes(values, str(path)), None
     try:
-        version = json.loads(metadata[METADATA_KEY])["format_version"]
+        version = json.loads(metadata)["format_version"]
     except (ValueError, KeyError, TypeError):
         version = None
     if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}; this torch_ref reads version {FORMAT_VERSION}.")
-    return values, from_json(ModelInfo, metadata[METADATA_KEY], f"The metadata of {path}")
+        raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
+    return dict(values), from_json(ModelInfo, metadata, f"The metadata of {path}")
 
 
-def read_pickle(path: Path) -> StateDict:
-    """The state dict of a .pt or .pth, bare or under a usual name, as NumPy arrays."""
+def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:
+    """The state dict of a .pt or .pth, bare or under a usual name, as NumPy arrays; our metadata where it has it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile pickle raises, it is not a model
         code = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
         why = f"it asks for {code[1]}, and only plain tensors are loaded" if code else "it is damaged or something else"
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {why}.") from None
+    metadata = content.get(METADATA_KEY) if isinstance(content, Mapping) else None
     for holder in HOLDERS:
         if isinstance(content, Mapping) and isinstance(content.get(holder), Mapping):
             content = content[holder]
             break
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}: expected a state dict.")
-    return {str(name): to_numpy(value) for name, value in content.items() if isinstance(value, torch.Tensor)}
+    values = {str(name): to_numpy(value) for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return understood(values, metadata, path)
 
 
 def to_numpy(value: torch.Tensor) -> np.ndarray:
@@ -177,7 +186,10 @@ def write_model(path: str | os.PathLike, values: StateDict, info: ModelInfo) -> 
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        draft.touch()
+        mode = draft.stat().st_mode  # as the user's umask has it; safetensors makes files that nobody else may read
         save_file(values, draft, metadata={METADATA_KEY: json.dumps(asdict(info))})
+        draft.chmod(mode)
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)

@@ -70,7 +70,8 @@ def train(
     validate = Validation(graph, config, images.validation, mesh)
     pictures = Pictures(folder, graph, config, image_shape)
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
-    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, log)
+    on_cpu = jax.default_backend() == "cpu"
+    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, on_cpu, log)
 
     step, in_flight = start, None
     while step < total_steps:

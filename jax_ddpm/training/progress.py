@@ -2,10 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -56,8 +55,10 @@ class Progress:
         metrics_log: MetricsLog,
         steps_per_epoch: int,
         intervals: Intervals,
+        on_cpu: bool,
         log: Callable[[str], None],
     ):
+        self.on_cpu = on_cpu
         self.config, self.metrics_log, self.log = config, metrics_log, log
         self.steps_per_epoch, self.intervals, self.total = steps_per_epoch, intervals, total
         self.first: tuple[int, float] | None = None  # step and time after the first dispatch, which compiles
@@ -71,8 +72,8 @@ class Progress:
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
         )
 
-    def read(self, step: int, n: int, metrics: dict[str, jax.Array]) -> None:
-        """Take in the n steps after `step`; waits for them."""
+    def read(self, step: int, n: int, metrics: Mapping) -> None:
+        """Take in the figures of the n steps after `step`, arrays (n or more,) by name; waits for them."""
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         now = time.perf_counter()
         for i in range(n):
@@ -96,7 +97,7 @@ class Progress:
         self.announced = True
         left = seconds * (self.total - step)
         self.log(f"Expecting {duration(left)} of training at {seconds:.3g} s a step.")
-        if left > LONG and jax.default_backend() == "cpu" and self.config.preset != "tiny":
+        if left > LONG and self.on_cpu and self.config.preset != "tiny":
             self.log("That is long for a CPU: --preset tiny trains a smaller network on the same data (another --out).")
 
     def row(self, step: int, **extra) -> None:

@@ -44,6 +44,10 @@ def make_optimizer(config: TrainingConfig, total_steps: int) -> optax.GradientTr
     return update if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
 
 
+def global_norm(gradients) -> Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)))
+
+
 def ema_update(ema, params, step: Array, decay: float):
     """decay * ema + (1 - decay) * params, the decay warmed up: (1 + step) / (10 + step) where that is smaller."""
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
@@ -59,7 +63,7 @@ def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
     x = images.astype(dtype) / 127.5 - 1
     if flip_key is None:
         return x
-    coins = jax.random.bernoulli(flip_key, 0.5, (x.shape[0],))
+    coins = jax.random.bernoulli(flip_key, jnp.float32(0.5), (x.shape[0],))  # float32: else x64 would change the coins
     return jnp.where(coins[:, None, None, None], x[:, :, ::-1], x)
 
 
@@ -111,7 +115,7 @@ def make_train_step(
         ema = None if state.ema is None else ema_update(state.ema, params, step, training.ema_decay)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": global_norm(grads),
             "learning_rate": learning_rate(training, step, total_steps),
         }
         return TrainState(step + 1, params, ema, optimizer_state, state.buffers), metrics

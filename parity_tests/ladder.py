@@ -1,0 +1,337 @@
+"""The ladder: for each rung, from random bits to whole samples, one function that measures how far the frameworks are
+apart. `python -m parity_tests.ladder` prints the measured errors beside their budgets.
+
+A measurement is computed anew whenever it is called, so that a fault seeded into torch_ref shows in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+import torch_ref.samplers
+import torch_ref.step
+import torch_ref.unets
+import torch_ref.weights
+from jax_ddpm import data, diffusion, embeddings, rng, samplers, unets, weights
+from jax_ddpm.config import ConvBlockConfig, DataConfig, DiffusionConfig, RunConfig, TrainingConfig
+from jax_ddpm.schedules import make_tables
+from jax_ddpm.training.state import create_state
+from jax_ddpm.training.step import make_optimizer, make_train_step
+from parity_tests import budgets
+from parity_tests.golden_weights import rule
+
+NETWORK = ConvBlockConfig(widths=(32, 64, 128), time_width=64)
+RUN = RunConfig(
+    data=DataConfig(image_size=8),
+    network=NETWORK,
+    training=TrainingConfig(steps=50, batch_size=16, learning_rate=1e-3, ema_decay=0.9, seed=3),
+)
+STEPS = 50
+TORCH = {np.float32: torch.float32, np.float64: torch.float64}
+
+
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+def channels_first(x) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
+
+
+def relative(ours, theirs) -> float:
+    """The largest difference, as a share of the largest magnitude."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+# Random numbers, tables, embeddings, noising
+
+
+def bits() -> float:
+    """How many of 2^16 words, uniforms and integers at one address differ."""
+    k, twin = rng.key(7, rng.NOISE, 5), torch_ref.rng.key(7, torch_ref.rng.NOISE, 5)
+    pairs = [
+        (jax.random.bits(k, (2**16,)), torch_ref.rng.bits(twin, (2**16,))),
+        (jax.random.uniform(k, (2**16,)), torch_ref.rng.uniform(twin, (2**16,)).numpy()),
+        (rng.timesteps(k, 2**16, 1000), torch_ref.rng.timesteps(twin, 2**16, 1000).numpy()),
+    ]
+    return float(sum(np.sum(np.asarray(a) != b) for a, b in pairs))
+
+
+def normals() -> float:
+    ours = rng.normal(rng.key(7, rng.NOISE, 5), (2**16,))
+    theirs = torch_ref.rng.normal(torch_ref.rng.key(7, torch_ref.rng.NOISE, 5), (2**16,))
+    return float(np.abs(np.asarray(ours) - theirs.numpy()).max())
+
+
+def tables() -> float:
+    """How many entries of all tables of all schedules differ."""
+    count = 0
+    for schedule in ("linear", "cosine", "sigmoid"):
+        ours, theirs = vars(make_tables(schedule)), vars(torch_ref.schedules.make_tables(schedule))
+        count += sum(np.sum(ours[name] != theirs[name]) for name in ours)
+    return float(count)
+
+
+def embedding() -> float:
+    t, table = np.arange(1000), embeddings.interleaved_frequencies(256)
+    ours = embeddings.interleaved(jnp.asarray(t), jnp.asarray(table))
+    theirs = torch_ref.embeddings.interleaved(
+        torch.from_numpy(t), torch.from_numpy(torch_ref.embeddings.interleaved_frequencies(256))
+    )
+    return float(np.abs(np.asarray(ours) - theirs.numpy()).max())
+
+
+def noising() -> float:
+    g = np.random.default_rng(1)
+    x_0, noise = (
+        g.uniform(-1, 1, (100, 8, 8, 3)).astype(np.float32),
+        g.standard_normal((100, 8, 8, 3)).astype(np.float32),
+    )
+    t = np.linspace(0, 999, 100).astype(int)
+    ours = diffusion.q_sample(make_tables(), x_0, jnp.asarray(t), noise)
+    theirs = torch_ref.diffusion.q_sample(
+        torch_ref.schedules.make_tables(), channels_first(x_0), torch.from_numpy(t), channels_first(noise)
+    )
+    return relative(ours, channels_last(theirs))
+
+
+# Networks
+
+
+def random_weights(config: ConvBlockConfig, channels: int) -> dict[str, np.ndarray]:
+    """Weights by the golden rule: norms and biases are not at their special initial values."""
+    network = unets.build(config, channels)
+    return {
+        e.name: e.to_torch(e.variable[...]) if e.layer is None else rule(e.name, e.shape)
+        for e in weights.entries(network)
+    }
+
+
+def pair(values: dict[str, np.ndarray], config: ConvBlockConfig, dtype):
+    """The network in both frameworks with the same weights."""
+    channels = values["output.bias"].shape[0]
+    ours, theirs = unets.build(config, channels), torch_ref.unets.build(config, channels)
+    weights.load_state_dict(ours, values, dtype)
+    torch_ref.weights.load_state_dict(theirs, values, dtype)
+    return ours, theirs
+
+
+def inputs(batch: int, size: int, channels: int, dtype):
+    g = np.random.default_rng(2)
+    return g.standard_normal((batch, size, size, channels)).astype(dtype), g.integers(0, 1000, batch)
+
+
+def network(values, config=NETWORK, *, size=16, batch=3, dtype=np.float32) -> float:
+    """Of the network's outputs."""
+    with jax.enable_x64(dtype == np.float64):
+        ours, theirs = pair(values, config, dtype)
+        x, t = inputs(batch, size, values["output.bias"].shape[0], dtype)
+        graph, state = nnx.split(ours)
+        y = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t))(state, x, t)
+        assert y.dtype == dtype
+        return relative(y, channels_last(theirs(channels_first(x), torch.from_numpy(t))))
+
+
+def block() -> float:
+    """Of one ConvBlock alone, float64."""
+    values = random_weights(NETWORK, 1)
+    with jax.enable_x64(True):
+        ours, theirs = pair(values, NETWORK, np.float64)
+        g = np.random.default_rng(3)
+        x, time = g.standard_normal((2, 8, 8, 32)), g.standard_normal((2, 64))
+        y = ours.encoder[1](jnp.asarray(x), jnp.asarray(time))
+        return relative(y, channels_last(theirs.enc_convs[1](channels_first(x), torch.from_numpy(time))))
+
+
+def gradients(values, config=NETWORK, *, size=8, batch=3, dtype=np.float64) -> float:
+    """Of every parameter's gradient, as a share of the largest gradient of all."""
+    with jax.enable_x64(dtype == np.float64):
+        ours, theirs = pair(values, config, dtype)
+        x, t = inputs(batch, size, values["output.bias"].shape[0], dtype)
+        graph, params, rest = nnx.split(ours, nnx.Param, ...)
+        grads = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))))(params)
+        as_network = weights.state_dict(nnx.merge(graph, grads, rest))
+        torch.mean(torch.square(theirs(channels_first(x), torch.from_numpy(t)))).backward()
+        wanted = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+        largest = max(np.abs(g).max() for g in wanted.values())
+        return float(max(np.abs(as_network[name] - g).max() for name, g in wanted.items()) / largest)
+
+
+# Training
+
+
+def images() -> np.ndarray:
+    return data.load("digits", 8, log=lambda line: None).train
+
+
+def batch(step: int, count: int) -> np.ndarray:
+    return images()[data.batch_indices(RUN.training.seed, step, count, RUN.training.batch_size)]
+
+
+def train_jax(run: RunConfig, steps: int, dtype=np.float32):
+    """Losses, parameters and EMA after `steps` steps on digits."""
+    with jax.enable_x64(dtype == np.float64):
+        net = unets.build(run.network, 1)
+        weights.initialise(net, run.training.seed)
+        optimizer = make_optimizer(run.training, STEPS)
+        graph, state = create_state(net, optimizer, True, dtype)
+        step = jax.jit(make_train_step(graph, optimizer, run, STEPS))
+        losses, count = [], len(images())
+        for number in range(steps):
+            state, metrics = step(state, batch(number, count))
+            losses.append(float(metrics["loss"]))
+        return losses, *(weights.state_dict(nnx.merge(graph, p, state.buffers)) for p in (state.params, state.ema))
+
+
+def train_torch(run: RunConfig, steps: int, dtype=np.float32):
+    net = torch_ref.unets.build(run.network, 1)
+    torch_ref.weights.initialise(net, run.training.seed)
+    net.to(TORCH[dtype])
+    state = torch_ref.step.create_state(net, torch_ref.step.make_optimizer(run.training, net), True, TORCH[dtype])
+    step, losses, count = torch_ref.step.make_train_step(run, STEPS), [], len(images())
+    for number in range(steps):
+        state, metrics = step(state, batch(number, count))
+        losses.append(metrics["loss"])
+    return losses, *(torch_ref.weights.state_dict(n) for n in (state.network, state.ema))
+
+
+def in_double(run: RunConfig, **changes) -> RunConfig:
+    return replace(run, training=replace(run.training, precision="float64", **changes))
+
+
+def furthest(ours: dict, theirs: dict) -> float:
+    return float(max(np.abs(ours[name] - theirs[name]).max() for name in ours))
+
+
+def optimiser_step(**changes) -> float:
+    """Of the parameters after one step in float64, in units of the learning rate."""
+    run = in_double(RUN, **changes)
+    ours, theirs = train_jax(run, 1, np.float64), train_torch(run, 1, np.float64)
+    return furthest(ours[1], theirs[1]) / run.training.learning_rate
+
+
+def ema() -> float:
+    """Of the averaged weights after three steps in float64, in units of the learning rate."""
+    run = in_double(RUN)
+    ours, theirs = train_jax(run, 3, np.float64), train_torch(run, 3, np.float64)
+    return furthest(ours[2], theirs[2]) / run.training.learning_rate
+
+
+@cache
+def trained():
+    """50 steps of jax_ddpm: losses, parameters, EMA."""
+    return train_jax(RUN, STEPS)
+
+
+def fifty_losses() -> float:
+    """The largest relative difference of 50 losses on real images, float32."""
+    ours, theirs = trained()[0], train_torch(RUN, STEPS)[0]
+    return float(np.max(np.abs(np.array(ours) / np.array(theirs) - 1)))
+
+
+def fifty_parameters() -> float:
+    """Root mean square difference of the parameters after 50 steps, as a share of how far they came from the start."""
+    ours, theirs = trained()[1], train_torch(RUN, STEPS)[1]
+    start = unets.build(NETWORK, 1)
+    weights.initialise(start, RUN.training.seed)
+    start = weights.state_dict(start)
+    apart = sum(np.sum((ours[name] - theirs[name]) ** 2) for name in ours)
+    way = sum(np.sum((ours[name] - start[name]) ** 2) for name in ours)
+    return float(np.sqrt(apart / way))
+
+
+# Sampling
+
+
+def reverse_steps() -> float:
+    """One reverse step at several t, for each objective, variance and clipping, float32."""
+    g, worst = np.random.default_rng(4), 0.0
+    x, prediction, noise = (g.standard_normal((3, 8, 8, 1)).astype(np.float32) for _ in range(3))
+    ours, theirs = make_tables(), torch_ref.schedules.make_tables()
+    for objective in ("eps", "x0", "v"):
+        for variance in ("beta", "posterior"):
+            for clip in ("x0", "state", "none"):
+                settings = {"objective": objective, "variance": variance, "clip": clip}
+                for t in (0, 1, 500, 999):
+                    a = samplers.ancestral_step(ours, x, prediction, jnp.int32(t), noise, **settings)
+                    b = torch_ref.samplers.ancestral_step(
+                        theirs, *(channels_first(v) for v in (x, prediction)), t, channels_first(noise), **settings
+                    )
+                    worst = max(worst, relative(a, channels_last(b)))
+    return worst
+
+
+def sampled(dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Eight whole 1000-step samples of the trained network, (8, 8, 8, 1), from both frameworks."""
+    settings = {"config": DiffusionConfig(), "image_shape": (8, 8, 1)}
+    with jax.enable_x64(dtype == np.float64):
+        ours, theirs = pair(trained()[2], NETWORK, dtype)
+        a = samplers.sample(ours, 8, 11, **settings, dtype=dtype)
+        b = torch_ref.samplers.sample(theirs, 8, 11, **settings, dtype=TORCH[dtype])
+    return a, b
+
+
+def reverse_process(dtype=np.float32) -> float:
+    return float(np.abs(np.subtract(*sampled(dtype))).max())
+
+
+def pixels(dtype=np.float32) -> float:
+    """The share of 8-bit pixels that differ; 1 (all) if any is more than one level apart."""
+    a, b = (data.to_uint8(x).astype(int) for x in sampled(dtype))
+    return 1.0 if np.abs(a - b).max() > 1 else float(np.mean(a != b))
+
+
+@dataclass(frozen=True)
+class Rung:
+    budget: float
+    measure: Callable[[], float]
+
+
+RUNGS = {
+    "bits, uniforms, integers": Rung(0, bits),
+    "normals": Rung(budgets.NORMALS_FLOAT32, normals),
+    "schedule tables": Rung(0, tables),
+    "time embedding": Rung(budgets.EMBEDDING_FLOAT32, embedding),
+    "noising": Rung(budgets.NOISING_FLOAT32, noising),
+    "ConvBlock, float64": Rung(budgets.NETWORK_FLOAT64, block),
+    "network, random weights, float32": Rung(budgets.NETWORK_FLOAT32, lambda: network(random_weights(NETWORK, 1))),
+    "network, trained weights, float32": Rung(budgets.NETWORK_FLOAT32, lambda: network(trained()[1])),
+    "network, random weights, float64": Rung(
+        budgets.NETWORK_FLOAT64, lambda: network(random_weights(NETWORK, 1), dtype=np.float64)
+    ),
+    "network, trained weights, float64": Rung(budgets.NETWORK_FLOAT64, lambda: network(trained()[1], dtype=np.float64)),
+    "gradients, float64": Rung(budgets.GRADIENT_FLOAT64, lambda: gradients(random_weights(NETWORK, 3))),
+    "gradients, float32": Rung(
+        budgets.GRADIENT_FLOAT32, lambda: gradients(random_weights(NETWORK, 3), dtype=np.float32)
+    ),
+    "one Adam step, float64": Rung(budgets.UPDATE_FLOAT64, optimiser_step),
+    "one AdamW step, clipped, float64": Rung(
+        budgets.UPDATE_FLOAT64, lambda: optimiser_step(optimizer="adamw", weight_decay=0.01, clip_norm=0.5)
+    ),
+    "EMA after three steps, float64": Rung(budgets.UPDATE_FLOAT64, ema),
+    "50 training steps, losses, float32": Rung(budgets.FIFTY_LOSSES, fifty_losses),
+    "50 training steps, parameters, float32": Rung(budgets.FIFTY_PARAMETERS, fifty_parameters),
+    "one reverse step, all kinds": Rung(budgets.REVERSE_STEP_FLOAT32, reverse_steps),
+    "1000-step samples, float32": Rung(budgets.SAMPLES_FLOAT32, reverse_process),
+    "1000-step samples, 8-bit pixels, float32": Rung(budgets.PIXELS_FLOAT32, pixels),
+    "1000-step samples, float64": Rung(budgets.SAMPLES_FLOAT64, lambda: reverse_process(np.float64)),
+    "1000-step samples, 8-bit pixels, float64": Rung(0, lambda: pixels(np.float64)),
+}
+
+
+def main():
+    torch.set_num_threads(1)  # its threads and JAX's, side by side, make it ten times slower
+    print(f"{'rung':45} {'measured':>10} {'budget':>10}")
+    for name, rung in RUNGS.items():
+        print(f"{name:45} {rung.measure():10.2g} {rung.budget:10.2g}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

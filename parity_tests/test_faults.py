@@ -1,0 +1,207 @@
+"""The ladder catches faults: each one, seeded into torch_ref, must break its rung (and the rung holds without it)."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torch_ref.diffusion
+import torch_ref.embeddings
+import torch_ref.rng
+import torch_ref.samplers
+import torch_ref.schedules
+import torch_ref.step
+import torch_ref.unets
+import torch_ref.unets.conv_block as conv_block
+import torch_ref.weights
+from parity_tests import ladder
+
+
+def swap(target, name, make):
+    """Replace target.name by make(original)."""
+    return lambda: mock.patch.object(target, name, make(getattr(target, name)))
+
+
+def changed_network(change):
+    """Let `change` loose on every network that torch_ref builds."""
+
+    def make(build):
+        def faulty(*arguments, **settings):
+            network = build(*arguments, **settings)
+            change(network)
+            return network
+
+        return faulty
+
+    return swap(torch_ref.unets, "build", make)
+
+
+def norm_epsilon(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.eps = 1e-6
+
+
+def norm_groups(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.num_groups = 16
+
+
+def leaky_silu(network):
+    network.enc_convs[0].seq1[2] = nn.GELU()
+
+
+def changed_weights(change):
+    """Let `change` loose on every array on its way into torch_ref."""
+
+    def make(load):
+        def faulty(network, values, dtype=np.float32):
+            return load(network, {name: change(name, value) for name, value in values.items()}, dtype)
+
+        return faulty
+
+    return swap(torch_ref.weights, "load_state_dict", make)
+
+
+def flipped(name, value):
+    return value[..., ::-1, ::-1] if name.startswith("deconvs") and value.ndim == 4 else value
+
+
+def transposed(name, value):
+    return value.swapaxes(2, 3) if name.startswith("enc_convs") and value.ndim == 4 else value
+
+
+def computed_frequencies(name, value):
+    return np.exp(-np.log(1e4) * np.arange(len(value)) / (len(value) - 1)) if name.endswith(".J") else value
+
+
+def cosine_first(_):
+    def faulty(t, frequencies):
+        phase = t.to(frequencies.dtype)[:, None] * frequencies
+        return torch.stack([torch.cos(phase), torch.sin(phase)], dim=-1).reshape(len(t), -1)
+
+    return faulty
+
+
+def concatenated(_):
+    def faulty(t, frequencies):
+        phase = t.to(frequencies.dtype)[:, None] * frequencies
+        return torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1)
+
+    return faulty
+
+
+def drawn_channels_first(_):
+    def faulty(t_key, noise_key, x_0, num_timesteps):
+        t = torch_ref.rng.timesteps(t_key, x_0.shape[0], num_timesteps)
+        b, c, h, w = x_0.shape
+        noise = torch_ref.rng.normal(noise_key, (b, h, w, c), x_0.dtype)
+        return t, noise.transpose(1, 2).reshape(b, c, h, w)
+
+    return faulty
+
+
+def one_behind(at):
+    return lambda table, t: at(table, (t - 1).clamp(min=0))
+
+
+def stale_ema(update):
+    """Averages the parameters of the step before."""
+    last = {}
+
+    def faulty(ema, network, step, decay):
+        current = {name: p.detach().clone() for name, p in network.named_parameters()}
+        with torch.no_grad():
+            for name, e in ema.named_parameters():
+                d = min(decay, (1 + step) / (10 + step))
+                e.copy_(d * e + (1 - d) * last.get(name, e))
+        last.update(current)
+
+    return faulty
+
+
+def without_warmup(update):
+    return lambda ema, network, step, decay: update(ema, network, 10**9, decay)
+
+
+def optimizer_setting(**wrong):
+    def make(make_optimizer):
+        def faulty(config, network):
+            optimizer = make_optimizer(config, network)
+            for group in optimizer.param_groups:
+                group.update(wrong)
+            return optimizer
+
+        return faulty
+
+    return swap(torch_ref.step, "make_optimizer", make)
+
+
+def sampler_setting(**wrong):
+    return swap(
+        torch_ref.samplers, "ancestral_step", lambda step: lambda *a, **settings: step(*a, **{**settings, **wrong})
+    )
+
+
+FAULTS = {
+    "GroupNorm epsilon 1e-6": (changed_network(norm_epsilon), "network, random weights, float64"),
+    "GroupNorm with 16 groups": (changed_network(norm_groups), "network, random weights, float32"),
+    "GELU for SiLU": (changed_network(leaky_silu), "network, random weights, float32"),
+    "deconvolution kernel flipped": (changed_weights(flipped), "network, random weights, float32"),
+    "kernel rows and columns swapped": (changed_weights(transposed), "network, random weights, float32"),
+    "frequencies over d/2 - 1": (changed_weights(computed_frequencies), "network, random weights, float32"),
+    "skip order swapped": (
+        swap(
+            conv_block,
+            "torch",
+            lambda _: mock.Mock(
+                wraps=torch, cat=lambda tensors, dim: torch.cat(tensors[::-1], dim), bfloat16=torch.bfloat16
+            ),
+        ),
+        "network, random weights, float32",
+    ),
+    "cosine before sine": (swap(torch_ref.embeddings, "interleaved", cosine_first), "time embedding"),
+    "sines and cosines in halves": (swap(torch_ref.embeddings, "interleaved", concatenated), "time embedding"),
+    "cosine before sine, in the network": (
+        swap(conv_block, "interleaved", cosine_first),
+        "network, random weights, float32",
+    ),
+    "t off by one": (swap(torch_ref.diffusion, "at", one_behind), "noising"),
+    "t off by one, in the reverse step": (swap(torch_ref.diffusion, "at", one_behind), "one reverse step, all kinds"),
+    "posterior for beta variance": (sampler_setting(variance="posterior"), "one reverse step, all kinds"),
+    "posterior for beta variance, in samples": (
+        sampler_setting(variance="posterior"),
+        "1000-step samples, 8-bit pixels, float32",
+    ),
+    "no clipping": (sampler_setting(clip="none"), "one reverse step, all kinds"),
+    "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
+    "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
+    "noise drawn in NCHW": (swap(torch_ref.step, "draw", drawn_channels_first), "50 training steps, losses, float32"),
+    "batch order": (
+        swap(ladder, "batch", lambda batch: lambda step, count: batch(step + 1, count)),
+        "50 training steps, losses, float32",
+    ),
+    "Adam epsilon 1e-7": (optimizer_setting(eps=1e-7), "one Adam step, float64"),
+    "Adam beta_2 0.99": (optimizer_setting(betas=(0.9, 0.99)), "50 training steps, losses, float32"),
+    "AdamW's default decay": (optimizer_setting(weight_decay=1e-4), "one AdamW step, clipped, float64"),
+    "another purpose number": (
+        swap(torch_ref.rng, "key", lambda key: lambda seed, purpose, *address: key(seed, purpose + 1, *address)),
+        "bits, uniforms, integers",
+    ),
+    "betas rounded to float32": (
+        swap(torch_ref.schedules, "linear_betas", lambda betas: lambda *a: betas(*a).astype(np.float32).astype(float)),
+        "schedule tables",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_breaks_its_rung(fault):
+    patch, name = FAULTS[fault]
+    rung = ladder.RUNGS[name]
+    ladder.trained()  # of jax_ddpm, before the fault is there
+    with patch():
+        assert rung.measure() > rung.budget

@@ -1,0 +1,37 @@
+"""Every rung of the ladder within its budget, and the network in configurations that hypothesis draws."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_ddpm.config import ConvBlockConfig
+from parity_tests import budgets, ladder
+
+
+@pytest.mark.parametrize("name", ladder.RUNGS)
+def test_rung(name):
+    rung = ladder.RUNGS[name]
+    assert rung.measure() <= rung.budget
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    first_width=st.sampled_from([32, 64, 96]),
+    levels=st.integers(1, 3),
+    time_width=st.sampled_from([2, 10, 64]),
+    multiple=st.integers(1, 3),
+    channels=st.sampled_from([1, 3]),
+    batch=st.integers(1, 3),
+)
+def test_any_configuration(first_width, levels, time_width, multiple, channels, batch):
+    config = ConvBlockConfig(widths=tuple(first_width * 2**level for level in range(levels)), time_width=time_width)
+    values = ladder.random_weights(config, channels)
+    shape = {"size": multiple * 2 ** (levels - 1), "batch": batch}
+    assert ladder.network(values, config, **shape, dtype=np.float64) <= budgets.NETWORK_FLOAT64
+    assert ladder.gradients(values, config, **shape) <= budgets.GRADIENT_FLOAT64
+
+
+def test_full_size_network():
+    values = ladder.random_weights(ConvBlockConfig(), 1)
+    assert ladder.network(values, ConvBlockConfig(), size=32, batch=2) <= budgets.NETWORK_FLOAT32

@@ -1,0 +1,104 @@
+"""Train the PyTorch twin with the flags of train_jax.py: the same images, timesteps, noise and initial weights."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import torch_ref.config as twin
+from jax_ddpm import data, report
+from jax_ddpm.command_line import parse_run, run_command
+from jax_ddpm.config import RunConfig, slug
+from jax_ddpm.errors import UserError
+from jax_ddpm.training.progress import Intervals, Progress
+from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim
+from torch_ref import model_files, samplers, unets, weights
+from torch_ref.step import create_state, make_optimizer, make_train_step, make_validation
+
+
+def default_out(config: RunConfig) -> Path:
+    return Path("runs") / f"{slug(config.data.dataset)}-{config.preset}-torch"
+
+
+def main():
+    flags = parse_run(default_out=default_out)
+    config, training = flags.config, flags.config.training
+    if flags.resume:
+        raise UserError("train_torch.py is a reference and cannot resume: start anew with another --out.")
+    folder = flags.out or default_out(config)
+    check_folder(folder, config, resume=False)
+    d = config.data
+    images = data.load(
+        d.dataset,
+        d.image_size,
+        data_dir=d.data_dir,
+        manual_dir=d.manual_dir,
+        cache_dir=d.cache_dir,
+        validation_fraction=d.validation_fraction,
+    )
+    steps_per_epoch = len(images.train) // training.batch_size
+    data.batch_indices(training.seed, 0, len(images.train), training.batch_size)  # refuses a batch of more than all
+    total_steps = training.steps or training.epochs * steps_per_epoch
+    dtype = torch.float64 if training.precision == "float64" else torch.float32
+    info = twin.from_json(twin.ModelInfo, json.dumps(described(config, images.train.shape[1:])), "The settings")
+
+    network = unets.build(
+        info.network, info.image_shape[2], torch.bfloat16 if training.precision == "bfloat16" else None
+    )
+    if training.init_from is None:
+        weights.initialise(network, training.seed)
+    else:
+        weights.load_state_dict(network, model_files.read_file(training.init_from)[0])
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    claim(folder, config)
+    state = create_state(network, make_optimizer(training, network.to(dtype)), training.ema, dtype)
+    print(model_files.describe(info, model_files.num_parameters(network)))
+
+    train_step, validate = make_train_step(config, total_steps), make_validation(config)
+    intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
+    metrics_log = MetricsLog(folder, config.output.log_every)
+    on_cpu = not torch.cuda.is_available()
+    progress = Progress(0, total_steps, config, metrics_log, steps_per_epoch, intervals, on_cpu, tqdm.write)
+    for step in range(total_steps):
+        indices = data.batch_indices(training.seed, step, len(images.train), training.batch_size)
+        state, metrics = train_step(state, images.train[indices])
+        progress.read(step, 1, {name: np.asarray([value]) for name, value in metrics.items()})
+        with progress.pause():
+            if intervals.validation(step + 1):
+                progress.row(step + 1, validation_loss=validation_loss(validate, state.weights, images, training))
+            elif step + 1 == total_steps and metrics_log.pending:
+                progress.row(step + 1)
+            if intervals.checkpoint(step + 1):
+                values = weights.state_dict(state.weights)
+                model_files.write_model(folder / model_files.MODEL_FILE, values, replace(info, step=step + 1))
+    progress.close()
+    state.weights.info = info
+    count = min(config.output.num_samples, 16)
+    print(f"Sampling {count} images ...")
+    x_0 = samplers.sample(state.weights.eval(), count, training.seed, dtype=dtype)
+    report.grid(data.to_uint8(x_0)).save(folder / "samples" / "grid.png")
+    report.loss_curve(metrics_log.rows()).savefig(folder / "samples" / "loss.png", dpi=120)
+    print(f"Pictures: {folder / 'samples'}   Weights: {folder / model_files.MODEL_FILE}   Metrics: {metrics_log.path}")
+
+
+def described(config: RunConfig, image_shape: tuple[int, ...]) -> dict:
+    from dataclasses import asdict
+
+    return {"network": asdict(config.network), "image_shape": image_shape, "diffusion": asdict(config.diffusion)}
+
+
+def validation_loss(validate, network, images: data.ImageData, training) -> float:
+    total, size = 0.0, training.batch_size
+    for number, first in enumerate(range(0, len(images.validation), size)):
+        batch = images.validation[first : first + size]
+        mask = np.arange(size) < len(batch)
+        padding = np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)
+        total += validate(network, np.concatenate([batch, padding]), mask, number)
+    return total / len(images.validation)
+
+
+if __name__ == "__main__":
+    run_command(main)
