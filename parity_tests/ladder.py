@@ -296,7 +296,7 @@ class Rung:
 
 RUNGS = {
     "bits, uniforms, integers": Rung(0, bits),
-    "normals": Rung(budgets.NORMALS_FLOAT32, normals),
+    "normals": Rung(budgets.NORMAL_FLOAT32, normals),
     "schedule tables": Rung(0, tables),
     "time embedding": Rung(budgets.EMBEDDING_FLOAT32, embedding),
     "noising": Rung(budgets.NOISING_FLOAT32, noising),

@@ -11,17 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_ddpm import rng as jax_rng
+from parity_tests.budgets import NOISE_SECONDS, NORMAL_FLOAT32, NORMAL_FLOAT32_UNEQUAL, NORMAL_FLOAT64
 from torch_ref import rng
 from torch_ref.errors import UserError
-
-# Normals, absolute. float32: XLA's log1p errs by an ulp, which Giles' polynomial carries on; measured 4.8e-7 (an ulp
-# beyond 4 standard deviations), and 0.94% of the numbers differ at all.
-NORMAL_FLOAT32 = 1e-6
-NORMAL_FLOAT32_UNEQUAL = 0.02
-# float64: two accurate inverses of the same rounded argument; measured 4e-15.
-NORMAL_FLOAT64 = 1e-13
-# Noise for a (64, 32, 32, 1) batch must not dominate a step. Measured 4 ms.
-NOISE_SECONDS = 0.020
 
 SEEDS = [0, 1, 20240229, 2**31, 2**32 - 1]
 SHAPES = [(), (0,), (1,), (7,), (3, 5, 11), (1021,)]

@@ -63,6 +63,7 @@ class Progress:
         self.steps_per_epoch, self.intervals, self.total = steps_per_epoch, intervals, total
         self.first: tuple[int, float] | None = None  # step and time after the first dispatch, which compiles
         self.announced = False
+        self.paused: float | None = None  # since when
         self.row_time, self.row_step, self.shown_loss, self.speed = time.perf_counter(), start, None, None
         self.bar = tqdm(
             total=total,
@@ -102,7 +103,7 @@ class Progress:
 
     def row(self, step: int, **extra) -> None:
         """Write the row of the steps since the last one."""
-        now = time.perf_counter()
+        now = self.paused or time.perf_counter()
         images = (step - self.row_step) * self.config.training.batch_size
         self.row_step, elapsed, self.row_time = step, now - self.row_time, now
         epoch = (step - 1) // self.steps_per_epoch
@@ -111,9 +112,9 @@ class Progress:
     @contextmanager
     def pause(self):
         """Time spent inside does not count as training."""
-        start = time.perf_counter()
+        self.paused = time.perf_counter()
         yield
-        away = time.perf_counter() - start
+        away, self.paused = time.perf_counter() - self.paused, None
         self.row_time += away
         if self.first is not None:
             self.first = (self.first[0], self.first[1] + away)

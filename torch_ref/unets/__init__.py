@@ -7,11 +7,11 @@ from torch_ref.config import ConvBlockConfig, NetworkConfig
 from torch_ref.unets.conv_block import ConvBlockUNet
 
 
-def conv_block(config: ConvBlockConfig, image_channels: int, dtype) -> ConvBlockUNet:
+def build_conv_block(config: ConvBlockConfig, image_channels: int, dtype) -> ConvBlockUNet:
     return ConvBlockUNet(image_channels, config.widths, config.time_width, dtype)
 
 
-BUILDERS = {"conv_block": conv_block}
+BUILDERS = {"conv_block": build_conv_block}
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Module:
