@@ -19,7 +19,7 @@ GOLDEN_SCHEDULE = 1e-6
 GOLDEN_POSTERIOR = {"1e-4": 2e-4, "1e-5": 2e-3}
 # Absolute. x_t from the float32 schedule; measured 2.6e-6.
 GOLDEN_NOISING = 6e-6
-# Absolute. A frequency whose last bit differs (2 of 128 at d = 256) moves a phase of 999 by up to 6e-5. Measured 2.9e-5.
+# Absolute. A frequency whose last bit differs (2 of 128 at d = 256) shifts t = 999 by 6e-5. Measured 2.9e-5.
 GOLDEN_EMBEDDING = 6e-5
 # Of the largest magnitude, at least 1. 1000 steps with tables that differ by GOLDEN_SCHEDULE; unclamped, the formula
 # for eps lets x grow to 267. Measured 6.3e-6.
