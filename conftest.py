@@ -8,7 +8,8 @@ import tempfile
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook("jax_ddpm", "beartype.beartype")
+ANNOTATED = ("arrays", "diffusion", "embeddings", "samplers", "unets", "training.state", "training.step")
+install_import_hook([f"jax_ddpm.{name}" for name in ANNOTATED], "beartype.beartype")
 
 cache = tempfile.mkdtemp(prefix="jax_ddpm_tests_")
 atexit.register(shutil.rmtree, cache, ignore_errors=True)

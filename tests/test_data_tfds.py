@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shared_data import SHARED, needs_shared
 
 from jax_ddpm import data
 from jax_ddpm.errors import UserError
+from tests.shared_data import SHARED, needs_shared
 
 WRITE = """
 import io, sys
