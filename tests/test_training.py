@@ -172,25 +172,30 @@ def test_flips_mirror_about_half_of_the_images():
 
 
 DEVICES = """
-import sys
+import json, sys
+import jax
 from jax_ddpm.config import RunConfig, from_json
 from jax_ddpm.training.loop import train
-import jax
-assert len(jax.devices()) == int(sys.argv[1]), jax.devices()
-train(from_json(RunConfig, sys.argv[2], "argument"), sys.argv[3], log=lambda line: None)
+count, folder, *configs = sys.argv[1:]
+assert len(jax.devices()) == int(count), jax.devices()
+for number, config in enumerate(configs):
+    train(from_json(RunConfig, config, "argument"), f"{folder}/{number}", log=lambda line: None)
 """
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}])
-def test_four_devices_train_like_one(tmp_path, changes):
-    config = small(steps=8, ema_decay=0.5, **changes)
+def test_four_devices_train_like_one(tmp_path):
+    """Plainly, and with each batch in parts: losses and validation losses."""
+    configs = [small(widths=(32,), steps=8, **changes) for changes in ({}, {"accumulate": 2})]
     results = {}
     for count in (1, 4):
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
-        arguments = [sys.executable, "-c", DEVICES, str(count), to_json(config), str(tmp_path / str(count))]
+        arguments = [sys.executable, "-c", DEVICES, str(count), str(tmp_path / str(count)), *map(to_json, configs)]
         subprocess.run(arguments, env=environment, check=True, capture_output=True)
-        rows = (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
-        results[count] = [(row["loss"], row.get("validation_loss")) for row in map(json.loads, rows)]
-    assert len(results[1]) == 2 and results[1][-1][1] is not None
-    for one, four in zip(results[1], results[4], strict=True):
-        np.testing.assert_allclose([x for x in one if x], [x for x in four if x], rtol=1e-5)
+        rows = [
+            json.loads(line)
+            for number in range(len(configs))
+            for line in (tmp_path / str(count) / str(number) / "metrics.jsonl").read_text().splitlines()
+        ]
+        results[count] = [row[name] for row in rows for name in ("loss", "validation_loss") if name in row]
+    assert len(results[1]) == len(results[4]) == 2 * 3
+    np.testing.assert_allclose(results[4], results[1], rtol=1e-5)
