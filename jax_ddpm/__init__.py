@@ -6,17 +6,19 @@ The names below are loaded when they are first used: `import jax_ddpm` itself lo
 import importlib
 
 PUBLIC = {
-    "ConvBlockConfig": "config",
+    "ConvBlockConfig": "network_config",
     "DataConfig": "config",
     "DiffusionConfig": "config",
     "ModelInfo": "config",
     "OutputConfig": "config",
     "RunConfig": "config",
     "TrainingConfig": "config",
-    "preset": "config",
     "UserError": "errors",
     "make_tables": "schedules",
+    "NetworkConfig": "network_config",
     "build": "unets",
+    "register": "unets",
+    "preset": "presets",
     "Model": "model_files",
     "load_model": "model_files",
     "sample": "samplers",

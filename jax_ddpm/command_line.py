@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from jax_ddpm.config import PRESETS, Clip, Objective, RunConfig, Schedule, Variance, preset
+from jax_ddpm.config import Clip, Objective, RunConfig, Schedule, Variance
 from jax_ddpm.errors import UserError
+from jax_ddpm.presets import PRESETS, preset
 from jax_ddpm.training import run_folder
 from torch_ref.errors import UserError as TorchUserError
 
@@ -50,7 +51,7 @@ def parse_run(
     """The flags of a training command: defaults from the preset, or from the run that is resumed."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, dataset, out = (value_of(flag, arguments) for flag in ("preset", "dataset", "out"))
-    default = preset(name if name in PRESETS else None, dataset or "digits")
+    default = preset(name if name in PRESETS else None, dataset)
     if "--resume" in arguments:
         default = run_folder.load_config(Path(out) if out else default_out(default))
     markers = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)

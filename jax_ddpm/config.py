@@ -7,12 +7,11 @@ its `model.safetensors` is a `ModelInfo`.
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal
 
-import tyro
-
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import UserError, one_of, require
+from jax_ddpm.network_config import ConvBlockConfig, NetworkConfig
 
 Schedule = Literal["linear", "cosine", "sigmoid"]
 Objective = Literal["eps", "x0", "v"]
@@ -43,48 +42,6 @@ class DataConfig:
     """Share of the training images held out. Default: the data set's own test split, or a tenth where it has none."""
     flip: bool = False
     """Flip half of the training images left to right, at random."""
-
-
-@dataclass(frozen=True)
-class ConvBlockConfig:
-    """Arguments of `conv_block`, the ConvBlock UNet."""
-
-    __pydantic_config__ = STRICT
-
-    name: tyro.conf.Suppress[Literal["conv_block"]] = "conv_block"
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Channels per level, each twice the one before; a level halves height and width."""
-    time_width: int = 256
-    """Width of the time embedding."""
-
-    def check(self, image_size: int | None = None) -> None:
-        """UserError that names the wrong field, or the sizes that these widths can take."""
-        require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
-        for width in self.widths:
-            require(
-                width > 0 and width % 32 == 0,
-                "widths",
-                self.widths,
-                f"GroupNorm's 32 groups cannot divide {width} channels; expected multiples of 32, such as 32 64 128",
-            )
-        doubled = all(b == 2 * a for a, b in zip(self.widths, self.widths[1:], strict=False))
-        require(doubled, "widths", self.widths, "each width must be twice the one before, such as 64 128 256")
-        require(
-            self.time_width > 0 and self.time_width % 2 == 0, "time_width", self.time_width, "expected an even number"
-        )
-        multiple = 2 ** (len(self.widths) - 1)
-        if image_size is not None and (image_size < multiple or image_size % multiple):
-            below = image_size // multiple * multiple
-            near = [size for size in (below, below + multiple) if size > 0]
-            raise UserError(
-                f"image_size = {image_size}: a network of {len(self.widths)} levels halves the image "
-                f"{len(self.widths) - 1} times, so its size must be a multiple of {multiple}.\n"
-                f"Nearest: --image-size {' or '.join(map(str, near))}; or fewer --widths."
-            )
-
-
-NetworkConfig = ConvBlockConfig
-NETWORKS: dict[str, type] = {"conv_block": ConvBlockConfig}
 
 
 @dataclass(frozen=True)
@@ -223,9 +180,9 @@ class RunConfig:
     __pydantic_config__ = STRICT
 
     preset: str = "digits"
-    """Recipe that the other flags start from: digits, tiny, conv_block. Default: digits for digits, else conv_block."""
+    """Recipe that the other flags start from: see --list-presets. Default: digits for digits, else conv_block."""
     data: DataConfig = DataConfig()
-    network: NetworkConfig = ConvBlockConfig()
+    network: NetworkConfig = field(default_factory=ConvBlockConfig)
     diffusion: DiffusionConfig = DiffusionConfig()
     training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
@@ -254,53 +211,6 @@ class ModelInfo:
     step: int | None = None
     """Optimiser steps behind the weights, where known."""
     format_version: int = FORMAT_VERSION
-
-
-def preset(name: str | None = None, dataset: str = "digits") -> RunConfig:
-    """The recipe `name` on a data set; None takes `digits` for the digits and `conv_block` for all else.
-
-    Raises UserError for an unknown name.
-    """
-    name = name or ("digits" if dataset == "digits" else "conv_block")
-    recipe = PRESETS.get(name)
-    if recipe is None:
-        raise UserError(f"Unknown preset '{name}': expected one of {', '.join(PRESETS)}.")
-    image_size = 8 if dataset == "digits" and name != "conv_block" else recipe.data.image_size
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, dataset=dataset, image_size=image_size))
-
-
-PRESETS: dict[str, RunConfig] = {
-    # Real 8x8 digits, readable after a minute or two on two cores.
-    "digits": RunConfig(
-        preset="digits",
-        data=DataConfig(image_size=8),
-        network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
-        training=TrainingConfig(epochs=60, learning_rate=2e-3, ema_decay=0.999),  # of 25 steps
-        output=OutputConfig(validate_every=250),
-    ),
-    # Any data, on a CPU.
-    "tiny": RunConfig(
-        preset="tiny",
-        data=DataConfig(image_size=16),
-        network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
-        training=TrainingConfig(epochs=5, learning_rate=1e-3, ema_decay=0.999),
-    ),
-    # The full-size ConvBlock UNet and its published recipe.
-    "conv_block": RunConfig(
-        preset="conv_block",
-        training=TrainingConfig(epochs=1000),
-        output=OutputConfig(sample_every=10_000),
-    ),
-}
-
-
-def require(condition: bool, name: str, value, expected: str) -> None:
-    if not condition:
-        raise UserError(f"{name} = {value}: {expected}.")
-
-
-def one_of(name: str, value, choices) -> None:
-    require(value in get_args(choices), name, value, f"expected one of {', '.join(get_args(choices))}")
 
 
 def slug(dataset: str) -> str:

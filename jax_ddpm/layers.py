@@ -12,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from jax_ddpm import rng
+
 HIGHEST = lax.Precision.HIGHEST  # float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs
 
 
@@ -119,3 +121,29 @@ def fan_in(layer: Linear | Conv | ConvTranspose2x2) -> int:
     """What PyTorch's initialisers call fan-in: for a transposed convolution the *output* channels times k^2."""
     shape = layer.kernel.shape
     return math.prod(shape[:-2]) * shape[-1] if isinstance(layer, ConvTranspose2x2) else math.prod(shape[:-1])
+
+
+def keep(h):
+    """No dropout."""
+    return h
+
+
+class Dropout:
+    """Dropout of one forward pass (Srivastava et al. 2014): a value is 0 with probability `rate`, else over 1 - rate.
+
+    Call number n (the n-th dropout layer on the way) draws image i's mask, (H, W, C), at (DROPOUT, step, n, i), i being
+    the image's place in the whole batch: masks do not depend on how a batch is split.
+    """
+
+    def __init__(self, rate: float, seed: int, step, images):
+        """images: integers (B,), the places of the images in the batch."""
+        self.rate, self.images = rate, images
+        self.key = rng.key(seed, rng.DROPOUT, step)
+        self.calls = 0
+
+    def __call__(self, h):
+        layer = jax.random.fold_in(self.key, self.calls)
+        self.calls += 1
+        keys = jax.vmap(lambda image: jax.random.fold_in(layer, image))(jnp.asarray(self.images, jnp.uint32))
+        u = jax.vmap(lambda k: jax.random.uniform(k, h.shape[1:], jnp.float32))(keys)
+        return jnp.where(u >= jnp.float32(self.rate), h / (1 - self.rate), 0)

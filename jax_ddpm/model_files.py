@@ -18,18 +18,10 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from jax_ddpm import unets, weights
-from jax_ddpm.config import (
-    FORMAT_VERSION,
-    ConvBlockConfig,
-    DiffusionConfig,
-    ModelInfo,
-    NetworkConfig,
-    Precision,
-    from_json,
-    one_of,
-    preset,
-)
-from jax_ddpm.errors import UserError
+from jax_ddpm.config import FORMAT_VERSION, DiffusionConfig, ModelInfo, Precision, from_json
+from jax_ddpm.errors import UserError, one_of
+from jax_ddpm.presets import preset
+from jax_ddpm.recognise import recognise
 from jax_ddpm.weights import StateDict
 
 MODEL_FILE = "model.safetensors"
@@ -76,7 +68,7 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     given = {name: value for name, value in diffusion.items() if value is not None}
     if info is None:
         network, channels = recognise(values, str(path))
-        recipe = preset(network.name, "")
+        recipe = preset(network.name)
         size = recipe.data.image_size
         info = ModelInfo(network=network, image_shape=(size, size, channels), diffusion=recipe.diffusion)
     else:
@@ -183,19 +175,6 @@ def strip_prefixes(values: Mapping[str, np.ndarray], source: str) -> StateDict:
             raise UserError(f"{source} holds {plain} twice, under different prefixes.")
         stripped[plain] = value
     return stripped
-
-
-def recognise(values: StateDict, source: str) -> tuple[NetworkConfig, int]:
-    """The network's settings and its image channels, from names and shapes. UserError for anything else."""
-    first, time = values.get("enc_convs.0.seq1.0.weight"), values.get("time_emb.1.weight")
-    if first is not None and time is not None and first.ndim == 4 and time.ndim == 2:
-        levels = 0
-        while (conv := values.get(f"enc_convs.{levels}.seq1.0.weight")) is not None and conv.ndim == 4:
-            levels += 1
-        widths = tuple(len(values[f"enc_convs.{level}.seq1.0.weight"]) for level in range(levels))
-        return ConvBlockConfig(widths=widths, time_width=time.shape[0]), first.shape[1]
-    some = ", ".join(list(values)[:3]) or "no arrays"
-    raise UserError(f"{source} holds no network that is known here (conv_block); its first names: {some}.")
 
 
 def check_output(path: str | os.PathLike) -> None:

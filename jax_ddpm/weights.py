@@ -15,32 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_ddpm import rng
+from jax_ddpm import names, rng
 from jax_ddpm.errors import UserError
 from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear, fan_in
 
 StateDict = dict[str, np.ndarray]
-
-# PyTorch's module or buffer, and ours. {} stands for a number.
-CONV_BLOCK = {
-    "time_emb.0.J": "time_embedding.frequencies",
-    "time_emb.1": "time_embedding.linear",
-    **{
-        f"{theirs}.{{}}.{torch_layer}": f"{ours}.{{}}.{layer}"
-        for theirs, ours in (("enc_convs", "encoder"), ("dec_convs", "decoder"))
-        for torch_layer, layer in (
-            ("seq1.0", "conv1"),
-            ("seq1.1", "norm1"),
-            ("time_emb_linear", "time_linear"),
-            ("seq2.0", "conv2"),
-            ("seq2.1", "norm2"),
-            ("residual", "residual"),
-        )
-    },
-    "deconvs.{}": "upsamplers.{}",
-    "output": "output",
-}
-NAMES = {"ConvBlockUNet": CONV_BLOCK}
 
 # Of each layer: PyTorch's parameter, ours, and the axes of ours in PyTorch's order.
 LAYOUTS = {
@@ -73,23 +52,20 @@ class Entry:
 
 
 def entries(network: nnx.Module) -> list[Entry]:
-    """Every array of a network with its PyTorch name.
+    """Every array of a network with its PyTorch name: by the table in `names.py`, else by its own attributes.
 
-    Raises UserError for a network without a table of names, or for an array that the table does not name.
+    Raises UserError for arrays that the table does not name, or that are neither parameters nor buffers.
     """
-    table = NAMES.get(type(network).__name__)
-    if table is None:
-        raise UserError(f"No PyTorch names are known for {type(network).__name__}: add a table to weights.NAMES.")
-    rules = [(theirs, re.compile(re.escape(ours).replace(r"\{\}", r"(\d+)"))) for theirs, ours in table.items()]
-    found, unnamed = [], {}
+    kind = type(network).__name__
+    table = names.TORCH_NAMES.get(kind)
+    found, rest = [], {}
     for path, node in nnx.iter_graph(network):
         place = ".".join(map(str, path))
         if isinstance(node, nnx.Variable):
-            unnamed[id(node)] = place
-        match = next((match for theirs, rule in rules if (match := (theirs, rule.fullmatch(place)))[1]), None)
-        if match is None:
+            rest[id(node)] = (place, node)
+        name = translated(table, place) if table else place if type(node) in LAYOUTS else None
+        if name is None:
             continue
-        name = match[0].format(*match[1].groups())
         if isinstance(node, nnx.Variable):
             found.append(Entry(name, None, node, tuple(range(len(node.shape)))))
         else:
@@ -97,10 +73,23 @@ def entries(network: nnx.Module) -> list[Entry]:
                 Entry(f"{name}.{theirs}", node, getattr(node, ours), axes) for theirs, ours, axes in LAYOUTS[type(node)]
             ]
     for entry in found:
-        unnamed.pop(id(entry.variable), None)
-    if unnamed:
-        raise UserError(f"{type(network).__name__} has arrays without a PyTorch name: {', '.join(unnamed.values())}.")
-    return found
+        rest.pop(id(entry.variable), None)
+    wrong = [place for place, node in rest.values() if table or not isinstance(node, nnx.Param | Buffer)]
+    if wrong:
+        expected = (
+            "arrays that are neither parameters nor buffers" if table is None else "arrays without a PyTorch name"
+        )
+        raise UserError(f"{kind} has {expected}: {', '.join(wrong)}.")
+    return found + [Entry(place, None, node, tuple(range(len(node.shape)))) for place, node in rest.values()]
+
+
+def translated(table: Mapping[str, str], place: str) -> str | None:
+    """PyTorch's name of a place in our network; None where the table has none."""
+    for theirs, ours in table.items():
+        match = re.fullmatch(re.escape(ours).replace(r"\{\}", r"(\d+)"), place)
+        if match:
+            return theirs.format(*match.groups())
+    return None
 
 
 def state_dict(network: nnx.Module) -> StateDict:
@@ -134,11 +123,11 @@ def initialise(network: nnx.Module, seed: int) -> None:
     """Fill a network, in place, with PyTorch's default initial values, each drawn at (PARAMS, crc32 of its name there).
 
     Kernels: kaiming-uniform with a = sqrt(5), that is uniform within 1/sqrt(fan_in); so are their biases. Norms: one
-    and zero. Buffers keep the value that the network computes.
+    and zero. What belongs to no layer, such as buffers, keeps the value that the network was built with.
     """
     fresh = {entry.name: entry for entry in entries(network)}
     for name, entry in fresh.items():
-        if isinstance(entry.variable, Buffer):
+        if entry.layer is None:
             continue
         if isinstance(entry.layer, GroupNorm):
             value = np.full(entry.shape, 1 if name.endswith("weight") else 0, np.float32)

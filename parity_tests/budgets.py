@@ -80,3 +80,9 @@ RATE = 1.2e-7
 # Parameters after three steps, in learning rates. Adam divides by |gradient|, so where that is small its relative error
 # shows; and optax rounds 1 - 0.999^step in float32. Measured 2.4e-4, and 6.4e-8, which is the learning rate's ulp.
 UPDATE = {np.float32: 1e-3, np.float64: 2e-7}
+
+# Any of the networks, small, with random weights: the same budgets as the ladder's. Measured 5e-7 and 1.5e-15.
+OUTPUT = {np.float32: NETWORK_FLOAT32, np.float64: NETWORK_FLOAT64}
+GRADIENT = {np.float32: GRADIENT_FLOAT32, np.float64: GRADIENT_FLOAT64}
+# Between float32 and bfloat16 activations of one framework, as a share of the largest output: eight bits of mantissa.
+BFLOAT16 = 0.1

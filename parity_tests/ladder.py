@@ -19,7 +19,8 @@ import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import data, diffusion, embeddings, rng, samplers, unets, weights
-from jax_ddpm.config import ConvBlockConfig, DataConfig, DiffusionConfig, RunConfig, TrainingConfig
+from jax_ddpm.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
+from jax_ddpm.network_config import ConvBlockConfig, NetworkConfig
 from jax_ddpm.schedules import make_tables
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import make_optimizer, make_train_step
@@ -105,7 +106,7 @@ def noising() -> float:
 # Networks
 
 
-def random_weights(config: ConvBlockConfig, channels: int) -> dict[str, np.ndarray]:
+def random_weights(config: NetworkConfig, channels: int) -> dict[str, np.ndarray]:
     """Weights by the golden rule: norms and biases are not at their special initial values."""
     network = unets.build(config, channels)
     return {
@@ -114,9 +115,8 @@ def random_weights(config: ConvBlockConfig, channels: int) -> dict[str, np.ndarr
     }
 
 
-def pair(values: dict[str, np.ndarray], config: ConvBlockConfig, dtype):
+def pair(values: dict[str, np.ndarray], config: NetworkConfig, channels: int, dtype):
     """The network in both frameworks with the same weights."""
-    channels = values["output.bias"].shape[0]
     ours, theirs = unets.build(config, channels), torch_ref.unets.build(config, channels)
     weights.load_state_dict(ours, values, dtype)
     torch_ref.weights.load_state_dict(theirs, values, dtype)
@@ -128,11 +128,11 @@ def inputs(batch: int, size: int, channels: int, dtype):
     return g.standard_normal((batch, size, size, channels)).astype(dtype), g.integers(0, 1000, batch)
 
 
-def network(values, config=NETWORK, *, size=16, batch=3, dtype=np.float32) -> float:
+def network(values, config=NETWORK, *, channels=1, size=16, batch=3, dtype=np.float32) -> float:
     """Of the network's outputs."""
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = pair(values, config, dtype)
-        x, t = inputs(batch, size, values["output.bias"].shape[0], dtype)
+        ours, theirs = pair(values, config, channels, dtype)
+        x, t = inputs(batch, size, channels, dtype)
         graph, state = nnx.split(ours)
         y = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t))(state, x, t)
         assert y.dtype == dtype
@@ -143,18 +143,18 @@ def block() -> float:
     """Of one ConvBlock alone, float64."""
     values = random_weights(NETWORK, 1)
     with jax.enable_x64(True):
-        ours, theirs = pair(values, NETWORK, np.float64)
+        ours, theirs = pair(values, NETWORK, 1, np.float64)
         g = np.random.default_rng(3)
         x, time = g.standard_normal((2, 8, 8, 32)), g.standard_normal((2, 64))
         y = ours.encoder[1](jnp.asarray(x), jnp.asarray(time))
         return relative(y, channels_last(theirs.enc_convs[1](channels_first(x), torch.from_numpy(time))))
 
 
-def gradients(values, config=NETWORK, *, size=8, batch=3, dtype=np.float64) -> float:
+def gradients(values, config=NETWORK, *, channels=1, size=8, batch=3, dtype=np.float64) -> float:
     """Of every parameter's gradient, as a share of the largest gradient of all."""
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = pair(values, config, dtype)
-        x, t = inputs(batch, size, values["output.bias"].shape[0], dtype)
+        ours, theirs = pair(values, config, channels, dtype)
+        x, t = inputs(batch, size, channels, dtype)
         graph, params, rest = nnx.split(ours, nnx.Param, ...)
         grads = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))))(params)
         as_network = weights.state_dict(nnx.merge(graph, grads, rest))
@@ -167,37 +167,40 @@ def gradients(values, config=NETWORK, *, size=8, batch=3, dtype=np.float64) -> f
 # Training
 
 
-def images() -> np.ndarray:
+@cache
+def digits() -> np.ndarray:
     return data.load("digits", 8, log=lambda line: None).train
 
 
-def batch(step: int, count: int) -> np.ndarray:
-    return images()[data.batch_indices(RUN.training.seed, step, count, RUN.training.batch_size)]
+def batch(step: int, images: np.ndarray) -> np.ndarray:
+    return images[data.batch_indices(RUN.training.seed, step, len(images), RUN.training.batch_size)]
 
 
-def train_jax(run: RunConfig, steps: int, dtype=np.float32):
-    """Losses, parameters and EMA after `steps` steps on digits."""
+def train_jax(run: RunConfig, steps: int, dtype=np.float32, images: np.ndarray | None = None):
+    """Losses, parameters and EMA after `steps` steps on images, uint8 (N, H, W, C); the digits by default."""
+    images = digits() if images is None else images
     with jax.enable_x64(dtype == np.float64):
-        net = unets.build(run.network, 1)
+        net = unets.build(run.network, images.shape[-1])
         weights.initialise(net, run.training.seed)
         optimizer = make_optimizer(run.training, STEPS)
         graph, state = create_state(net, optimizer, True, dtype)
         step = jax.jit(make_train_step(graph, optimizer, run, STEPS))
-        losses, count = [], len(images())
+        losses = []
         for number in range(steps):
-            state, metrics = step(state, batch(number, count))
+            state, metrics = step(state, batch(number, images))
             losses.append(float(metrics["loss"]))
         return losses, *(weights.state_dict(nnx.merge(graph, p, state.buffers)) for p in (state.params, state.ema))
 
 
-def train_torch(run: RunConfig, steps: int, dtype=np.float32):
-    net = torch_ref.unets.build(run.network, 1)
+def train_torch(run: RunConfig, steps: int, dtype=np.float32, images: np.ndarray | None = None):
+    images = digits() if images is None else images
+    net = torch_ref.unets.build(run.network, images.shape[-1])
     torch_ref.weights.initialise(net, run.training.seed)
     net.to(TORCH[dtype])
     state = torch_ref.step.create_state(net, torch_ref.step.make_optimizer(run.training, net), True, TORCH[dtype])
-    step, losses, count = torch_ref.step.make_train_step(run, STEPS), [], len(images())
+    step, losses = torch_ref.step.make_train_step(run, STEPS), []
     for number in range(steps):
-        state, metrics = step(state, batch(number, count))
+        state, metrics = step(state, batch(number, images))
         losses.append(metrics["loss"])
     return losses, *(torch_ref.weights.state_dict(n) for n in (state.network, state.ema))
 
@@ -210,10 +213,10 @@ def furthest(ours: dict, theirs: dict) -> float:
     return float(max(np.abs(ours[name] - theirs[name]).max() for name in ours))
 
 
-def optimiser_step(**changes) -> float:
+def optimiser_step(run: RunConfig = RUN, images: np.ndarray | None = None, **changes) -> float:
     """Of the parameters after one step in float64, in units of the learning rate."""
-    run = in_double(RUN, **changes)
-    ours, theirs = train_jax(run, 1, np.float64), train_torch(run, 1, np.float64)
+    run = in_double(run, **changes)
+    ours, theirs = train_jax(run, 1, np.float64, images), train_torch(run, 1, np.float64, images)
     return furthest(ours[1], theirs[1]) / run.training.learning_rate
 
 
@@ -272,7 +275,7 @@ def sampled(dtype) -> tuple[np.ndarray, np.ndarray]:
     """Eight whole 1000-step samples of the trained network, (8, 8, 8, 1), from both frameworks."""
     settings = {"config": DiffusionConfig(), "image_shape": (8, 8, 1)}
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = pair(trained()[2], NETWORK, dtype)
+        ours, theirs = pair(trained()[2], NETWORK, 1, dtype)
         a = samplers.sample(ours, 8, 11, **settings, dtype=dtype)
         b = torch_ref.samplers.sample(theirs, 8, 11, **settings, dtype=TORCH[dtype])
     return a, b
@@ -307,9 +310,9 @@ RUNGS = {
         budgets.NETWORK_FLOAT64, lambda: network(random_weights(NETWORK, 1), dtype=np.float64)
     ),
     "network, trained weights, float64": Rung(budgets.NETWORK_FLOAT64, lambda: network(trained()[1], dtype=np.float64)),
-    "gradients, float64": Rung(budgets.GRADIENT_FLOAT64, lambda: gradients(random_weights(NETWORK, 3))),
+    "gradients, float64": Rung(budgets.GRADIENT_FLOAT64, lambda: gradients(random_weights(NETWORK, 3), channels=3)),
     "gradients, float32": Rung(
-        budgets.GRADIENT_FLOAT32, lambda: gradients(random_weights(NETWORK, 3), dtype=np.float32)
+        budgets.GRADIENT_FLOAT32, lambda: gradients(random_weights(NETWORK, 3), channels=3, dtype=np.float32)
     ),
     "one Adam step, float64": Rung(budgets.UPDATE_FLOAT64, optimiser_step),
     "one AdamW step, clipped, float64": Rung(

@@ -181,7 +181,7 @@ FAULTS = {
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
     "noise drawn in NCHW": (swap(torch_ref.step, "draw", drawn_channels_first), "50 training steps, losses, float32"),
     "batch order": (
-        swap(ladder, "batch", lambda batch: lambda step, count: batch(step + 1, count)),
+        swap(ladder, "batch", lambda batch: lambda step, images: batch(step + 1, images)),
         "50 training steps, losses, float32",
     ),
     "Adam epsilon 1e-7": (optimizer_setting(eps=1e-7), "one Adam step, float64"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jax_ddpm import diffusion, samplers, unets, weights
-from jax_ddpm.config import ConvBlockConfig
 from jax_ddpm.embeddings import interleaved, interleaved_frequencies
+from jax_ddpm.network_config import ConvBlockConfig
 from jax_ddpm.schedules import make_tables
 from parity_tests import budgets
 from parity_tests.golden_weights import GOLDEN, golden_state_dict

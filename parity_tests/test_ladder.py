@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_ddpm.config import ConvBlockConfig
+from jax_ddpm.network_config import ConvBlockConfig
 from parity_tests import budgets, ladder
 
 
@@ -27,7 +27,7 @@ def test_rung(name):
 def test_any_configuration(first_width, levels, time_width, multiple, channels, batch):
     config = ConvBlockConfig(widths=tuple(first_width * 2**level for level in range(levels)), time_width=time_width)
     values = ladder.random_weights(config, channels)
-    shape = {"size": multiple * 2 ** (levels - 1), "batch": batch}
+    shape = {"channels": channels, "size": multiple * 2 ** (levels - 1), "batch": batch}
     assert ladder.network(values, config, **shape, dtype=np.float64) <= budgets.NETWORK_FLOAT64
     assert ladder.gradients(values, config, **shape) <= budgets.GRADIENT_FLOAT64
 

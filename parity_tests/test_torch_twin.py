@@ -19,6 +19,8 @@ import jax_ddpm.diffusion
 import jax_ddpm.embeddings
 import jax_ddpm.layers
 import jax_ddpm.model_files
+import jax_ddpm.network_config
+import jax_ddpm.presets
 import jax_ddpm.rng
 import jax_ddpm.samplers
 import jax_ddpm.schedules
@@ -28,6 +30,7 @@ import torch_ref.config
 import torch_ref.diffusion
 import torch_ref.embeddings
 import torch_ref.model_files
+import torch_ref.network_config
 import torch_ref.rng
 import torch_ref.samplers
 import torch_ref.schedules
@@ -72,7 +75,10 @@ MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "diffusion": ["diffusion"],
     "embeddings": ["embeddings"],
     "errors": ["errors"],
+    "layers": ["layers"],
     "model_files": ["model_files"],
+    "network_config": ["network_config"],
+    "recognise": ["recognise"],
     "rng": ["rng"],
     "samplers": ["samplers"],
     "schedules": ["schedules"],
@@ -85,10 +91,22 @@ TRAINING_ONLY = "settings of training and data: the PyTorch trainer takes jax_dd
 PYTREES = "torch modules and optimisers hold their parameters, so that they are the state"
 NAMES = "PyTorch names are the module's own: nothing to translate"
 JAX_RANDOM = "what jax.random has"
+LAYERS = [
+    "Buffer",
+    "empty",
+    "Linear",
+    "Conv",
+    "convolve",
+    "convolve_2x2",
+    "ConvTranspose2x2",
+    "GroupNorm",
+    "fan_in",
+]
 ONLY_IN_JAX = {
     "config": dict.fromkeys(
-        ["DataConfig", "TrainingConfig", "OutputConfig", "RunConfig", "preset", "slug", "to_json"], TRAINING_ONLY
+        ["DataConfig", "TrainingConfig", "OutputConfig", "RunConfig", "slug", "to_json"], TRAINING_ONLY
     ),
+    "layers": dict.fromkeys(LAYERS, "torch.nn has it"),
     "model_files": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
         **dict.fromkeys(["check_output", "convert_to", "atomically"], "scripts/convert.py goes by jax_ddpm"),
@@ -98,10 +116,12 @@ ONLY_IN_JAX = {
         "num_parameters": "in model_files, for commands that only sample",
         "make_dispatch": "dispatching several steps at once is JAX's",
     },
+    "unets/__init__": {"register": "a network of one's own has no PyTorch twin"},
     "unets/conv_block": {"max_pool_2x2": "torch.nn.functional has it"},
     "weights": {
         "Entry": NAMES,
         "entries": NAMES,
+        "translated": NAMES,
         "uniform": "NumPy does not compile, so that shapes are free",
     },
 }
@@ -119,9 +139,10 @@ ONLY_IN_TORCH = {
         "clip_by_global_norm": "what optax has",
         "draw": "with the permutation of noise; one line in JAX",
     },
-    "weights": {"fan_in": "in layers.py in JAX, which has no layers of its own in torch_ref"},
+    "weights": {"fan_in": "in layers.py in JAX, whose layers are its own"},
 }
 OTHER_ARGUMENTS = {
+    "network_config": {"NetworkConfig": "in JAX with what pydantic needs"},
     "step": {
         "TrainState": PYTREES,
         "make_optimizer": PYTREES,
@@ -211,17 +232,19 @@ def test_importing_torch_ref_itself_loads_no_torch():
 
 def test_presets_are_those_of_jax():
     for name, info in torch_ref.config.PRESETS.items():
-        recipe = jax_ddpm.config.preset(name, "")
+        recipe = jax_ddpm.presets.preset(name)
         assert dataclasses.asdict(info.network) == dataclasses.asdict(recipe.network)
         assert dataclasses.asdict(info.diffusion) == dataclasses.asdict(recipe.diffusion)
         assert info.image_shape[0] == recipe.data.image_size
-    assert set(torch_ref.config.NETWORKS) == set(jax_ddpm.config.NETWORKS) == set(torch_ref.config.PRESETS)
+    assert (
+        set(torch_ref.network_config.NETWORKS) == set(jax_ddpm.network_config.NETWORKS) == set(torch_ref.config.PRESETS)
+    )
     assert torch_ref.config.FORMAT_VERSION == jax_ddpm.config.FORMAT_VERSION
 
 
 def info_of(package):
     config = package.config
-    network = config.ConvBlockConfig(widths=(32, 64), time_width=16)
+    network = package.network_config.ConvBlockConfig(widths=(32, 64), time_width=16)
     diffusion = config.DiffusionConfig(timesteps=7, schedule="cosine", objective="v", variance="posterior", clip="none")
     return config.ModelInfo(network=network, image_shape=(4, 6, 3), diffusion=diffusion, step=12)
 
@@ -234,10 +257,10 @@ def test_metadata_goes_both_ways():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"network": {"name": "conv_block", "width": 3}}, "network.width"),
-        ({"network": {"widths": [32, 6.5]}}, "network.widths.1"),
-        ({"network": {"widths": 32}}, "network.widths"),
-        ({"network": {"name": "other"}}, "network.name"),
+        ({"network": {"name": "conv_block", "width": 3}}, "network.*width"),
+        ({"network": {"name": "conv_block", "widths": [32, 6.5]}}, r"network.*widths\.1"),
+        ({"network": {"name": "conv_block", "widths": 32}}, "network.*widths"),
+        ({"network": {"name": "other"}}, "network"),
         ({"diffusion": {"timesteps": True}}, "diffusion.timesteps"),
         ({"diffusion": {"beta_start": "1e-4"}}, "diffusion.beta_start"),
         ({"diffusion": {"schedule": "quadratic"}}, "diffusion.schedule"),
@@ -385,8 +408,8 @@ NETWORK_SETTINGS = {"widths": (32, 64), "time_width": 32}
 
 def networks(dtype=np.float32, seed=7, channels=3, **settings):
     """A small conv_block with the same random weights in both."""
-    theirs = jax_ddpm.unets.build(jax_ddpm.config.ConvBlockConfig(**NETWORK_SETTINGS | settings), channels)
-    ours = torch_ref.unets.build(torch_ref.config.ConvBlockConfig(**NETWORK_SETTINGS | settings), channels)
+    theirs = jax_ddpm.unets.build(jax_ddpm.network_config.ConvBlockConfig(**NETWORK_SETTINGS | settings), channels)
+    ours = torch_ref.unets.build(torch_ref.network_config.ConvBlockConfig(**NETWORK_SETTINGS | settings), channels)
     jax_ddpm.weights.initialise(theirs, seed)
     values = jax_ddpm.weights.state_dict(theirs)
     jax_ddpm.weights.load_state_dict(theirs, values, dtype)
@@ -404,7 +427,7 @@ def test_network(dtype):
 
 
 def test_bfloat16_touches_activations_only():
-    settings = torch_ref.config.ConvBlockConfig(**NETWORK_SETTINGS)
+    settings = torch_ref.network_config.ConvBlockConfig(**NETWORK_SETTINGS)
     network = torch_ref.unets.build(settings, 3, torch.bfloat16)
     torch_ref.weights.load_state_dict(network, torch_ref.weights.state_dict(networks()[0]))
     seen = {}
@@ -459,8 +482,8 @@ def test_nothing_to_sample_is_refused(name):
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 def test_initial_weights_are_equal(seed):
-    theirs = jax_ddpm.unets.build(jax_ddpm.config.ConvBlockConfig(widths=(32, 64, 128), time_width=32), 3)
-    ours = torch_ref.unets.build(torch_ref.config.ConvBlockConfig(widths=(32, 64, 128), time_width=32), 3)
+    theirs = jax_ddpm.unets.build(jax_ddpm.network_config.ConvBlockConfig(widths=(32, 64, 128), time_width=32), 3)
+    ours = torch_ref.unets.build(torch_ref.network_config.ConvBlockConfig(widths=(32, 64, 128), time_width=32), 3)
     jax_ddpm.weights.initialise(theirs, seed)
     torch_ref.weights.initialise(ours, seed)
     values = jax_ddpm.weights.state_dict(theirs)
@@ -472,7 +495,7 @@ def test_initial_weights_are_equal(seed):
 
 def test_initial_weights_are_within_the_bounds_of_pytorch():
     """The largest of the numbers that PyTorch itself draws, and of ours, for layers of every kind."""
-    settings = torch_ref.config.ConvBlockConfig(widths=(32, 64), time_width=32)
+    settings = torch_ref.network_config.ConvBlockConfig(widths=(32, 64), time_width=32)
     fresh, ours = torch_ref.unets.build(settings, 3), torch_ref.unets.build(settings, 3)
     torch_ref.weights.initialise(ours, 1)
     for (name, a), b in zip(fresh.named_parameters(), ours.parameters(), strict=True):
@@ -551,7 +574,7 @@ def test_model_files_are_read_by_both(tmp_path):
 
 def info_of_network(package):
     config = package.config
-    network = config.ConvBlockConfig(**NETWORK_SETTINGS)
+    network = package.network_config.ConvBlockConfig(**NETWORK_SETTINGS)
     return config.ModelInfo(network=network, image_shape=(4, 4, 3), diffusion=config.DiffusionConfig(objective="v"))
 
 

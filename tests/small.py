@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from jax_ddpm.config import ConvBlockConfig, DataConfig, DiffusionConfig, OutputConfig, RunConfig, TrainingConfig
+from jax_ddpm.config import DataConfig, DiffusionConfig, OutputConfig, RunConfig, TrainingConfig
+from jax_ddpm.network_config import ConvBlockConfig
 
 SMALL = RunConfig(
     preset="tiny",

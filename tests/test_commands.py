@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from jax_ddpm.command_line import parse_run
-from jax_ddpm.config import preset
+from jax_ddpm.presets import preset
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FLAGS = ["--widths", "32", "64", "--time-width", "32", "--timesteps", "20", "--beta-end", "0.4", "--steps", "6"]
@@ -126,9 +126,9 @@ def test_help_is_quick_and_complete():
 
 
 def test_presets():
-    assert parse_run([]).config == preset("digits", "digits")
+    assert parse_run([]).config == preset("digits")
     config = parse_run(["--dataset", "fashion_mnist"]).config
-    assert config == preset("conv_block", "fashion_mnist")
+    assert config == preset("conv_block")
     assert config.data.image_size == 32 and config.network.widths == (64, 128, 256, 512, 1024)
     assert (config.diffusion.timesteps, config.diffusion.beta_start, config.diffusion.beta_end) == (1000, 1e-4, 0.02)
     training = config.training

@@ -7,8 +7,9 @@ import torch
 from safetensors.numpy import save_file
 
 from jax_ddpm import model_files, unets, weights
-from jax_ddpm.config import ConvBlockConfig, DiffusionConfig, ModelInfo
+from jax_ddpm.config import DiffusionConfig, ModelInfo
 from jax_ddpm.errors import UserError
+from jax_ddpm.network_config import ConvBlockConfig
 
 CONFIG = ConvBlockConfig(widths=(32, 64), time_width=32)
 INFO = ModelInfo(network=CONFIG, image_shape=(16, 16, 3), diffusion=DiffusionConfig(timesteps=50, clip="state"), step=7)

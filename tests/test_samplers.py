@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jax_ddpm import rng, samplers, unets, weights
-from jax_ddpm.config import ConvBlockConfig, DiffusionConfig
+from jax_ddpm.config import DiffusionConfig
 from jax_ddpm.errors import UserError
+from jax_ddpm.network_config import ConvBlockConfig
 from jax_ddpm.schedules import make_tables
 
 SHAPE = (8, 8, 1)

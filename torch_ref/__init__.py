@@ -6,7 +6,7 @@ Needs torch, numpy and safetensors alone. The names below are loaded when they a
 import importlib
 
 PUBLIC = {
-    "ConvBlockConfig": "config",
+    "ConvBlockConfig": "network_config",
     "DiffusionConfig": "config",
     "ModelInfo": "config",
     "UserError": "errors",

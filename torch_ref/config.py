@@ -5,7 +5,8 @@ import types
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from torch_ref.errors import UserError
+from torch_ref.errors import UserError, one_of, require
+from torch_ref.network_config import NETWORKS, ConvBlockConfig, NetworkConfig
 
 Schedule = Literal["linear", "cosine", "sigmoid"]
 Objective = Literal["eps", "x0", "v"]
@@ -14,40 +15,6 @@ Clip = Literal["x0", "state", "none"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 FORMAT_VERSION = 1  # of model.safetensors' metadata
-
-
-@dataclass(frozen=True)
-class ConvBlockConfig:
-    """Arguments of `conv_block`, the ConvBlock UNet."""
-
-    name: Literal["conv_block"] = "conv_block"
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Channels per level, each twice the one before; a level halves height and width."""
-    time_width: int = 256
-    """Width of the time embedding."""
-
-    def check(self, image_size: int | None = None) -> None:
-        """UserError that names the wrong field, or the sizes that these widths can take."""
-        require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
-        for width in self.widths:
-            require(width > 0 and width % 32 == 0, "widths", self.widths, "expected multiples of 32, such as 32 64 128")
-        doubled = all(b == 2 * a for a, b in zip(self.widths, self.widths[1:], strict=False))
-        require(doubled, "widths", self.widths, "each width must be twice the one before, such as 64 128 256")
-        require(
-            self.time_width > 0 and self.time_width % 2 == 0, "time_width", self.time_width, "expected an even number"
-        )
-        multiple = 2 ** (len(self.widths) - 1)
-        if image_size is not None:
-            require(
-                image_size >= multiple and image_size % multiple == 0,
-                "image_size",
-                image_size,
-                f"a network of {len(self.widths)} levels takes multiples of {multiple}",
-            )
-
-
-NetworkConfig = ConvBlockConfig
-NETWORKS: dict[str, type] = {"conv_block": ConvBlockConfig}
 
 
 @dataclass(frozen=True)
@@ -98,15 +65,6 @@ PRESETS: dict[str, ModelInfo] = {
 }
 
 
-def require(condition: bool, name: str, value, expected: str) -> None:
-    if not condition:
-        raise UserError(f"{name} = {value}: {expected}.")
-
-
-def one_of(name: str, value, choices) -> None:
-    require(value in get_args(choices), name, value, f"expected one of {', '.join(get_args(choices))}")
-
-
 def from_json(cls: type, text: str, source: str):
     """An object of a config dataclass from JSON text; `source` is named in errors.
 
@@ -125,7 +83,11 @@ def from_json(cls: type, text: str, source: str):
 def parsed(kind, value, place: str, faults: list[str]) -> Any:
     """`value`, out of JSON, as the annotation `kind` has it; what is wrong is appended to `faults` with its place."""
     if kind is NetworkConfig and isinstance(value, dict):
-        kind = NETWORKS.get(value.get("name", "conv_block"), kind)
+        name = value.get("name")
+        if name not in NETWORKS:
+            faults.append(f"{place}.name: {name!r} is not one of {', '.join(NETWORKS)}")
+            return None
+        kind = NETWORKS[name]
     if is_dataclass(kind) and isinstance(value, dict):
         return parsed_fields(kind, value, place, faults)
     if isinstance(kind, types.UnionType):  # X | None

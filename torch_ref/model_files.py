@@ -17,18 +17,9 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from torch_ref import unets, weights
-from torch_ref.config import (
-    FORMAT_VERSION,
-    PRESETS,
-    ConvBlockConfig,
-    DiffusionConfig,
-    ModelInfo,
-    NetworkConfig,
-    Precision,
-    from_json,
-    one_of,
-)
-from torch_ref.errors import UserError
+from torch_ref.config import FORMAT_VERSION, PRESETS, DiffusionConfig, ModelInfo, Precision, from_json
+from torch_ref.errors import UserError, one_of
+from torch_ref.recognise import recognise
 from torch_ref.weights import StateDict
 
 MODEL_FILE = "model.safetensors"
@@ -166,19 +157,6 @@ def strip_prefixes(values: Mapping[str, np.ndarray], source: str) -> StateDict:
             raise UserError(f"{source} holds {plain} twice, under different prefixes.")
         stripped[plain] = value
     return stripped
-
-
-def recognise(values: StateDict, source: str) -> tuple[NetworkConfig, int]:
-    """The network's settings and its image channels, from names and shapes. UserError for anything else."""
-    first, time = values.get("enc_convs.0.seq1.0.weight"), values.get("time_emb.1.weight")
-    if first is not None and time is not None and first.ndim == 4 and time.ndim == 2:
-        levels = 0
-        while (conv := values.get(f"enc_convs.{levels}.seq1.0.weight")) is not None and conv.ndim == 4:
-            levels += 1
-        widths = tuple(len(values[f"enc_convs.{level}.seq1.0.weight"]) for level in range(levels))
-        return ConvBlockConfig(widths=widths, time_width=time.shape[0]), first.shape[1]
-    some = ", ".join(list(values)[:3]) or "no arrays"
-    raise UserError(f"{source} holds no network that is known here (conv_block); its first names: {some}.")
 
 
 def write_model(path: str | os.PathLike, values: StateDict, info: ModelInfo) -> None:

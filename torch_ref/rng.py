@@ -18,7 +18,7 @@ from torch_ref.errors import UserError
 PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
 TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t
 NOISE = 2  # (NOISE, step): a (B, H, W, C) draw of eps
-DROPOUT = 3  # (DROPOUT, step, crc32 of the layer's PyTorch name)
+DROPOUT = 3  # (DROPOUT, step, number of the dropout layer, image's place in the batch): an (H, W, C) draw
 SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw; x_T at t = T
 FLIP = 5  # (FLIP, step): a (B,) draw of coins
 VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws of the validation loss

@@ -1,17 +1,14 @@
-"""The networks by the class of their settings."""
+"""The networks by the name in their settings."""
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from torch_ref.config import ConvBlockConfig, NetworkConfig
+from torch_ref.network_config import NetworkConfig
 from torch_ref.unets.conv_block import ConvBlockUNet
 
-
-def build_conv_block(config: ConvBlockConfig, image_channels: int, dtype) -> ConvBlockUNet:
-    return ConvBlockUNet(image_channels, config.widths, config.time_width, dtype)
-
-
-BUILDERS = {"conv_block": build_conv_block}
+CLASSES: dict[str, Callable[..., nn.Module]] = {"conv_block": ConvBlockUNet}
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Module:
@@ -22,4 +19,4 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Modu
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return BUILDERS[config.name](config, image_channels, dtype)
+    return CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)

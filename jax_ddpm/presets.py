@@ -1,0 +1,48 @@
+"""Recipes: whole settings of a run by a name, which flags override."""
+
+from dataclasses import replace
+
+from jax_ddpm.config import DataConfig, OutputConfig, RunConfig, TrainingConfig
+from jax_ddpm.errors import UserError
+from jax_ddpm.network_config import ConvBlockConfig
+
+
+def preset(name: str | None = None, dataset: str | None = None) -> RunConfig:
+    """The recipe `name`, on a data set other than its own where one is given.
+
+    Without a name: `digits` for the digits, which are also the default data set, and `conv_block` for all else. Raises
+    UserError for an unknown name.
+    """
+    name = name or ("digits" if dataset in (None, "digits") else "conv_block")
+    recipe = PRESETS.get(name)
+    if recipe is None:
+        raise UserError(f"Unknown preset '{name}': expected one of {', '.join(PRESETS)}.")
+    dataset = dataset or recipe.data.dataset
+    size = 8 if dataset == "digits" and name in ("digits", "tiny") else recipe.data.image_size
+    return replace(recipe, data=replace(recipe.data, dataset=dataset, image_size=size))
+
+
+PRESETS: dict[str, RunConfig] = {
+    # Real 8x8 digits, readable after a minute or two on two cores.
+    "digits": RunConfig(
+        preset="digits",
+        data=DataConfig(image_size=8),
+        network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
+        training=TrainingConfig(epochs=60, learning_rate=2e-3, ema_decay=0.999),  # of 25 steps
+        output=OutputConfig(validate_every=250),
+    ),
+    # Any data, on a CPU.
+    "tiny": RunConfig(
+        preset="tiny",
+        data=DataConfig(image_size=16),
+        network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
+        training=TrainingConfig(epochs=5, learning_rate=1e-3, ema_decay=0.999),
+    ),
+    # The full-size ConvBlock UNet and its published recipe.
+    "conv_block": RunConfig(
+        preset="conv_block",
+        data=DataConfig(dataset="fashion_mnist"),
+        training=TrainingConfig(epochs=1000),
+        output=OutputConfig(sample_every=10_000),
+    ),
+}

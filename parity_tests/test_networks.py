@@ -1,0 +1,115 @@
+"""Every network in both frameworks: initial weights, outputs, gradients, an optimiser step, whole samples, files."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import torch_ref.model_files
+import torch_ref.samplers
+import torch_ref.unets
+import torch_ref.weights
+from jax_ddpm import data, model_files, recognise, samplers, unets, weights
+from jax_ddpm.config import DiffusionConfig, ModelInfo, to_json
+from parity_tests import budgets, ladder
+from parity_tests.networks import CASES
+
+torch.set_num_threads(1)
+NETWORKS = pytest.mark.parametrize("name", CASES)
+
+
+def initialised(case, seed=5):
+    ours, theirs = unets.build(case.config, case.channels), torch_ref.unets.build(twin(case.config), case.channels)
+    weights.initialise(ours, seed)
+    torch_ref.weights.initialise(theirs, seed)
+    return ours, theirs
+
+
+def twin(config):
+    """The same settings as torch_ref has them."""
+    return torch_ref.network_config.NETWORKS[config.name](**config.arguments)
+
+
+@NETWORKS
+def test_initial_weights_are_equal(name):
+    ours, theirs = initialised(CASES[name])
+    a, b = weights.state_dict(ours), torch_ref.weights.state_dict(theirs)
+    assert set(a) == set(b)
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+@NETWORKS
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_outputs(name, dtype):
+    case = CASES[name]
+    values = ladder.random_weights(case.config, case.channels)
+    apart = ladder.network(values, case.config, channels=case.channels, size=case.size, dtype=dtype)
+    assert apart <= budgets.OUTPUT[dtype]
+
+
+@NETWORKS
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradients(name, dtype):
+    case = CASES[name]
+    values = ladder.random_weights(case.config, case.channels)
+    apart = ladder.gradients(values, case.config, channels=case.channels, size=case.size, dtype=dtype)
+    assert apart <= budgets.GRADIENT[dtype]
+
+
+@NETWORKS
+def test_one_optimiser_step(name):
+    case = CASES[name]
+    images = np.random.default_rng(9).integers(0, 256, (16, case.size, case.size, case.channels), np.uint8)
+    run = replace(ladder.RUN, network=case.config)
+    assert ladder.optimiser_step(run, images) <= budgets.UPDATE_FLOAT64
+
+
+@NETWORKS
+def test_samples_after_1000_steps(name):
+    case = CASES[name]
+    ours, theirs = initialised(case)
+    settings = {"image_shape": (case.size, case.size, case.channels)}
+    a = samplers.sample(ours, 2, 11, config=DiffusionConfig(), **settings)
+    b = torch_ref.samplers.sample(theirs.eval(), 2, 11, config=torch_ref.config.DiffusionConfig(), **settings)
+    difference = np.abs(data.to_uint8(a).astype(int) - data.to_uint8(b))
+    assert difference.max() <= 1
+    assert np.mean(difference != 0) <= budgets.PIXELS_FLOAT32
+
+
+@NETWORKS
+def test_files_are_recognised_and_read_by_both(name, tmp_path):
+    case = CASES[name]
+    values = weights.state_dict(initialised(case)[0])
+    config, channels = recognise.recognise(values, "x")
+    assert (config, channels) == (case.config, case.channels)
+    assert torch_ref.recognise.recognise(values, "x") == (twin(case.config), case.channels)
+    info = ModelInfo(
+        network=case.config, image_shape=(case.size, case.size, case.channels), diffusion=DiffusionConfig()
+    )
+    model_files.write_model(tmp_path / "model.safetensors", values, info)
+    ours, theirs = (
+        package.load_model(tmp_path / "model.safetensors") for package in (model_files, torch_ref.model_files)
+    )
+    assert ours.info == info and to_json(theirs.info) == to_json(info)
+    x, t = np.zeros((2, case.size, case.size, case.channels), np.float32), np.array([3, 900])
+    assert np.isfinite(np.asarray(ours(jnp.asarray(x), jnp.asarray(t)))).all()
+    for key, value in theirs.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), values[key], err_msg=key)
+
+
+@NETWORKS
+def test_bfloat16_touches_activations_only(name):
+    case = CASES[name]
+    ours, _ = initialised(case)
+    low = unets.build(case.config, case.channels, jnp.bfloat16)
+    weights.load_state_dict(low, weights.state_dict(ours))
+    x, t = ladder.inputs(2, case.size, case.channels, np.float32)
+    y, y_low = (np.asarray(jax.jit(lambda x, t, n=n: n(x, t))(x, t)) for n in (ours, low))
+    assert y_low.dtype == np.float32
+    assert 0 < np.abs(y - y_low).max() <= budgets.BFLOAT16 * np.abs(y).max()
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(nnx.state(low)))

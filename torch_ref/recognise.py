@@ -1,0 +1,41 @@
+"""Which network a stranger's arrays belong to, from names and shapes alone."""
+
+from torch_ref.errors import UserError
+from torch_ref.network_config import NETWORKS, ConvBlockConfig, NetworkConfig
+from torch_ref.weights import StateDict
+
+
+def recognise(values: StateDict, source: str) -> tuple[NetworkConfig, int]:
+    """The network's settings and its image channels. UserError for anything else."""
+    for network in RECOGNISERS:
+        found = network(values)
+        if found is not None:
+            return found
+    some = ", ".join(list(values)[:3]) or "no arrays"
+    raise UserError(f"{source} holds no network that is known here ({', '.join(NETWORKS)}); its first names: {some}.")
+
+
+def shape(values: StateDict, name: str, ndim: int) -> tuple[int, ...] | None:
+    """Of the array `name`, if it is there with so many axes."""
+    value = values.get(name)
+    return None if value is None or value.ndim != ndim else value.shape
+
+
+def count(values: StateDict, name: str, ndim: int) -> int:
+    """How many arrays there are of the names `name` with {} = 0, 1, 2, ..."""
+    number = 0
+    while shape(values, name.format(number), ndim) is not None:
+        number += 1
+    return number
+
+
+def conv_block(values: StateDict) -> tuple[NetworkConfig, int] | None:
+    first, time = shape(values, "enc_convs.0.seq1.0.weight", 4), shape(values, "time_emb.1.weight", 2)
+    if first is None or time is None:
+        return None
+    levels = count(values, "enc_convs.{}.seq1.0.weight", 4)
+    widths = tuple(len(values[f"enc_convs.{level}.seq1.0.weight"]) for level in range(levels))
+    return ConvBlockConfig(widths=widths, time_width=time[0]), first[1]
+
+
+RECOGNISERS = (conv_block,)
