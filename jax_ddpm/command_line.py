@@ -1,5 +1,6 @@
 """What the commands in `scripts/` share: flags from dataclasses, and errors without a traceback."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ class RunFlags:
     """Folder of the run. Default: runs/DATASET-PRESET."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in --out where it stopped; flags that are not given come from its config.json."""
+    list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Show the presets and end."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,32 @@ def parse_run(
         default = run_folder.load_config(Path(out) if out else default_out(default))
     markers = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
     flags = tyro.cli(RunFlags, args=arguments, default=RunFlags(default), config=markers)
+    if flags.list_presets:
+        print(table_of_presets())
+        sys.exit()
     preset(flags.config.preset)  # names the known ones if it is none of them
     flags.config.check()
     return flags
+
+
+def table_of_presets() -> str:
+    """Network, data, image, parameters and training of each preset, in columns."""
+    from flax import nnx
+
+    from jax_ddpm import unets, weights
+
+    rows = [("preset", "network", "data", "image", "parameters", "training")]
+    for name, recipe in ((name, preset(name)) for name in PRESETS):
+        channels = 3 if recipe.data.dataset == "cifar10" else 1
+        network = unets.build(recipe.network, channels)
+        parameters = sum(math.prod(e.shape) for e in weights.entries(network) if isinstance(e.variable, nnx.Param))
+        image = f"{recipe.data.image_size}x{recipe.data.image_size}x{channels}"
+        training = recipe.training
+        length = f"{training.steps:,} steps" if training.steps else f"{training.epochs} epochs"
+        how = f"{length}, batch {training.batch_size}, {training.optimizer} {training.learning_rate:g}"
+        rows.append((name, recipe.network.name, recipe.data.dataset, image, f"{parameters:,}", how))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -45,10 +45,10 @@ class Entry:
         return tuple(self.variable.shape[axis] for axis in self.axes)
 
     def to_torch(self, value) -> np.ndarray:
-        return np.ascontiguousarray(np.transpose(np.asarray(value), self.axes))
+        return np.asarray(np.transpose(np.asarray(value), self.axes), order="C")
 
     def from_torch(self, value) -> np.ndarray:
-        return np.ascontiguousarray(np.transpose(np.asarray(value), np.argsort(self.axes)))
+        return np.asarray(np.transpose(np.asarray(value), np.argsort(self.axes)), order="C")
 
 
 def entries(network: nnx.Module) -> list[Entry]:

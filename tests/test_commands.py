@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from jax_ddpm.command_line import parse_run
-from jax_ddpm.presets import preset
+from jax_ddpm.presets import PRESETS, preset
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FLAGS = ["--widths", "32", "64", "--time-width", "32", "--timesteps", "20", "--beta-end", "0.4", "--steps", "6"]
@@ -136,6 +136,16 @@ def test_presets():
     assert (training.lr_schedule, training.min_learning_rate, training.ema) == ("cosine", 1e-6, True)
     tiny = parse_run(["--preset=tiny", "--dataset=mnist", "--no-ema", "--epochs", "2"]).config
     assert tiny.network.widths == (32, 64, 128) and not tiny.training.ema and tiny.training.epochs == 2
+
+
+def test_presets_are_listed(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_run(["--list-presets"])
+    assert not end.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["preset", *PRESETS]
+    row = next(line for line in lines if line.startswith("conv_block"))
+    assert row.split()[1:5] == ["conv_block", "fashion_mnist", "32x32x1", "33,260,417"]
 
 
 BAD_TRAINING = {

@@ -1,0 +1,109 @@
+"""A network of one's own, registered: trained, resumed, saved, loaded and sampled like the others."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jax_ddpm
+from jax_ddpm import layers, weights
+from jax_ddpm.errors import UserError
+from jax_ddpm.network_config import NETWORKS
+from jax_ddpm.unets import CLASSES
+from tests.small import small
+from tests.test_runs import quiet
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class PlainConfig(jax_ddpm.NetworkConfig):
+    name: Literal["plain"] = "plain"
+    width: int = 8
+
+
+class Plain(nnx.Module):
+    """Three convolutions, one of them Flax's, and t as another channel."""
+
+    def __init__(self, image_channels, width, dtype=None):
+        self.scale = layers.Buffer(np.float32(0.05))
+        self.first = layers.Conv(image_channels + 1, width, 3)
+        self.middle = nnx.Conv(width, width, (3, 3), rngs=nnx.Rngs(0))
+        self.last = layers.Conv(width, image_channels, 3)
+
+    def __call__(self, x, t):
+        time = jnp.broadcast_to((t * self.scale[...]).reshape(-1, 1, 1, 1), (*x.shape[:3], 1))
+        h = nnx.relu(self.first(jnp.concatenate([x, time], axis=-1)))
+        return self.last(nnx.relu(self.middle(h)))
+
+
+class WithDropout(Plain):
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture
+def registered():
+    jax_ddpm.register(PlainConfig, Plain)
+    yield
+    NETWORKS.pop("plain", None)
+    CLASSES.pop("plain", None)
+
+
+def test_it_is_treated_like_the_others(registered, tmp_path):
+    config = replace(small(steps=8), network=PlainConfig(width=16))
+    folder = jax_ddpm.train(config, tmp_path / "run", log=quiet)
+    jax_ddpm.train(replace(config, training=replace(config.training, steps=12)), folder, resume=True, log=quiet)
+    model = jax_ddpm.load_model(folder)
+    assert model.info.network == PlainConfig(width=16) and model.info.step == 12
+    values = weights.state_dict(model.network)
+    assert set(values) == {
+        *("scale", "first.weight", "first.bias", "middle.kernel", "middle.bias", "last.weight", "last.bias"),
+    }
+    assert values["first.weight"].shape == (16, 2, 3, 3)  # as PyTorch has it
+    first, again = (jax_ddpm.sample(model, num_images=2, seed=3) for _ in range(2))
+    assert first.shape == (2, 8, 8, 1) and np.isfinite(first).all()
+    np.testing.assert_array_equal(first, again)
+
+
+def test_without_registration_its_file_is_refused_by_name(registered, tmp_path):
+    folder = jax_ddpm.train(replace(small(steps=1), network=PlainConfig()), tmp_path / "run", log=quiet)
+    NETWORKS.pop("plain")
+    with pytest.raises(UserError, match=r"not a valid ModelInfo: network"):
+        jax_ddpm.load_model(folder)
+
+
+def test_a_name_is_registered_once(registered):
+    jax_ddpm.register(PlainConfig, Plain)  # again, as notebooks do
+
+    @dataclass(frozen=True)
+    class Other(jax_ddpm.NetworkConfig):
+        name: Literal["conv_block"] = "conv_block"
+
+    with pytest.raises(UserError, match="exists already"):
+        jax_ddpm.register(Other, Plain)
+
+
+def test_networks_that_are_no_pure_function_are_refused(registered, tmp_path):
+    jax_ddpm.register(PlainConfig, WithDropout)
+    with pytest.raises(UserError, match=r"neither parameters nor buffers: dropout"):
+        jax_ddpm.train(replace(small(), network=PlainConfig()), tmp_path / "run", log=quiet)
+
+
+def test_the_readmes_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "README.md").read_text().partition("## A network of one's own")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    shorter = "recipe, training=replace(recipe.training, epochs=1), diffusion=replace(recipe.diffusion, timesteps=10)"
+    names = {}
+    try:
+        exec(code.replace("train(recipe,", f"train(replace({shorter}),"), names)
+    finally:
+        NETWORKS.pop("plain", None)
+        CLASSES.pop("plain", None)
+    assert names["images"].shape == (16, 8, 8, 1)
