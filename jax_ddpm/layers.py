@@ -83,6 +83,29 @@ def convolve_2x2(x, kernel):
     return jnp.stack(pixels, axis=1).reshape(b, 2, 2, -1)
 
 
+class ConvTranspose(nnx.Module):
+    """Transposed convolution as in PyTorch, of any kernel, stride and padding; kernel HWIO."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
+        self.stride, self.padding = stride, padding
+        self.kernel = empty(kernel_size, kernel_size, in_channels, out_channels)
+        self.bias = empty(out_channels)
+
+    def __call__(self, x):
+        kernel = self.kernel[...][::-1, ::-1].astype(x.dtype)  # a convolution's gradient: flipped in space
+        edge = kernel.shape[0] - 1 - self.padding
+        y = lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(1, 1),
+            padding=((edge, edge), (edge, edge)),
+            lhs_dilation=(self.stride, self.stride),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=HIGHEST,
+        )
+        return y + self.bias[...].astype(x.dtype)
+
+
 class ConvTranspose2x2(nnx.Module):
     """Transposed convolution, 2x2, stride 2: every pixel becomes a 2x2 block; kernel HWIO, x NHWC.
 
@@ -117,10 +140,14 @@ class GroupNorm(nnx.Module):
         return (normal * self.scale[...].astype(dtype) + self.bias[...].astype(dtype)).astype(x.dtype)
 
 
-def fan_in(layer: Linear | Conv | ConvTranspose2x2) -> int:
+def fan_in(layer: Linear | Conv | ConvTranspose | ConvTranspose2x2) -> int:
     """What PyTorch's initialisers call fan-in: for a transposed convolution the *output* channels times k^2."""
     shape = layer.kernel.shape
-    return math.prod(shape[:-2]) * shape[-1] if isinstance(layer, ConvTranspose2x2) else math.prod(shape[:-1])
+    return (
+        math.prod(shape[:-2]) * shape[-1]
+        if isinstance(layer, ConvTranspose | ConvTranspose2x2)
+        else math.prod(shape[:-1])
+    )
 
 
 def keep(h):

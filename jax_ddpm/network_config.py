@@ -67,6 +67,77 @@ class ConvBlockConfig(NetworkConfig):
             refuse_size(image_size, halvings, "; or fewer --widths")
 
 
+@dataclass(frozen=True)
+class StridedConfig(NetworkConfig):
+    """`strided`, the UNet of strided convolutions, has no arguments."""
+
+    name: tyro.conf.Suppress[Literal["strided"]] = "strided"
+
+    def check(self, image_size: int | None = None) -> None:
+        """UserError for sizes that are no multiple of 8."""
+        if image_size is not None:
+            refuse_size(image_size, 3)
+
+
+@dataclass(frozen=True)
+class AttentionConfig(NetworkConfig):
+    """Arguments of `attention`, the UNet with self-attention."""
+
+    name: tyro.conf.Suppress[Literal["attention"]] = "attention"
+    channels: int = 64
+    """Channels after the first convolution."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    """Per level, how many times the channels of the one before; a level halves height and width."""
+    attention: tuple[bool, ...] = (False, False, True, True)
+    """Per level, whether its blocks end in self-attention (the middle always has it)."""
+    blocks: int = 2
+    """Residual blocks per level."""
+    heads: int = 8
+    """Heads of self-attention."""
+    dropout: float = 0.1
+    """Rate of dropout in the training."""
+
+    def check(self, image_size: int | None = None) -> None:
+        """UserError that names the wrong field, or the sizes that these levels can take."""
+        require(self.channels > 0 and self.channels % 32 == 0, "channels", self.channels, "expected a multiple of 32")
+        require(
+            len(self.multipliers) >= 1 and min(self.multipliers) >= 1,
+            "multipliers",
+            self.multipliers,
+            "expected at least one, none below 1",
+        )
+        require(
+            len(self.attention) == len(self.multipliers),
+            "attention",
+            self.attention,
+            f"expected {len(self.multipliers)} values, one per level",
+        )
+        require(self.blocks >= 1, "blocks", self.blocks, "expected at least 1")
+        require(
+            self.heads >= 1 and self.channels % self.heads == 0,
+            "heads",
+            self.heads,
+            f"expected a divisor of the channels, {self.channels}",
+        )
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "expected 0 to below 1")
+        if image_size is not None:
+            refuse_size(image_size, len(self.multipliers) - 1, "; or fewer --multipliers")
+
+
+@dataclass(frozen=True)
+class LayerNormConfig(NetworkConfig):
+    """Arguments of `layer_norm`, the UNet with LayerNorm for 28x28 images."""
+
+    name: tyro.conf.Suppress[Literal["layer_norm"]] = "layer_norm"
+    table_rows: int = 1000
+    """Rows of the frozen table of time embeddings: at least T."""
+
+    def check(self, image_size: int | None = None) -> None:
+        """UserError that names the wrong field, or for any size but 28."""
+        require(self.table_rows >= 1, "table_rows", self.table_rows, "expected at least 1")
+        require(image_size in (None, 28), "image_size", image_size, "layer_norm takes 28x28 images only")
+
+
 def refuse_size(image_size: int, halvings: int, instead: str = "") -> None:
     """UserError unless the image can be halved so often."""
     multiple = 2**halvings
@@ -81,4 +152,9 @@ def refuse_size(image_size: int, halvings: int, instead: str = "") -> None:
 
 
 # By name; `unets.register` adds to them.
-NETWORKS: dict[str, type[NetworkConfig]] = {"conv_block": ConvBlockConfig}
+NETWORKS: dict[str, type[NetworkConfig]] = {
+    "conv_block": ConvBlockConfig,
+    "strided": StridedConfig,
+    "attention": AttentionConfig,
+    "layer_norm": LayerNormConfig,
+}

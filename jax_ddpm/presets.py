@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from jax_ddpm.config import DataConfig, OutputConfig, RunConfig, TrainingConfig
+from jax_ddpm.config import DataConfig, DiffusionConfig, OutputConfig, RunConfig, TrainingConfig
 from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import ConvBlockConfig
+from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, LayerNormConfig, StridedConfig
 
 
 def preset(name: str | None = None, dataset: str | None = None) -> RunConfig:
@@ -44,5 +44,24 @@ PRESETS: dict[str, RunConfig] = {
         data=DataConfig(dataset="fashion_mnist"),
         training=TrainingConfig(epochs=1000),
         output=OutputConfig(sample_every=10_000),
+    ),
+    "strided": RunConfig(
+        preset="strided",
+        data=DataConfig(dataset="cifar10"),
+        network=StridedConfig(),
+        training=TrainingConfig(epochs=100, lr_schedule="constant"),
+    ),
+    "attention": RunConfig(
+        preset="attention",
+        data=DataConfig(dataset="mnist", validation_fraction=0.1),
+        network=AttentionConfig(),
+        diffusion=DiffusionConfig(beta_start=1e-5, variance="posterior"),
+        training=TrainingConfig(epochs=20, optimizer="adamw", weight_decay=0.01, lr_schedule="constant", clip_norm=1.0),
+    ),
+    "layer_norm": RunConfig(
+        preset="layer_norm",
+        data=DataConfig(dataset="fashion_mnist", image_size=28),
+        network=LayerNormConfig(),
+        training=TrainingConfig(epochs=20, batch_size=128, learning_rate=1e-3, lr_schedule="constant"),
     ),
 }

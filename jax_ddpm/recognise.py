@@ -1,7 +1,14 @@
 """Which network a stranger's arrays belong to, from names and shapes alone."""
 
 from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import NETWORKS, ConvBlockConfig, NetworkConfig
+from jax_ddpm.network_config import (
+    NETWORKS,
+    AttentionConfig,
+    ConvBlockConfig,
+    LayerNormConfig,
+    NetworkConfig,
+    StridedConfig,
+)
 from jax_ddpm.weights import StateDict
 
 
@@ -38,4 +45,35 @@ def conv_block(values: StateDict) -> tuple[NetworkConfig, int] | None:
     return ConvBlockConfig(widths=widths, time_width=time[0]), first[1]
 
 
-RECOGNISERS = (conv_block,)
+def strided(values: StateDict) -> tuple[NetworkConfig, int] | None:
+    first, time = shape(values, "down1.conv.0.weight", 4), shape(values, "time_embed.embed.0.weight", 2)
+    return None if first is None or time is None else (StridedConfig(), first[1])
+
+
+def attention(values: StateDict) -> tuple[NetworkConfig, int] | None:
+    first, frequencies = shape(values, "image_proj.weight", 4), shape(values, "time_emb.freqs", 1)
+    if first is None or frequencies is None:
+        return None
+    number, width, levels = 0, first[0], []  # of each level: its multiplier, whether it has attention, its blocks
+    while True:
+        block = shape(values, f"down.{number}.res.conv1.weight", 4)
+        if block is not None and (number == 0 or shape(values, f"down.{number - 1}.conv.weight", 4) is not None):
+            levels.append([block[0] // width, f"down.{number}.attn.in_proj_weight" in values, 1])
+            width = block[0]
+        elif block is not None:
+            levels[-1][2] += 1
+        elif shape(values, f"down.{number}.conv.weight", 4) is None:
+            break
+        number += 1
+    if not levels:
+        return None
+    multipliers, on, blocks = zip(*levels, strict=True)
+    return AttentionConfig(channels=first[0], multipliers=multipliers, attention=on, blocks=blocks[0]), first[1]
+
+
+def layer_norm(values: StateDict) -> tuple[NetworkConfig, int] | None:
+    table, first = shape(values, "time_embed.weight", 2), shape(values, "b1.0.conv1.weight", 4)
+    return None if table is None or first is None else (LayerNormConfig(table_rows=table[0]), first[1])
+
+
+RECOGNISERS = (conv_block, strided, attention, layer_norm)

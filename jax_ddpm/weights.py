@@ -17,7 +17,9 @@ from flax import nnx
 
 from jax_ddpm import names, rng
 from jax_ddpm.errors import UserError
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear, fan_in
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose, ConvTranspose2x2, GroupNorm, Linear, fan_in
+from jax_ddpm.unets.attention import AttentionOutput, Frequencies, QueryKeyValue
+from jax_ddpm.unets.layer_norm import LayerNorm
 
 StateDict = dict[str, np.ndarray]
 
@@ -26,7 +28,11 @@ LAYOUTS = {
     Linear: (("weight", "kernel", (1, 0)), ("bias", "bias", (0,))),
     Conv: (("weight", "kernel", (3, 2, 0, 1)), ("bias", "bias", (0,))),  # HWIO to OIHW
     ConvTranspose2x2: (("weight", "kernel", (2, 3, 0, 1)), ("bias", "bias", (0,))),  # HWIO to IOHW, not flipped
+    ConvTranspose: (("weight", "kernel", (2, 3, 0, 1)), ("bias", "bias", (0,))),
     GroupNorm: (("weight", "scale", (0,)), ("bias", "bias", (0,))),
+    LayerNorm: (("weight", "scale", (2, 0, 1)), ("bias", "bias", (2, 0, 1))),  # HWC to CHW
+    QueryKeyValue: (("in_proj_weight", "kernel", (1, 0)), ("in_proj_bias", "bias", (0,))),
+    AttentionOutput: (("weight", "kernel", (1, 0)), ("bias", "bias", (0,))),
 }
 
 
@@ -123,19 +129,30 @@ def initialise(network: nnx.Module, seed: int) -> None:
     """Fill a network, in place, with PyTorch's default initial values, each drawn at (PARAMS, crc32 of its name there).
 
     Kernels: kaiming-uniform with a = sqrt(5), that is uniform within 1/sqrt(fan_in); so are their biases. Norms: one
-    and zero. What belongs to no layer, such as buffers, keeps the value that the network was built with.
+    and zero. Self-attention: xavier-uniform over its packed projection, no biases. What belongs to no layer, such as
+    buffers, keeps the value that the network was built with; random frequencies are drawn.
     """
-    fresh = {entry.name: entry for entry in entries(network)}
-    for name, entry in fresh.items():
-        if entry.layer is None:
+    for entry in entries(network):
+        key = rng.key(seed, rng.PARAMS, zlib.crc32(entry.name.encode()))
+        if isinstance(entry.variable, Frequencies):
+            value = (np.pi * normal(uniform(key, (2, *entry.shape)))).astype(np.float32)
+        elif entry.layer is None:
             continue
-        if isinstance(entry.layer, GroupNorm):
-            value = np.full(entry.shape, 1 if name.endswith("weight") else 0, np.float32)
+        elif isinstance(entry.layer, GroupNorm | LayerNorm):
+            value = np.full(entry.shape, 1 if entry.name.endswith("weight") else 0, np.float32)
+        elif isinstance(entry.layer, QueryKeyValue | AttentionOutput) and entry.name.endswith("bias"):
+            value = np.zeros(entry.shape, np.float32)
         else:
-            bound = np.float32(1 / math.sqrt(fan_in(entry.layer)))
-            u = uniform(rng.key(seed, rng.PARAMS, zlib.crc32(name.encode())), entry.shape)
-            value = (2 * u - 1) * bound
+            packed = isinstance(entry.layer, QueryKeyValue)
+            bound = np.float32(math.sqrt(6 / sum(entry.shape)) if packed else 1 / math.sqrt(fan_in(entry.layer)))
+            value = (2 * uniform(key, entry.shape) - 1) * bound
         entry.variable.set_value(entry.from_torch(value))
+
+
+def normal(u: np.ndarray) -> np.ndarray:
+    """Standard normal numbers from uniform ones (2, ...), by Box & Muller 1958: with NumPy alike in both frameworks."""
+    u = u.astype(np.float64)
+    return np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> np.ndarray:

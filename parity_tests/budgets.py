@@ -8,10 +8,11 @@ import numpy as np
 
 # Against golden numbers ---------------------------------------------------------------------------------------
 
-# Outputs and gradients of networks in float64; measured 3e-15.
+# Outputs and gradients of networks in float64; measured at most 8.1e-15.
 GOLDEN_NETWORK_FLOAT64 = 1e-12
-# The same in float32; measured 1.1e-6.
-GOLDEN_NETWORK_FLOAT32 = 5e-6
+# The same in float32. attention: phases t f reach thousands of radians, where float32 is 2.4e-4 apart; measured 1.0e-5.
+# The others: measured at most 1e-6, 3.2e-6 and 1.4e-6.
+GOLDEN_NETWORK_FLOAT32 = {"conv_block": 5e-6, "strided": 5e-6, "attention": 3e-5, "layer_norm": 5e-6}
 # Relative. The golden schedule was accumulated in float32 over 1000 factors; ours is rounded once. Measured 3.9e-7.
 GOLDEN_SCHEDULE = 1e-6
 # Relative. Posterior variances near t = 1 subtract nearly equal float32 numbers in the golden file, as its description
@@ -81,7 +82,8 @@ RATE = 1.2e-7
 # shows; and optax rounds 1 - 0.999^step in float32. Measured 2.4e-4, and 6.4e-8, which is the learning rate's ulp.
 UPDATE = {np.float32: 1e-3, np.float64: 2e-7}
 
-# Any of the networks, small, with random weights: the same budgets as the ladder's. Measured 5e-7 and 1.5e-15.
+# Any of the networks, small, with random weights: the ladder's budgets. Measured at most 3.3e-6 and 5.9e-15 (outputs),
+# 1.9e-6 and 2.6e-15 (gradients), all of strided.
 OUTPUT = {np.float32: NETWORK_FLOAT32, np.float64: NETWORK_FLOAT64}
 GRADIENT = {np.float32: GRADIENT_FLOAT32, np.float64: GRADIENT_FLOAT64}
 # Between float32 and bfloat16 activations of one framework, as a share of the largest output: eight bits of mantissa.

@@ -110,7 +110,7 @@ def random_weights(config: NetworkConfig, channels: int) -> dict[str, np.ndarray
     """Weights by the golden rule: norms and biases are not at their special initial values."""
     network = unets.build(config, channels)
     return {
-        e.name: e.to_torch(e.variable[...]) if e.layer is None else rule(e.name, e.shape)
+        e.name: rule(e.name, e.shape) if e.layer or np.isnan(e.variable[...]).any() else e.to_torch(e.variable[...])
         for e in weights.entries(network)
     }
 
@@ -159,7 +159,7 @@ def gradients(values, config=NETWORK, *, channels=1, size=8, batch=3, dtype=np.f
         grads = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))))(params)
         as_network = weights.state_dict(nnx.merge(graph, grads, rest))
         torch.mean(torch.square(theirs(channels_first(x), torch.from_numpy(t)))).backward()
-        wanted = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
+        wanted = {n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in theirs.named_parameters()}
         largest = max(np.abs(g).max() for g in wanted.values())
         return float(max(np.abs(as_network[name] - g).max() for name, g in wanted.items()) / largest)
 

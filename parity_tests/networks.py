@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jax_ddpm.network_config import ConvBlockConfig, NetworkConfig
+from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, LayerNormConfig, NetworkConfig, StridedConfig
 
 
 @dataclass(frozen=True)
@@ -14,4 +14,7 @@ class Case:
 
 CASES = {
     "conv_block": Case(ConvBlockConfig(widths=(32, 64), time_width=32), 3, 8),
+    "strided": Case(StridedConfig(), 3, 8),
+    "attention": Case(AttentionConfig(channels=32, multipliers=(1, 2), attention=(False, True), blocks=1), 1, 8),
+    "layer_norm": Case(LayerNormConfig(), 1, 28),
 }

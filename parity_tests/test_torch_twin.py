@@ -84,12 +84,16 @@ MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "schedules": ["schedules"],
     "step": ["training/state", "training/step"],
     "unets/__init__": ["unets/__init__"],
+    "unets/attention": ["unets/attention"],
     "unets/conv_block": ["unets/conv_block"],
+    "unets/layer_norm": ["unets/layer_norm"],
+    "unets/strided": ["unets/strided"],
     "weights": ["weights"],
 }
 TRAINING_ONLY = "settings of training and data: the PyTorch trainer takes jax_ddpm.config's, which load no JAX"
 PYTREES = "torch modules and optimisers hold their parameters, so that they are the state"
 NAMES = "PyTorch names are the module's own: nothing to translate"
+SEQUENTIAL = "an nn.Sequential, whose forward is torch's, for the names of its parameters"
 JAX_RANDOM = "what jax.random has"
 LAYERS = [
     "Buffer",
@@ -98,6 +102,7 @@ LAYERS = [
     "Conv",
     "convolve",
     "convolve_2x2",
+    "ConvTranspose",
     "ConvTranspose2x2",
     "GroupNorm",
     "fan_in",
@@ -117,6 +122,10 @@ ONLY_IN_JAX = {
         "make_dispatch": "dispatching several steps at once is JAX's",
     },
     "unets/__init__": {"register": "a network of one's own has no PyTorch twin"},
+    "unets/attention": dict.fromkeys(
+        ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
+    ),
+    "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "unets/conv_block": {"max_pool_2x2": "torch.nn.functional has it"},
     "weights": {
         "Entry": NAMES,
@@ -139,10 +148,13 @@ ONLY_IN_TORCH = {
         "clip_by_global_norm": "what optax has",
         "draw": "with the permutation of noise; one line in JAX",
     },
-    "weights": {"fan_in": "in layers.py in JAX, whose layers are its own"},
+    "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
+    "weights": {"draw": "uniform, with the address", "fan_in": "in layers.py in JAX, whose layers are its own"},
 }
 OTHER_ARGUMENTS = {
     "network_config": {"NetworkConfig": "in JAX with what pydantic needs"},
+    "unets/layer_norm": {"Stage": SEQUENTIAL},
+    "unets/strided": {"DoubleConv": SEQUENTIAL},
     "step": {
         "TrainState": PYTREES,
         "make_optimizer": PYTREES,

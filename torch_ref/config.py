@@ -6,7 +6,14 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch_ref.errors import UserError, one_of, require
-from torch_ref.network_config import NETWORKS, ConvBlockConfig, NetworkConfig
+from torch_ref.network_config import (
+    NETWORKS,
+    AttentionConfig,
+    ConvBlockConfig,
+    LayerNormConfig,
+    NetworkConfig,
+    StridedConfig,
+)
 
 Schedule = Literal["linear", "cosine", "sigmoid"]
 Objective = Literal["eps", "x0", "v"]
@@ -61,7 +68,10 @@ class ModelInfo:
 
 # What a file without metadata is taken for, by its network.
 PRESETS: dict[str, ModelInfo] = {
-    "conv_block": ModelInfo(network=ConvBlockConfig(), image_shape=(32, 32, 1), diffusion=DiffusionConfig()),
+    "conv_block": ModelInfo(ConvBlockConfig(), (32, 32, 1), DiffusionConfig()),
+    "strided": ModelInfo(StridedConfig(), (32, 32, 3), DiffusionConfig()),
+    "attention": ModelInfo(AttentionConfig(), (32, 32, 1), DiffusionConfig(beta_start=1e-5, variance="posterior")),
+    "layer_norm": ModelInfo(LayerNormConfig(), (28, 28, 1), DiffusionConfig()),
 }
 
 
@@ -100,7 +110,7 @@ def parsed(kind, value, place: str, faults: list[str]) -> Any:
         return value
     if kind is float and type(value) in (int, float):
         return float(value)
-    if kind in (int, str) and type(value) is kind:
+    if kind in (bool, int, str) and type(value) is kind:
         return value
     wanted = " or ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else getattr(kind, "__name__", kind)
     faults.append(f"{place or 'JSON'}: {value!r} is not {wanted}")

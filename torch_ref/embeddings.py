@@ -14,6 +14,17 @@ def interleaved_frequencies(width: int) -> np.ndarray:
     return np.exp(exponent.astype(np.float64)).astype(np.float32)
 
 
+def sinusoid_table(rows: int, width: int) -> np.ndarray:
+    """float32 (rows, width): columns 2i and 2i + 1 of row t are sin and cos of t * 10000^(-4i / width), in float32.
+
+    That is twice the usual exponent (Vaswani et al. 2017, section 3.5), as the checkpoints of `layer_norm` have it. The
+    sines of the float32 phases are correctly rounded.
+    """
+    frequencies = (10000.0 ** (-4 * np.arange(width // 2) / width)).astype(np.float32)
+    phase = (np.arange(rows, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
+    return np.stack([np.sin(phase), np.cos(phase)], axis=-1).reshape(rows, width).astype(np.float32)
+
+
 def interleaved(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
     """[sin J_0 t, cos J_0 t, sin J_1 t, cos J_1 t, ...] (Vaswani et al. 2017, section 3.5), in the table's dtype.
 

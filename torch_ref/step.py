@@ -124,6 +124,8 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
             loss = diffusion.loss(tables, config.diffusion.objective, network, *part, training.min_snr_gamma)
             loss.backward()
             total = total + loss.detach()
+        for p in network.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # of a parameter that is not used
         grads = [p.grad for p in network.parameters()]
         if parts > 1:
             for g in grads:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from torch_ref import rng
 from torch_ref.errors import UserError
+from torch_ref.unets import attention
 
 StateDict = dict[str, np.ndarray]
 
@@ -49,22 +51,43 @@ def initialise(network: nn.Module, seed: int) -> None:
     """Fill a network with PyTorch's default initial values, in place, each drawn at (PARAMS, crc32 of its name).
 
     Kernels: kaiming-uniform with a = sqrt(5), that is uniform within 1/sqrt(fan_in); so are their biases. Norms: one
-    and zero. Buffers keep the value that the network computes. Raises UserError for a layer that it does not know.
+    and zero. Self-attention: xavier-uniform over its packed projection, no biases. What belongs to no layer, such as
+    buffers, keeps the value that the network was built with; random frequencies are drawn. Raises UserError for a layer
+    that it does not know.
     """
     for path, layer in network.named_modules():
-        if isinstance(layer, nn.GroupNorm):
+        parameters = dict(layer.named_parameters(path, recurse=False))
+        if isinstance(layer, attention.TimeEmbedding):
+            layer.freqs.copy_(torch.from_numpy(np.pi * normal(draw(seed, f"{path}.freqs", (2, *layer.freqs.shape)))))
+        elif isinstance(layer, nn.GroupNorm | nn.LayerNorm):
             layer.weight.fill_(1)
             layer.bias.fill_(0)
+        elif isinstance(layer, nn.MultiheadAttention):
+            weight = layer.in_proj_weight
+            bound = np.float32(math.sqrt(6 / sum(weight.shape)))
+            weight.copy_(torch.from_numpy((2 * draw(seed, f"{path}.in_proj_weight", weight.shape) - 1) * bound))
+            layer.in_proj_bias.fill_(0)
         elif isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             bound = np.float32(1 / math.sqrt(fan_in(layer)))
-            for name, parameter in layer.named_parameters(path, recurse=False):
-                k = rng.key(seed, rng.PARAMS, zlib.crc32(name.encode()))
-                u = rng.uniform(k, tuple(parameter.shape)).numpy()
-                parameter.copy_(torch.from_numpy((2 * u - 1) * bound))
-        elif any(True for _ in layer.parameters(recurse=False)):
+            for name, parameter in parameters.items():
+                parameter.copy_(torch.from_numpy((2 * draw(seed, name, parameter.shape) - 1) * bound))
+            if isinstance(layer, NonDynamicallyQuantizableLinear):  # a MultiheadAttention's out_proj
+                layer.bias.fill_(0)
+        elif parameters:
             raise UserError(
                 f"No initial values are known for {path}, a {type(layer).__name__}: see weights.initialise."
             )
+
+
+def normal(u: np.ndarray) -> np.ndarray:
+    """Standard normal numbers from uniform ones (2, ...), by Box & Muller 1958: with NumPy alike in both frameworks."""
+    u = u.astype(np.float64)
+    return np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])
+
+
+def draw(seed: int, name: str, shape) -> np.ndarray:
+    """Uniform numbers in [0, 1) at (PARAMS, crc32 of the name), float32."""
+    return rng.uniform(rng.key(seed, rng.PARAMS, zlib.crc32(name.encode())), tuple(shape)).numpy()
 
 
 def fan_in(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> int:

@@ -7,9 +7,17 @@ from flax import nnx
 from jax_ddpm import names
 from jax_ddpm.errors import UserError
 from jax_ddpm.network_config import NETWORKS, NetworkConfig
+from jax_ddpm.unets.attention import AttentionUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
+from jax_ddpm.unets.layer_norm import LayerNormUNet
+from jax_ddpm.unets.strided import StridedUNet
 
-CLASSES: dict[str, Callable[..., nnx.Module]] = {"conv_block": ConvBlockUNet}
+CLASSES: dict[str, Callable[..., nnx.Module]] = {
+    "conv_block": ConvBlockUNet,
+    "strided": StridedUNet,
+    "attention": AttentionUNet,
+    "layer_norm": LayerNormUNet,
+}
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Module:

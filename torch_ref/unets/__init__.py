@@ -6,9 +6,17 @@ import torch
 from torch import nn
 
 from torch_ref.network_config import NetworkConfig
+from torch_ref.unets.attention import AttentionUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
+from torch_ref.unets.layer_norm import LayerNormUNet
+from torch_ref.unets.strided import StridedUNet
 
-CLASSES: dict[str, Callable[..., nn.Module]] = {"conv_block": ConvBlockUNet}
+CLASSES: dict[str, Callable[..., nn.Module]] = {
+    "conv_block": ConvBlockUNet,
+    "strided": StridedUNet,
+    "attention": AttentionUNet,
+    "layer_norm": LayerNormUNet,
+}
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Module:

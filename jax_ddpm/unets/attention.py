@@ -1,0 +1,181 @@
+"""AttentionUNet: residual blocks, self-attention at the deep levels; 173,082,049 parameters at its defaults, gray."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from jax_ddpm.arrays import Array
+from jax_ddpm.layers import HIGHEST, Buffer, Conv, ConvTranspose, GroupNorm, Linear, keep
+
+
+class Frequencies(Buffer):
+    """Fixed random numbers, N(0, 1) * pi: `weights.initialise` draws them."""
+
+
+class TimeEmbedding(nnx.Module):
+    """t -> Linear(SiLU(Linear([sin t f, cos t f]))), (B,) to (B, 4 channels)."""
+
+    def __init__(self, channels: int):
+        self.frequencies = Frequencies(np.full(channels // 2, np.nan, np.float32))
+        self.linear1 = Linear(channels, 4 * channels)
+        self.linear2 = Linear(4 * channels, 4 * channels)
+
+    def __call__(self, t):
+        dtype = self.linear1.kernel.dtype  # phases never in bfloat16: 998 would become 1000
+        phase = t.astype(dtype)[:, None] * self.frequencies[...].astype(dtype)
+        time = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+        return self.linear2(jax.nn.silu(self.linear1(time)))
+
+
+class ResidualBlock(nnx.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice; the time between them, dropout before the second convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int):
+        self.norm1 = GroupNorm(32, in_channels)
+        self.conv1 = Conv(in_channels, out_channels, 3)
+        self.time_linear = Linear(time_width, out_channels)
+        self.norm2 = GroupNorm(32, out_channels)
+        self.conv2 = Conv(out_channels, out_channels, 3)
+        self.shortcut = Conv(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def __call__(self, x, time, dropout):
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = h + self.time_linear(jax.nn.silu(time))[:, None, None, :]
+        h = self.conv2(dropout(jax.nn.silu(self.norm2(h))))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class QueryKeyValue(Linear):
+    """The three projections of self-attention in one matrix."""
+
+
+class AttentionOutput(Linear):
+    """The projection after the heads."""
+
+
+class SelfAttention(nnx.Module):
+    """Vaswani et al. 2017, section 3.2, over the H*W pixels in row order. Replaces its input: nothing is added."""
+
+    def __init__(self, channels: int, heads: int):
+        self.heads = heads
+        self.projection = QueryKeyValue(channels, 3 * channels)
+        self.output = AttentionOutput(channels, channels)
+
+    def __call__(self, x):
+        b, h, w, c = x.shape
+        qkv = self.projection(x).reshape(b, h * w, 3, self.heads, c // self.heads)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=HIGHEST) / np.sqrt(c // self.heads).astype(x.dtype)
+        share = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1).astype(x.dtype)  # eq. 1
+        heads = jnp.einsum("bhqk,bkhd->bqhd", share, value, precision=HIGHEST)
+        return self.output(heads.reshape(b, h, w, c))
+
+
+class Block(nnx.Module):
+    """A residual block, and self-attention where it is on."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int, heads: int | None):
+        self.residual = ResidualBlock(in_channels, out_channels, time_width)
+        self.attention = SelfAttention(out_channels, heads) if heads else None
+
+    def __call__(self, x, time, dropout):
+        h = self.residual(x, time, dropout)
+        return h if self.attention is None else self.attention(h)
+
+
+class Downsample(nnx.Module):
+    def __init__(self, channels: int):
+        self.conv = Conv(channels, channels, 3, stride=2)
+
+    def __call__(self, x, time, dropout):
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    def __init__(self, channels: int):
+        self.conv = ConvTranspose(channels, channels, 4, stride=2, padding=1)
+
+    def __call__(self, x):
+        return self.conv(x)
+
+
+class Middle(nnx.Module):
+    """Two blocks with attention."""
+
+    def __init__(self, channels: int, time_width: int, heads: int):
+        self.block1 = Block(channels, channels, time_width, heads)
+        self.block2 = Block(channels, channels, time_width, heads)
+
+    def __call__(self, x, time, dropout):
+        return self.block2(self.block1(x, time, dropout), time, dropout)
+
+
+class AttentionUNet(nnx.Module):
+    """(x, t) -> prediction of x's shape.
+
+    x: (B, H, W, image_channels), around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T).
+    `multipliers` apply one after another: level l has channels * multipliers[0] * ... * multipliers[l]. `dropout`:
+    h -> h, for training. Activations are computed in `dtype` (None: the parameters' own); the result has the
+    parameters' dtype.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 1,
+        channels: int = 64,
+        multipliers: tuple[int, ...] = (1, 2, 2, 4),
+        attention: tuple[bool, ...] = (False, False, True, True),
+        blocks: int = 2,
+        heads: int = 8,
+        dropout: float = 0.1,
+        dtype=None,
+    ):
+        self.dtype = dtype
+        width, time_width = channels, 4 * channels
+        self.image_projection = Conv(image_channels, channels, 3)
+        self.time_embedding = TimeEmbedding(channels)
+        levels = list(zip(multipliers, (heads if on else None for on in attention), strict=True))
+        down, up, skips = [], [], [channels]
+        for level, (multiplier, level_heads) in enumerate(levels):
+            for number in range(blocks):
+                out = width * multiplier if number == 0 else width
+                down.append(Block(width, out, time_width, level_heads))
+                width = out
+                skips.append(width)
+            if level < len(levels) - 1:
+                down.append(Downsample(width))
+                skips.append(width)
+        self.middle = Middle(width, time_width, heads)
+        for level, (multiplier, level_heads) in reversed(list(enumerate(levels))):
+            for number in range(blocks + 1):
+                out = width // multiplier if number == blocks else width
+                up.append(Block(width + skips.pop(), out, time_width, level_heads))
+                width = out
+            if level > 0:
+                up.append(Upsample(width))
+        self.down, self.up = nnx.List(down), nnx.List(up)
+        self.norm = GroupNorm(8, width)
+        self.output = Conv(width, image_channels, 3)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], dropout: Callable = keep
+    ) -> Float[Array, "b h w c"]:
+        result_dtype = self.output.kernel.dtype
+        dtype = self.dtype or result_dtype
+        time = self.time_embedding(t).astype(dtype)
+        h = self.image_projection(x.astype(dtype))
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, time, dropout)
+            skips.append(h)
+        h = self.middle(h, time, dropout)
+        for layer in self.up:
+            if isinstance(layer, Upsample):
+                h = layer(h)
+            else:
+                h = layer(jnp.concatenate([h, skips.pop()], axis=-1), time, dropout)
+        return self.output(jax.nn.silu(self.norm(h))).astype(result_dtype)

@@ -1,0 +1,110 @@
+"""LayerNormUNet: a small UNet for 28x28 gray images with LayerNorm over whole maps; 506,852 trained parameters."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Float, Int
+
+from jax_ddpm.arrays import Array
+from jax_ddpm.embeddings import sinusoid_table
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, empty
+
+TIME_WIDTH = 100
+
+
+class LayerNorm(nnx.Module):
+    """Ba et al. 2016, over a whole (H, W, C) map, with a scale and a bias for each of its elements."""
+
+    def __init__(self, size: int, channels: int, epsilon: float = 1e-5):
+        self.epsilon = epsilon
+        self.scale = empty(size, size, channels)
+        self.bias = empty(size, size, channels)
+
+    def __call__(self, x):
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        h = x.astype(dtype)
+        h = h - jnp.mean(h, axis=(1, 2, 3), keepdims=True)
+        h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=(1, 2, 3), keepdims=True) + self.epsilon)
+        return (h * self.scale[...].astype(dtype) + self.bias[...].astype(dtype)).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """LayerNorm (unless `normalize` is off; its parameters exist all the same), then twice convolution and SiLU."""
+
+    def __init__(self, size: int, in_channels: int, out_channels: int, normalize: bool = True):
+        self.normalize = normalize
+        self.norm = LayerNorm(size, in_channels)
+        self.conv1 = Conv(in_channels, out_channels, 3)
+        self.conv2 = Conv(out_channels, out_channels, 3)
+
+    def __call__(self, x):
+        h = self.norm(x) if self.normalize else x
+        return jax.nn.silu(self.conv2(jax.nn.silu(self.conv1(h))))
+
+
+class TimeLinears(nnx.Module):
+    """A row of the table -> Linear(SiLU(Linear)), one number for each channel of a stage's input."""
+
+    def __init__(self, channels: int):
+        self.linear1 = Linear(TIME_WIDTH, channels)
+        self.linear2 = Linear(channels, channels)
+
+    def __call__(self, time):
+        return self.linear2(jax.nn.silu(self.linear1(time)))[:, None, None, :]
+
+
+class Stage(nnx.Module):
+    """The time added to the input, then three blocks."""
+
+    def __init__(self, size: int, channels: tuple[int, int, int, int], normalize_last: bool = True):
+        c0, c1, c2, c3 = channels
+        self.time = TimeLinears(c0)
+        self.block1 = Block(size, c0, c1)
+        self.block2 = Block(size, c1, c2)
+        self.block3 = Block(size, c2, c3, normalize_last)
+
+    def __call__(self, x, time):
+        return self.block3(self.block2(self.block1(x + self.time(time))))
+
+
+class LayerNormUNet(nnx.Module):
+    """(x, t) -> prediction of x's shape.
+
+    x: (B, 28, 28, image_channels), around [-1, 1]; t: integers (B,) in [0, table_rows). Activations are computed in
+    `dtype` (None: the parameters' own); the result has the parameters' dtype.
+    """
+
+    def __init__(self, image_channels: int = 1, table_rows: int = 1000, dtype=None):
+        self.dtype = dtype
+        self.time_table = Buffer(sinusoid_table(table_rows, TIME_WIDTH))
+        self.stage1 = Stage(28, (image_channels, 10, 10, 10))
+        self.down1 = Conv(10, 10, 4, stride=2, padding=1)
+        self.stage2 = Stage(14, (10, 20, 20, 20))
+        self.down2 = Conv(20, 20, 4, stride=2, padding=1)
+        self.stage3 = Stage(7, (20, 40, 40, 40))
+        self.down3a = Conv(40, 40, 2, padding=0)
+        self.down3b = Conv(40, 40, 4, stride=2, padding=1)
+        self.middle = Stage(3, (40, 20, 20, 40))
+        self.up1a = ConvTranspose(40, 40, 4, stride=2, padding=1)
+        self.up1b = ConvTranspose(40, 40, 2)
+        self.stage4 = Stage(7, (80, 40, 20, 20))
+        self.up2 = ConvTranspose(20, 20, 4, stride=2, padding=1)
+        self.stage5 = Stage(14, (40, 20, 10, 10))
+        self.up3 = ConvTranspose(10, 10, 4, stride=2, padding=1)
+        self.stage6 = Stage(28, (20, 10, 10, 10), normalize_last=False)
+        self.output = Conv(10, image_channels, 3)
+
+    def __call__(self, x: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+        result_dtype = self.output.kernel.dtype
+        dtype = self.dtype or result_dtype
+        time = jnp.asarray(self.time_table[...], dtype)[t]
+        h1 = self.stage1(x.astype(dtype), time)
+        h2 = self.stage2(self.down1(h1), time)
+        h3 = self.stage3(self.down2(h2), time)
+        h = self.middle(self.down3b(jax.nn.silu(self.down3a(h3))), time)
+        h = self.up1b(jax.nn.silu(self.up1a(h)))
+        h = self.stage4(jnp.concatenate([h3, h], axis=-1), time)
+        h = self.stage5(jnp.concatenate([h2, self.up2(h)], axis=-1), time)
+        h = self.stage6(jnp.concatenate([h1, self.up3(h)], axis=-1), time)
+        return self.output(h).astype(result_dtype)

@@ -1,0 +1,93 @@
+"""StridedUNet: strided convolutions down, transposed ones up; 4,544,323 parameters at three image channels."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float, Int
+
+from jax_ddpm.arrays import Array
+from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear
+
+TIME_WIDTH = 256
+
+
+class TimeEmbedding(nnx.Module):
+    """t, as one number, through Linear, SiLU, Linear: (B,) to (B, 256)."""
+
+    def __init__(self):
+        self.linear1 = Linear(1, TIME_WIDTH)
+        self.linear2 = Linear(TIME_WIDTH, TIME_WIDTH)
+
+    def __call__(self, t):
+        return self.linear2(jax.nn.silu(self.linear1(t[:, None].astype(self.linear1.kernel.dtype))))
+
+
+class DoubleConv(nnx.Module):
+    """Twice: 3x3 convolution, GroupNorm, SiLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        self.conv1 = Conv(in_channels, out_channels, 3)
+        self.norm1 = GroupNorm(8, out_channels)
+        self.conv2 = Conv(out_channels, out_channels, 3)
+        self.norm2 = GroupNorm(8, out_channels)
+
+    def __call__(self, x):
+        return jax.nn.silu(self.norm2(self.conv2(jax.nn.silu(self.norm1(self.conv1(x))))))
+
+
+class DownBlock(nnx.Module):
+    """Features at full and at half size; the time is added to both."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        self.conv = DoubleConv(in_channels, out_channels)
+        self.time_linear = Linear(TIME_WIDTH, out_channels)
+        self.down = Conv(out_channels, out_channels, 3, stride=2)
+
+    def __call__(self, x, time):
+        h = self.conv(x) + self.time_linear(time)[:, None, None, :]
+        return h, self.down(h)
+
+
+class UpBlock(nnx.Module):
+    """Twice the size, joined with the skip, the time added at the end."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
+        self.up = ConvTranspose2x2(in_channels, in_channels)
+        self.conv = DoubleConv(in_channels + skip_channels, out_channels)
+        self.time_linear = Linear(TIME_WIDTH, out_channels)
+
+    def __call__(self, x, skip, time):
+        h = self.conv(jnp.concatenate([self.up(x), skip], axis=-1))
+        return h + self.time_linear(time)[:, None, None, :]
+
+
+class StridedUNet(nnx.Module):
+    """(x, t) -> prediction of x's shape.
+
+    x: (B, H, W, image_channels), around [-1, 1], H and W multiples of 8; t: integers (B,) in [0, T). Activations are
+    computed in `dtype` (None: the parameters' own); the result has the parameters' dtype.
+    """
+
+    def __init__(self, image_channels: int = 3, dtype=None):
+        self.dtype = dtype
+        self.time_embedding = TimeEmbedding()
+        self.down1 = DownBlock(image_channels, 64)
+        self.down2 = DownBlock(64, 128)
+        self.down3 = DownBlock(128, 256)
+        self.middle = DoubleConv(256, 256)
+        self.up1 = UpBlock(256, 128, 128)
+        self.up2 = UpBlock(128, 64, 64)
+        self.up3 = UpBlock(64, 64, 64)
+        self.output = Conv(64, image_channels, 1)
+
+    def __call__(self, x: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+        result_dtype = self.output.kernel.dtype
+        dtype = self.dtype or result_dtype
+        time = self.time_embedding(t).astype(dtype)
+        h1, half1 = self.down1(x.astype(dtype), time)
+        _, half2 = self.down2(half1, time)
+        _, half3 = self.down3(half2, time)
+        h = self.up1(self.middle(half3), half2, time)
+        h = self.up2(h, half1, time)
+        h = self.up3(h, h1, time)  # the features before the first strided convolution
+        return self.output(h).astype(result_dtype)

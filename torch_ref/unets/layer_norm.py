@@ -1,0 +1,103 @@
+"""LayerNormUNet: a small UNet for 28x28 gray images with LayerNorm over whole maps; 506,852 trained parameters.
+
+Parameter names are those of existing checkpoints; `jax_ddpm/unets/layer_norm.py` is the same network.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from torch_ref.embeddings import sinusoid_table
+
+TIME_WIDTH = 100
+
+
+class Block(nn.Module):
+    """LayerNorm (unless `normalize` is off; its parameters exist all the same), then twice convolution and SiLU."""
+
+    def __init__(self, size: int, in_channels: int, out_channels: int, normalize: bool = True):
+        super().__init__()
+        self.normalize = normalize
+        self.ln = nn.LayerNorm((in_channels, size, size), eps=1e-5)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+
+    def forward(self, x):
+        h = self.ln(x) if self.normalize else x
+        return F.silu(self.conv2(F.silu(self.conv1(h))))
+
+
+class TimeTable(nn.Module):
+    """A frozen vector for each t."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.register_buffer("weight", torch.from_numpy(sinusoid_table(rows, width)))
+
+    def forward(self, t):
+        return self.weight[t]
+
+
+class TimeLinears(nn.Sequential):
+    """A row of the table -> Linear(SiLU(Linear)), one number for each channel of a stage's input."""
+
+    def __init__(self, channels: int):
+        super().__init__(nn.Linear(TIME_WIDTH, channels), nn.SiLU(), nn.Linear(channels, channels))
+
+    def forward(self, time):
+        return super().forward(time)[:, :, None, None]
+
+
+class Stage(nn.Sequential):
+    """Three blocks; the time is added to their input."""
+
+    def __init__(self, size: int, channels: tuple[int, int, int, int], normalize_last: bool = True):
+        c0, c1, c2, c3 = channels
+        super().__init__(Block(size, c0, c1), Block(size, c1, c2), Block(size, c2, c3, normalize_last))
+
+
+class LayerNormUNet(nn.Module):
+    """(x, t) -> prediction of x's shape.
+
+    x: (B, image_channels, 28, 28), around [-1, 1]; t: integers (B,) in [0, table_rows). Activations are computed in
+    `dtype` (torch.bfloat16, or None: the parameters' own); the result has the parameters' dtype.
+    """
+
+    def __init__(self, image_channels: int = 1, table_rows: int = 1000, dtype=None):
+        super().__init__()
+        self.dtype = dtype
+        self.time_embed = TimeTable(table_rows, TIME_WIDTH)
+        self.te1, self.b1 = TimeLinears(image_channels), Stage(28, (image_channels, 10, 10, 10))
+        self.down1 = nn.Conv2d(10, 10, 4, stride=2, padding=1)
+        self.te2, self.b2 = TimeLinears(10), Stage(14, (10, 20, 20, 20))
+        self.down2 = nn.Conv2d(20, 20, 4, stride=2, padding=1)
+        self.te3, self.b3 = TimeLinears(20), Stage(7, (20, 40, 40, 40))
+        self.down3 = nn.Sequential(nn.Conv2d(40, 40, 2), nn.SiLU(), nn.Conv2d(40, 40, 4, stride=2, padding=1))
+        self.te_mid, self.b_mid = TimeLinears(40), Stage(3, (40, 20, 20, 40))
+        self.up1 = nn.Sequential(
+            nn.ConvTranspose2d(40, 40, 4, stride=2, padding=1), nn.SiLU(), nn.ConvTranspose2d(40, 40, 2)
+        )
+        self.te4, self.b4 = TimeLinears(80), Stage(7, (80, 40, 20, 20))
+        self.up2 = nn.ConvTranspose2d(20, 20, 4, stride=2, padding=1)
+        self.te5, self.b5 = TimeLinears(40), Stage(14, (40, 20, 10, 10))
+        self.up3 = nn.ConvTranspose2d(10, 10, 4, stride=2, padding=1)
+        self.te_out, self.b_out = TimeLinears(20), Stage(28, (20, 10, 10, 10), normalize_last=False)
+        self.conv_out = nn.Conv2d(10, image_channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        time = self.time_embed(t)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            h1 = self.b1(x + self.te1(time))
+            h = self.down1(h1)
+            h2 = self.b2(h + self.te2(time))
+            h = self.down2(h2)
+            h3 = self.b3(h + self.te3(time))
+            h = self.down3(h3)
+            h = self.b_mid(h + self.te_mid(time))
+            h = torch.cat([h3, self.up1(h)], dim=1)
+            h = self.b4(h + self.te4(time))
+            h = torch.cat([h2, self.up2(h)], dim=1)
+            h = self.b5(h + self.te5(time))
+            h = torch.cat([h1, self.up3(h)], dim=1)
+            h = self.b_out(h + self.te_out(time))
+            return self.conv_out(h).to(self.conv_out.weight.dtype)

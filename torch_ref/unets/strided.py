@@ -1,0 +1,94 @@
+"""StridedUNet: strided convolutions down, transposed ones up; 4,544,323 parameters at three image channels.
+
+Parameter names are those of existing checkpoints; `jax_ddpm/unets/strided.py` is the same network.
+"""
+
+import torch
+from torch import nn
+
+TIME_WIDTH = 256
+
+
+class TimeEmbedding(nn.Module):
+    """t, as one number, through Linear, SiLU, Linear: (B,) to (B, 256)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(1, TIME_WIDTH), nn.SiLU(), nn.Linear(TIME_WIDTH, TIME_WIDTH))
+
+    def forward(self, t):
+        return self.embed(t[:, None].to(self.embed[0].weight.dtype))
+
+
+class DoubleConv(nn.Sequential):
+    """Twice: 3x3 convolution, GroupNorm, SiLU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.GroupNorm(8, out_channels, eps=1e-5),
+            nn.SiLU(),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.GroupNorm(8, out_channels, eps=1e-5),
+            nn.SiLU(),
+        )
+
+
+class DownBlock(nn.Module):
+    """Features at full and at half size; the time is added to both."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = DoubleConv(in_channels, out_channels)
+        self.time_mlp = nn.Linear(TIME_WIDTH, out_channels)
+        self.down = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x, time):
+        h = self.conv(x) + self.time_mlp(time)[:, :, None, None]
+        return h, self.down(h)
+
+
+class UpBlock(nn.Module):
+    """Twice the size, joined with the skip, the time added at the end."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(in_channels, in_channels, 2, stride=2)
+        self.conv = DoubleConv(in_channels + skip_channels, out_channels)
+        self.time_mlp = nn.Linear(TIME_WIDTH, out_channels)
+
+    def forward(self, x, skip, time):
+        h = self.conv(torch.cat([self.up(x), skip], dim=1))
+        return h + self.time_mlp(time)[:, :, None, None]
+
+
+class StridedUNet(nn.Module):
+    """(x, t) -> prediction of x's shape.
+
+    x: (B, image_channels, H, W), around [-1, 1], H and W multiples of 8; t: integers (B,) in [0, T). Activations are
+    computed in `dtype` (torch.bfloat16, or None: the parameters' own); the result has the parameters' dtype.
+    """
+
+    def __init__(self, image_channels: int = 3, dtype=None):
+        super().__init__()
+        self.dtype = dtype
+        self.time_embed = TimeEmbedding()
+        self.down1 = DownBlock(image_channels, 64)
+        self.down2 = DownBlock(64, 128)
+        self.down3 = DownBlock(128, 256)
+        self.mid_conv = DoubleConv(256, 256)
+        self.up1 = UpBlock(256, 128, 128)
+        self.up2 = UpBlock(128, 64, 64)
+        self.up3 = UpBlock(64, 64, 64)
+        self.final = nn.Conv2d(64, image_channels, 1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        time = self.time_embed(t)  # outside autocast: in bfloat16 t = 998 would become 1000
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            h1, half1 = self.down1(x, time)
+            _, half2 = self.down2(half1, time)
+            _, half3 = self.down3(half2, time)
+            h = self.up1(self.mid_conv(half3), half2, time)
+            h = self.up2(h, half1, time)
+            h = self.up3(h, h1, time)  # the features before the first strided convolution
+            return self.final(h).to(self.final.weight.dtype)
