@@ -86,6 +86,7 @@ MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "unets/__init__": ["unets/__init__"],
     "unets/attention": ["unets/attention"],
     "unets/conv_block": ["unets/conv_block"],
+    "unets/ddpm": ["unets/ddpm"],
     "unets/layer_norm": ["unets/layer_norm"],
     "unets/strided": ["unets/strided"],
     "weights": ["weights"],
