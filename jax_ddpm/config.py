@@ -193,7 +193,7 @@ class RunConfig:
         require(size >= 1, "image_size", size, "expected at least 1")
         fraction = self.data.validation_fraction
         require(fraction is None or 0 <= fraction < 1, "validation_fraction", fraction, "expected 0 to below 1")
-        self.network.check(size)
+        self.network.check(size, self.diffusion.timesteps)
         for section in (self.diffusion, self.training, self.output):
             section.check()
 

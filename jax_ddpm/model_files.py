@@ -77,7 +77,7 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     if image_size is not None:
         info = replace(info, image_shape=(image_size, image_size, info.image_shape[2]))
     info.diffusion.check()
-    info.network.check(info.image_shape[0])
+    info.network.check(info.image_shape[0], info.diffusion.timesteps)
     return values, info
 
 

@@ -16,8 +16,8 @@ class NetworkConfig:
 
     name: tyro.conf.Suppress[str]
 
-    def check(self, image_size: int | None = None) -> None:
-        """UserError that names the wrong field, or the sizes that the network can take."""
+    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
+        """UserError that names the wrong field, or the sizes (and T) that the network can take."""
 
     @property
     def arguments(self) -> dict:
@@ -47,7 +47,7 @@ class ConvBlockConfig(NetworkConfig):
     time_width: int = 256
     """Width of the time embedding."""
 
-    def check(self, image_size: int | None = None) -> None:
+    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
         """UserError that names the wrong field, or the sizes that these widths can take."""
         require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
         for width in self.widths:
@@ -73,7 +73,7 @@ class StridedConfig(NetworkConfig):
 
     name: tyro.conf.Suppress[Literal["strided"]] = "strided"
 
-    def check(self, image_size: int | None = None) -> None:
+    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
         """UserError for sizes that are no multiple of 8."""
         if image_size is not None:
             refuse_size(image_size, 3)
@@ -97,7 +97,7 @@ class AttentionConfig(NetworkConfig):
     dropout: float = 0.1
     """Rate of dropout in the training."""
 
-    def check(self, image_size: int | None = None) -> None:
+    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
         """UserError that names the wrong field, or the sizes that these levels can take."""
         require(self.channels > 0 and self.channels % 32 == 0, "channels", self.channels, "expected a multiple of 32")
         require(
@@ -132,9 +132,10 @@ class LayerNormConfig(NetworkConfig):
     table_rows: int = 1000
     """Rows of the frozen table of time embeddings: at least T."""
 
-    def check(self, image_size: int | None = None) -> None:
+    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
         """UserError that names the wrong field, or for any size but 28."""
-        require(self.table_rows >= 1, "table_rows", self.table_rows, "expected at least 1")
+        rows = timesteps or 1
+        require(self.table_rows >= rows, "table_rows", self.table_rows, f"expected at least {rows}, one per timestep")
         require(image_size in (None, 28), "image_size", image_size, "layer_norm takes 28x28 images only")
 
 

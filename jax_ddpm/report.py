@@ -83,12 +83,19 @@ def check_images_path(path: Path) -> None:
         raise UserError(f"{folder} cannot be written ({error.strerror}).") from None
 
 
-def write_images(path: Path, x_0: np.ndarray) -> str:
+def stretched(x: np.ndarray) -> np.ndarray:
+    """Float images (N, H, W, C), each from its own minimum and maximum to [-1, 1]; flat ones become 0."""
+    low, high = x.min(axis=(1, 2, 3), keepdims=True), x.max(axis=(1, 2, 3), keepdims=True)
+    return (2 * x - low - high) / np.where(high > low, high - low, 1)
+
+
+def write_images(path: Path, x_0: np.ndarray, rescale: str = "none") -> str:
     """Float images (N, H, W, C) in [-1, 1] as a grid (.png), arrays (.npz) or a PNG each (folder); says what it wrote.
 
-    A .npz holds `images`, uint8, and `x0`, float32 as sampled. Files of the same names are overwritten.
+    rescale: "none", or "per-image" for `stretched`. A .npz holds `images`, uint8, and `x0`, float32 as sampled. Files
+    of the same names are overwritten.
     """
-    images = to_uint8(x_0)
+    images = to_uint8(stretched(x_0) if rescale == "per-image" else x_0)
     if path.suffix == ".png":
         grid(images).save(path)
         return f"a grid of {len(images)} images: {path}"

@@ -40,11 +40,12 @@ NOISE_SECONDS = 0.020
 EMBEDDING_FLOAT32 = 2e-7
 # Two products and a sum, which XLA may fuse. Measured 0.
 NOISING_FLOAT32 = 3e-7
-# Network outputs: convolutions add up in other orders. Measured 1.3e-6 with random, 3e-7 with trained weights.
+# Network outputs: convolutions add up in other orders. Measured at most 1.3e-6 (random weights).
 NETWORK_FLOAT32 = 1e-5
-# The same in float64. Measured 2.5e-15.
+# The same in float64. Measured at most 3.2e-15.
 NETWORK_FLOAT64 = 1e-12
-# Gradients of every parameter, as a share of the largest of all. Measured 6e-16 and 2.4e-7.
+# Gradients of every parameter, as a share of the largest of all. Measured at most 1.2e-15 and
+# 6.3e-7 (attention).
 GRADIENT_FLOAT64 = 1e-12
 GRADIENT_FLOAT32 = 3e-6
 # Parameters or EMA after one to three optimiser steps in float64, in learning rates. optax computes 1 - beta^step and
@@ -82,9 +83,5 @@ RATE = 1.2e-7
 # shows; and optax rounds 1 - 0.999^step in float32. Measured 2.4e-4, and 6.4e-8, which is the learning rate's ulp.
 UPDATE = {np.float32: 1e-3, np.float64: 2e-7}
 
-# Any of the networks, small, with random weights: the ladder's budgets. Measured at most 3.3e-6 and 5.9e-15 (outputs),
-# 1.9e-6 and 2.6e-15 (gradients), all of strided.
-OUTPUT = {np.float32: NETWORK_FLOAT32, np.float64: NETWORK_FLOAT64}
-GRADIENT = {np.float32: GRADIENT_FLOAT32, np.float64: GRADIENT_FLOAT64}
 # Between float32 and bfloat16 activations of one framework, as a share of the largest output: eight bits of mantissa.
 BFLOAT16 = 0.1

@@ -1,5 +1,6 @@
 """The ladder catches faults: each one, seeded into torch_ref, must break its rung (and the rung holds without it)."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch_ref.samplers
 import torch_ref.schedules
 import torch_ref.step
 import torch_ref.unets
-import torch_ref.unets.conv_block as conv_block
 import torch_ref.weights
 from parity_tests import ladder
+from torch_ref.unets import attention, conv_block, layer_norm, strided
 
 
 def swap(target, name, make):
@@ -146,23 +147,55 @@ def sampler_setting(**wrong):
     )
 
 
+def padded_right_and_below(network):
+    """Stride 2 with "SAME" padding, as other frameworks have it, for PyTorch's padding of 1."""
+    for block in (network.down1, network.down2, network.down3):
+        block.down.padding = (0, 0)
+        block.down.register_forward_pre_hook(lambda layer, arguments: nn.functional.pad(arguments[0], (0, 1, 0, 1)))
+
+
+def concatenated_the_other_way(module):
+    faulty = SimpleNamespace(**{**vars(torch), "cat": lambda tensors, dim: torch.cat(tensors[::-1], dim)})
+    return swap(module, "torch", lambda _: faulty)
+
+
+def four_heads(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.MultiheadAttention):
+            layer.num_heads, layer.head_dim = 4, layer.embed_dim // 4
+
+
+def normalized_throughout(network):
+    network.b_out[2].normalize = True
+
+
+def usual_exponent(name, value):
+    """The table of Vaswani et al., as if a network's own were not to be kept."""
+    if name != "time_embed.weight":
+        return value
+    phase = np.arange(1000)[:, None] * 1e4 ** (-np.arange(50) / 50)
+    return np.stack([np.sin(phase), np.cos(phase)], axis=-1).reshape(value.shape)
+
+
 FAULTS = {
+    "strided: SAME padding": (changed_network(padded_right_and_below), "strided: outputs, float32"),
+    "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
+    "attention: added to its input": (
+        swap(attention.SelfAttention, "forward", lambda forward: lambda self, x: x + forward(self, x)),
+        "attention: outputs, float32",
+    ),
+    "attention: 4 heads": (changed_network(four_heads), "attention: outputs, float32"),
+    "attention: skip order swapped": (concatenated_the_other_way(attention), "attention: outputs, float32"),
+    "layer_norm: last block normalized": (changed_network(normalized_throughout), "layer_norm: outputs, float32"),
+    "layer_norm: another table": (changed_weights(usual_exponent), "layer_norm: outputs, float32"),
+    "layer_norm: skip order swapped": (concatenated_the_other_way(layer_norm), "layer_norm: outputs, float32"),
     "GroupNorm epsilon 1e-6": (changed_network(norm_epsilon), "network, random weights, float64"),
     "GroupNorm with 16 groups": (changed_network(norm_groups), "network, random weights, float32"),
     "GELU for SiLU": (changed_network(leaky_silu), "network, random weights, float32"),
     "deconvolution kernel flipped": (changed_weights(flipped), "network, random weights, float32"),
     "kernel rows and columns swapped": (changed_weights(transposed), "network, random weights, float32"),
     "frequencies over d/2 - 1": (changed_weights(computed_frequencies), "network, random weights, float32"),
-    "skip order swapped": (
-        swap(
-            conv_block,
-            "torch",
-            lambda _: mock.Mock(
-                wraps=torch, cat=lambda tensors, dim: torch.cat(tensors[::-1], dim), bfloat16=torch.bfloat16
-            ),
-        ),
-        "network, random weights, float32",
-    ),
+    "skip order swapped": (concatenated_the_other_way(conv_block), "network, random weights, float32"),
     "cosine before sine": (swap(torch_ref.embeddings, "interleaved", cosine_first), "time embedding"),
     "sines and cosines in halves": (swap(torch_ref.embeddings, "interleaved", concatenated), "time embedding"),
     "cosine before sine, in the network": (

@@ -1,4 +1,4 @@
-"""Every network in both frameworks: initial weights, outputs, gradients, an optimiser step, whole samples, files."""
+"""Every network in both frameworks: initial weights, an optimiser step, whole samples, files (more on the ladder)."""
 
 from dataclasses import replace
 
@@ -9,6 +9,8 @@ import pytest
 import torch
 from flax import nnx
 
+import jax_ddpm.layers
+import torch_ref.layers
 import torch_ref.model_files
 import torch_ref.samplers
 import torch_ref.unets
@@ -44,29 +46,46 @@ def test_initial_weights_are_equal(name):
 
 
 @NETWORKS
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_outputs(name, dtype):
-    case = CASES[name]
-    values = ladder.random_weights(case.config, case.channels)
-    apart = ladder.network(values, case.config, channels=case.channels, size=case.size, dtype=dtype)
-    assert apart <= budgets.OUTPUT[dtype]
-
-
-@NETWORKS
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gradients(name, dtype):
-    case = CASES[name]
-    values = ladder.random_weights(case.config, case.channels)
-    apart = ladder.gradients(values, case.config, channels=case.channels, size=case.size, dtype=dtype)
-    assert apart <= budgets.GRADIENT[dtype]
-
-
-@NETWORKS
 def test_one_optimiser_step(name):
     case = CASES[name]
     images = np.random.default_rng(9).integers(0, 256, (16, case.size, case.size, case.channels), np.uint8)
     run = replace(ladder.RUN, network=case.config)
     assert ladder.optimiser_step(run, images) <= budgets.UPDATE_FLOAT64
+
+
+WITH_DROPOUT = [name for name, case in CASES.items() if getattr(case.config, "dropout", 0)]
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_dropout(name):
+    """The same masks in both frameworks, in the training only, however the batch is split."""
+    case = CASES[name]
+    images = np.random.default_rng(9).integers(0, 256, (16, case.size, case.size, case.channels), np.uint8)
+    run = ladder.in_double(replace(ladder.RUN, network=replace(case.config, dropout=0.4)))
+    whole = ladder.train_jax(run, 1, np.float64, images)
+    split = ladder.train_jax(replace(run, training=replace(run.training, accumulate=4)), 1, np.float64, images)
+    theirs = ladder.train_torch(run, 1, np.float64, images)
+    without = ladder.train_jax(replace(run, network=replace(case.config, dropout=0.0)), 1, np.float64, images)
+    np.testing.assert_allclose(whole[0], theirs[0], rtol=budgets.NETWORK_FLOAT64)
+    np.testing.assert_allclose(whole[0], split[0], rtol=budgets.NETWORK_FLOAT64)
+    assert abs(whole[0][0] - without[0][0]) > 1e-4
+    for other in (split, theirs):
+        assert ladder.furthest(whole[1], other[1]) / run.training.learning_rate <= budgets.UPDATE_FLOAT64
+
+
+def test_masks_of_dropout():
+    h = np.random.default_rng(0).standard_normal((6, 16, 16, 8)).astype(np.float32)
+    ours, theirs = (package.layers.Dropout(0.3, 5, 9, np.arange(6)) for package in (jax_ddpm, torch_ref))
+    masks = []
+    for _ in range(2):
+        a, b = np.asarray(ours(h)), ladder.channels_last(theirs(ladder.channels_first(h)))
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a[a != 0], (h / np.float32(0.7))[a != 0], rtol=1e-6)
+        masks.append(a == 0)
+    assert abs(np.mean(masks) - 0.3) < 0.01  # 24,576 coins: three standard deviations
+    assert np.mean(masks[0] & masks[1]) < 0.1 + 0.01 and np.mean(masks[0][0] & masks[0][1]) < 0.13
+    part = jax_ddpm.layers.Dropout(0.3, 5, 9, np.array([4, 1]))
+    np.testing.assert_array_equal(np.asarray(part(h[[4, 1]])) == 0, masks[0][[4, 1]])
 
 
 @NETWORKS

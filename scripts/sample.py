@@ -31,6 +31,8 @@ class SampleFlags:
     precision: Precision = "float32"
     image_size: int | None = None
     """Height and width, for files that cannot tell."""
+    rescale: Literal["none", "per-image"] = "none"
+    """per-image: show each picture from its own darkest to its own brightest value (for samples that drift)."""
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
 
@@ -52,7 +54,7 @@ def main():
             progress=lambda done: bar.update(int(done) - bar.n % timesteps),
         )
         bar.update(bar.total - bar.n)
-    print(f"Saved {report.write_images(flags.out, x_0)}")
+    print(f"Saved {report.write_images(flags.out, x_0, flags.rescale)}")
 
 
 def with_jax(flags: SampleFlags):

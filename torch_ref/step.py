@@ -6,12 +6,14 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from torch_ref import diffusion, rng
+from torch_ref.layers import Dropout
 from torch_ref.schedules import Tables, make_tables
 
 Metrics = dict[str, float]
@@ -113,15 +115,17 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
     Every draw comes from (seed, state.step). Metrics: loss, grad_norm (before clipping) and learning_rate.
     """
     training, seed = config.training, config.training.seed
+    rate = getattr(config.network, "dropout", 0.0)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
     tables = tables_of(config.diffusion, dtype)
 
-    def gradients(network, x_0, t, noise):
+    def gradients(network, step, *batch):
         """Loss of the batch, in `accumulate` parts of equal size; the gradients are left in the parameters."""
         total, parts = 0.0, training.accumulate
         for a in range(parts):  # part a takes images a, a + A, a + 2A, ...
-            part = (x_0[a::parts], t[a::parts], noise[a::parts])
-            loss = diffusion.loss(tables, config.diffusion.objective, network, *part, training.min_snr_gamma)
+            x_0, t, noise, places = (values[a::parts] for values in batch)
+            predict = partial(network, dropout=Dropout(rate, seed, step, places)) if rate else network
+            loss = diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, training.min_snr_gamma)
             loss.backward()
             total = total + loss.detach()
         for p in network.parameters():
@@ -139,7 +143,7 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
         t_key, noise_key = rng.key(seed, rng.TIMESTEPS, step), rng.key(seed, rng.NOISE, step)
         t, noise = draw(t_key, noise_key, x_0, config.diffusion.timesteps)
         state.optimizer.zero_grad()
-        loss, grads = gradients(state.network, x_0, t, noise)
+        loss, grads = gradients(state.network, step, x_0, t, noise, np.arange(len(x_0)))
         norm, rate = global_norm(grads), learning_rate(training, step, total_steps)
         if training.clip_norm is not None:
             clip_by_global_norm(grads, training.clip_norm)

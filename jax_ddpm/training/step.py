@@ -1,6 +1,7 @@
 """One optimiser step: pure, and the same on one device and on many."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.config import DiffusionConfig, RunConfig, TrainingConfig
+from jax_ddpm.layers import Dropout
 from jax_ddpm.schedules import Tables, make_tables
 from jax_ddpm.training.state import TrainState
 
@@ -75,32 +77,35 @@ def make_train_step(
     Metrics: loss, grad_norm (before clipping) and learning_rate, float scalars.
     """
     training, seed = config.training, config.training.seed
+    rate = getattr(config.network, "dropout", 0.0)
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
     tables = tables_of(config.diffusion, dtype)
 
     def split_by_device(x, *axes):
         return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def loss_of(params, buffers, x_0, t, noise):
-        network = nnx.merge(graph, params, buffers)
-        return diffusion.loss(tables, config.diffusion.objective, network, x_0, t, noise, training.min_snr_gamma)
+    def loss_of(params, state, x_0, t, noise, places):
+        predict = nnx.merge(graph, params, state.buffers)
+        if rate:
+            predict = partial(predict, dropout=Dropout(rate, seed, state.step, places))
+        return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, training.min_snr_gamma)
 
-    def gradients(state, x_0, t, noise):
+    def gradients(state, *batch):
         """Loss and gradients of the batch, in `accumulate` parts of equal size."""
         grad = jax.value_and_grad(loss_of)
         if training.accumulate == 1:
-            return grad(state.params, state.buffers, x_0, t, noise)
+            return grad(state.params, state, *batch)
 
         def parts(x):  # part a takes images a, a + A, a + 2A, ...: every device keeps its own
             x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:])
             return split_by_device(x.swapaxes(0, 1), None, "data")
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, grad(state.params, state.buffers, *part)), None
+            return jax.tree.map(jnp.add, total, grad(state.params, state, *part)), None
 
         zero = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, state.params))
         on_cpu = jax.default_backend() == "cpu"  # where XLA's convolution gradients are very slow inside a loop
-        total, _ = lax.scan(add, zero, jax.tree.map(parts, (x_0, t, noise)), unroll=on_cpu)
+        total, _ = lax.scan(add, zero, jax.tree.map(parts, batch), unroll=on_cpu)
         return jax.tree.map(lambda x: x / training.accumulate, total)
 
     def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
@@ -109,7 +114,7 @@ def make_train_step(
         x_0 = split_by_device(prepare_images(images, dtype, flip_key), "data")
         t = rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0], config.diffusion.timesteps)
         noise = split_by_device(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
-        loss, grads = gradients(state, x_0, t, noise)
+        loss, grads = gradients(state, x_0, t, noise, jnp.arange(x_0.shape[0]))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else ema_update(state.ema, params, step, training.ema_decay)
