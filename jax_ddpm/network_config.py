@@ -175,7 +175,7 @@ class DDPMConfig(NetworkConfig):
     learned_variance: bool = False
     """Predict the variance of a reverse step too, in as many channels again (Nichol & Dhariwal 2021)."""
 
-    def check(self, image_size: int | None = None) -> None:
+    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
         """UserError that names the wrong field, or the sizes that these widths can take."""
         require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
         require(self.norm_num_groups >= 1, "norm_num_groups", self.norm_num_groups, "expected at least 1")
