@@ -113,7 +113,7 @@ class TrainingConfig:
     seed: int = 0
     """Decides the initial weights, the order of the images, timesteps, noise and the sampled pictures."""
     init_from: str | None = None
-    """Start from the weights of this run folder, .safetensors, .pt or .pth."""
+    """Start from the weights of this run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
 
     def check(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "max_skipped"):
