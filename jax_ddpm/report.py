@@ -49,6 +49,7 @@ def table(images: np.ndarray, labels: Sequence[str] = (), tile: int = 48) -> Ima
 
 def loss_curve(rows: Sequence[dict]) -> Figure:
     """Training and validation loss over steps, from the rows of metrics.jsonl."""
+    rows = [row for row in rows if row["loss"] is not None]  # null: every step of the row was skipped
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
@@ -57,7 +58,7 @@ def loss_curve(rows: Sequence[dict]) -> Figure:
     if window > 1:
         smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
         axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"training, mean of {window} rows")
-    held_out = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+    held_out = [(row["step"], row["validation_loss"]) for row in rows if row.get("validation_loss") is not None]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", markersize=3, label="validation")
     axes.set_yscale("log")

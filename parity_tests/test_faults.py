@@ -177,6 +177,20 @@ def usual_exponent(name, value):
     return np.stack([np.sin(phase), np.cos(phase)], axis=-1).reshape(value.shape)
 
 
+def uncounted_skips(make_train_step):
+    def faulty(config, total_steps):
+        train_step = make_train_step(config, total_steps)
+
+        def step(state, images):
+            state, metrics = train_step(state, images)
+            state.step -= int(metrics["skipped"])
+            return state, metrics
+
+        return step
+
+    return faulty
+
+
 def padded_left_and_above(_):
     return lambda self, x: self.conv(nn.functional.pad(x, (1, 0, 1, 0)))
 
@@ -248,6 +262,10 @@ FAULTS = {
     "Adam epsilon 1e-7": (optimizer_setting(eps=1e-7), "one Adam step, float64"),
     "Adam beta_2 0.99": (optimizer_setting(betas=(0.9, 0.99)), "50 training steps, losses, float32"),
     "AdamW's default decay": (optimizer_setting(weight_decay=1e-4), "one AdamW step, clipped, float64"),
+    "skipped steps are not counted": (
+        swap(torch_ref.step, "make_train_step", uncounted_skips),
+        "a skipped step among three, float64",
+    ),
     "another purpose number": (
         swap(torch_ref.rng, "key", lambda key: lambda seed, purpose, *address: key(seed, purpose + 1, *address)),
         "bits, uniforms, integers",

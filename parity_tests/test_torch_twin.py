@@ -658,7 +658,7 @@ def test_three_training_steps(training, objective, flip, dtype):
     images = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 6, 3), dtype=np.uint8)
     with jax.enable_x64(dtype == np.float64):
         ours, theirs = networks(dtype, widths=(64,))
-        optimizer = jax_step.make_optimizer(config.training, 10)
+        optimizer = jax_step.make_optimizer(config.training)
         graph, state = jax_state.create_state(theirs, optimizer, True, dtype)
         train_step = jax.jit(jax_step.make_train_step(graph, optimizer, config, 10))
         their_metrics = []
