@@ -23,10 +23,12 @@ from flax import nnx
 import jax_ddpm
 import jax_ddpm.diffusers_folder
 import jax_ddpm.errors
+import jax_ddpm.network_config
 import torch_ref
 import torch_ref.diffusers_folder
 import torch_ref.errors
 import torch_ref.model_files
+import torch_ref.network_config
 import torch_ref.rng
 from jax_ddpm import model_files, unets, weights
 from jax_ddpm.config import DiffusionConfig, ModelInfo
@@ -390,6 +392,20 @@ def test_broken_folders(package, folder):
     refused("holds no model.safetensors")
     (folder / "model_index.json").write_text("{}")
     refused("holds no model: expected diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin")
+
+
+@PACKAGES
+def test_training_starts_from_a_folder(package, folders):
+    path = folders["the package's choices"]
+    config = package.network_config.DDPMConfig(**{**PACKAGES_CHOICES.arguments, "dropout": 0.4})
+    assert set(package.model_files.initial_weights(path, config)) == set(
+        package_model("the package's choices").state_dict()
+    )
+    other = package.network_config.DDPMConfig(**{**config.arguments, "flip_sin_to_cos": False, "attention_head_dim": 4})
+    with pytest.raises(
+        package.errors.UserError, match="attention_head_dim 8 instead of 4, flip_sin_to_cos True instead"
+    ):
+        package.model_files.initial_weights(path, other)
 
 
 # Folders that the package reads ---------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def main():
     if training.init_from is None:
         weights.initialise(network, training.seed)
     else:
-        weights.load_state_dict(network, model_files.read_file(training.init_from)[0])
+        weights.load_state_dict(network, model_files.initial_weights(training.init_from, info.network))
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     claim(folder, config)
     state = create_state(network, make_optimizer(training, network.to(dtype)), training.ema, dtype)
