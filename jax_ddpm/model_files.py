@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from jax_ddpm import diffusers_folder, unets, weights
 from jax_ddpm.config import FORMAT_VERSION, DiffusionConfig, ModelInfo, Precision, from_json
 from jax_ddpm.errors import UserError, one_of
+from jax_ddpm.network_config import NetworkConfig
 from jax_ddpm.presets import preset
 from jax_ddpm.recognise import recognise
 from jax_ddpm.weights import StateDict
@@ -83,6 +84,20 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     for size in info.image_shape[:2]:
         info.network.check(size, info.diffusion.timesteps)
     return values, info
+
+
+def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:
+    """The arrays of a file to start a training of `network` from. UserError where the file tells of another network."""
+    values, info = read_file(path)
+    told, wanted = asdict(network if info is None else info.network), asdict(network)
+    wrong = [
+        f"{name} {told.get(name)} instead of {value}"
+        for name, value in wanted.items()
+        if name != "dropout" and told.get(name) != value
+    ]
+    if wrong:
+        raise UserError(f"{path} holds another network than this run's: {', '.join(wrong[:3])}.")
+    return values
 
 
 def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from torch_ref import diffusers_folder, unets, weights
 from torch_ref.config import FORMAT_VERSION, PRESETS, DiffusionConfig, ModelInfo, Precision, from_json
 from torch_ref.errors import UserError, one_of
+from torch_ref.network_config import NetworkConfig
 from torch_ref.recognise import recognise
 from torch_ref.weights import StateDict
 
@@ -70,6 +71,20 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     for size in info.image_shape[:2]:
         info.network.check(size, info.diffusion.timesteps)
     return values, info
+
+
+def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:
+    """The arrays of a file to start a training of `network` from. UserError where the file tells of another network."""
+    values, info = read_file(path)
+    told, wanted = asdict(network if info is None else info.network), asdict(network)
+    wrong = [
+        f"{name} {told.get(name)} instead of {value}"
+        for name, value in wanted.items()
+        if name != "dropout" and told.get(name) != value
+    ]
+    if wrong:
+        raise UserError(f"{path} holds another network than this run's: {', '.join(wrong[:3])}.")
+    return values
 
 
 def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:

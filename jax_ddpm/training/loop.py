@@ -214,8 +214,7 @@ def make_network(config: RunConfig, image_shape: tuple[int, int, int]):
     if config.training.init_from is None:
         weights.initialise(network, config.training.seed)
     else:
-        values, _ = model_files.read_file(config.training.init_from)
-        weights.load_state_dict(network, values)
+        weights.load_state_dict(network, model_files.initial_weights(config.training.init_from, config.network))
     return network
 
 
