@@ -52,10 +52,10 @@ def load_model(
 ) -> Model:
     """A model from a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin.
 
-    `variance`, `clip` and `image_size` overrule what the file says. A file that says nothing takes what is not given,
-    also the other fields of DiffusionConfig, from the preset of its network. precision: "float32", "bfloat16"
-    (activations only) or "float64" (parameters too; wants jax_enable_x64). Raises UserError for a file that is no model
-    or does not fit.
+    `variance`, `clip`, `clip_percentile` and `image_size` overrule what the file says. A file that says nothing takes
+    what is not given, also the other fields of DiffusionConfig, from the preset of its network. precision: "float32",
+    "bfloat16" (activations only) or "float64" (parameters too; wants jax_enable_x64). Raises UserError for a file that
+    is no model or does not fit.
     """
     one_of("precision", precision, Precision)
     values, info = read_model(path, image_size, **diffusion)
@@ -105,7 +105,7 @@ def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.Pat
     wrong = [
         f"{name} = {value} was given, but it was trained with {getattr(told, name)}"
         for name, value in given.items()
-        if name not in ("variance", "clip") and value != getattr(told, name)
+        if name not in ("variance", "clip", "clip_percentile") and value != getattr(told, name)
     ]
     if wrong:
         raise UserError(f"{path} tells how it was trained: {'; '.join(wrong)}. Leave this out.")
