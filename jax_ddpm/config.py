@@ -162,9 +162,9 @@ class OutputConfig:
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
     sample_every: int = 0
-    """Steps between sample grids during the training; 0: only the closing pictures."""
+    """Steps between sample grids of up to 16 images during the training; 0: only the closing pictures."""
     num_samples: int = 64
-    """Images of a sample grid, at most; fewer where the network is slow."""
+    """Images of the closing sample grid, at most; fewer where the network is slow."""
 
     def check(self) -> None:
         for name in ("log_every", "keep_checkpoints", "num_samples"):

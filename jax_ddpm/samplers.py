@@ -53,16 +53,18 @@ def reverse_process(
     x_T: Images,
     timesteps: int,
     draw_noise: Callable,
-    num_frames: int = 0,
+    num_frames: int | tuple[int, ...] = 0,
     progress: Callable | None = None,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
     """From x_T to x_0 in one scan over t = T-1, ..., 0: x <- step(x, predict(x, t), t, draw_noise(t)).
 
     predict takes t as integers (B,); step and draw_noise take one integer. Returns x_0 and `num_frames` states evenly
-    spaced from x_T to x_0 (none unless asked for); memory does not grow with T. `progress` is called on the host with
-    the number of steps done, about fifty times.
+    spaced from x_T to x_0 (none unless asked for), or, for a tuple, the states after so many steps; memory does not
+    grow with T. `progress` is called on the host with the number of steps done, about fifty times.
     """
-    kept = np.round(np.linspace(0, timesteps, num_frames)).astype(int) if num_frames else np.zeros(0, int)
+    if isinstance(num_frames, int):
+        num_frames = tuple(np.round(np.linspace(0, timesteps, num_frames)).astype(int))
+    kept = np.asarray(num_frames, int)
     slots = np.full(timesteps + 1, len(kept), np.int32)  # after k steps the state goes to frame slots[k]; len: nowhere
     slots[kept] = np.arange(len(kept))
     frames = jnp.zeros((len(kept), *x_T.shape), x_T.dtype)
@@ -116,7 +118,7 @@ def sample_indices(
     seed: int,
     indices,
     *,
-    num_frames: int = 0,
+    num_frames: int | tuple[int, ...] = 0,
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:

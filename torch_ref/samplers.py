@@ -48,16 +48,18 @@ def reverse_process(
     x_T: Tensor,
     timesteps: int,
     draw_noise: Callable,
-    num_frames: int = 0,
+    num_frames: int | tuple[int, ...] = 0,
     progress: Callable | None = None,
 ) -> tuple[Tensor, Tensor]:
     """From x_T to x_0 over t = T-1, ..., 0: x <- step(x, predict(x, t), t, draw_noise(t)).
 
     predict takes t as integers (B,); step and draw_noise take one integer. Returns x_0 and `num_frames` states evenly
-    spaced from x_T to x_0 (none unless asked for). `progress` is called with the number of steps done, about fifty
-    times.
+    spaced from x_T to x_0 (none unless asked for), or, for a tuple, the states after so many steps. `progress` is
+    called with the number of steps done, about fifty times.
     """
-    kept = np.round(np.linspace(0, timesteps, num_frames)).astype(int) if num_frames else np.zeros(0, int)
+    if isinstance(num_frames, int):
+        num_frames = tuple(np.round(np.linspace(0, timesteps, num_frames)).astype(int))
+    kept = np.asarray(num_frames, int)
     slots = np.full(timesteps + 1, len(kept))  # after k steps the state goes to frame slots[k]; len: nowhere
     slots[kept] = np.arange(len(kept))
     frames = x_T.new_zeros((len(kept), *x_T.shape))
@@ -83,7 +85,7 @@ def sample_indices(
     seed: int,
     indices,
     *,
-    num_frames: int = 0,
+    num_frames: int | tuple[int, ...] = 0,
     dtype=torch.float32,
     progress: Callable | None = None,
 ) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from jax_ddpm.training.feed import Feed, Validation
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim, default_out
+from jax_ddpm.training.run_page import Page
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
 from jax_ddpm.training.step import make_dispatch, make_optimizer, make_train_step
 
@@ -28,9 +29,9 @@ def train(
 ) -> Path:
     """Train as `config` says, in the folder `out`, and return that folder.
 
-    Leaves there config.json, metrics.jsonl, checkpoints/, samples/ and model.safetensors. With `resume`, goes on from
-    the newest complete checkpoint (from the start where there is none). Raises UserError for settings, data or folders
-    that cannot be used.
+    Leaves there config.json, metrics.jsonl, checkpoints/, samples/, model.safetensors and report.html. With `resume`,
+    goes on from the newest complete checkpoint (from the start where there is none). Raises UserError for settings,
+    data or folders that cannot be used.
     """
     config.check()
     if config.training.precision == "float64":
@@ -69,6 +70,7 @@ def train(
     dispatch = make_dispatch(train_step, feed.steps_per_dispatch)
     validate = Validation(graph, config, images.validation, mesh)
     pictures = Pictures(folder, graph, config, image_shape)
+    page = Page(folder, log)
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
     on_cpu = jax.default_backend() == "cpu"
     progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, on_cpu, log)
@@ -94,13 +96,15 @@ def train(
                     export(folder, graph, state, replace(info, step=step))
                 if intervals.samples(step):
                     pictures.save_grid(state.weights, state.buffers, step)
+                page.refresh()
     progress.close()
     checkpoints.close()
     if not (folder / model_files.MODEL_FILE).exists():
         export(folder, graph, state, replace(info, step=step))
     log("Making the closing pictures ...")
-    for path, text in pictures.save_all(state.weights, state.buffers, images.train, metrics_log.rows()):
+    for path, text in pictures.save_all(state.weights, state.buffers, step, images, metrics_log.rows()):
         log(f"  {path}: {text}")
+    page.write()
     log(f"Weights: {folder / model_files.MODEL_FILE}   Metrics: {metrics_log.path}")
     return folder
 
