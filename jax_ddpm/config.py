@@ -106,15 +106,17 @@ class TrainingConfig:
     """Sample and export an exponential moving average of the weights."""
     ema_decay: float = 0.9999
     """Its decay, reached by a warm-up: (1 + step) / (10 + step) where that is smaller."""
+    max_skipped: int = 20
+    """Steps in a row whose loss or gradient is not finite, and that were therefore skipped, before the run stops."""
     precision: Precision = "float32"
     """Of the network's activations; parameters, EMA and loss stay float32 (float64: everything, for comparisons)."""
     seed: int = 0
     """Decides the initial weights, the order of the images, timesteps, noise and the sampled pictures."""
     init_from: str | None = None
-    """Start from the weights of this run folder, .safetensors, .pt or .pth."""
+    """Start from the weights of this run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
 
     def check(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
+        for name in ("epochs", "batch_size", "accumulate", "max_skipped"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, "expected at least 1")
         require(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from jax_ddpm.config import DataConfig, DiffusionConfig, OutputConfig, RunConfig, TrainingConfig
 from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, LayerNormConfig, StridedConfig
+from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
 
 
 def preset(name: str | None = None, dataset: str | None = None) -> RunConfig:
@@ -63,5 +63,20 @@ PRESETS: dict[str, RunConfig] = {
         data=DataConfig(dataset="fashion_mnist", image_size=28),
         network=LayerNormConfig(),
         training=TrainingConfig(epochs=20, batch_size=128, learning_rate=1e-3, lr_schedule="constant"),
+    ),
+    # Ho et al. 2020, section 4 and appendix B.
+    "ddpm": RunConfig(
+        preset="ddpm",
+        data=DataConfig(dataset="cifar10", flip=True),
+        network=DDPMConfig(),
+        training=TrainingConfig(
+            steps=800_000,
+            batch_size=128,
+            learning_rate=2e-4,
+            lr_schedule="constant",
+            warmup_steps=5000,
+            clip_norm=1.0,
+        ),
+        output=OutputConfig(sample_every=10_000),
     ),
 }

@@ -15,7 +15,7 @@ from jax_ddpm.config import RunConfig, slug
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.progress import Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim
-from torch_ref import model_files, samplers, unets, weights
+from torch_ref import model_files, rng, samplers, unets, weights
 from torch_ref.step import create_state, make_optimizer, make_train_step, make_validation
 
 
@@ -61,7 +61,19 @@ def main():
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
     metrics_log = MetricsLog(folder, config.output.log_every)
     on_cpu = not torch.cuda.is_available()
-    progress = Progress(0, total_steps, config, metrics_log, steps_per_epoch, intervals, on_cpu, tqdm.write)
+    progress = Progress(
+        0,
+        total_steps,
+        config,
+        metrics_log,
+        steps_per_epoch,
+        intervals,
+        on_cpu,
+        lambda step: rng.timesteps(
+            rng.key(training.seed, rng.TIMESTEPS, step), training.batch_size, config.diffusion.timesteps
+        ).numpy(),
+        tqdm.write,
+    )
     for step in range(total_steps):
         indices = data.batch_indices(training.seed, step, len(images.train), training.batch_size)
         state, metrics = train_step(state, images.train[indices])

@@ -117,6 +117,19 @@ def test_what_may_not_be_resumed(finished, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_a_diverging_run_skips_and_then_stops(tmp_path):
+    said = []
+    config = small(learning_rate=1e30, lr_schedule="constant", max_skipped=6, checkpoint_every=2, log_every=2)
+    with pytest.raises(UserError, match=r"(?s)last 6 steps, up to (\d+), were skipped: loss .*--replay-step \1 "):
+        train(config, tmp_path / "run", log=said.append)
+    lines = [line for line in said if "was skipped" in line]
+    assert len(lines) == 6 and all("gradient norm" in line and "t = " in line for line in lines)
+    found = rows(tmp_path / "run")
+    assert found[-1]["skipped"] == 2 and found[-1]["loss"] is None
+    values = model_files.read_file(tmp_path / "run")[0]
+    assert all(np.isfinite(value).all() for value in values.values())
+
+
 def test_init_from_starts_with_other_weights(finished, tmp_path):
     config = small(init_from=str(finished), steps=1, learning_rate=1e-6)
     folder = train(config, tmp_path / "run", log=quiet)

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jax_ddpm import data, model_files, unets, weights
+from jax_ddpm import data, model_files, rng, unets, weights
 from jax_ddpm.config import ModelInfo, RunConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.checkpoint import Checkpoints
@@ -46,7 +46,7 @@ def train(
 
     steps_per_epoch = len(images.train) // config.training.batch_size
     total_steps = config.training.steps or config.training.epochs * steps_per_epoch
-    optimizer = make_optimizer(config.training, total_steps)
+    optimizer = make_optimizer(config.training)
     dtype = np.float64 if config.training.precision == "float64" else np.float32
     graph, state = create_state(network, optimizer, config.training.ema, dtype)
     info = ModelInfo(network=config.network, image_shape=image_shape, diffusion=config.diffusion)
@@ -73,7 +73,18 @@ def train(
     page = Page(folder, log)
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
     on_cpu = jax.default_backend() == "cpu"
-    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, on_cpu, log)
+    seed, timesteps = config.training.seed, config.diffusion.timesteps
+    progress = Progress(
+        start,
+        total_steps,
+        config,
+        metrics_log,
+        steps_per_epoch,
+        intervals,
+        on_cpu,
+        lambda step: np.asarray(rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), batch_size, timesteps)),
+        log,
+    )
 
     step, in_flight = start, None
     while step < total_steps:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 
@@ -13,7 +14,8 @@ METRICS_FILE = "metrics.jsonl"
 OURS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html", "tensorboard")
 
 # What may differ when a run is resumed: paths, intervals, and how long it goes on.
-MAY_CHANGE = {"data.data_dir", "data.manual_dir", "data.cache_dir", "training.epochs", "training.steps"}
+MAY_CHANGE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
+MAY_CHANGE |= {"training.epochs", "training.steps", "training.max_skipped"}
 
 
 def default_out(config: RunConfig) -> Path:
@@ -120,10 +122,15 @@ class MetricsLog:
         self.pending.append(metrics)
 
     def write_row(self, epoch: int, **extra) -> dict:
-        """The row of the steps since the last one; `extra` figures stand beside the means."""
-        last = self.pending[-1]
-        means = {name: sum(step[name] for step in self.pending) / len(self.pending) for name in ("loss", "grad_norm")}
-        row = {"step": last["step"], "epoch": epoch, **means, "learning_rate": last["learning_rate"], **extra}
+        """The row of the steps since the last one; `extra` figures stand beside the means.
+
+        Means are of the steps that were not skipped, `skipped` counts the others; what is not finite is null.
+        """
+        last, good = self.pending[-1], [step for step in self.pending if not step["skipped"]]
+        row = {"step": last["step"], "epoch": epoch}
+        row |= {name: sum(step[name] for step in good) / len(good) if good else None for name in ("loss", "grad_norm")}
+        row |= {"learning_rate": last["learning_rate"], "skipped": len(self.pending) - len(good), **extra}
+        row = {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
         self.pending = []

@@ -33,17 +33,17 @@ def learning_rate(config: TrainingConfig, step: Array | int, total_steps: int) -
     return rate
 
 
-def make_optimizer(config: TrainingConfig, total_steps: int) -> optax.GradientTransformation:
-    """Adam or AdamW with PyTorch's constants, after clipping the global norm where asked for."""
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """Adam or AdamW with PyTorch's constants, after clipping the global norm where asked for.
 
-    def rate(count):
-        return learning_rate(config, count, total_steps)
-
-    if config.optimizer == "adam":
-        update = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
-    else:
-        update = optax.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay)
-    return update if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    It turns gradients into directions; the step goes against them, times the learning rate of its number.
+    """
+    parts = [optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)]
+    if config.clip_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.optimizer == "adamw":
+        parts.append(optax.add_decayed_weights(config.weight_decay))
+    return optax.chain(*parts)
 
 
 def global_norm(gradients) -> Array:
@@ -74,10 +74,11 @@ def make_train_step(
 ) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), pure: every draw comes from (seed, state.step).
 
-    Metrics: loss, grad_norm (before clipping) and learning_rate, float scalars.
+    Where the loss or a gradient is not finite, the step counts and changes nothing else. Metrics: loss, grad_norm
+    (before clipping), learning_rate and skipped (0 or 1), float scalars.
     """
     training, seed = config.training, config.training.seed
-    rate = getattr(config.network, "dropout", 0.0)
+    dropout = getattr(config.network, "dropout", 0.0)
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
     tables = tables_of(config.diffusion, dtype)
 
@@ -86,8 +87,8 @@ def make_train_step(
 
     def loss_of(params, state, x_0, t, noise, places):
         predict = nnx.merge(graph, params, state.buffers)
-        if rate:
-            predict = partial(predict, dropout=Dropout(rate, seed, state.step, places))
+        if dropout:
+            predict = partial(predict, dropout=Dropout(dropout, seed, state.step, places))
         return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, training.min_snr_gamma)
 
     def gradients(state, *batch):
@@ -115,15 +116,15 @@ def make_train_step(
         t = rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0], config.diffusion.timesteps)
         noise = split_by_device(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
         loss, grads = gradients(state, x_0, t, noise, jnp.arange(x_0.shape[0]))
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        norm, rate = global_norm(grads), learning_rate(training, step, total_steps)
+        directions, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, state.params, directions)
         ema = None if state.ema is None else ema_update(state.ema, params, step, training.ema_decay)
-        metrics = {
-            "loss": loss,
-            "grad_norm": global_norm(grads),
-            "learning_rate": learning_rate(training, step, total_steps),
-        }
-        return TrainState(step + 1, params, ema, optimizer_state, state.buffers), metrics
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        old, new = (state.params, state.ema, state.optimizer), (params, ema, optimizer_state)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
+        return TrainState(step + 1, *new, state.buffers), metrics
 
     return train_step
 
