@@ -163,16 +163,26 @@ class OutputConfig:
     """Steps between checkpoints; 0: after every epoch, or after as many as make 500 steps."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
+    keep_every: int = 0
+    """Keep also the checkpoints whose step is a multiple of this; 0: no others."""
+    keep_best: bool = False
+    """Keep the checkpoint of the best validation loss too; export and picture its weights, not the last ones."""
     sample_every: int = 0
     """Steps between sample grids of up to 16 images during the training; 0: only the closing pictures."""
+    sample_every_epochs: int = 0
+    """Epochs between sample grids; 0: as --sample-every says."""
     num_samples: int = 64
     """Images of the closing sample grid, at most; fewer where the network is slow."""
+    gif_frames: int = 0
+    """Frames of a GIF of the way from noise to the closing grid; 0: no GIF."""
 
     def check(self) -> None:
         for name in ("log_every", "keep_checkpoints", "num_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
-        for name in ("validate_every", "checkpoint_every", "sample_every"):
+        intervals = ("validate_every", "checkpoint_every", "keep_every", "sample_every", "sample_every_epochs")
+        for name in intervals:
             require(getattr(self, name) >= 0, name, getattr(self, name), "expected 0 or more")
+        require(self.gif_frames == 0 or self.gif_frames >= 2, "gif_frames", self.gif_frames, "expected 0, or 2 or more")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jax_ddpm.report.choose import evenly_spaced, nearest
 from jax_ddpm.report.figures import histogram, loss_by_timestep, loss_curve
 from jax_ddpm.report.files import check_images_path, stretched, write_images
 from jax_ddpm.report.html_page import page
-from jax_ddpm.report.pictures import beside, grid, table
+from jax_ddpm.report.pictures import beside, grid, table, write_gif
 
 __all__ = [
     "beside",
@@ -22,5 +22,6 @@ __all__ = [
     "page",
     "stretched",
     "table",
+    "write_gif",
     "write_images",
 ]

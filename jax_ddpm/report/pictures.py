@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -54,3 +55,10 @@ def beside(x_t: np.ndarray, x_0: np.ndarray, labels: Sequence[str] = (), tile: i
     frames, count = x_t.shape[:2]
     pairs = np.stack([x_t, x_0], axis=2).reshape(frames, 2 * count, *x_t.shape[2:])
     return table(pairs.swapaxes(0, 1), labels, tile, row_labels=("x_t", "predicted x_0") * count)
+
+
+def write_gif(path: Path, frames: np.ndarray, seconds: float = 5.0, hold: float = 2.0) -> None:
+    """uint8 (F, N, H, W, C) as an endless GIF: F grids of N images over `seconds`, the last one for `hold` more."""
+    pictures = [grid(images, tile=32) for images in frames]
+    durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [round(1000 * hold)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)

@@ -1,5 +1,6 @@
 """A whole training run, from a `RunConfig` to a folder of weights and pictures."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,13 +58,15 @@ def train(
     log(f"Devices: {kind}, {config.training.precision}")
 
     metrics_log = MetricsLog(folder, config.output.log_every)
-    checkpoints = Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
+    output = config.output
+    checkpoints = Checkpoints(folder / "checkpoints", output.keep_checkpoints, output.keep_every, log)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-    start, pending = 0, []
-    if resume and (start := checkpoints.latest() or 0):
-        state, pending = checkpoints.restore(start, state)
+    start, record = 0, {"pending": [], "skipped_in_a_row": 0, "best": None}
+    if resume and (found := checkpoints.newest(state)):
+        start, state, record = found
         log(f"Going on from step {start:,}.")
-    metrics_log.rewind(start, pending)
+    metrics_log.rewind(start, record["pending"])
+    best = record["best"]  # {"step": ..., "validation_loss": ...}
 
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh)
     feed = Feed(images.train, config, mesh)
@@ -85,6 +88,11 @@ def train(
         lambda step: np.asarray(rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), batch_size, timesteps)),
         log,
     )
+    progress.skipped_in_a_row = record["skipped_in_a_row"]
+
+    def checkpoint():
+        record = {"pending": metrics_log.pending, "skipped_in_a_row": progress.skipped_in_a_row, "best": best}
+        checkpoints.save(step, state, record)
 
     step, in_flight = start, None
     while step < total_steps:
@@ -98,20 +106,27 @@ def train(
             progress.read(*in_flight)
             in_flight = None
             with progress.pause():
+                improved = False
                 if intervals.validation(step):
-                    progress.row(step, validation_loss=validate(state))
+                    loss = validate(state)
+                    progress.row(step, validation_loss=loss)
+                    improved = output.keep_best and math.isfinite(loss) and (not best or loss < best["validation_loss"])
+                    best = {"step": step, "validation_loss": loss} if improved else best
                 elif step == total_steps and metrics_log.pending:
                     progress.row(step)
-                if intervals.checkpoint(step):
-                    checkpoints.save(step, state, metrics_log.pending)
+                if intervals.checkpoint(step) or improved:
+                    checkpoint()
+                if improved or (intervals.checkpoint(step) and not output.keep_best):
                     export(folder, graph, state, replace(info, step=step))
                 if intervals.samples(step):
                     pictures.save_grid(state.weights, state.buffers, step)
                 page.refresh()
     progress.close()
-    checkpoints.close()
-    if not (folder / model_files.MODEL_FILE).exists():
-        export(folder, graph, state, replace(info, step=step))
+    checkpoints.wait()
+    if best and best["step"] != step:
+        log(f"The best validation loss, {best['validation_loss']:.4g}, was that of step {best['step']:,}: its weights.")
+        step, (state, _) = best["step"], checkpoints.restore(best["step"], state)
+    export(folder, graph, state, replace(info, step=step))
     log("Making the closing pictures ...")
     for path, text in pictures.save_all(state.weights, state.buffers, step, images, metrics_log.rows()):
         log(f"  {path}: {text}")
@@ -142,6 +157,8 @@ def load_images(config: RunConfig, log: Callable[[str], None]) -> data.ImageData
         validation_fraction=d.validation_fraction,
         log=log,
     )
+    if config.output.keep_best and not len(images.validation):
+        raise UserError("keep_best wants held-out images, and there are none: give a --validation-fraction above 0.")
     for note in images.notes:
         log(note)
     if len(images.train) < config.training.batch_size:

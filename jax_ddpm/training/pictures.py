@@ -70,20 +70,20 @@ class Pictures:
         pictures that need it are then left out.
         """
         network, config = nnx.merge(self.graph, weights, buffers), self.config
-        timesteps = config.diffusion.timesteps
-        tables = tables_of(config.diffusion, np.float64)
-        log_snr = np.log(tables.snr)[::-1]  # of the states after 0, 1, ..., T - 1 steps
-        kept = report.evenly_spaced(log_snr, NUM_FRAMES - 1)
-        x_0, frames = self.sample(network, config.output.num_samples, (*kept.tolist(), timesteps))
-        x_t, t = frames[:-1, :ROWS], timesteps - 1 - kept
-        predicted = np.concatenate([looks.predict_x_0(network, config.diffusion, x_t, t), x_0[None, :ROWS]])
-        x_t = to_uint8(frames[:, :ROWS])
+        timesteps, gif_frames = config.diffusion.timesteps, config.output.gif_frames
+        log_snr = np.log(tables_of(config.diffusion, np.float64).snr)[::-1]  # of the states after 0, 1, ..., T-1 steps
+        kept = report.evenly_spaced(log_snr, max(NUM_FRAMES, gif_frames) - 1)
+        x_0, every_frame = self.sample(network, config.output.num_samples, (*kept.tolist(), timesteps))
+        some = spread(len(every_frame), NUM_FRAMES)
+        frames, t = every_frame[some, :ROWS], timesteps - 1 - kept[some[:-1]]
+        predicted = np.concatenate([looks.predict_x_0(network, config.diffusion, frames[:-1], t), frames[-1:]])
+        x_t = to_uint8(frames)
         numbers: dict[str, np.ndarray] = {
             "step": np.int64(step),
             "num_parameters": np.int64(sum(leaf.size for leaf in jax.tree.leaves(weights))),
             "num_samples": np.int64(len(x_0)),
             "frames_t": t,
-            "frames_log_snr": log_snr[kept],
+            "frames_log_snr": log_snr[timesteps - 1 - t],
             "frames_x_t": x_t,
             "frames_x_0": to_uint8(predicted),
             "bins": looks.BINS,
@@ -92,7 +92,7 @@ class Pictures:
         samples = to_uint8(x_0)
         made = {"grid.png": (report.grid(samples), f"{len(samples)} samples")}
         report.grid(samples[:ALONG]).save(self.grid_path(step))
-        columns = np.unique(np.round(np.linspace(0, len(kept), COLUMNS)).astype(int))
+        columns = spread(len(x_t), COLUMNS)
         labels = ["x_T", *(f"t = {t[column]}" for column in columns[1:-1]), "x_0"]
         made["reverse.png"] = (
             report.table(x_t[columns].swapaxes(0, 1), labels),
@@ -120,7 +120,17 @@ class Pictures:
         for name, (figure, _) in figures.items():
             figure.savefig(self.folder / name, dpi=120)
         np.savez_compressed(self.folder / CLOSING_FILE, **numbers)
-        return [(self.folder / name, text) for name, (_, text) in {**made, **figures}.items()]
+        shown = [(self.folder / name, text) for name, (_, text) in {**made, **figures}.items()]
+        if gif_frames:
+            chosen = to_uint8(every_frame[spread(len(every_frame), gif_frames)])
+            report.write_gif(self.folder / "reverse.gif", chosen)
+            shown.append((self.folder / "reverse.gif", f"the reverse process, {len(chosen)} frames"))
+        return shown
+
+
+def spread(length: int, count: int) -> np.ndarray:
+    """At most `count` of the indices of a sequence, evenly spaced, first and last among them."""
+    return np.unique(np.round(np.linspace(0, length - 1, count)).astype(int))
 
 
 def data_pictures(config: RunConfig, images: ImageData, samples: np.ndarray, numbers: dict) -> dict[str, tuple]:

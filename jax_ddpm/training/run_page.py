@@ -15,7 +15,7 @@ from jax_ddpm.config import RunConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.presets import preset
 from jax_ddpm.report import html_page
-from jax_ddpm.training.pictures import ALONG, CLOSING_FILE
+from jax_ddpm.training.pictures import ALONG, CLOSING_FILE, spread
 from jax_ddpm.training.run_folder import MetricsLog, flat, load_config, write_atomically
 
 PAGE_FILE = "report.html"
@@ -126,7 +126,7 @@ def grids(folder: Path, config: RunConfig, rows: list[dict], closing: dict | Non
         int(match[1]): path for path in (folder / "samples").glob("step-*.png") if (match := STEP.match(path.name))
     }
     steps = sorted(found)
-    steps = [steps[i] for i in np.unique(np.round(np.linspace(0, len(steps) - 1, GRIDS)).astype(int))] if steps else []
+    steps = [steps[i] for i in spread(len(steps), GRIDS)] if steps else []
     validation = {row["step"]: row["validation_loss"] for row in rows if row.get("validation_loss") is not None}
     shown = []
     for step in steps:
