@@ -25,7 +25,7 @@ GRID_BYTES, SHEET_BYTES, PICTURE_BYTES, TILE_BYTES = 110_000, 600_000, 180_000, 
 PICTURES = {
     "data.png": ("Training images", "The first of them."),
     "forward.png": ("The forward process", "Noise added to training images, up to pure noise."),
-    "reverse.png": ("The reverse process", "From noise to samples, columns evenly spaced in logSNR."),
+    "reverse.png": ("The reverse process, as a strip", "From noise to samples, columns evenly spaced in logSNR."),
     "x0.png": ("Predicted x_0", "Each state x_t, and under it the picture that the network takes it for."),
 }
 
@@ -104,7 +104,7 @@ def facts(rows: list[dict], closing: dict | None) -> list[tuple[str, str]]:
     """Names and values for the head of the page."""
     told = []
     if closing:
-        told += [("Parameters", f"{closing['num_parameters']:,}"), ("Pictures of step", f"{closing['step']:,}")]
+        told += [("Parameters", f"{closing['num_parameters']:,}"), ("Weights of step", f"{closing['step']:,}")]
     if rows:
         told.append(("Steps", f"{rows[-1]['step']:,}"))
         told.append(("Epochs", f"{rows[-1]['epoch'] + 1:,}"))
@@ -260,12 +260,17 @@ def closing_charts(closing: dict) -> list[dict]:
         line = html_page.curve("loss", closing["loss_t"], closing["loss_by_t"], style="points", log=True)
         text = f"Which t are hard: mean squared error on {whose} images, the same noise at every t."
         charts.append(chart("Loss by timestep", text, [line], x="t"))
-    middles = (closing["bins"][1:] + closing["bins"][:-1]) / 2
-    shares = [html_page.curve("samples", middles, 100 * closing["sampled_shares"], log=True)]
-    if "data_shares" in closing:
-        shares.append(html_page.curve("data", middles, 100 * closing["data_shares"], colour="second", log=True))
+    shares = {"samples": closing["sampled_shares"], "data": closing.get("data_shares", 0 * closing["sampled_shares"])}
+    used = np.flatnonzero(sum(shares.values()))
+    bins = slice(used[0], used[-1] + 1)
+    middles = ((closing["bins"][1:] + closing["bins"][:-1]) / 2)[bins]
+    lines = [
+        html_page.curve(name, middles, 100 * share[bins], colour, "points", log=True)
+        for (name, share), colour in zip(shares.items(), ("first", "second"), strict=True)
+        if share.any()
+    ]
     text = "How often a pixel has which value: images are scaled to [-1, 1]."
-    charts.append(chart("Pixel values", text, shares, x="value", y="percent of pixels", unit=" %"))
+    charts.append(chart("Pixel values", text, lines, x="value", y="percent of pixels", unit=" %"))
     return charts
 
 
