@@ -14,6 +14,7 @@ from jax_ddpm.config import Clip, Objective, RunConfig, Schedule, Variance
 from jax_ddpm.errors import UserError
 from jax_ddpm.presets import PRESETS, preset
 from jax_ddpm.training import run_folder
+from jax_ddpm.training.interrupt import Interrupted
 from torch_ref.errors import UserError as TorchUserError
 
 
@@ -105,8 +106,11 @@ def run_command(main: Callable[[], object]) -> None:
     except (UserError, TorchUserError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except Interrupted as end:
+        print(end, file=sys.stderr)
+        sys.exit(128 + end.number)
     except KeyboardInterrupt:
-        print("Interrupted. What was saved is whole; --resume goes on from the newest checkpoint.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -26,10 +26,11 @@ def main():
     if not (flags.run / run_folder.CONFIG_FILE).is_file():
         raise UserError(f"There is no run in {flags.run}: expected a folder with a {run_folder.CONFIG_FILE}.")
     config = run_folder.load_config(flags.run)
-    if flags.out is not None and not flags.out.parent.is_dir():
-        raise UserError(f"{flags.out.parent} is no folder: expected one for the page.")
     notes = draw_pictures(flags.run, config)
-    path = run_page.write_page(flags.run, flags.out, notes)
+    try:
+        path = run_page.write_page(flags.run, flags.out, notes)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written ({error.strerror}).") from None
     print(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 

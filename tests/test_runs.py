@@ -8,10 +8,10 @@ from PIL import Image
 
 import jax_ddpm
 from jax_ddpm import model_files
-from jax_ddpm.config import RunConfig, from_json
 from jax_ddpm.errors import UserError
 from jax_ddpm.training import feed, progress
 from jax_ddpm.training.loop import train
+from jax_ddpm.training.run_folder import load_config
 from tests.small import small
 
 
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_leaves_what_it_promises(finished):
-    assert from_json(RunConfig, (finished / "config.json").read_text(), "config.json") == small()
+    assert load_config(finished) == small()
     assert {path.name for path in (finished / "samples").iterdir()} == {
         "grid.png",
         "data.png",
@@ -95,7 +95,7 @@ def test_resume_may_go_on_for_longer(finished, tmp_path):
     train(small(steps=32, log_every=8), folder, resume=True, log=quiet)
     assert [row["step"] for row in rows(folder)][-1] == 32
     assert model_files.load_model(folder).info.step == 32
-    assert from_json(RunConfig, (folder / "config.json").read_text(), "config.json").training.steps == 32
+    assert load_config(folder).training.steps == 32
 
 
 def test_resuming_a_finished_run_changes_no_weights(finished):

@@ -5,14 +5,12 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from jax_ddpm.config import RunConfig
-from jax_ddpm.errors import UserError
 from jax_ddpm.presets import preset
 from jax_ddpm.report import html_page
 from jax_ddpm.training.pictures import ALONG, CLOSING_FILE, spread
@@ -31,38 +29,25 @@ PICTURES = {
 
 
 class Page:
-    """The page of a run that is going on; a disk that refuses it does not end the run."""
+    """The page of a run that is going on."""
 
-    def __init__(self, folder: Path, log: Callable[[str], None]):
-        self.folder, self.log, self.written = folder, log, -math.inf
+    def __init__(self, folder: Path):
+        self.folder, self.written = folder, -math.inf
 
     def refresh(self) -> None:
         """Write it anew, if the last time is a minute ago."""
         if time.monotonic() - self.written >= APART:
-            self.write("This run is going on, or was broken off.")
-
-    def write(self, *notes: str) -> None:
-        self.written = time.monotonic()
-        try:
-            path = write_page(self.folder, notes=notes)
-        except UserError as error:
-            self.log(str(error))
-        else:
-            if not notes:
-                self.log(f"The page of this run: {path}")
+            self.written = time.monotonic()
+            write_page(self.folder, notes=("This run is going on, or was broken off.",))
 
 
 def write_page(folder: Path, out: Path | None = None, notes: tuple[str, ...] = ()) -> Path:
     """Write the page of the run in `folder`, whole or not at all, and return its path (default: report.html there).
 
-    notes: sentences for its head. Raises UserError where there is no run, or `out` cannot be written.
+    notes: sentences for its head. Raises UserError where there is no run, OSError where the page cannot be written.
     """
     out = out or folder / PAGE_FILE
-    text = html_page.page(content(folder, load_config(folder), notes))
-    try:
-        write_atomically(out, text)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}).") from None
+    write_atomically(out, html_page.page(content(folder, load_config(folder), notes)))
     return out
 
 
