@@ -59,7 +59,7 @@ def draw_pictures(folder: Path, config) -> tuple[str, ...]:
         notes = (f"Without the data set there are no nearest training images and no loss by timestep: {error}",)
     print("Drawing the closing pictures ...")
     graph, weights, buffers = nnx.split(model.network, nnx.Param, Buffer)
-    rows = MetricsLog(folder, config.output.log_every).rows()
+    rows = MetricsLog(folder, print).rows()
     pictures = Pictures(folder, graph, config, model.info.image_shape)
     for path, text in pictures.save_all(weights, buffers, model.info.step, images, rows):
         print(f"  {path}: {text}")

@@ -6,11 +6,21 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PROGRAM = next((path for path in map(shutil.which, NAMES) if path), None)
 SECONDS = 60
+
+# The browser reads commands from file descriptor 3 and answers on 4.
+LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD_CLOEXEC, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -21,10 +31,8 @@ class Browser:
         self.into, to_write = os.pipe()
         flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
         command = [PROGRAM, *flags, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        # The pipe is file descriptors 3 (commands) and 4 (answers) of the browser.
-        redirect = f'exec 8<&{to_read} 9>&{to_write}; exec 3<&8 4>&9 8<&- 9>&-; exec "$@"'
         self.process = subprocess.Popen(
-            ["sh", "-c", redirect, "sh", *command],
+            [sys.executable, "-c", LAUNCH, str(to_read), str(to_write), *command],
             pass_fds=(to_read, to_write),
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -1,5 +1,6 @@
 """The pictures of a run, made from its weights: sample grids while it trains, and the closing ones at its end."""
 
+import io
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from jax_ddpm import report
 from jax_ddpm.config import RunConfig
 from jax_ddpm.data import ImageData, to_uint8
+from jax_ddpm.model_files import atomically
 from jax_ddpm.samplers import sample_indices
 from jax_ddpm.training import looks
 from jax_ddpm.training.step import tables_of
@@ -119,7 +121,9 @@ class Pictures:
         )
         for name, (figure, _) in figures.items():
             figure.savefig(self.folder / name, dpi=120)
-        np.savez_compressed(self.folder / CLOSING_FILE, **numbers)
+        with io.BytesIO() as file:
+            np.savez_compressed(file, **numbers)
+            atomically(self.folder / CLOSING_FILE, lambda draft: draft.write_bytes(file.getvalue()))
         shown = [(self.folder / name, text) for name, (_, text) in {**made, **figures}.items()]
         if gif_frames:
             chosen = to_uint8(every_frame[spread(len(every_frame), gif_frames)])

@@ -5,13 +5,14 @@ import math
 import re
 import shlex
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from jax_ddpm.config import RunConfig
-from jax_ddpm.presets import preset
+from jax_ddpm.presets import PRESETS, preset
 from jax_ddpm.report import html_page
 from jax_ddpm.training.pictures import ALONG, CLOSING_FILE, spread
 from jax_ddpm.training.run_folder import MetricsLog, flat, load_config, write_atomically
@@ -53,7 +54,7 @@ def write_page(folder: Path, out: Path | None = None, notes: tuple[str, ...] = (
 
 def content(folder: Path, config: RunConfig, notes: tuple[str, ...] = ()) -> dict:
     """What page.html draws."""
-    rows = MetricsLog(folder, config.output.log_every).rows()
+    rows = MetricsLog(folder, print).rows()
     closing = read_closing(folder)
     again = command("scripts/report.py", folder)
     parts = {"charts": [*training_charts(rows)], "reverse": None, "nearest": None}
@@ -81,7 +82,7 @@ def read_closing(folder: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(folder / "samples" / CLOSING_FILE) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -283,7 +284,12 @@ def plain(value) -> str:
 
 
 def train_command(config: RunConfig, folder: Path, **output) -> str:
-    """The command that repeats the training, in another folder, with changed fields of OutputConfig."""
+    """The command that repeats the training, in another folder, with changed fields of OutputConfig.
+
+    "" where there is none: for a network of one's own.
+    """
+    if config.preset not in PRESETS or PRESETS[config.preset].network.name != config.network.name:
+        return ""
     usual = flat(preset(config.preset, config.data.dataset))
     config = dataclasses.replace(config, output=dataclasses.replace(config.output, **output))
     arguments = ["--preset", config.preset, "--dataset", config.data.dataset]
