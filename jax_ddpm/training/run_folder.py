@@ -22,7 +22,7 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 STARTS = "starts"  # in config.json, beside the settings
-OURS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors")
+OURS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html", "tensorboard")
 
 # What may differ when a run is resumed: paths, intervals, and how long it goes on.
 MAY_CHANGE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
