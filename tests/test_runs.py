@@ -33,12 +33,11 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(finished):
     assert load_config(finished) == small()
     assert {path.name for path in (finished / "samples").iterdir()} == {
-        "grid.png",
-        "data.png",
-        "forward.png",
-        "reverse.png",
-        "loss.png",
+        *(f"{name}.png" for name in ("grid", "data", "forward", "reverse", "x0", "nearest")),
+        *(f"{name}.png" for name in ("loss", "timesteps", "histogram", "step-0000024")),
+        "closing.npz",
     }
+    assert (finished / "report.html").is_file()
     assert sorted(int(path.name) for path in (finished / "checkpoints").iterdir()) == [16, 24]
     assert [row["step"] for row in rows(finished)] == [4, 8, 12, 16, 20, 24]
     assert all({"epoch", "loss", "learning_rate", "grad_norm"} <= set(row) for row in rows(finished))
