@@ -207,6 +207,8 @@ class OutputConfig:
     """Images of the closing sample grid, at most; fewer where the network is slow."""
     gif_frames: int = 0
     """Frames of a GIF of the way from noise to the closing grid; 0: no GIF."""
+    tensorboard: bool = True
+    """Write the metrics and the sample grids for TensorBoard too."""
 
     def check(self) -> None:
         for name in ("log_every", "keep_checkpoints", "num_samples"):
