@@ -1,5 +1,6 @@
 """The parent of a benchmark: starts the contenders, compares their outputs, lets them take turns, one at a time."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -39,7 +40,7 @@ class Child:
     """A contender's process."""
 
     def __init__(self, job: Job):
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         environment = {
             **os.environ,
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the others need memory of the GPU too
@@ -58,10 +59,8 @@ class Child:
 
     def order(self, content: Mapping) -> dict:
         """The answer to an order; {"absent": reason} where the process has ended."""
-        try:
+        with contextlib.suppress(BrokenPipeError):
             print(json.dumps(content), file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            pass
         line = self.process.stdout.readline()
         if line:
             return json.loads(line)

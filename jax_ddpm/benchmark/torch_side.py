@@ -1,5 +1,5 @@
 """PyTorch at work, set up for speed: torch_ref's networks and formulas, or diffusers', with torch's own generator,
-fused optimiser and grouped EMA. Noise as torch_ref draws it, which is jax_ddpm's, serves the comparison of outputs alone.
+fused optimiser and grouped EMA. The noise that torch_ref and jax_ddpm share serves the comparison of outputs alone.
 """
 
 import copy
