@@ -15,8 +15,10 @@ from jax_ddpm.network_config import ConvBlockConfig, NetworkConfig
 
 Schedule = Literal["linear", "cosine", "sigmoid"]
 Objective = Literal["eps", "x0", "v"]
-Variance = Literal["beta", "posterior"]
-Clip = Literal["x0", "state", "none"]
+Variance = Literal["beta", "posterior", "learned_range"]
+Clip = Literal["x0", "dynamic", "state", "none"]
+Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "euler"]
+Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 MAX_SEED = 2**32 - 1
@@ -59,9 +61,11 @@ class DiffusionConfig:
     objective: Objective = "eps"
     """What the network predicts: the noise, the clean image, or v (Salimans & Ho 2022)."""
     variance: Variance = "beta"
-    """Variance of a reverse step: beta_t, or the posterior's."""
+    """Variance of a reverse step: beta_t, the posterior's, or between them as learned (Nichol & Dhariwal 2021)."""
     clip: Clip = "x0"
-    """While sampling: clip the predicted x_0 to [-1, 1]; clamp every x_t (state); or neither (none)."""
+    """While sampling: clip the predicted x_0 to [-1, 1], threshold it (dynamic), clamp every x_t (state), or none."""
+    clip_percentile: float = 0.995
+    """Of dynamic thresholding (Saharia et al. 2022): the share of an image's pixels that are not clipped."""
 
     def check(self) -> None:
         require(self.timesteps >= 1, "timesteps", self.timesteps, "expected at least 1")
@@ -73,6 +77,34 @@ class DiffusionConfig:
         )
         for name, choices in (("schedule", Schedule), ("objective", Objective), ("variance", Variance), ("clip", Clip)):
             one_of(name, getattr(self, name), choices)
+        require(0 < self.clip_percentile <= 1, "clip_percentile", self.clip_percentile, "expected above 0, up to 1")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    __pydantic_config__ = STRICT
+
+    sampler: Sampler = "ddpm"
+    """Ancestral (ddpm); ddim (Song et al. 2021); dpmpp: DPM-Solver++ 2M (Lu et al. 2022); heun, euler (EDM)."""
+    num_steps: int | None = None
+    """Steps from noise to picture. Default: T."""
+    spacing: Spacing = "trailing"
+    """Which timesteps fewer steps visit: evenly in t (linspace, leading, trailing), or in the logarithm of the SNR."""
+    eta: float = 0.0
+    """Noise of ddim, from 0 (none) to 1 (as much as the posterior has)."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether x_T alone decides the picture."""
+        return self.sampler != "ddpm" and self.eta == 0
+
+    def check(self, timesteps: int) -> None:
+        one_of("sampler", self.sampler, Sampler)
+        one_of("spacing", self.spacing, Spacing)
+        steps = self.num_steps
+        require(steps is None or 1 <= steps <= timesteps, "num_steps", steps, f"expected 1 to T = {timesteps}")
+        require(0 <= self.eta <= 1, "eta", self.eta, "expected 0 to 1")
+        require(self.eta == 0 or self.sampler == "ddim", "eta", self.eta, f"{self.sampler} has none, ddim has")
 
 
 @dataclass(frozen=True)
@@ -113,7 +145,7 @@ class TrainingConfig:
     seed: int = 0
     """Decides the initial weights, the order of the images, timesteps, noise and the sampled pictures."""
     init_from: str | None = None
-    """Start from the weights of this run folder, .safetensors, .pt or .pth."""
+    """Start from the weights of this run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
 
     def check(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "max_skipped"):
@@ -163,16 +195,26 @@ class OutputConfig:
     """Steps between checkpoints; 0: after every epoch, or after as many as make 500 steps."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
+    keep_every: int = 0
+    """Keep also the checkpoints whose step is a multiple of this; 0: no others."""
+    keep_best: bool = False
+    """Keep the checkpoint of the best validation loss too; export and picture its weights, not the last ones."""
     sample_every: int = 0
     """Steps between sample grids during the training; 0: only the closing pictures."""
+    sample_every_epochs: int = 0
+    """Epochs between sample grids; 0: as --sample-every says."""
     num_samples: int = 64
     """Images of a sample grid, at most; fewer where the network is slow."""
+    gif_frames: int = 0
+    """Frames of a GIF of the way from noise to the closing grid; 0: no GIF."""
 
     def check(self) -> None:
         for name in ("log_every", "keep_checkpoints", "num_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
-        for name in ("validate_every", "checkpoint_every", "sample_every"):
+        intervals = ("validate_every", "checkpoint_every", "keep_every", "sample_every", "sample_every_epochs")
+        for name in intervals:
             require(getattr(self, name) >= 0, name, getattr(self, name), "expected 0 or more")
+        require(self.gif_frames == 0 or self.gif_frames >= 2, "gif_frames", self.gif_frames, "expected 0, or 2 or more")
 
 
 @dataclass(frozen=True)
@@ -186,6 +228,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     network: NetworkConfig = field(default_factory=ConvBlockConfig)
     diffusion: DiffusionConfig = DiffusionConfig()
+    sampling: SamplerConfig = SamplerConfig()
     training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
 
@@ -198,6 +241,7 @@ class RunConfig:
         self.network.check(size, self.diffusion.timesteps)
         for section in (self.diffusion, self.training, self.output):
             section.check()
+        self.sampling.check(self.diffusion.timesteps)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,13 @@ def table(images: np.ndarray, labels: Sequence[str] = (), tile: int = 48) -> Ima
     return picture
 
 
+def write_gif(path: Path, frames: np.ndarray, seconds: float = 5.0, hold: float = 2.0) -> None:
+    """uint8 (F, N, H, W, C) as an endless GIF: F grids of N images over `seconds`, the last one for `hold` more."""
+    pictures = [grid(images, tile=32) for images in frames]
+    durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [round(1000 * hold)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
 def loss_curve(rows: Sequence[dict]) -> Figure:
     """Training and validation loss over steps, from the rows of metrics.jsonl."""
     rows = [row for row in rows if row["loss"] is not None]  # null: every step of the row was skipped

@@ -17,7 +17,7 @@ import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from parity_tests import ladder
-from torch_ref.unets import attention, conv_block, layer_norm, strided
+from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
 
 
 def swap(target, name, make):
@@ -191,6 +191,16 @@ def uncounted_skips(make_train_step):
     return faulty
 
 
+def padded_left_and_above(_):
+    return lambda self, x: self.conv(nn.functional.pad(x, (1, 0, 1, 0)))
+
+
+def usual_epsilon(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.eps = 1e-5
+
+
 FAULTS = {
     "strided: SAME padding": (changed_network(padded_right_and_below), "strided: outputs, float32"),
     "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
@@ -203,6 +213,24 @@ FAULTS = {
     "layer_norm: last block normalized": (changed_network(normalized_throughout), "layer_norm: outputs, float32"),
     "layer_norm: another table": (changed_weights(usual_exponent), "layer_norm: outputs, float32"),
     "layer_norm: skip order swapped": (concatenated_the_other_way(layer_norm), "layer_norm: outputs, float32"),
+    "ddpm: padded left and above": (
+        swap(ddpm.Downsample, "forward", padded_left_and_above),
+        "ddpm: outputs, float32",
+    ),
+    "ddpm: attention without its input": (
+        swap(ddpm.SelfAttention, "forward", lambda forward: lambda self, x: forward(self, x) - x),
+        "ddpm: outputs, float32",
+    ),
+    "ddpm: cosines before sines": (
+        swap(ddpm, "halved", lambda halved: lambda t, frequencies, flip: halved(t, frequencies, not flip)),
+        "ddpm: outputs, float32",
+    ),
+    "ddpm: frequencies not shifted": (
+        swap(ddpm, "halved_frequencies", lambda frequencies: lambda width, freq_shift: frequencies(width, 0)),
+        "ddpm: outputs, float32",
+    ),
+    "ddpm: GroupNorm epsilon 1e-5": (changed_network(usual_epsilon), "ddpm: outputs, float64"),
+    "ddpm: skip order swapped": (concatenated_the_other_way(ddpm), "ddpm: outputs, float32"),
     "GroupNorm epsilon 1e-6": (changed_network(norm_epsilon), "network, random weights, float64"),
     "GroupNorm with 16 groups": (changed_network(norm_groups), "network, random weights, float32"),
     "GELU for SiLU": (changed_network(leaky_silu), "network, random weights, float32"),

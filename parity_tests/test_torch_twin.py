@@ -72,6 +72,7 @@ def assert_close(ours, theirs, budget):
 
 MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "config": ["config"],
+    "diffusers_folder": ["diffusers_folder"],
     "diffusion": ["diffusion"],
     "embeddings": ["embeddings"],
     "errors": ["errors"],
@@ -80,12 +81,15 @@ MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "network_config": ["network_config"],
     "recognise": ["recognise"],
     "rng": ["rng"],
+    "sampler_steps": ["sampler_steps"],
     "samplers": ["samplers"],
     "schedules": ["schedules"],
+    "spacing": ["spacing"],
     "step": ["training/state", "training/step"],
     "unets/__init__": ["unets/__init__"],
     "unets/attention": ["unets/attention"],
     "unets/conv_block": ["unets/conv_block"],
+    "unets/ddpm": ["unets/ddpm"],
     "unets/layer_norm": ["unets/layer_norm"],
     "unets/strided": ["unets/strided"],
     "weights": ["weights"],
@@ -94,6 +98,7 @@ TRAINING_ONLY = "settings of training and data: the PyTorch trainer takes jax_dd
 PYTREES = "torch modules and optimisers hold their parameters, so that they are the state"
 NAMES = "PyTorch names are the module's own: nothing to translate"
 SEQUENTIAL = "an nn.Sequential, whose forward is torch's, for the names of its parameters"
+CONVERT = "scripts/convert.py goes by jax_ddpm"
 JAX_RANDOM = "what jax.random has"
 LAYERS = [
     "Buffer",
@@ -111,14 +116,16 @@ ONLY_IN_JAX = {
     "config": dict.fromkeys(
         ["DataConfig", "TrainingConfig", "OutputConfig", "RunConfig", "slug", "to_json"], TRAINING_ONLY
     ),
+    "diffusers_folder": {"configs": CONVERT},
     "layers": dict.fromkeys(LAYERS, "torch.nn has it"),
     "model_files": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
-        **dict.fromkeys(["check_output", "convert_to", "atomically"], "scripts/convert.py goes by jax_ddpm"),
+        **dict.fromkeys(["check_output", "convert_to", "atomically"], CONVERT),
     },
     "samplers": {"_sample": "the jitted part of sample_indices"},
     "step": {
         "num_parameters": "in model_files, for commands that only sample",
+        "make_gradients": "a step of its own, for --replay-step; nested in make_train_step in torch_ref",
         "make_dispatch": "dispatching several steps at once is JAX's",
     },
     "unets/__init__": {"register": "a network of one's own has no PyTorch twin"},

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jax_ddpm import report
 
@@ -36,6 +37,20 @@ def test_loss_curve_shows_every_row():
     lines = {line.get_label().split(",")[0]: line.get_xydata() for line in figure.axes[0].get_lines()[::-1]}
     np.testing.assert_allclose(lines["training"], [(s, 1 / s) for s in range(1, 101)])
     np.testing.assert_allclose(lines["validation"], [(s, 2 / s) for s in range(20, 101, 20)])
+
+
+def test_a_gif_ends_in_the_last_grid_and_holds_it(tmp_path):
+    frames = RNG.integers(0, 256, (6, 4, 8, 8, 1), np.uint8)
+    report.write_gif(tmp_path / "x.gif", frames, seconds=0.6, hold=2)
+    with Image.open(tmp_path / "x.gif") as gif:
+        assert gif.n_frames == 6 and gif.info["loop"] == 0
+        durations, pictures = [], []
+        for number in range(6):
+            gif.seek(number)
+            durations.append(gif.info["duration"])
+            pictures.append(np.asarray(gif.convert("L")))
+    assert durations == [100] * 5 + [2000]
+    np.testing.assert_array_equal(pictures[-1], np.asarray(report.grid(frames[-1], tile=32)))
 
 
 def test_writing_to_a_folder_and_back(tmp_path):

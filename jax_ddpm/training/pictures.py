@@ -25,6 +25,7 @@ class Pictures:
 
     def __init__(self, folder: Path, graph, config: RunConfig, image_shape: tuple[int, int, int]):
         self.folder, self.graph, self.config, self.image_shape = folder / "samples", graph, config, image_shape
+        self.num_frames = min(max(NUM_FRAMES, config.output.gif_frames), config.diffusion.timesteps + 1)
         self.count: int | None = None
 
     def sample(self, weights: nnx.State, buffers: nnx.State) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +41,7 @@ class Pictures:
                 self.image_shape,
                 self.config.training.seed,
                 np.arange(self.count),
-                num_frames=min(NUM_FRAMES, timesteps + 1),
+                num_frames=self.num_frames,
                 progress=lambda done: bar.update(int(done) - bar.n),
             )
             jax.effects_barrier()
@@ -58,16 +59,16 @@ class Pictures:
         """The closing pictures and what each one shows."""
         samples, frames = self.sample(weights, buffers)
         timesteps = self.config.diffusion.timesteps
-        columns = min(NUM_FRAMES, timesteps + 1)
         made = {}
         made["grid.png"] = report.grid(samples), f"{len(samples)} samples"
         made["data.png"] = report.grid(np.asarray(images[:64])), "training images"
         strip, ts = forward_strip(np.asarray(images[:STRIP_ROWS]), self.config)
         labels = ["x_0", *(f"t = {t}" for t in ts)]
         made["forward.png"] = report.table(strip, labels), "forward process: noise added to training images"
-        done = np.round(np.linspace(0, timesteps, columns)).astype(int)
-        labels = ["x_T", *(f"t = {timesteps - k}" for k in done[1:-1]), "x_0"]
-        strip = frames[:, :STRIP_ROWS].swapaxes(0, 1)
+        done = np.round(np.linspace(0, timesteps, self.num_frames)).astype(int)
+        columns = np.round(np.linspace(0, self.num_frames - 1, min(NUM_FRAMES, self.num_frames))).astype(int)
+        labels = ["x_T", *(f"t = {timesteps - k}" for k in done[columns[1:-1]]), "x_0"]
+        strip = frames[columns, :STRIP_ROWS].swapaxes(0, 1)
         made["reverse.png"] = report.table(strip, labels), "reverse process: from noise to samples"
         for name, (picture, _) in made.items():
             picture.save(self.folder / name)
@@ -75,6 +76,9 @@ class Pictures:
         if rows:
             report.loss_curve(rows).savefig(self.folder / "loss.png", dpi=120)
             shown.append((self.folder / "loss.png", "loss over the training"))
+        if self.config.output.gif_frames:
+            report.write_gif(self.folder / "reverse.gif", frames)
+            shown.append((self.folder / "reverse.gif", f"the reverse process, {len(frames)} frames"))
         return shown
 
 

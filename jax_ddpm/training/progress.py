@@ -26,7 +26,7 @@ class Intervals:
         self.total = total_steps
         self.every_validation = (output.validate_every or epochs) if validates else 0
         self.every_checkpoint = output.checkpoint_every or epochs
-        self.every_samples = output.sample_every
+        self.every_samples = [e for e in (output.sample_every, output.sample_every_epochs * steps_per_epoch) if e]
 
     def validation(self, step: int) -> bool:
         return bool(self.every_validation) and (step % self.every_validation == 0 or step == self.total)
@@ -35,14 +35,14 @@ class Intervals:
         return step % self.every_checkpoint == 0 or step == self.total
 
     def samples(self, step: int) -> bool:
-        return bool(self.every_samples) and step % self.every_samples == 0 and step != self.total
+        return any(step % every == 0 for every in self.every_samples) and step != self.total
 
     def is_due(self, step: int) -> bool:
         return self.validation(step) or self.checkpoint(step) or self.samples(step)
 
     def next(self, step: int) -> int:
         """The first step after `step` after which something is due; the last step of all at the latest."""
-        every = [e for e in (self.every_validation, self.every_checkpoint, self.every_samples) if e]
+        every = [e for e in (self.every_validation, self.every_checkpoint, *self.every_samples) if e]
         return min([self.total, *(step - step % e + e for e in every)])
 
 
@@ -121,7 +121,7 @@ class Progress:
             raise UserError(
                 f"The last {self.skipped_in_a_row} steps, up to {step + 1}, were skipped: {found}.\n"
                 "The newest checkpoint is as good as before. "
-                f"--resume --replay-step {step + 1} looks into this step; a lower --learning-rate may help."
+                f"--replay-step {step + 1} looks into this step; a lower --learning-rate may help."
             )
 
     def announce(self, seconds: float, step: int) -> None:
