@@ -50,7 +50,7 @@ def main():
     if training.init_from is None:
         weights.initialise(network, training.seed)
     else:
-        weights.load_state_dict(network, model_files.read_file(training.init_from)[0])
+        weights.load_state_dict(network, model_files.initial_weights(training.init_from, info.network))
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     with claim(folder, config):
         run(config, folder, images, network, info)
