@@ -57,7 +57,7 @@ class Pictures:
         """A sample grid of this step."""
         samples, _ = self.sample(nnx.merge(self.graph, weights, buffers), ALONG)
         path = self.grid_path(step)
-        report.grid(to_uint8(samples)).save(path)
+        atomically(path, lambda draft: report.grid(to_uint8(samples)).save(draft, "PNG"))
         return path
 
     def grid_path(self, step: int) -> Path:
