@@ -27,6 +27,10 @@ class RunFlags:
     """Folder of the run. Default: runs/DATASET-PRESET."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in --out where it stopped; flags that are not given come from its config.json."""
+    replay_step: int | None = None
+    """Run this step of the run in --out again, from the newest checkpoint before it, and tell what happens in it."""
+    settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """Repeat a run: flags that are not given come from this config.json."""
     list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show the presets and end."""
 
@@ -56,8 +60,13 @@ def parse_run(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, dataset, out = (value_of(flag, arguments) for flag in ("preset", "dataset", "out"))
     default = preset(name if name in PRESETS else None, dataset)
-    if "--resume" in arguments:
+    settings, replayed = value_of("config", arguments), value_of("replay-step", arguments) is not None
+    if "--resume" in arguments or replayed:
+        if settings:
+            raise UserError("--config starts another run, and --resume and --replay-step go on with one: choose.")
         default = run_folder.load_config(Path(out) if out else default_out(default))
+    elif settings:
+        default = run_folder.read_config(Path(settings))
     markers = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
     flags = tyro.cli(RunFlags, args=arguments, default=RunFlags(default), config=markers)
     if flags.list_presets:
@@ -65,6 +74,8 @@ def parse_run(
         sys.exit()
     preset(flags.config.preset)  # names the known ones if it is none of them
     flags.config.check()
+    if replayed:
+        run_folder.check_folder(flags.out or default_out(flags.config), flags.config, resume=True)
     return flags
 
 

@@ -160,6 +160,7 @@ def understood(
     values: Mapping[str, np.ndarray], metadata: str | None, path: Path
 ) -> tuple[StateDict, ModelInfo | None]:
     """Arrays as they are, and their metadata, where that is ours; else arrays without prefixes, and None."""
+    refuse_non_finite(values, path)
     if metadata is None:
         return strip_prefixes(values, str(path)), None
     try:
@@ -169,6 +170,14 @@ def understood(
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
     return dict(values), from_json(ModelInfo, metadata, f"The metadata of {path}")
+
+
+def refuse_non_finite(values: Mapping[str, np.ndarray], path: Path) -> None:
+    """UserError that names the arrays in which there is a nan or an inf."""
+    names = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UserError(f"{path} holds nan or inf in {', '.join(names[:5])}{more}: expected finite weights.")
 
 
 def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:

@@ -28,8 +28,8 @@ def default_out(config: RunConfig) -> Path:
 def main():
     flags = parse_run(default_out=default_out)
     config, training = flags.config, flags.config.training
-    if flags.resume:
-        raise UserError("train_torch.py is a reference and cannot resume: start anew with another --out.")
+    if flags.resume or flags.replay_step is not None:
+        raise UserError("train_torch.py is a reference and cannot resume or replay: start anew with another --out.")
     folder = flags.out or default_out(config)
     check_folder(folder, config, resume=False)
     d = config.data

@@ -57,8 +57,7 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
     """What `train` does once everything is checked and loaded, and the folder is its own."""
     image_shape = images.train.shape[1:]
     interruption.message = f"Stopped. To go on: python scripts/train_jax.py --resume --out {shlex.quote(str(folder))}"
-    steps_per_epoch = len(images.train) // config.training.batch_size
-    total_steps = config.training.steps or config.training.epochs * steps_per_epoch
+    steps_per_epoch, total_steps = lengths(config, len(images.train))
     optimizer = make_optimizer(config.training)
     dtype = np.float64 if config.training.precision == "float64" else np.float32
     graph, state = create_state(network, optimizer, config.training.ema, dtype)
@@ -72,6 +71,7 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
     metrics_log = MetricsLog(folder, log)
     output = config.output
     checkpoints = Checkpoints(folder / "checkpoints", output.keep_checkpoints, output.keep_every, log)
+    checkpoints.tidy()
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     start, record = 0, {"pending": [], "unwritten": [], "skipped_in_a_row": 0, "best": None}
     if resume and (found := checkpoints.newest(state)):
@@ -171,6 +171,12 @@ def disk_may_fail(what: str, log: Callable[[str], None]):
         yield
     except CANNOT_WRITE as error:
         log(f"{what} could not be written ({model_files.one_line(error)}). Training goes on.")
+
+
+def lengths(config: RunConfig, num_images: int) -> tuple[int, int]:
+    """Steps of an epoch, and of the whole run."""
+    steps_per_epoch = num_images // config.training.batch_size
+    return steps_per_epoch, config.training.steps or config.training.epochs * steps_per_epoch
 
 
 def make_mesh(batch_size: int) -> Mesh:
