@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from jax_ddpm.compilation import keep_compiled
 from jax_ddpm.config import Clip, Objective, RunConfig, Schedule, Variance
 from jax_ddpm.errors import UserError
 from jax_ddpm.presets import PRESETS, preset
@@ -112,6 +113,7 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 def run_command(main: Callable[[], object]) -> None:
     """Call a command's main; what the user got wrong becomes its one or two lines on stderr and exit code 2."""
+    keep_compiled()
     try:
         main()
     except (UserError, TorchUserError) as error:

@@ -12,6 +12,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.training import feed, progress
 from jax_ddpm.training.loop import train
 from jax_ddpm.training.run_folder import load_config
+from tests.events import pictures, scalars
 from tests.small import small
 
 
@@ -33,12 +34,11 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(finished):
     assert load_config(finished) == small()
     assert {path.name for path in (finished / "samples").iterdir()} == {
-        "grid.png",
-        "data.png",
-        "forward.png",
-        "reverse.png",
-        "loss.png",
+        *(f"{name}.png" for name in ("grid", "data", "forward", "reverse", "x0", "nearest")),
+        *(f"{name}.png" for name in ("loss", "timesteps", "histogram", "step-0000024")),
+        "closing.npz",
     }
+    assert (finished / "report.html").is_file()
     assert sorted(int(path.name) for path in (finished / "checkpoints").iterdir()) == [16, 24]
     assert [row["step"] for row in rows(finished)] == [4, 8, 12, 16, 20, 24]
     assert all({"epoch", "loss", "learning_rate", "grad_norm"} <= set(row) for row in rows(finished))
@@ -87,6 +87,9 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, st
     for name in ("model.safetensors", "samples/grid.png", "samples/reverse.png"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
     assert rows(whole) == rows(broken)
+    for folder in (whole, broken):
+        seen = [{"step": row["step"], "loss": row["loss"]} for row in scalars(folder)]
+        assert seen == [{"step": row["step"], "loss": float(np.float32(row["loss"]))} for row in rows(whole)]
     assert [row["step"] for row in rows(broken)] == [5, 10, 12, 15, 20, 24]
 
 
@@ -182,6 +185,8 @@ def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
     )
     folder = train(config, tmp_path / "run", log=quiet)
     assert {"step-0000002.png", "step-0000004.png"} <= {path.name for path in (folder / "samples").iterdir()}
+    shown = [(tag, step) for tag, step, _ in pictures(folder)]
+    assert shown == [("samples", 2), ("samples", 4), ("closing samples", 5)]
     with Image.open(folder / "samples" / "grid.png") as grid:
         assert grid.mode == "RGB"
     assert jax_ddpm.load_model(folder).info.image_shape == (8, 8, 3)
