@@ -1,6 +1,7 @@
 """report.html: the page of a run, from what lies in its folder. Loads no network and needs no data set."""
 
 import dataclasses
+import json
 import math
 import re
 import shlex
@@ -15,7 +16,7 @@ from jax_ddpm.config import RunConfig
 from jax_ddpm.presets import PRESETS, preset
 from jax_ddpm.report import html_page
 from jax_ddpm.training.pictures import ALONG, CLOSING_FILE, spread
-from jax_ddpm.training.run_folder import MetricsLog, flat, load_config, write_atomically
+from jax_ddpm.training.run_folder import CONFIG_FILE, STARTS, MetricsLog, flat, load_config, write_atomically
 
 PAGE_FILE = "report.html"
 APART = 60  # seconds at least between two versions while the run goes on
@@ -72,7 +73,7 @@ def content(folder: Path, config: RunConfig, notes: tuple[str, ...] = ()) -> dic
         "grids": grids(folder, config, rows, closing),
         **parts,
         "pictures": pictures(folder, again),
-        "settings": settings(config),
+        "settings": settings(folder, config),
         "command": train_command(config, folder),
     }
 
@@ -267,8 +268,11 @@ def chart(title, text, series, x="step", y=None, log=True, unit="") -> dict:
 # Settings and commands
 
 
-def settings(config: RunConfig) -> list[dict]:
+def settings(folder: Path, config: RunConfig) -> list[dict]:
+    """By section, names and values; the last start of the run is one of them."""
     sections = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, dict)}
+    if starts := json.loads((folder / CONFIG_FILE).read_text()).get(STARTS):
+        sections["last start"] = starts[-1]
     return [
         {"name": name, "values": [[key, plain(value)] for key, value in values.items()]}
         for name, values in sections.items()
@@ -280,6 +284,8 @@ def plain(value) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
     return " ".join(map(plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
