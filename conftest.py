@@ -8,7 +8,16 @@ import tempfile
 import torch
 from jaxtyping import install_import_hook
 
-ANNOTATED = ("arrays", "diffusion", "embeddings", "samplers", "unets", "training.state", "training.step")
+ANNOTATED = (
+    "arrays",
+    "diffusion",
+    "embeddings",
+    "sampler_steps",
+    "samplers",
+    "unets",
+    "training.state",
+    "training.step",
+)
 install_import_hook([f"jax_ddpm.{name}" for name in ANNOTATED], "beartype.beartype")
 
 cache = tempfile.mkdtemp(prefix="jax_ddpm_tests_")

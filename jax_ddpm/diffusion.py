@@ -4,10 +4,15 @@
 are not checked here, since these functions run inside jit, where an index out of range is silently clamped.
 """
 
+import math
+
 import jax.numpy as jnp
+from jax import lax
+from jax.scipy.special import erf
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
+from jax_ddpm.errors import UserError
 from jax_ddpm.schedules import Tables
 
 Images = Float[Array, "b h w c"]
@@ -59,11 +64,59 @@ def predicted_eps(tables: Tables, objective: str, x_t: Images, t: Timesteps, pre
     return root * prediction + root_rest * x_t
 
 
+def split_prediction(prediction: Float[Array, "b h w p"], x_t: Images) -> tuple[Images, Images | None]:
+    """What a network says of the image, and of the variance where it has twice the image's channels, else None."""
+    channels = x_t.shape[-1]
+    if prediction.shape[-1] == channels:
+        return prediction, None
+    return prediction[..., :channels], prediction[..., channels:]
+
+
+def learned_log_variance(tables: Tables, t: Timesteps, v: Images | None) -> Images:
+    """log Sigma between log beta~_t (v = -1) and log beta_t (v = 1), pixel by pixel: Nichol & Dhariwal 2021, eq. 15."""
+    if v is None:
+        raise UserError(
+            "variance = learned_range: the network predicts no variance (expected twice the image's channels).\n"
+            "Use a network with learned_variance, or another variance."
+        )
+    share = (v + 1) / 2
+    return share * jnp.log(at(tables.betas, t)) + (1 - share) * at(tables.log_posterior_variance, t)
+
+
 def loss_weights(tables: Tables, objective: str, t: Timesteps, min_snr_gamma: float) -> Float[Array, "b"]:
     """Min-SNR-gamma, Hang et al. 2023, section 3.4: min(SNR, gamma) as a weight of the error in x_0, per objective."""
     snr = jnp.asarray(tables.snr)[t]
     clipped = jnp.minimum(snr, min_snr_gamma)
     return {"eps": clipped / snr, "x0": clipped, "v": clipped / (snr + 1)}[objective]
+
+
+def variational_bound(
+    tables: Tables, x_0: Images, x_t: Images, t: Timesteps, x_0_seen: Images, log_variance: Images
+) -> Float[Array, "b"]:
+    """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension; at t = 0 the likelihood of 8-bit pixels, eq. 13."""
+    mean, _ = posterior(tables, x_0_seen, x_t, t)
+    true_mean, _ = posterior(tables, x_0, x_t, t)
+    true_log_variance = at(tables.log_posterior_variance, t)
+    kl = 0.5 * (
+        log_variance
+        - true_log_variance
+        - 1
+        + jnp.exp(true_log_variance - log_variance)
+        + jnp.square(true_mean - mean) * jnp.exp(-log_variance)
+    )
+    nll = -jnp.log(jnp.maximum(pixel_probability(x_0, mean, jnp.exp(0.5 * log_variance)), 1e-12))
+    nats = jnp.where(t.reshape(-1, 1, 1, 1) == 0, nll, kl)
+    return jnp.mean(nats, axis=(1, 2, 3)) / math.log(2)
+
+
+def pixel_probability(x: Images, mean: Images, sigma: Images) -> Images:
+    """Of the 8-bit level x under N(mean, sigma^2); the outermost levels have all that lies beyond: eq. 13."""
+
+    def below(edge):
+        return 0.5 * (1 + erf((edge - mean) / (sigma * math.sqrt(2))))
+
+    upper = jnp.where(x > 0.999, 1.0, below(x + 1 / 255))
+    return upper - jnp.where(x < -0.999, 0.0, below(x - 1 / 255))
 
 
 def loss_per_image(
@@ -74,16 +127,28 @@ def loss_per_image(
     t: Timesteps,
     noise: Images,
     min_snr_gamma: float | None = None,
+    variance: str = "beta",
 ) -> Float[Array, "b"]:
-    """Mean over pixels of Ho et al. 2020, eq. 14, for `predict(x_t, t)`; weighted by min-SNR-gamma where given."""
-    prediction = predict(q_sample(tables, x_0, t, noise), t)
+    """Mean over pixels of Ho et al. 2020, eq. 14, for `predict(x_t, t)`; weighted by min-SNR-gamma where given.
+
+    variance: with "learned_range" the hybrid loss L_simple + 0.001 L_vlb, Nichol & Dhariwal 2021, eq. 16. L_vlb is T
+    times the bound's term at t, in bits per dimension; it teaches the variance alone, the mean is held constant there.
+    """
+    x_t = q_sample(tables, x_0, t, noise)
+    prediction, v = split_prediction(predict(x_t, t), x_t)
     target = objective_target(tables, objective, x_0, t, noise)
     errors = jnp.mean(jnp.square(prediction - target), axis=(1, 2, 3))
-    return errors if min_snr_gamma is None else loss_weights(tables, objective, t, min_snr_gamma) * errors
+    if min_snr_gamma is not None:
+        errors = loss_weights(tables, objective, t, min_snr_gamma) * errors
+    if variance != "learned_range":
+        return errors
+    seen = predicted_x_0(tables, objective, x_t, t, lax.stop_gradient(prediction))
+    bound = variational_bound(tables, x_0, x_t, t, seen, learned_log_variance(tables, t, v))
+    return errors + 0.001 * tables.timesteps * bound
 
 
 def loss(
-    tables: Tables, objective: str, predict, x_0, t, noise, min_snr_gamma: float | None = None
+    tables: Tables, objective: str, predict, x_0, t, noise, min_snr_gamma: float | None = None, variance: str = "beta"
 ) -> Float[Array, ""]:
     """The mean of `loss_per_image` over the batch."""
-    return jnp.mean(loss_per_image(tables, objective, predict, x_0, t, noise, min_snr_gamma))
+    return jnp.mean(loss_per_image(tables, objective, predict, x_0, t, noise, min_snr_gamma, variance))

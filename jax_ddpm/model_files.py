@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from jax_ddpm import diffusers_folder, unets, weights
 from jax_ddpm.config import FORMAT_VERSION, DiffusionConfig, ModelInfo, Precision, from_json
 from jax_ddpm.errors import UserError, one_of
+from jax_ddpm.network_config import NetworkConfig
 from jax_ddpm.presets import preset
 from jax_ddpm.recognise import recognise
 from jax_ddpm.weights import StateDict
@@ -51,10 +52,10 @@ def load_model(
 ) -> Model:
     """A model from a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin.
 
-    `variance`, `clip` and `image_size` overrule what the file says. A file that says nothing takes what is not given,
-    also the other fields of DiffusionConfig, from the preset of its network. precision: "float32", "bfloat16"
-    (activations only) or "float64" (parameters too; wants jax_enable_x64). Raises UserError for a file that is no model
-    or does not fit.
+    `variance`, `clip`, `clip_percentile` and `image_size` overrule what the file says. A file that says nothing takes
+    what is not given, also the other fields of DiffusionConfig, from the preset of its network. precision: "float32",
+    "bfloat16" (activations only) or "float64" (parameters too; wants jax_enable_x64). Raises UserError for a file that
+    is no model or does not fit.
     """
     one_of("precision", precision, Precision)
     values, info = read_model(path, image_size, **diffusion)
@@ -85,12 +86,26 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     return values, info
 
 
+def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:
+    """The arrays of a file to start a training of `network` from. UserError where the file tells of another network."""
+    values, info = read_file(path)
+    told, wanted = asdict(network if info is None else info.network), asdict(network)
+    wrong = [
+        f"{name} {told.get(name)} instead of {value}"
+        for name, value in wanted.items()
+        if name != "dropout" and told.get(name) != value
+    ]
+    if wrong:
+        raise UserError(f"{path} holds another network than this run's: {', '.join(wrong[:3])}.")
+    return values
+
+
 def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
     """UserError where something other than the way of sampling is given and the file says another thing."""
     wrong = [
         f"{name} = {value} was given, but it was trained with {getattr(told, name)}"
         for name, value in given.items()
-        if name not in ("variance", "clip") and value != getattr(told, name)
+        if name not in ("variance", "clip", "clip_percentile") and value != getattr(told, name)
     ]
     if wrong:
         raise UserError(f"{path} tells how it was trained: {'; '.join(wrong)}. Leave this out.")
@@ -140,6 +155,7 @@ def understood(
     values: Mapping[str, np.ndarray], metadata: str | None, path: Path
 ) -> tuple[StateDict, ModelInfo | None]:
     """Arrays as they are, and their metadata, where that is ours; else arrays without prefixes, and None."""
+    refuse_non_finite(values, path)
     if metadata is None:
         return strip_prefixes(values, str(path)), None
     try:
@@ -149,6 +165,14 @@ def understood(
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
     return dict(values), from_json(ModelInfo, metadata, f"The metadata of {path}")
+
+
+def refuse_non_finite(values: Mapping[str, np.ndarray], path: Path) -> None:
+    """UserError that names the arrays in which there is a nan or an inf."""
+    names = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UserError(f"{path} holds nan or inf in {', '.join(names[:5])}{more}: expected finite weights.")
 
 
 def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:

@@ -1,4 +1,4 @@
-"""The reverse process: one step function, one lax.scan around it."""
+"""The reverse process: one lax.scan around the step of any sampler."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,106 +9,105 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jax_ddpm import diffusion, rng
+from jax_ddpm import rng
 from jax_ddpm.arrays import Array
-from jax_ddpm.config import DiffusionConfig
+from jax_ddpm.config import DiffusionConfig, SamplerConfig
 from jax_ddpm.errors import UserError
+from jax_ddpm.sampler_steps import ancestral_step, ddim_step, dpmpp_step, edm_step, first_history
 from jax_ddpm.schedules import Tables, make_tables
+from jax_ddpm.spacing import spaced_timesteps, timesteps_below
 
 Images = Float[Array, "b h w c"]
+ANCESTRAL = SamplerConfig()  # all T steps
 
 
-def ancestral_step(
-    tables: Tables,
-    x_t: Images,
-    prediction: Images,
-    t: Array,
-    noise: Images,
-    *,
-    objective: str = "eps",
-    variance: str = "beta",
-    clip: str = "x0",
-) -> Images:
-    """x_{t-1} from x_t: Ho et al. 2020, Algorithm 2, lines 3 and 4. `t`: one integer for the batch; no noise at t = 0.
+def make_step(
+    tables: Tables, config: DiffusionConfig, sampler: SamplerConfig, chain: np.ndarray, predict: Callable
+) -> Callable:
+    """The sampler's step(x_t, prediction, t, noise) -> x along the chain; that of "dpmpp" has a history besides."""
+    settings = {"objective": config.objective, "clip": config.clip, "clip_percentile": config.clip_percentile}
+    if sampler.sampler == "ddpm":
+        return partial(ancestral_step, tables, variance=config.variance, **settings)
+    if sampler.sampler == "ddim":
+        return partial(ddim_step, tables, eta=sampler.eta, **settings)
+    if sampler.sampler == "dpmpp":
+        return partial(dpmpp_step, tables, **settings)
+    if sampler.sampler == "heun":
+        settings |= {"predict": predict, "below": timesteps_below(chain, config.timesteps)}
+    return partial(edm_step, tables, **settings)
 
-    variance: "beta" (sigma_t^2 = beta_t) or "posterior" (beta~_t), section 3.2. clip: "x0" clips the predicted x_0 to
-    [-1, 1] and takes the posterior mean; "state" clamps the new x to [-1, 1]; "none" does neither.
-    """
-    ts = jnp.full((x_t.shape[0],), t)
-    if clip == "x0":
-        x_0 = diffusion.predicted_x_0(tables, objective, x_t, ts, prediction)
-        mean, _ = diffusion.posterior(tables, jnp.clip(x_0, -1, 1), x_t, ts)  # eq. 7
-    else:
-        eps = diffusion.predicted_eps(tables, objective, x_t, ts, prediction)
-        factor = diffusion.at(tables.betas, ts) / diffusion.at(tables.sqrt_one_minus_alpha_bars, ts)
-        mean = (x_t - factor * eps) / jnp.sqrt(diffusion.at(tables.alphas, ts))  # eq. 11
-    sigma = jnp.sqrt(diffusion.at(tables.betas if variance == "beta" else tables.posterior_variance, ts))
-    x = mean + jnp.where(t > 0, sigma, 0) * noise
-    return jnp.clip(x, -1, 1) if clip == "state" else x
+
+def chain_of(config: DiffusionConfig, sampler: SamplerConfig) -> np.ndarray:
+    """The timesteps that the sampler visits: descending integers in [0, T)."""
+    alpha_bars = schedule_tables(config, np.float64).alpha_bars
+    return spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
+
+
+def schedule_tables(config: DiffusionConfig, dtype, chain: np.ndarray | None = None) -> Tables:
+    return make_tables(config.schedule, config.timesteps, config.beta_start, config.beta_end, dtype, chain)
 
 
 def reverse_process(
     step: Callable,
     predict: Callable,
     x_T: Images,
-    timesteps: int,
+    timesteps: int | np.ndarray,
     draw_noise: Callable,
     num_frames: int | tuple[int, ...] = 0,
     progress: Callable | None = None,
+    history=None,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
-    """From x_T to x_0 in one scan over t = T-1, ..., 0: x <- step(x, predict(x, t), t, draw_noise(t)).
+    """From x_T to x_0 in one scan over a chain of timesteps: x <- step(x, predict(x, t), t, draw_noise(t)).
 
-    predict takes t as integers (B,); step and draw_noise take one integer. Returns x_0 and `num_frames` states evenly
-    spaced from x_T to x_0 (none unless asked for), or, for a tuple, the states after so many steps; memory does not
-    grow with T. `progress` is called on the host with the number of steps done, about fifty times.
+    timesteps: the chain's, descending; an integer T means T-1, ..., 0. predict takes t as integers (B,); step and
+    draw_noise take one integer. With a `history` step takes it too and returns (x, history). Returns x_0 and
+    `num_frames` states evenly spaced from x_T to x_0 (none unless asked for), or, for a tuple, the states after so many
+    steps. Memory does not grow with the steps. `progress` is called on the host with the number of steps done, about
+    fifty times.
     """
+    chain = np.arange(timesteps - 1, -1, -1) if isinstance(timesteps, int) else timesteps
+    steps = len(chain)
     if isinstance(num_frames, int):
-        num_frames = tuple(np.round(np.linspace(0, timesteps, num_frames)).astype(int))
+        num_frames = tuple(np.round(np.linspace(0, steps, num_frames)).astype(int))
     kept = np.asarray(num_frames, int)
-    slots = np.full(timesteps + 1, len(kept), np.int32)  # after k steps the state goes to frame slots[k]; len: nowhere
+    slots = np.full(steps + 1, len(kept), np.int32)  # after k steps the state goes to frame slots[k]; len: nowhere
     slots[kept] = np.arange(len(kept))
     frames = jnp.zeros((len(kept), *x_T.shape), x_T.dtype)
-    every = max(1, timesteps // 50)
+    every = max(1, steps // 50)
 
-    def body(carry, t):
-        x, frames = carry
-        x = step(x, predict(x, jnp.full((x.shape[0],), t)), t, draw_noise(t))
-        done = timesteps - t
+    def body(carry, at):
+        x, frames, history = carry
+        done, t = at
+        arguments = x, predict(x, jnp.full((x.shape[0],), t)), t, draw_noise(t)
+        if history is None:
+            x = step(*arguments)
+        else:
+            x, history = step(*arguments, history)
         if num_frames:
             frames = frames.at[jnp.asarray(slots)[done]].set(x, mode="drop")
         if progress is not None:
             jax.lax.cond(done % every == 0, lambda: jax.debug.callback(progress, done), lambda: None)
-        return (x, frames), None
+        return (x, frames, history), None
 
     if num_frames:
         frames = frames.at[slots[0]].set(x_T, mode="drop")
-    (x, frames), _ = jax.lax.scan(body, (x_T, frames), jnp.arange(timesteps - 1, -1, -1, dtype=jnp.int32))
+    along = jnp.arange(1, steps + 1), jnp.asarray(chain, jnp.int32)
+    (x, frames, _), _ = jax.lax.scan(body, (x_T, frames, history), along)
     return x, frames
 
 
-@partial(jax.jit, static_argnames=("graph", "diffusion_config", "shape", "dtype", "num_frames", "progress"))
-def _sample(graph, state, keys, diffusion_config, shape, dtype, num_frames, progress):
-    tables = make_tables(
-        diffusion_config.schedule,
-        diffusion_config.timesteps,
-        diffusion_config.beta_start,
-        diffusion_config.beta_end,
-        dtype=dtype,
-    )
-    step = partial(
-        ancestral_step,
-        tables,
-        objective=diffusion_config.objective,
-        variance=diffusion_config.variance,
-        clip=diffusion_config.clip,
-    )
-    timesteps = diffusion_config.timesteps
+@partial(jax.jit, static_argnames=("graph", "config", "sampler", "shape", "dtype", "num_frames", "progress"))
+def _sample(graph, state, keys, config, sampler, shape, dtype, num_frames, progress):
+    network, chain = nnx.merge(graph, state), chain_of(config, sampler)
+    step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, network)
 
     def draw_noise(t):
         return jax.vmap(lambda k: rng.normal(jax.random.fold_in(k, t), shape, dtype))(keys)
 
-    network = nnx.merge(graph, state)
-    return reverse_process(step, network, draw_noise(timesteps), timesteps, draw_noise, num_frames, progress)
+    x_T = draw_noise(config.timesteps)
+    history = first_history(x_T) if sampler.sampler == "dpmpp" else None
+    noise = (lambda t: None) if sampler.is_deterministic else draw_noise
+    return reverse_process(step, network, x_T, chain, noise, num_frames, progress, history)
 
 
 def sample_indices(
@@ -118,16 +117,19 @@ def sample_indices(
     seed: int,
     indices,
     *,
+    sampler: SamplerConfig = ANCESTRAL,
     num_frames: int | tuple[int, ...] = 0,
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
-    """Pictures number `indices` of a seed, by ancestral sampling: float (B, H, W, C), around [-1, 1], and frames.
+    """Pictures number `indices` of a seed: float (B, H, W, C), around [-1, 1], and frames.
 
-    Picture i is drawn at (SAMPLING, i, t): it does not depend on its batch or on the number of devices, beyond the
-    last digits of floating-point arithmetic. The batch is spread over all devices where their number divides it.
+    Picture i is drawn at (SAMPLING, i, t), x_T at t = T whatever the chain: it does not depend on its batch or on the
+    number of devices, beyond the last digits of floating-point arithmetic. The batch is spread over all devices where
+    their number divides it. Raises UserError for settings that do not fit.
     """
     config.check()
+    sampler.check(config.timesteps)
     indices = jnp.asarray(indices, jnp.uint32)
     base = rng.key(seed, rng.SAMPLING)
     keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(indices)
@@ -140,7 +142,7 @@ def sample_indices(
         state = jax.device_put(state, replicated)
     else:
         graph, state = nnx.split(network)
-    return _sample(graph, state, keys, config, tuple(image_shape), jnp.dtype(dtype), num_frames, progress)
+    return _sample(graph, state, keys, config, sampler, tuple(image_shape), jnp.dtype(dtype), num_frames, progress)
 
 
 def sample(
@@ -149,6 +151,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     *,
+    sampler: SamplerConfig = ANCESTRAL,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
     dtype=jnp.float32,
@@ -158,7 +161,7 @@ def sample(
 
     model: what `load_model` returns, or any NNX module (x, t) -> prediction, which needs `config` and `image_shape`.
     The last batch is filled up and cut, so that all are computed alike. `progress` as in `reverse_process`, per batch.
-    Raises UserError for counts below 1.
+    Raises UserError for counts below 1 and for settings that do not fit.
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         if value < 1:
@@ -171,7 +174,9 @@ def sample(
     parts = []
     for first in range(0, num_images, batch_size):
         indices = np.arange(first, first + batch_size)
-        x_0, _ = sample_indices(network, config, image_shape, seed, indices, dtype=dtype, progress=progress)
+        x_0, _ = sample_indices(
+            network, config, image_shape, seed, indices, sampler=sampler, dtype=dtype, progress=progress
+        )
         parts.append(np.asarray(x_0))
         jax.effects_barrier()  # progress is told before the next batch begins
     return np.concatenate(parts)[:num_images]

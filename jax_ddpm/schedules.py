@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jax_ddpm.errors import UserError
+from jax_ddpm.spacing import timesteps_below
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the chain's last steps from being singular
 
@@ -22,10 +23,15 @@ class Tables:
     alpha_bars_prev: np.ndarray  # alpha_bar_{t-1}, 1 at t = 0
     sqrt_alpha_bars: np.ndarray
     sqrt_one_minus_alpha_bars: np.ndarray
+    sqrt_alpha_bars_prev: np.ndarray
+    sqrt_one_minus_alpha_bars_prev: np.ndarray
     posterior_variance: np.ndarray  # beta~_t, Ho et al. 2020, eq. 7; 0 at t = 0
     posterior_mean_x_0: np.ndarray  # the factor of x_0 in mu~_t, eq. 7
     posterior_mean_x_t: np.ndarray  # the factor of x_t in mu~_t, eq. 7
+    log_posterior_variance: np.ndarray  # log beta~_t; at t = 0 that of t = 1, as in Nichol & Dhariwal's code
     snr: np.ndarray  # alpha_bar / (1 - alpha_bar)
+    half_log_snr: np.ndarray  # lambda_t of Lu et al. 2022
+    half_log_snr_prev: np.ndarray  # lambda_{t-1}, infinite at t = 0
 
     @property
     def timesteps(self) -> int:
@@ -82,19 +88,37 @@ def make_betas(schedule: str, timesteps: int, beta_start: float = 1e-4, beta_end
     raise UserError(f"Unknown schedule '{schedule}': expected linear, cosine or sigmoid.")
 
 
+def half_log_snr(alpha_bars: np.ndarray) -> np.ndarray:
+    """log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)): infinite where there is no noise."""
+    with np.errstate(divide="ignore"):
+        return 0.5 * (np.log(alpha_bars) - np.log1p(-alpha_bars))
+
+
 def make_tables(
     schedule: str = "linear",
     timesteps: int = 1000,
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
     dtype=np.float32,
+    chain: np.ndarray | None = None,
 ) -> Tables:
-    """All tables of a schedule, computed in float64 and rounded once to `dtype`. Errors as `make_betas`."""
+    """All tables of a schedule, computed in float64 and rounded once to `dtype`. Errors as `make_betas`.
+
+    chain: timesteps of a shortened chain (`spacing.spaced_timesteps`). "t - 1" is then the chain's next timestep below
+    t, and betas are those of the shortened chain: Nichol & Dhariwal 2021, section 4.
+    """
     betas = make_betas(schedule, timesteps, beta_start, beta_end)
     alphas = 1.0 - betas
     alpha_bars = np.cumprod(alphas)
     alpha_bars_prev = np.concatenate([[1.0], alpha_bars[:-1]])
-    one_minus = 1.0 - alpha_bars
+    if chain is not None and len(chain) < timesteps:
+        alpha_bars_prev = np.concatenate([[1.0], alpha_bars])[timesteps_below(chain, timesteps) + 1]
+        alphas = alpha_bars / alpha_bars_prev
+        betas = 1.0 - alphas
+    one_minus, one_minus_prev = 1.0 - alpha_bars, 1.0 - alpha_bars_prev
+    posterior_variance = betas * one_minus_prev / one_minus
+    at_the_end = posterior_variance == 0
+    smallest = posterior_variance[~at_the_end][0] if not at_the_end.all() else betas[0]
     values = Tables(
         betas=betas,
         alphas=alphas,
@@ -102,9 +126,14 @@ def make_tables(
         alpha_bars_prev=alpha_bars_prev,
         sqrt_alpha_bars=np.sqrt(alpha_bars),
         sqrt_one_minus_alpha_bars=np.sqrt(one_minus),
-        posterior_variance=betas * (1.0 - alpha_bars_prev) / one_minus,
+        sqrt_alpha_bars_prev=np.sqrt(alpha_bars_prev),
+        sqrt_one_minus_alpha_bars_prev=np.sqrt(one_minus_prev),
+        posterior_variance=posterior_variance,
         posterior_mean_x_0=np.sqrt(alpha_bars_prev) * betas / one_minus,
-        posterior_mean_x_t=np.sqrt(alphas) * (1.0 - alpha_bars_prev) / one_minus,
+        posterior_mean_x_t=np.sqrt(alphas) * one_minus_prev / one_minus,
+        log_posterior_variance=np.log(np.where(at_the_end, smallest, posterior_variance)),
         snr=alpha_bars / one_minus,
+        half_log_snr=half_log_snr(alpha_bars),
+        half_log_snr_prev=half_log_snr(alpha_bars_prev),
     )
     return Tables(**{name: value.astype(dtype) for name, value in vars(values).items()})

@@ -17,15 +17,18 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
 from flax import nnx
 
 import jax_ddpm
 import jax_ddpm.diffusers_folder
 import jax_ddpm.errors
+import jax_ddpm.network_config
 import torch_ref
 import torch_ref.diffusers_folder
 import torch_ref.errors
 import torch_ref.model_files
+import torch_ref.network_config
 import torch_ref.rng
 from jax_ddpm import model_files, unets, weights
 from jax_ddpm.config import DiffusionConfig, ModelInfo
@@ -62,19 +65,20 @@ FAMILY = {
     "the paper's choices": {**SMALL, **PAPER, **blocks("-a", "a-")},
     "the package's choices": {**SMALL, **blocks("-a", "a-")},
     "attention at all levels": {**SMALL, **PAPER, **blocks("aa", "aa"), "attention_head_dim": 4},
-    "attention on the way down only": {**SMALL, **blocks("aa", "--"), "attention_head_dim": 2},
-    "attention on the way up only": {**SMALL, **PAPER, **blocks("--", "-a")},
     "three levels, narrow in the middle": {**SMALL, **PAPER, **blocks("---", "a--"), "block_out_channels": (16, 8, 12)},
     "cosines first, shifted": {**ONE_LEVEL, **PAPER, "flip_sin_to_cos": True},
     "sines first, not shifted": {**ONE_LEVEL, "flip_sin_to_cos": False},
-    "three layers": {**ONE_LEVEL, **PAPER, **blocks("a", "-"), "layers_per_block": 3},
+    "shifted by two, large epsilon": {**ONE_LEVEL, **PAPER, "freq_shift": 2, "norm_eps": 1e-3},
+    "heads of one channel": {**ONE_LEVEL, **blocks("a", "a"), "attention_head_dim": 1},
+    "three layers, attention on the way down": {
+        **{**ONE_LEVEL, **blocks("a", "-"), "layers_per_block": 3, "attention_head_dim": 2},
+    },
     "two layers, attention on the way up": {
-        **{**ONE_LEVEL, **PAPER, **blocks("-", "a")},
-        **{"block_out_channels": (12,), "layers_per_block": 2},
+        **{**ONE_LEVEL, **PAPER, **blocks("-", "a"), "block_out_channels": (12,), "layers_per_block": 2},
     },
     "centred input, gray, one group": {
-        **ONE_LEVEL,
-        **{"center_input_sample": True, "in_channels": 1, "out_channels": 1, "norm_num_groups": 1, "dropout": 0.3},
+        **{**ONE_LEVEL, "in_channels": 1, "out_channels": 1},
+        **{"center_input_sample": True, "norm_num_groups": 1, "dropout": 0.3},
     },
     "learned variance, not square": {**ONE_LEVEL, **PAPER, "out_channels": 6, "sample_size": (4, 8)},
 }
@@ -128,7 +132,6 @@ def test_outputs_in_float32(name, folders):
     graph, state = nnx.split(model.network)
     ours = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t), compiler_options=FAST_COMPILE)(state, x, t)
     assert wanted.shape == theirs.shape == ours.shape
-    print(name, relative(theirs, wanted), relative(ours, wanted))
     assert relative(theirs, wanted) <= budgets.DIFFUSERS[np.float32]
     assert relative(ours, wanted) <= budgets.DIFFUSERS[np.float32]
 
@@ -160,12 +163,32 @@ def test_outputs_and_gradients_in_float64(name, folders):
         (grads, x_grad), y = both(params, x, t)
         ours = y, weights.state_dict(nnx.merge(graph, grads, rest)), x_grad
     largest = max(np.abs(g).max() for g in wanted[1].values())
-    for which, (output, gradients, input_gradient) in {"jax": ours, "torch": theirs}.items():
+    for output, gradients, input_gradient in (ours, theirs):
         assert set(gradients) == set(wanted[1])
         apart = max(np.abs(gradients[key] - value).max() for key, value in wanted[1].items()) / largest
-        print(name, which, relative(output, wanted[0]), apart, relative(input_gradient, wanted[2]))
         assert relative(output, wanted[0]) <= budgets.DIFFUSERS[np.float64]
         assert max(apart, relative(input_gradient, wanted[2])) <= budgets.DIFFUSERS[np.float64]
+
+
+class Halved(torch.nn.Module):
+    def forward(self, h):
+        return h / 2
+
+
+def test_dropout_is_where_the_package_has_it(folders):
+    """With h / 2, which is no dropout but like it comes before a convolution with a bias."""
+    name = "two layers, attention on the way up"
+    package = package_model(name)
+    for module in package.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.dropout = Halved()
+    x, t = inputs(FAMILY[name], np.float32)
+    with torch.no_grad():
+        wanted = channels_last(package(channels_first(x), torch.from_numpy(t)).sample)
+        theirs = torch_ref.load_model(folders[name])(channels_first(x), torch.from_numpy(t), dropout=Halved())
+    ours = jax_ddpm.load_model(folders[name]).network(jnp.asarray(x), jnp.asarray(t), dropout=lambda h: h / 2)
+    assert relative(channels_last(theirs), wanted) <= budgets.DIFFUSERS[np.float32]
+    assert relative(ours, wanted) <= budgets.DIFFUSERS[np.float32]
 
 
 # Folders that the package writes --------------------------------------------------------------------------------------
@@ -371,6 +394,20 @@ def test_broken_folders(package, folder):
     refused("holds no model: expected diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin")
 
 
+@PACKAGES
+def test_training_starts_from_a_folder(package, folders):
+    path = folders["the package's choices"]
+    config = package.network_config.DDPMConfig(**{**PACKAGES_CHOICES.arguments, "dropout": 0.4})
+    assert set(package.model_files.initial_weights(path, config)) == set(
+        package_model("the package's choices").state_dict()
+    )
+    other = package.network_config.DDPMConfig(**{**config.arguments, "flip_sin_to_cos": False, "attention_head_dim": 4})
+    with pytest.raises(
+        package.errors.UserError, match="attention_head_dim 8 instead of 4, flip_sin_to_cos True instead"
+    ):
+        package.model_files.initial_weights(path, other)
+
+
 # Folders that the package reads ---------------------------------------------------------------------------------------
 
 
@@ -403,13 +440,20 @@ def convert(monkeypatch, *arguments):
 
 
 def test_convert_command(folders, tmp_path, monkeypatch, capsys):
-    convert(monkeypatch, folders["three layers"], tmp_path / "model.safetensors", "--timesteps", "40")
+    convert(
+        monkeypatch,
+        folders["three layers, attention on the way down"],
+        tmp_path / "model.safetensors",
+        "--timesteps",
+        "40",
+    )
     convert(monkeypatch, tmp_path / "model.safetensors", tmp_path / "made", "--format", "diffusers")
     assert DDPMPipeline.from_pretrained(tmp_path / "made").scheduler.config.num_train_timesteps == 40
     x, t = channels_first(np.ones((1, 8, 8, 3), np.float32)), torch.tensor([5])
     with torch.no_grad():
         again, first = (
-            UNet2DModel.from_pretrained(f)(x, t).sample for f in (tmp_path / "made", folders["three layers"])
+            UNet2DModel.from_pretrained(f)(x, t).sample
+            for f in (tmp_path / "made", folders["three layers, attention on the way down"])
         )
     np.testing.assert_array_equal(again, first)
 
@@ -440,11 +484,10 @@ def test_convert_command(folders, tmp_path, monkeypatch, capsys):
 # Sampling -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variance", ["fixed_large", "fixed_small"])
-@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(("variance", "clip"), [("fixed_large", True), ("fixed_small", False)])
 def test_pipelines_sample_alike(variance, clip, folders, tmp_path):
     scheduler = DDPMScheduler(num_train_timesteps=12, beta_end=0.3, variance_type=variance, clip_sample=clip)
-    unet = UNet2DModel.from_pretrained(folders["the paper's choices"])
+    unet = UNet2DModel.from_pretrained(folders["sines first, not shifted"])
     DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
     keys = torch_ref.rng.fold_in(torch_ref.rng.key(5, torch_ref.rng.SAMPLING), np.arange(2))
 
@@ -457,5 +500,4 @@ def test_pipelines_sample_alike(variance, clip, folders, tmp_path):
             x = scheduler.step(unet(x, t).sample, t, x).prev_sample.detach()
     for package in (jax_ddpm, torch_ref):
         images = package.sample(package.load_model(tmp_path), 2, seed=5)
-        print(relative(images, channels_last(x)))
         assert relative(images, channels_last(x)) <= budgets.DIFFUSERS_SAMPLES

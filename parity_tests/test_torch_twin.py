@@ -81,8 +81,10 @@ MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "network_config": ["network_config"],
     "recognise": ["recognise"],
     "rng": ["rng"],
+    "sampler_steps": ["sampler_steps"],
     "samplers": ["samplers"],
     "schedules": ["schedules"],
+    "spacing": ["spacing"],
     "step": ["training/state", "training/step"],
     "unets/__init__": ["unets/__init__"],
     "unets/attention": ["unets/attention"],
@@ -123,6 +125,7 @@ ONLY_IN_JAX = {
     "samplers": {"_sample": "the jitted part of sample_indices"},
     "step": {
         "num_parameters": "in model_files, for commands that only sample",
+        "make_gradients": "a step of its own, for --replay-step; nested in make_train_step in torch_ref",
         "make_dispatch": "dispatching several steps at once is JAX's",
     },
     "unets/__init__": {"register": "a network of one's own has no PyTorch twin"},

@@ -28,8 +28,8 @@ def default_out(config: RunConfig) -> Path:
 def main():
     flags = parse_run(default_out=default_out)
     config, training = flags.config, flags.config.training
-    if flags.resume:
-        raise UserError("train_torch.py is a reference and cannot resume: start anew with another --out.")
+    if flags.resume or flags.replay_step is not None:
+        raise UserError("train_torch.py is a reference and cannot resume or replay: start anew with another --out.")
     folder = flags.out or default_out(config)
     check_folder(folder, config, resume=False)
     d = config.data
@@ -50,7 +50,7 @@ def main():
     if training.init_from is None:
         weights.initialise(network, training.seed)
     else:
-        weights.load_state_dict(network, model_files.read_file(training.init_from)[0])
+        weights.load_state_dict(network, model_files.initial_weights(training.init_from, info.network))
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     with claim(folder, config):
         run(config, folder, images, network, info)

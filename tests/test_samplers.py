@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm import rng, samplers, unets, weights
-from jax_ddpm.config import DiffusionConfig
+from jax_ddpm.config import DiffusionConfig, SamplerConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.network_config import ConvBlockConfig
 from jax_ddpm.schedules import make_tables
@@ -100,15 +100,16 @@ def test_progress_is_told(network):
     assert sorted(told) == list(range(1, 26))
 
 
-def test_memory_does_not_grow_with_the_steps(network):
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp", "heun"])
+def test_memory_does_not_grow_with_the_steps(network, sampler):
     from flax import nnx
 
     graph, state = nnx.split(network)
     keys = jax.vmap(lambda i: jax.random.fold_in(rng.key(0, rng.SAMPLING), i))(jnp.arange(4))
 
-    def temporary(timesteps):
-        config = DiffusionConfig(timesteps=timesteps, beta_end=0.01)
-        lowered = samplers._sample.lower(graph, state, keys, config, SHAPE, jnp.dtype("float32"), 0, None)
+    def temporary(steps):
+        config, settings = DiffusionConfig(beta_end=0.01), SamplerConfig(sampler, steps)
+        lowered = samplers._sample.lower(graph, state, keys, config, settings, SHAPE, jnp.dtype("float32"), 0, None)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     few, many = temporary(10), temporary(1000)

@@ -18,8 +18,10 @@ from torch_ref.network_config import (
 
 Schedule = Literal["linear", "cosine", "sigmoid"]
 Objective = Literal["eps", "x0", "v"]
-Variance = Literal["beta", "posterior"]
-Clip = Literal["x0", "state", "none"]
+Variance = Literal["beta", "posterior", "learned_range"]
+Clip = Literal["x0", "dynamic", "state", "none"]
+Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "euler"]
+Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 FORMAT_VERSION = 1  # of model.safetensors' metadata
@@ -38,9 +40,11 @@ class DiffusionConfig:
     objective: Objective = "eps"
     """What the network predicts: the noise, the clean image, or v (Salimans & Ho 2022)."""
     variance: Variance = "beta"
-    """Variance of a reverse step: beta_t, or the posterior's."""
+    """Variance of a reverse step: beta_t, the posterior's, or between them as learned (Nichol & Dhariwal 2021)."""
     clip: Clip = "x0"
-    """While sampling: clip the predicted x_0 to [-1, 1]; clamp every x_t (state); or neither (none)."""
+    """While sampling: clip the predicted x_0 to [-1, 1], threshold it (dynamic), clamp every x_t (state), or none."""
+    clip_percentile: float = 0.995
+    """Of dynamic thresholding (Saharia et al. 2022): the share of an image's pixels that are not clipped."""
 
     def check(self) -> None:
         require(self.timesteps >= 1, "timesteps", self.timesteps, "expected at least 1")
@@ -52,6 +56,32 @@ class DiffusionConfig:
         )
         for name, choices in (("schedule", Schedule), ("objective", Objective), ("variance", Variance), ("clip", Clip)):
             one_of(name, getattr(self, name), choices)
+        require(0 < self.clip_percentile <= 1, "clip_percentile", self.clip_percentile, "expected above 0, up to 1")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    sampler: Sampler = "ddpm"
+    """Ancestral (ddpm); ddim (Song et al. 2021); dpmpp: DPM-Solver++ 2M (Lu et al. 2022); heun, euler (EDM)."""
+    num_steps: int | None = None
+    """Steps from noise to picture. Default: T."""
+    spacing: Spacing = "trailing"
+    """Which timesteps fewer steps visit: evenly in t (linspace, leading, trailing), or in the logarithm of the SNR."""
+    eta: float = 0.0
+    """Noise of ddim, from 0 (none) to 1 (as much as the posterior has)."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether x_T alone decides the picture."""
+        return self.sampler != "ddpm" and self.eta == 0
+
+    def check(self, timesteps: int) -> None:
+        one_of("sampler", self.sampler, Sampler)
+        one_of("spacing", self.spacing, Spacing)
+        steps = self.num_steps
+        require(steps is None or 1 <= steps <= timesteps, "num_steps", steps, f"expected 1 to T = {timesteps}")
+        require(0 <= self.eta <= 1, "eta", self.eta, "expected 0 to 1")
+        require(self.eta == 0 or self.sampler == "ddim", "eta", self.eta, f"{self.sampler} has none, ddim has")
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 `tables` are `schedules.Tables`; x tensors are (B, C, H, W) with one timestep each, t: integers (B,) in [0, T).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from torch_ref.errors import UserError
 from torch_ref.schedules import Tables
 
 
@@ -54,11 +57,59 @@ def predicted_eps(tables: Tables, objective: str, x_t: Tensor, t: Tensor, predic
     return root * prediction + root_rest * x_t
 
 
+def split_prediction(prediction: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What a network says of the image, and of the variance where it has twice the image's channels, else None."""
+    channels = x_t.shape[1]
+    if prediction.shape[1] == channels:
+        return prediction, None
+    return prediction[:, :channels], prediction[:, channels:]
+
+
+def learned_log_variance(tables: Tables, t: Tensor, v: Tensor | None) -> Tensor:
+    """log Sigma between log beta~_t (v = -1) and log beta_t (v = 1), pixel by pixel: Nichol & Dhariwal 2021, eq. 15."""
+    if v is None:
+        raise UserError(
+            "variance = learned_range: the network predicts no variance (expected twice the image's channels).\n"
+            "Use a network with learned_variance, or another variance."
+        )
+    share = (v + 1) / 2
+    return share * torch.log(at(tables.betas, t)) + (1 - share) * at(tables.log_posterior_variance, t)
+
+
 def loss_weights(tables: Tables, objective: str, t: Tensor, min_snr_gamma: float) -> Tensor:
     """Min-SNR-gamma, Hang et al. 2023, section 3.4: min(SNR, gamma) weighs the error in x_0; per objective, (B,)."""
     snr = torch.as_tensor(tables.snr, device=t.device)[t]
     clipped = torch.clamp(snr, max=min_snr_gamma)
     return {"eps": clipped / snr, "x0": clipped, "v": clipped / (snr + 1)}[objective]
+
+
+def variational_bound(
+    tables: Tables, x_0: Tensor, x_t: Tensor, t: Tensor, x_0_seen: Tensor, log_variance: Tensor
+) -> Tensor:
+    """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension (B,); at t = 0 the likelihood of 8-bit pixels, eq. 13."""
+    mean, _ = posterior(tables, x_0_seen, x_t, t)
+    true_mean, _ = posterior(tables, x_0, x_t, t)
+    true_log_variance = at(tables.log_posterior_variance, t)
+    kl = 0.5 * (
+        log_variance
+        - true_log_variance
+        - 1
+        + torch.exp(true_log_variance - log_variance)
+        + torch.square(true_mean - mean) * torch.exp(-log_variance)
+    )
+    nll = -torch.log(torch.clamp(pixel_probability(x_0, mean, torch.exp(0.5 * log_variance)), min=1e-12))
+    nats = torch.where(t.reshape(-1, 1, 1, 1) == 0, nll, kl)
+    return torch.mean(nats, dim=(1, 2, 3)) / math.log(2)
+
+
+def pixel_probability(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+    """Of the 8-bit level x under N(mean, sigma^2); the outermost levels have all that lies beyond: eq. 13."""
+
+    def below(edge):
+        return 0.5 * (1 + torch.erf((edge - mean) / (sigma * math.sqrt(2))))
+
+    upper = torch.where(x > 0.999, 1.0, below(x + 1 / 255))
+    return upper - torch.where(x < -0.999, 0.0, below(x - 1 / 255))
 
 
 def loss_per_image(
@@ -69,14 +120,28 @@ def loss_per_image(
     t: Tensor,
     noise: Tensor,
     min_snr_gamma: float | None = None,
+    variance: str = "beta",
 ) -> Tensor:
-    """Mean over pixels of Ho et al. 2020, eq. 14, for `predict(x_t, t)`; min-SNR-gamma weighted where given; (B,)."""
-    prediction = predict(q_sample(tables, x_0, t, noise), t)
+    """Mean over pixels of Ho et al. 2020, eq. 14, for `predict(x_t, t)`; min-SNR-gamma weighted where given; (B,).
+
+    variance: with "learned_range" the hybrid loss L_simple + 0.001 L_vlb, Nichol & Dhariwal 2021, eq. 16. L_vlb is T
+    times the bound's term at t, in bits per dimension; it teaches the variance alone, the mean is held constant there.
+    """
+    x_t = q_sample(tables, x_0, t, noise)
+    prediction, v = split_prediction(predict(x_t, t), x_t)
     target = objective_target(tables, objective, x_0, t, noise)
     errors = torch.mean(torch.square(prediction - target), dim=(1, 2, 3))
-    return errors if min_snr_gamma is None else loss_weights(tables, objective, t, min_snr_gamma) * errors
+    if min_snr_gamma is not None:
+        errors = loss_weights(tables, objective, t, min_snr_gamma) * errors
+    if variance != "learned_range":
+        return errors
+    seen = predicted_x_0(tables, objective, x_t, t, prediction.detach())
+    bound = variational_bound(tables, x_0, x_t, t, seen, learned_log_variance(tables, t, v))
+    return errors + 0.001 * tables.timesteps * bound
 
 
-def loss(tables: Tables, objective: str, predict, x_0, t, noise, min_snr_gamma: float | None = None) -> Tensor:
+def loss(
+    tables: Tables, objective: str, predict, x_0, t, noise, min_snr_gamma: float | None = None, variance: str = "beta"
+) -> Tensor:
     """The mean of `loss_per_image` over the batch."""
-    return torch.mean(loss_per_image(tables, objective, predict, x_0, t, noise, min_snr_gamma))
+    return torch.mean(loss_per_image(tables, objective, predict, x_0, t, noise, min_snr_gamma, variance))

@@ -36,9 +36,11 @@ class Checkpoints:
         self.folder, self.keep, self.keep_every, self.log = folder.absolute(), keep, keep_every, log
         self.writer: threading.Thread | None = None
         self.problem: str | None = None
-        if self.folder.is_dir():
-            for path in self.folder.glob(".*"):  # what a killed run left
-                shutil.rmtree(path, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what a killed run left half written."""
+        for path in self.folder.glob(".*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Of the checkpoints that are there, in order."""

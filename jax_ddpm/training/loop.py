@@ -59,8 +59,7 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
     """What `train` does once everything is checked and loaded, and the folder is its own."""
     image_shape = images.train.shape[1:]
     interruption.message = f"Stopped. To go on: python scripts/train_jax.py --resume --out {shlex.quote(str(folder))}"
-    steps_per_epoch = len(images.train) // config.training.batch_size
-    total_steps = config.training.steps or config.training.epochs * steps_per_epoch
+    steps_per_epoch, total_steps = lengths(config, len(images.train))
     optimizer = make_optimizer(config.training)
     dtype = np.float64 if config.training.precision == "float64" else np.float32
     graph, state = create_state(network, optimizer, config.training.ema, dtype)
@@ -74,6 +73,7 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
     metrics_log = MetricsLog(folder, log)
     output = config.output
     checkpoints = Checkpoints(folder / "checkpoints", output.keep_checkpoints, output.keep_every, log)
+    checkpoints.tidy()
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     start, record = 0, {"pending": [], "unwritten": [], "skipped_in_a_row": 0, "best": None}
     if resume and (found := checkpoints.newest(state)):
@@ -186,6 +186,12 @@ def disk_may_fail(what: str, log: Callable[[str], None]):
         log(f"{what} could not be written ({model_files.one_line(error)}). Training goes on.")
 
 
+def lengths(config: RunConfig, num_images: int) -> tuple[int, int]:
+    """Steps of an epoch, and of the whole run."""
+    steps_per_epoch = num_images // config.training.batch_size
+    return steps_per_epoch, config.training.steps or config.training.epochs * steps_per_epoch
+
+
 def make_mesh(batch_size: int) -> Mesh:
     """All devices in one row; UserError where they cannot share a batch evenly."""
     devices = jax.devices()
@@ -227,8 +233,7 @@ def make_network(config: RunConfig, image_shape: tuple[int, int, int]):
     if config.training.init_from is None:
         weights.initialise(network, config.training.seed)
     else:
-        values, _ = model_files.read_file(config.training.init_from)
-        weights.load_state_dict(network, values)
+        weights.load_state_dict(network, model_files.initial_weights(config.training.init_from, config.network))
     return network
 
 

@@ -121,7 +121,7 @@ class Progress:
             raise UserError(
                 f"The last {self.skipped_in_a_row} steps, up to {step + 1}, were skipped: {found}.\n"
                 "The newest checkpoint is as good as before. "
-                f"--resume --replay-step {step + 1} looks into this step; a lower --learning-rate may help."
+                f"--replay-step {step + 1} looks into this step; a lower --learning-rate may help."
             )
 
     def announce(self, seconds: float, step: int) -> None:

@@ -36,24 +36,24 @@ def default_out(config: RunConfig) -> Path:
 def load_config(folder: Path) -> RunConfig:
     """The settings of the run in `folder`; UserError where there is none."""
     path = folder / CONFIG_FILE
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError):
+    if not path.exists():
         raise UserError(
             f"There is no run to resume in {folder}: expected its {CONFIG_FILE}. Leave --resume out to start one."
-        ) from None
-    return read_config(text, str(path))
+        )
+    return read_config(path)
 
 
-def read_config(text: str, source: str) -> RunConfig:
-    """The settings in a config.json. UserError, which names `source`, for anything else."""
+def read_config(path: Path) -> RunConfig:
+    """The settings in a config.json. UserError for anything else."""
     try:
-        settings = json.loads(text)
+        settings = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): expected the config.json of a run.") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source} is not a valid RunConfig: {error}.") from None
+        raise UserError(f"{path} is not a valid RunConfig: {error}.") from None
     if isinstance(settings, dict):
         settings.pop(STARTS, None)
-    return from_json(RunConfig, json.dumps(settings), source)
+    return from_json(RunConfig, json.dumps(settings), str(path))
 
 
 def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:

@@ -69,14 +69,8 @@ def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
     return jnp.where(coins[:, None, None, None], x[:, :, ::-1], x)
 
 
-def make_train_step(
-    graph, optimizer: optax.GradientTransformation, config: RunConfig, total_steps: int, mesh: Mesh | None = None
-) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), pure: every draw comes from (seed, state.step).
-
-    Where the loss or a gradient is not finite, the step counts and changes nothing else. Metrics: loss, grad_norm
-    (before clipping), learning_rate and skipped (0 or 1), float scalars.
-    """
+def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callable:
+    """gradients(state, images uint8 (B, H, W, C)) -> (loss, gradients): every draw comes from (seed, state.step)."""
     training, seed = config.training, config.training.seed
     dropout = getattr(config.network, "dropout", 0.0)
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
@@ -91,8 +85,8 @@ def make_train_step(
             predict = partial(predict, dropout=Dropout(dropout, seed, state.step, places))
         return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, training.min_snr_gamma)
 
-    def gradients(state, *batch):
-        """Loss and gradients of the batch, in `accumulate` parts of equal size."""
+    def in_parts(state, *batch):
+        """Of the batch, in `accumulate` parts of equal size."""
         grad = jax.value_and_grad(loss_of)
         if training.accumulate == 1:
             return grad(state.params, state, *batch)
@@ -109,22 +103,38 @@ def make_train_step(
         total, _ = lax.scan(add, zero, jax.tree.map(parts, batch), unroll=on_cpu)
         return jax.tree.map(lambda x: x / training.accumulate, total)
 
-    def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+    def gradients(state: TrainState, images: Array):
         step = state.step
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = split_by_device(prepare_images(images, dtype, flip_key), "data")
         t = rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0], config.diffusion.timesteps)
         noise = split_by_device(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
-        loss, grads = gradients(state, x_0, t, noise, jnp.arange(x_0.shape[0]))
-        norm, rate = global_norm(grads), learning_rate(training, step, total_steps)
+        return in_parts(state, x_0, t, noise, jnp.arange(x_0.shape[0]))
+
+    return gradients
+
+
+def make_train_step(
+    graph, optimizer: optax.GradientTransformation, config: RunConfig, total_steps: int, mesh: Mesh | None = None
+) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+    """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), pure.
+
+    Where the loss or a gradient is not finite, the step counts and changes nothing else. Metrics: loss, grad_norm
+    (before clipping), learning_rate and skipped (0 or 1), float scalars.
+    """
+    training, gradients = config.training, make_gradients(graph, config, mesh)
+
+    def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+        loss, grads = gradients(state, images)
+        norm, rate = global_norm(grads), learning_rate(training, state.step, total_steps)
         directions, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, state.params, directions)
-        ema = None if state.ema is None else ema_update(state.ema, params, step, training.ema_decay)
+        ema = None if state.ema is None else ema_update(state.ema, params, state.step, training.ema_decay)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         old, new = (state.params, state.ema, state.optimizer), (params, ema, optimizer_state)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
-        return TrainState(step + 1, *new, state.buffers), metrics
+        return TrainState(state.step + 1, *new, state.buffers), metrics
 
     return train_step
 
