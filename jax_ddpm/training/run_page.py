@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jax_ddpm.config import RunConfig
+from jax_ddpm.config import RunConfig, SamplerConfig
 from jax_ddpm.presets import PRESETS, preset
 from jax_ddpm.report import html_page
-from jax_ddpm.training.pictures import ALONG, CLOSING_FILE, spread
+from jax_ddpm.training.pictures import CLOSING_FILE, along, spread
 from jax_ddpm.training.run_folder import CONFIG_FILE, STARTS, MetricsLog, flat, load_config, write_atomically
 
 PAGE_FILE = "report.html"
@@ -23,6 +23,7 @@ APART = 60  # seconds at least between two versions while the run goes on
 GRIDS = 12  # over the training, at most
 GRID_BYTES, SHEET_BYTES, PICTURE_BYTES, TILE_BYTES = 110_000, 600_000, 180_000, 6_000  # so that all stay under 5 MB
 PICTURES = {
+    "grid.png": ("Samples", "As the run's own sampler draws them, in all its steps."),
     "data.png": ("Training images", "The first of them."),
     "forward.png": ("The forward process", "Noise added to training images, up to pure noise."),
     "reverse.png": ("The reverse process, as a strip", "From noise to samples, columns evenly spaced in logSNR."),
@@ -70,9 +71,10 @@ def content(folder: Path, config: RunConfig, notes: tuple[str, ...] = ()) -> dic
         "subtitle": f"{config.network.name} on {config.data.dataset}, preset {config.preset}",
         "facts": facts(rows, closing),
         "notes": list(notes),
-        "grids": grids(folder, config, rows, closing),
+        "grids": grids(folder, config, rows),
+        "grids_text": about_grids(config),
         **parts,
-        "pictures": pictures(folder, again),
+        "pictures": pictures(folder, config, closing, again),
         "settings": settings(folder, config),
         "command": train_command(config, folder),
     }
@@ -107,7 +109,15 @@ def facts(rows: list[dict], closing: dict | None) -> list[tuple[str, str]]:
     return told
 
 
-def grids(folder: Path, config: RunConfig, rows: list[dict], closing: dict | None) -> list[dict]:
+def about_grids(config: RunConfig) -> str:
+    sampler = along(config)
+    return (
+        "Always the same starting noise, so that only the weights differ from grid to grid. "
+        f"Drawn in {sampler.num_steps} steps by the sampler {sampler.sampler}."
+    )
+
+
+def grids(folder: Path, config: RunConfig, rows: list[dict]) -> list[dict]:
     """The sample grids over the training, in order of their steps."""
     found = {
         int(match[1]): path for path in (folder / "samples").glob("step-*.png") if (match := STEP.match(path.name))
@@ -121,11 +131,7 @@ def grids(folder: Path, config: RunConfig, rows: list[dict], closing: dict | Non
         if picture is None:
             continue
         text = f"step {step:,}" + (f", validation loss {validation[step]:.4g}" if step in validation else "")
-        if closing and step == closing["step"]:
-            many = min(ALONG, int(closing["num_samples"]))
-            how = command("scripts/sample.py", "--model", folder, "--num-images", many, "--seed", config.training.seed)
-        else:
-            how = train_command(config, folder, sample_every=step)
+        how = train_command(config, folder, sample_every=step)
         shown.append(
             {**html_page.image(picture, GRID_BYTES, f"Samples after {step:,} steps"), "text": text, "command": how}
         )
@@ -184,14 +190,16 @@ def tile(image: np.ndarray, alt: str) -> dict:
     return {"src": html_page.data_uri(html_page.sheet(image[None, None]), TILE_BYTES), "alt": alt}
 
 
-def pictures(folder: Path, again: str) -> list[dict]:
+def pictures(folder: Path, config: RunConfig, closing: dict | None, again: str) -> list[dict]:
     """What of PICTURES lies in the folder."""
-    shown = []
+    shown, commands = [], {}
+    if closing:
+        commands["grid.png"] = sample_command(config, folder, int(closing["num_samples"]))
     for name, (title, text) in PICTURES.items():
         picture = read_picture(folder / "samples" / name)
         if picture is not None:
             image = html_page.image(picture, PICTURE_BYTES, f"{title}. {text}")
-            shown.append({**image, "title": title, "text": text, "command": again})
+            shown.append({**image, "title": title, "text": text, "command": commands.get(name, again)})
     return shown
 
 
@@ -309,6 +317,17 @@ def train_command(config: RunConfig, folder: Path, **output) -> str:
         else:
             arguments += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
     return command("scripts/train_jax.py", *arguments, "--out", folder.with_name(f"{folder.name}-again"))
+
+
+def sample_command(config: RunConfig, folder: Path, count: int) -> str:
+    """The command that draws the closing samples."""
+    flags = [
+        (f"--{name.replace('_', '-')}", value)
+        for name, value in dataclasses.asdict(config.sampling).items()
+        if value != getattr(SamplerConfig(), name)
+    ]
+    flags += [("--num-images", count), ("--seed", config.training.seed), ("--out", "grid.png")]
+    return command("scripts/sample.py", "--model", folder, *(part for flag in flags for part in flag))
 
 
 def command(script: str, *arguments) -> str:
