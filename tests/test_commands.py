@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,12 @@ def test_the_page_is_made_anew_from_the_folder(run, tmp_path, capsys, monkeypatc
     with np.load(folder / "samples" / "closing.npz") as file:
         before = dict(file)
     assert "closing pictures" not in succeed(capsys, monkeypatch, "report.py", folder)  # they are there
-    assert (folder / "report.html").stat().st_size > 10_000
+    page = (folder / "report.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    program, script, *arguments = shlex.split(data["pictures"][0]["command"])
+    assert (program, script, arguments[-1]) == ("python", "scripts/sample.py", "grid.png")
+    succeed(capsys, monkeypatch, "sample.py", *arguments[:-1], tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes() == (folder / "samples" / "grid.png").read_bytes()
     (folder / "samples" / "closing.npz").unlink()
     said = succeed(capsys, monkeypatch, "report.py", folder, "--out", tmp_path / "page.html")
     assert "closing pictures" in said and f"Wrote {tmp_path}/page.html" in said
