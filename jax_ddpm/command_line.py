@@ -10,10 +10,12 @@ from typing import Annotated
 
 import tyro
 
+from jax_ddpm.compilation import keep_compiled
 from jax_ddpm.config import Clip, Objective, RunConfig, Schedule, Variance
 from jax_ddpm.errors import UserError
 from jax_ddpm.presets import PRESETS, preset
 from jax_ddpm.training import run_folder
+from jax_ddpm.training.interrupt import Interrupted
 from torch_ref.errors import UserError as TorchUserError
 
 
@@ -26,6 +28,10 @@ class RunFlags:
     """Folder of the run. Default: runs/DATASET-PRESET."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in --out where it stopped; flags that are not given come from its config.json."""
+    replay_step: int | None = None
+    """Run this step of the run in --out again, from the newest checkpoint before it, and tell what happens in it."""
+    settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """Repeat a run: flags that are not given come from this config.json."""
     list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show the presets and end."""
 
@@ -55,8 +61,13 @@ def parse_run(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, dataset, out = (value_of(flag, arguments) for flag in ("preset", "dataset", "out"))
     default = preset(name if name in PRESETS else None, dataset)
-    if "--resume" in arguments:
+    settings, replayed = value_of("config", arguments), value_of("replay-step", arguments) is not None
+    if "--resume" in arguments or replayed:
+        if settings:
+            raise UserError("--config starts another run, and --resume and --replay-step go on with one: choose.")
         default = run_folder.load_config(Path(out) if out else default_out(default))
+    elif settings:
+        default = run_folder.read_config(Path(settings))
     markers = (tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands)
     flags = tyro.cli(RunFlags, args=arguments, default=RunFlags(default), config=markers)
     if flags.list_presets:
@@ -64,6 +75,8 @@ def parse_run(
         sys.exit()
     preset(flags.config.preset)  # names the known ones if it is none of them
     flags.config.check()
+    if replayed:
+        run_folder.check_folder(flags.out or default_out(flags.config), flags.config, resume=True)
     return flags
 
 
@@ -100,13 +113,17 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
 
 def run_command(main: Callable[[], object]) -> None:
     """Call a command's main; what the user got wrong becomes its one or two lines on stderr and exit code 2."""
+    keep_compiled()
     try:
         main()
     except (UserError, TorchUserError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except Interrupted as end:
+        print(end, file=sys.stderr)
+        sys.exit(128 + end.number)
     except KeyboardInterrupt:
-        print("Interrupted. What was saved is whole; --resume goes on from the newest checkpoint.", file=sys.stderr)
+        print("Interrupted.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -138,15 +138,17 @@ class TrainingConfig:
     """Sample and export an exponential moving average of the weights."""
     ema_decay: float = 0.9999
     """Its decay, reached by a warm-up: (1 + step) / (10 + step) where that is smaller."""
+    max_skipped: int = 20
+    """Steps in a row whose loss or gradient is not finite, and that were therefore skipped, before the run stops."""
     precision: Precision = "float32"
     """Of the network's activations; parameters, EMA and loss stay float32 (float64: everything, for comparisons)."""
     seed: int = 0
     """Decides the initial weights, the order of the images, timesteps, noise and the sampled pictures."""
     init_from: str | None = None
-    """Start from the weights of this run folder, .safetensors, .pt or .pth."""
+    """Start from the weights of this run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
 
     def check(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
+        for name in ("epochs", "batch_size", "accumulate", "max_skipped"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, "expected at least 1")
         require(
@@ -193,16 +195,28 @@ class OutputConfig:
     """Steps between checkpoints; 0: after every epoch, or after as many as make 500 steps."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
+    keep_every: int = 0
+    """Keep also the checkpoints whose step is a multiple of this; 0: no others."""
+    keep_best: bool = False
+    """Keep the checkpoint of the best validation loss too; export and picture its weights, not the last ones."""
     sample_every: int = 0
-    """Steps between sample grids during the training; 0: only the closing pictures."""
+    """Steps between sample grids of up to 16 images during the training; 0: only the closing pictures."""
+    sample_every_epochs: int = 0
+    """Epochs between sample grids; 0: as --sample-every says."""
     num_samples: int = 64
-    """Images of a sample grid, at most; fewer where the network is slow."""
+    """Images of the closing sample grid, at most; fewer where the network is slow."""
+    gif_frames: int = 0
+    """Frames of a GIF of the way from noise to the closing grid; 0: no GIF."""
+    tensorboard: bool = True
+    """Write the metrics and the sample grids for TensorBoard too."""
 
     def check(self) -> None:
         for name in ("log_every", "keep_checkpoints", "num_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
-        for name in ("validate_every", "checkpoint_every", "sample_every"):
+        intervals = ("validate_every", "checkpoint_every", "keep_every", "sample_every", "sample_every_epochs")
+        for name in intervals:
             require(getattr(self, name) >= 0, name, getattr(self, name), "expected 0 or more")
+        require(self.gif_frames == 0 or self.gif_frames >= 2, "gif_frames", self.gif_frames, "expected 0, or 2 or more")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Files that hold a model: run folders, .safetensors with or without metadata, and other people's .pt and .pth.
+"""Files that hold a model: run folders, diffusers folders, .safetensors, and other people's .pt, .pth and .bin.
 
 Nothing in a file is executed: safetensors holds data only, and .pt goes through torch's `weights_only` loader.
 """
@@ -17,15 +17,17 @@ import safetensors
 from flax import nnx
 from safetensors.numpy import save_file
 
-from jax_ddpm import unets, weights
+from jax_ddpm import diffusers_folder, unets, weights
 from jax_ddpm.config import FORMAT_VERSION, DiffusionConfig, ModelInfo, Precision, from_json
 from jax_ddpm.errors import UserError, one_of
+from jax_ddpm.network_config import NetworkConfig
 from jax_ddpm.presets import preset
 from jax_ddpm.recognise import recognise
 from jax_ddpm.weights import StateDict
 
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "jax_ddpm"
+KINDS = "a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin"
 PREFIXES = ("module.", "_orig_mod.", "network.", "model.")
 HOLDERS = ("ema", "ema_model", "model_state_dict", "state_dict")  # the first that is there wins: EMA over raw weights
 
@@ -48,7 +50,7 @@ class Model:
 def load_model(
     path: str | os.PathLike, image_size: int | None = None, precision: str = "float32", **diffusion
 ) -> Model:
-    """A model from a run folder, a .safetensors, a .pt or a .pth, the network recognised from names and shapes.
+    """A model from a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin.
 
     `variance`, `clip`, `clip_percentile` and `image_size` overrule what the file says. A file that says nothing takes
     what is not given, also the other fields of DiffusionConfig, from the preset of its network. precision: "float32",
@@ -71,14 +73,31 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
         recipe = preset(network.name)
         size = recipe.data.image_size
         info = ModelInfo(network=network, image_shape=(size, size, channels), diffusion=recipe.diffusion)
+    elif info.diffusion is None:
+        info = replace(info, diffusion=preset(info.network.name).diffusion)
     else:
         refuse_contradictions(info.diffusion, given, path)
     info = replace(info, diffusion=replace(info.diffusion, **given))
     if image_size is not None:
         info = replace(info, image_shape=(image_size, image_size, info.image_shape[2]))
     info.diffusion.check()
-    info.network.check(info.image_shape[0], info.diffusion.timesteps)
+    for size in info.image_shape[:2]:
+        info.network.check(size, info.diffusion.timesteps)
     return values, info
+
+
+def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:
+    """The arrays of a file to start a training of `network` from. UserError where the file tells of another network."""
+    values, info = read_file(path)
+    told, wanted = asdict(network if info is None else info.network), asdict(network)
+    wrong = [
+        f"{name} {told.get(name)} instead of {value}"
+        for name, value in wanted.items()
+        if name != "dropout" and told.get(name) != value
+    ]
+    if wrong:
+        raise UserError(f"{path} holds another network than this run's: {', '.join(wrong[:3])}.")
+    return values
 
 
 def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
@@ -93,21 +112,23 @@ def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.Pat
 
 
 def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo | None]:
-    """A file's state dict, prefixes stripped, and its metadata where it has ours."""
+    """A file's state dict, prefixes stripped, and what it tells of the model: all, or None.
+
+    The `diffusion` is None of a diffusers folder that has no scheduler.
+    """
     path = Path(path)
-    if path.is_dir():
-        if not (path / MODEL_FILE).is_file():
-            raise UserError(
-                f"{path} holds no {MODEL_FILE}: expected a run folder; a run writes it with its checkpoints."
-            )
-        path = path / MODEL_FILE
+    if path.is_dir() and not (path / MODEL_FILE).is_file():
+        if diffusers_folder.is_one(path):
+            return read_diffusers(path)
+        raise UserError(f"{path} holds no {MODEL_FILE}, which a run writes with its checkpoints: expected {KINDS}.")
+    path = path / MODEL_FILE if path.is_dir() else path
     if not path.exists():
-        raise UserError(f"{path} does not exist: expected a run folder, a .safetensors, a .pt or a .pth.")
+        raise UserError(f"{path} does not exist: expected {KINDS}.")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in (".pt", ".pth", ".bin"):
         return read_pickle(path)
-    raise UserError(f"{path} is no model: expected a run folder, a .safetensors, a .pt or a .pth.")
+    raise UserError(f"{path} is no model: expected {KINDS}.")
 
 
 def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
@@ -120,10 +141,21 @@ def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
     return understood(values, metadata.get(METADATA_KEY), path)
 
 
+def read_diffusers(path: Path) -> tuple[StateDict, ModelInfo]:
+    """A model of the diffusers package; a folder that does not tell the image size has that of the DDPM paper."""
+    folder = diffusers_folder.read(path)
+    read = read_safetensors if folder.weights.suffix == ".safetensors" else read_pickle
+    values, _ = read(folder.weights)
+    height, width = folder.image_size or 2 * (preset(folder.network.name).data.image_size,)
+    shape = (height, width, folder.image_channels)
+    return values, ModelInfo(network=folder.network, image_shape=shape, diffusion=folder.diffusion)
+
+
 def understood(
     values: Mapping[str, np.ndarray], metadata: str | None, path: Path
 ) -> tuple[StateDict, ModelInfo | None]:
     """Arrays as they are, and their metadata, where that is ours; else arrays without prefixes, and None."""
+    refuse_non_finite(values, path)
     if metadata is None:
         return strip_prefixes(values, str(path)), None
     try:
@@ -133,6 +165,14 @@ def understood(
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
     return dict(values), from_json(ModelInfo, metadata, f"The metadata of {path}")
+
+
+def refuse_non_finite(values: Mapping[str, np.ndarray], path: Path) -> None:
+    """UserError that names the arrays in which there is a nan or an inf."""
+    names = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UserError(f"{path} holds nan or inf in {', '.join(names[:5])}{more}: expected finite weights.")
 
 
 def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:
@@ -170,33 +210,46 @@ def strip_prefixes(values: Mapping[str, np.ndarray], source: str) -> StateDict:
         values = {name.removeprefix("ema_model."): v for name, v in values.items() if name.startswith("ema_model.")}
     stripped: StateDict = {}
     for name, value in values.items():
-        plain = re.sub(f"^({'|'.join(map(re.escape, PREFIXES))})+", "", name)
+        plain = diffusers_folder.modern_name(re.sub(f"^({'|'.join(map(re.escape, PREFIXES))})+", "", name))
         if plain in stripped:
-            raise UserError(f"{source} holds {plain} twice, under different prefixes.")
+            raise UserError(f"{source} holds {plain} twice, under different names.")
         stripped[plain] = value
     return stripped
 
 
-def check_output(path: str | os.PathLike) -> None:
+def check_output(path: str | os.PathLike, diffusers: bool = False) -> None:
     """UserError unless `convert_to` can write there; makes the folder."""
     path = Path(path)
-    if path.suffix not in (".safetensors", ".pt", ".pth", ""):
+    if diffusers and path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{path} holds something already: a diffusers folder is written to a new or empty folder.")
+    if not diffusers and path.suffix not in (".safetensors", ".pt", ".pth", ""):
         raise UserError(f"{path} ends in {path.suffix}: expected a .safetensors, a .pt, a .pth or a folder.")
-    folder = path if path.suffix == "" else path.parent
+    is_folder = diffusers or path.suffix == ""
+    folder = path if is_folder else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}).") from None
-    if not os.access(folder, os.W_OK) or (path.suffix and path.is_dir()):
+    if not os.access(folder, os.W_OK) or (not is_folder and path.is_dir()):
         raise UserError(f"{path} cannot be written: expected the name of a file in a folder of yours.")
 
 
-def convert_to(path: str | os.PathLike, values: StateDict, info: ModelInfo) -> Path:
+def convert_to(path: str | os.PathLike, values: StateDict, info: ModelInfo, diffusers: bool = False) -> Path:
     """Write a model as the path says (a folder gets a model.safetensors) and return the file.
 
-    A .pt holds {"model_state_dict": PyTorch's state dict, "jax_ddpm": the metadata as JSON}.
+    A .pt holds {"model_state_dict": PyTorch's state dict, "jax_ddpm": the metadata as JSON}. With `diffusers`, the path
+    is a folder, for the package's UNet2DModel.from_pretrained and DDPMPipeline.from_pretrained; UserError for networks
+    and settings that it does not know.
     """
     path = Path(path)
+    if diffusers:
+        settings = diffusers_folder.configs(info)
+        weights_file = path / diffusers_folder.WEIGHTS[0]
+        atomically(weights_file, lambda draft: save_file(values, draft, metadata={"format": "pt"}))
+        for name, content in settings.items():
+            text = json.dumps(content, indent=2) + "\n"
+            atomically(path / name, lambda draft, text=text: draft.write_text(text))
+        return weights_file
     if path.suffix in (".pt", ".pth"):
         import torch
 

@@ -88,10 +88,38 @@ LAYER_NORM = {
     "conv_out": "output",
 }
 
+DDPM = {
+    "conv_in": "input",
+    "time_embedding.linear_1": "time_embedding.linear1",
+    "time_embedding.linear_2": "time_embedding.linear2",
+    **{
+        f"{theirs}.{torch_layer}": f"{ours}.{layer}"
+        for theirs, ours in (("down_blocks.{}", "down.{}"), ("mid_block", "middle"), ("up_blocks.{}", "up.{}"))
+        for torch_layer, layer in (
+            ("resnets.{}.norm1", "residuals.{}.norm1"),
+            ("resnets.{}.conv1", "residuals.{}.conv1"),
+            ("resnets.{}.time_emb_proj", "residuals.{}.time_linear"),
+            ("resnets.{}.norm2", "residuals.{}.norm2"),
+            ("resnets.{}.conv2", "residuals.{}.conv2"),
+            ("resnets.{}.conv_shortcut", "residuals.{}.shortcut"),
+            ("attentions.{}.group_norm", "attentions.{}.norm"),
+            ("attentions.{}.to_q", "attentions.{}.query"),
+            ("attentions.{}.to_k", "attentions.{}.key"),
+            ("attentions.{}.to_v", "attentions.{}.value"),
+            ("attentions.{}.to_out.0", "attentions.{}.output"),
+            ("downsamplers.0.conv", "downsample.conv"),
+            ("upsamplers.0.conv", "upsample.conv"),
+        )
+    },
+    "conv_norm_out": "norm",
+    "conv_out": "output",
+}
+
 # By the network's class.
 TORCH_NAMES = {
     "ConvBlockUNet": CONV_BLOCK,
     "StridedUNet": STRIDED,
     "AttentionUNet": ATTENTION,
     "LayerNormUNet": LAYER_NORM,
+    "DDPMUNet": DDPM,
 }

@@ -139,6 +139,76 @@ class LayerNormConfig(NetworkConfig):
         require(image_size in (None, 28), "image_size", image_size, "layer_norm takes 28x28 images only")
 
 
+@dataclass(frozen=True)
+class DDPMConfig(NetworkConfig):
+    """Arguments of `ddpm`, the DDPM paper's network; its CIFAR-10 settings are the defaults.
+
+    Other fields than the widths, the attentions and `learned_variance` have the names that the diffusers package gives
+    them in UNet2DModel.
+    """
+
+    name: tyro.conf.Suppress[Literal["ddpm"]] = "ddpm"
+    widths: tuple[int, ...] = (128, 256, 256, 256)
+    """Channels per level; a level halves height and width."""
+    layers_per_block: int = 2
+    """Residual blocks per level on the way down; one more on the way up."""
+    down_attention: tuple[bool, ...] = (False, True, False, False)
+    """Per level on the way down, whether its blocks end in self-attention (the middle always has it)."""
+    up_attention: tuple[bool, ...] = (False, False, True, False)
+    """The same on the way up, from the deepest level."""
+    attention_head_dim: int | None = None
+    """Channels per head of self-attention. Default: one head."""
+    norm_num_groups: int = 32
+    """Groups of GroupNorm."""
+    norm_eps: float = 1e-6
+    """Epsilon of GroupNorm."""
+    downsample_padding: int = 0
+    """Before the strided convolutions: 1 pads all four sides, 0 the right and the bottom only."""
+    flip_sin_to_cos: bool = False
+    """Put the cosines of the time before the sines."""
+    freq_shift: int = 1
+    """The time's frequencies are 10000^(-i / (d/2 - freq_shift))."""
+    center_input_sample: bool = False
+    """Take images in [0, 1]: the network sees 2x - 1."""
+    dropout: float = 0.1
+    """Rate of dropout in the training."""
+    learned_variance: bool = False
+    """Predict the variance of a reverse step too, in as many channels again (Nichol & Dhariwal 2021)."""
+
+    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
+        """UserError that names the wrong field, or the sizes that these widths can take."""
+        require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
+        require(self.norm_num_groups >= 1, "norm_num_groups", self.norm_num_groups, "expected at least 1")
+        groups, head = self.norm_num_groups, self.attention_head_dim
+        require(
+            all(width > 0 and width % groups == 0 for width in self.widths),
+            "widths",
+            self.widths,
+            f"expected multiples of norm_num_groups, {groups}",
+        )
+        half = self.widths[0] // 2
+        require(self.widths[0] % 2 == 0, "widths", self.widths, "expected an even first width")
+        require(0 <= self.freq_shift < half, "freq_shift", self.freq_shift, f"expected an integer from 0 to {half - 1}")
+        require(self.layers_per_block >= 1, "layers_per_block", self.layers_per_block, "expected at least 1")
+        for name in ("down_attention", "up_attention"):
+            value, levels = getattr(self, name), len(self.widths)
+            require(len(value) == levels, name, value, f"expected {levels} values, one per level")
+        attended = [self.widths[-1]]  # the middle
+        attended += [width for width, on in zip(self.widths, self.down_attention, strict=True) if on]
+        attended += [width for width, on in zip(self.widths[::-1], self.up_attention, strict=True) if on]
+        require(
+            head is None or (head >= 1 and all(width % head == 0 for width in attended)),
+            "attention_head_dim",
+            head,
+            f"expected a divisor of the channels of levels with attention, {sorted(set(attended))}",
+        )
+        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "expected more than 0, such as 1e-6")
+        require(self.downsample_padding in (0, 1), "downsample_padding", self.downsample_padding, "expected 0 or 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "expected 0 to below 1")
+        if image_size is not None:
+            refuse_size(image_size, len(self.widths) - 1, "; or fewer --widths")
+
+
 def refuse_size(image_size: int, halvings: int, instead: str = "") -> None:
     """UserError unless the image can be halved so often."""
     multiple = 2**halvings
@@ -158,4 +228,5 @@ NETWORKS: dict[str, type[NetworkConfig]] = {
     "strided": StridedConfig,
     "attention": AttentionConfig,
     "layer_norm": LayerNormConfig,
+    "ddpm": DDPMConfig,
 }

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from jax_ddpm.config import DataConfig, DiffusionConfig, OutputConfig, RunConfig, TrainingConfig
 from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, LayerNormConfig, StridedConfig
+from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
 
 
 def preset(name: str | None = None, dataset: str | None = None) -> RunConfig:
@@ -29,7 +29,7 @@ PRESETS: dict[str, RunConfig] = {
         data=DataConfig(image_size=8),
         network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
         training=TrainingConfig(epochs=60, learning_rate=2e-3, ema_decay=0.999),  # of 25 steps
-        output=OutputConfig(validate_every=250),
+        output=OutputConfig(validate_every=250, sample_every=250),
     ),
     # Any data, on a CPU.
     "tiny": RunConfig(
@@ -50,6 +50,7 @@ PRESETS: dict[str, RunConfig] = {
         data=DataConfig(dataset="cifar10"),
         network=StridedConfig(),
         training=TrainingConfig(epochs=100, lr_schedule="constant"),
+        output=OutputConfig(sample_every_epochs=1),
     ),
     "attention": RunConfig(
         preset="attention",
@@ -57,11 +58,28 @@ PRESETS: dict[str, RunConfig] = {
         network=AttentionConfig(),
         diffusion=DiffusionConfig(beta_start=1e-5, variance="posterior"),
         training=TrainingConfig(epochs=20, optimizer="adamw", weight_decay=0.01, lr_schedule="constant", clip_norm=1.0),
+        output=OutputConfig(keep_best=True),
     ),
     "layer_norm": RunConfig(
         preset="layer_norm",
         data=DataConfig(dataset="fashion_mnist", image_size=28),
         network=LayerNormConfig(),
         training=TrainingConfig(epochs=20, batch_size=128, learning_rate=1e-3, lr_schedule="constant"),
+        output=OutputConfig(keep_best=True, gif_frames=100),
+    ),
+    # Ho et al. 2020, section 4 and appendix B.
+    "ddpm": RunConfig(
+        preset="ddpm",
+        data=DataConfig(dataset="cifar10", flip=True),
+        network=DDPMConfig(),
+        training=TrainingConfig(
+            steps=800_000,
+            batch_size=128,
+            learning_rate=2e-4,
+            lr_schedule="constant",
+            warmup_steps=5000,
+            clip_norm=1.0,
+        ),
+        output=OutputConfig(sample_every=10_000),
     ),
 }

@@ -70,7 +70,7 @@ def entries(network: nnx.Module) -> list[Entry]:
         if isinstance(node, nnx.Variable):
             rest[id(node)] = (place, node)
         name = translated(table, place) if table else place if type(node) in LAYOUTS else None
-        if name is None:
+        if name is None or node is None:
             continue
         if isinstance(node, nnx.Variable):
             found.append(Entry(name, None, node, tuple(range(len(node.shape)))))

@@ -65,6 +65,8 @@ FIFTY_PARAMETERS = 1e-2
 REVERSE_STEP_FLOAT32 = 1e-6
 # Whole samples after 1000 steps, absolute, in [-1, 1]. Measured 1.1e-6 (6e-6 with the quick start's model).
 SAMPLES_FLOAT32 = 3e-5
+# The same with a real checkpoint of layer_norm, whose features are larger. Measured 5.0e-5 in 64 samples.
+SAMPLES_REAL_CHECKPOINT = 2e-4
 # The share of 8-bit pixels that differ, none by more than a level: x near a rounding edge. Measured 0.
 PIXELS_FLOAT32 = 1e-3
 # Measured 4.6e-15.
@@ -90,3 +92,14 @@ UPDATE = {np.float32: 1e-3, np.float64: 2e-7}
 
 # Between float32 and bfloat16 activations of one framework, as a share of the largest output: eight bits of mantissa.
 BFLOAT16 = 0.1
+
+# Against the diffusers package ----------------------------------------------------------------------------------------
+
+# Outputs and gradients of UNet2DModels, relative to the largest magnitude: sums in other orders, and in float32 the
+# package's own frequencies, which may differ in the last bit. Measured 1.0e-6 and 3.7e-15.
+DIFFUSERS = {np.float32: 5e-6, np.float64: 1e-12}
+# Betas, absolute: the package's are float32, ours float64. Measured 3e-8.
+DIFFUSERS_BETAS = 1e-7
+# 12 reverse steps with the same noise, as a share of the largest magnitude; the package's tables are float32 products.
+# Measured 3.7e-6.
+DIFFUSERS_SAMPLES = 2e-5

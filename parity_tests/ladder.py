@@ -191,7 +191,7 @@ def train_jax(run: RunConfig, steps: int, dtype=np.float32, images: np.ndarray |
     with jax.enable_x64(dtype == np.float64):
         net = unets.build(run.network, images.shape[-1])
         weights.initialise(net, run.training.seed)
-        optimizer = make_optimizer(run.training, STEPS)
+        optimizer = make_optimizer(run.training)
         graph, state = create_state(net, optimizer, True, dtype)
         step = jax.jit(make_train_step(graph, optimizer, run, STEPS))
         losses = []
@@ -234,6 +234,15 @@ def ema() -> float:
     run = in_double(RUN)
     ours, theirs = train_jax(run, 3, np.float64), train_torch(run, 3, np.float64)
     return furthest(ours[2], theirs[2]) / run.training.learning_rate
+
+
+def skipped_step() -> float:
+    """Of the parameters after three steps in float64, the second of them not finite, in units of the learning rate."""
+    run, broken = in_double(RUN), digits().astype(np.float32)
+    broken[data.batch_indices(run.training.seed, 1, len(broken), run.training.batch_size)[0]] = np.nan
+    ours, theirs = (train(run, 3, np.float64, broken) for train in (train_jax, train_torch))
+    assert np.isnan(ours[0][1]) and np.isfinite(ours[0][2])
+    return furthest(ours[1], theirs[1]) / run.training.learning_rate
 
 
 @cache
@@ -328,6 +337,7 @@ RUNGS = {
         budgets.UPDATE_FLOAT64, lambda: optimiser_step(optimizer="adamw", weight_decay=0.01, clip_norm=0.5)
     ),
     "EMA after three steps, float64": Rung(budgets.UPDATE_FLOAT64, ema),
+    "a skipped step among three, float64": Rung(budgets.UPDATE_FLOAT64, skipped_step),
     "50 training steps, losses, float32": Rung(budgets.FIFTY_LOSSES, fifty_losses),
     "50 training steps, parameters, float32": Rung(budgets.FIFTY_PARAMETERS, fifty_parameters),
     "one reverse step, all kinds": Rung(budgets.REVERSE_STEP_FLOAT32, reverse_steps),

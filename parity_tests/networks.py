@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, LayerNormConfig, NetworkConfig, StridedConfig
+from jax_ddpm.network_config import (
+    AttentionConfig,
+    ConvBlockConfig,
+    DDPMConfig,
+    LayerNormConfig,
+    NetworkConfig,
+    StridedConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -17,4 +24,9 @@ CASES = {
     "strided": Case(StridedConfig(), 3, 8),
     "attention": Case(AttentionConfig(channels=32, multipliers=(1, 2), attention=(False, True), blocks=1), 1, 8),
     "layer_norm": Case(LayerNormConfig(), 1, 28),
+    "ddpm": Case(
+        DDPMConfig(widths=(32, 64), layers_per_block=1, down_attention=(False, True), up_attention=(True, False)),
+        3,
+        8,
+    ),
 }

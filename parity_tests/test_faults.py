@@ -17,7 +17,7 @@ import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from parity_tests import ladder
-from torch_ref.unets import attention, conv_block, layer_norm, strided
+from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
 
 
 def swap(target, name, make):
@@ -177,6 +177,30 @@ def usual_exponent(name, value):
     return np.stack([np.sin(phase), np.cos(phase)], axis=-1).reshape(value.shape)
 
 
+def uncounted_skips(make_train_step):
+    def faulty(config, total_steps):
+        train_step = make_train_step(config, total_steps)
+
+        def step(state, images):
+            state, metrics = train_step(state, images)
+            state.step -= int(metrics["skipped"])
+            return state, metrics
+
+        return step
+
+    return faulty
+
+
+def padded_left_and_above(_):
+    return lambda self, x: self.conv(nn.functional.pad(x, (1, 0, 1, 0)))
+
+
+def usual_epsilon(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.eps = 1e-5
+
+
 FAULTS = {
     "strided: SAME padding": (changed_network(padded_right_and_below), "strided: outputs, float32"),
     "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
@@ -189,6 +213,24 @@ FAULTS = {
     "layer_norm: last block normalized": (changed_network(normalized_throughout), "layer_norm: outputs, float32"),
     "layer_norm: another table": (changed_weights(usual_exponent), "layer_norm: outputs, float32"),
     "layer_norm: skip order swapped": (concatenated_the_other_way(layer_norm), "layer_norm: outputs, float32"),
+    "ddpm: padded left and above": (
+        swap(ddpm.Downsample, "forward", padded_left_and_above),
+        "ddpm: outputs, float32",
+    ),
+    "ddpm: attention without its input": (
+        swap(ddpm.SelfAttention, "forward", lambda forward: lambda self, x: forward(self, x) - x),
+        "ddpm: outputs, float32",
+    ),
+    "ddpm: cosines before sines": (
+        swap(ddpm, "halved", lambda halved: lambda t, frequencies, flip: halved(t, frequencies, not flip)),
+        "ddpm: outputs, float32",
+    ),
+    "ddpm: frequencies not shifted": (
+        swap(ddpm, "halved_frequencies", lambda frequencies: lambda width, freq_shift: frequencies(width, 0)),
+        "ddpm: outputs, float32",
+    ),
+    "ddpm: GroupNorm epsilon 1e-5": (changed_network(usual_epsilon), "ddpm: outputs, float64"),
+    "ddpm: skip order swapped": (concatenated_the_other_way(ddpm), "ddpm: outputs, float32"),
     "GroupNorm epsilon 1e-6": (changed_network(norm_epsilon), "network, random weights, float64"),
     "GroupNorm with 16 groups": (changed_network(norm_groups), "network, random weights, float32"),
     "GELU for SiLU": (changed_network(leaky_silu), "network, random weights, float32"),
@@ -220,6 +262,10 @@ FAULTS = {
     "Adam epsilon 1e-7": (optimizer_setting(eps=1e-7), "one Adam step, float64"),
     "Adam beta_2 0.99": (optimizer_setting(betas=(0.9, 0.99)), "50 training steps, losses, float32"),
     "AdamW's default decay": (optimizer_setting(weight_decay=1e-4), "one AdamW step, clipped, float64"),
+    "skipped steps are not counted": (
+        swap(torch_ref.step, "make_train_step", uncounted_skips),
+        "a skipped step among three, float64",
+    ),
     "another purpose number": (
         swap(torch_ref.rng, "key", lambda key: lambda seed, purpose, *address: key(seed, purpose + 1, *address)),
         "bits, uniforms, integers",

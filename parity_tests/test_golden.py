@@ -11,7 +11,7 @@ from flax import nnx
 
 from jax_ddpm import diffusion, samplers, unets, weights
 from jax_ddpm.embeddings import interleaved, interleaved_frequencies
-from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, LayerNormConfig, StridedConfig
+from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
 from jax_ddpm.schedules import make_tables
 from parity_tests import budgets
 from parity_tests.golden_weights import GOLDEN, golden_state_dict
@@ -108,6 +108,7 @@ def test_network(name, dtype):
         (StridedConfig(), 3, 4_544_323),
         (AttentionConfig(), 1, 173_082_049),
         (LayerNormConfig(), 1, 506_852),
+        (DDPMConfig(), 3, 35_746_307),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

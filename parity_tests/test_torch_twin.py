@@ -72,6 +72,7 @@ def assert_close(ours, theirs, budget):
 
 MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "config": ["config"],
+    "diffusers_folder": ["diffusers_folder"],
     "diffusion": ["diffusion"],
     "embeddings": ["embeddings"],
     "errors": ["errors"],
@@ -88,6 +89,7 @@ MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "unets/__init__": ["unets/__init__"],
     "unets/attention": ["unets/attention"],
     "unets/conv_block": ["unets/conv_block"],
+    "unets/ddpm": ["unets/ddpm"],
     "unets/layer_norm": ["unets/layer_norm"],
     "unets/strided": ["unets/strided"],
     "weights": ["weights"],
@@ -96,6 +98,7 @@ TRAINING_ONLY = "settings of training and data: the PyTorch trainer takes jax_dd
 PYTREES = "torch modules and optimisers hold their parameters, so that they are the state"
 NAMES = "PyTorch names are the module's own: nothing to translate"
 SEQUENTIAL = "an nn.Sequential, whose forward is torch's, for the names of its parameters"
+CONVERT = "scripts/convert.py goes by jax_ddpm"
 JAX_RANDOM = "what jax.random has"
 LAYERS = [
     "Buffer",
@@ -113,14 +116,16 @@ ONLY_IN_JAX = {
     "config": dict.fromkeys(
         ["DataConfig", "TrainingConfig", "OutputConfig", "RunConfig", "slug", "to_json"], TRAINING_ONLY
     ),
+    "diffusers_folder": {"configs": CONVERT},
     "layers": dict.fromkeys(LAYERS, "torch.nn has it"),
     "model_files": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
-        **dict.fromkeys(["check_output", "convert_to", "atomically"], "scripts/convert.py goes by jax_ddpm"),
+        **dict.fromkeys(["check_output", "convert_to", "atomically"], CONVERT),
     },
     "samplers": {"_sample": "the jitted part of sample_indices"},
     "step": {
         "num_parameters": "in model_files, for commands that only sample",
+        "make_gradients": "a step of its own, for --replay-step; nested in make_train_step in torch_ref",
         "make_dispatch": "dispatching several steps at once is JAX's",
     },
     "unets/__init__": {"register": "a network of one's own has no PyTorch twin"},
@@ -391,7 +396,7 @@ def test_ancestral_step(objective, variance, clip, dtype):
             assert_close(to_numpy(ours), theirs, FORMULA[dtype])
 
 
-@pytest.mark.parametrize("num_frames", [0, 1, 2, 5])
+@pytest.mark.parametrize("num_frames", [0, 1, 2, 5, (0, 2, 5, 6), (4,)])
 def test_reverse_process_order_frames_and_progress(num_frames):
     """x <- 3 x + 5 t + noise_t: integers, so that every order of evaluation but the right one differs."""
     timesteps, x_T = 6, np.arange(8, dtype=np.float64).reshape(2, 2, 2, 1)
@@ -656,7 +661,7 @@ def test_three_training_steps(training, objective, flip, dtype):
     images = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 6, 3), dtype=np.uint8)
     with jax.enable_x64(dtype == np.float64):
         ours, theirs = networks(dtype, widths=(64,))
-        optimizer = jax_step.make_optimizer(config.training, 10)
+        optimizer = jax_step.make_optimizer(config.training)
         graph, state = jax_state.create_state(theirs, optimizer, True, dtype)
         train_step = jax.jit(jax_step.make_train_step(graph, optimizer, config, 10))
         their_metrics = []

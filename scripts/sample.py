@@ -18,7 +18,7 @@ class SampleFlags:
     """Draw pictures from a trained model."""
 
     model: Path
-    """Run folder, .safetensors, .pt or .pth."""
+    """Run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
     out: Path = Path("samples.png")
     """A .png (grid), a .npz (images: uint8, and x0: float32, both (N, H, W, C)), or a folder (one PNG an image)."""
     num_images: int = 16

@@ -5,9 +5,14 @@ from jax_ddpm.command_line import parse_run, run_command
 
 def main():
     flags = parse_run()
-    from jax_ddpm.training.loop import train  # after the flags, so that --help and mistakes answer at once
+    if flags.replay_step is not None:
+        from jax_ddpm.training.replay import replay
 
-    train(flags.config, flags.out, flags.resume)
+        replay(flags.config, flags.out, flags.replay_step)
+    else:
+        from jax_ddpm.training.loop import train  # after the flags, so that --help and mistakes answer at once
+
+        train(flags.config, flags.out, flags.resume)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Train the PyTorch twin with the flags of train_jax.py: the same images, timesteps, noise and initial weights."""
 
+import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from jax_ddpm.config import RunConfig, slug
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.progress import Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim
-from torch_ref import model_files, samplers, unets, weights
+from torch_ref import model_files, rng, samplers, unets, weights
 from torch_ref.step import create_state, make_optimizer, make_train_step, make_validation
 
 
@@ -26,8 +28,8 @@ def default_out(config: RunConfig) -> Path:
 def main():
     flags = parse_run(default_out=default_out)
     config, training = flags.config, flags.config.training
-    if flags.resume:
-        raise UserError("train_torch.py is a reference and cannot resume: start anew with another --out.")
+    if flags.resume or flags.replay_step is not None:
+        raise UserError("train_torch.py is a reference and cannot resume or replay: start anew with another --out.")
     folder = flags.out or default_out(config)
     check_folder(folder, config, resume=False)
     d = config.data
@@ -39,10 +41,7 @@ def main():
         cache_dir=d.cache_dir,
         validation_fraction=d.validation_fraction,
     )
-    steps_per_epoch = len(images.train) // training.batch_size
     data.batch_indices(training.seed, 0, len(images.train), training.batch_size)  # refuses a batch of more than all
-    total_steps = training.steps or training.epochs * steps_per_epoch
-    dtype = torch.float64 if training.precision == "float64" else torch.float32
     info = twin.from_json(twin.ModelInfo, json.dumps(described(config, images.train.shape[1:])), "The settings")
 
     network = unets.build(
@@ -51,34 +50,60 @@ def main():
     if training.init_from is None:
         weights.initialise(network, training.seed)
     else:
-        weights.load_state_dict(network, model_files.read_file(training.init_from)[0])
+        weights.load_state_dict(network, model_files.initial_weights(training.init_from, info.network))
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    claim(folder, config)
+    with claim(folder, config):
+        run(config, folder, images, network, info)
+
+
+def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.nn.Module, info: twin.ModelInfo):
+    training, steps_per_epoch = config.training, len(images.train) // config.training.batch_size
+    total_steps = training.steps or training.epochs * steps_per_epoch
+    dtype = torch.float64 if training.precision == "float64" else torch.float32
     state = create_state(network, make_optimizer(training, network.to(dtype)), training.ema, dtype)
     print(model_files.describe(info, model_files.num_parameters(network)))
 
     train_step, validate = make_train_step(config, total_steps), make_validation(config)
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
-    metrics_log = MetricsLog(folder, config.output.log_every)
+    metrics_log = MetricsLog(folder, tqdm.write)
     on_cpu = not torch.cuda.is_available()
-    progress = Progress(0, total_steps, config, metrics_log, steps_per_epoch, intervals, on_cpu, tqdm.write)
+    progress = Progress(
+        0,
+        total_steps,
+        config,
+        metrics_log,
+        steps_per_epoch,
+        intervals,
+        on_cpu,
+        lambda step: rng.timesteps(
+            rng.key(training.seed, rng.TIMESTEPS, step), training.batch_size, config.diffusion.timesteps
+        ).numpy(),
+        tqdm.write,
+    )
+    best, best_weights, keep_best = math.inf, state.weights, config.output.keep_best
     for step in range(total_steps):
         indices = data.batch_indices(training.seed, step, len(images.train), training.batch_size)
         state, metrics = train_step(state, images.train[indices])
         progress.read(step, 1, {name: np.asarray([value]) for name, value in metrics.items()})
         with progress.pause():
+            improved = False
             if intervals.validation(step + 1):
-                progress.row(step + 1, validation_loss=validation_loss(validate, state.weights, images, training))
+                loss = validation_loss(validate, state.weights, images, training)
+                progress.row(step + 1, validation_loss=loss)
+                improved = keep_best and loss < best
             elif step + 1 == total_steps and metrics_log.pending:
                 progress.row(step + 1)
-            if intervals.checkpoint(step + 1):
+            if improved:
+                best, best_weights = loss, copy.deepcopy(state.weights)
+            if improved or (intervals.checkpoint(step + 1) and not keep_best):
                 values = weights.state_dict(state.weights)
                 model_files.write_model(folder / model_files.MODEL_FILE, values, replace(info, step=step + 1))
     progress.close()
-    state.weights.info = info
+    network = best_weights if keep_best else state.weights
+    network.info = info
     count = min(config.output.num_samples, 16)
     print(f"Sampling {count} images ...")
-    x_0 = samplers.sample(state.weights.eval(), count, training.seed, dtype=dtype)
+    x_0 = samplers.sample(network.eval(), count, training.seed, dtype=dtype)
     report.grid(data.to_uint8(x_0)).save(folder / "samples" / "grid.png")
     report.loss_curve(metrics_log.rows()).savefig(folder / "samples" / "loss.png", dpi=120)
     print(f"Pictures: {folder / 'samples'}   Weights: {folder / model_files.MODEL_FILE}   Metrics: {metrics_log.path}")

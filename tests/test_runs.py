@@ -8,10 +8,11 @@ from PIL import Image
 
 import jax_ddpm
 from jax_ddpm import model_files
-from jax_ddpm.config import RunConfig, from_json
 from jax_ddpm.errors import UserError
-from jax_ddpm.training import progress
+from jax_ddpm.training import feed, progress
 from jax_ddpm.training.loop import train
+from jax_ddpm.training.run_folder import load_config
+from tests.events import pictures, scalars
 from tests.small import small
 
 
@@ -31,14 +32,13 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_leaves_what_it_promises(finished):
-    assert from_json(RunConfig, (finished / "config.json").read_text(), "config.json") == small()
+    assert load_config(finished) == small()
     assert {path.name for path in (finished / "samples").iterdir()} == {
-        "grid.png",
-        "data.png",
-        "forward.png",
-        "reverse.png",
-        "loss.png",
+        *(f"{name}.png" for name in ("grid", "data", "forward", "reverse", "x0", "nearest")),
+        *(f"{name}.png" for name in ("loss", "timesteps", "histogram", "step-0000024")),
+        "closing.npz",
     }
+    assert (finished / "report.html").is_file()
     assert sorted(int(path.name) for path in (finished / "checkpoints").iterdir()) == [16, 24]
     assert [row["step"] for row in rows(finished)] == [4, 8, 12, 16, 20, 24]
     assert all({"epoch", "loss", "learning_rate", "grad_norm"} <= set(row) for row in rows(finished))
@@ -87,6 +87,9 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, st
     for name in ("model.safetensors", "samples/grid.png", "samples/reverse.png"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
     assert rows(whole) == rows(broken)
+    for folder in (whole, broken):
+        seen = [{"step": row["step"], "loss": row["loss"]} for row in scalars(folder)]
+        assert seen == [{"step": row["step"], "loss": float(np.float32(row["loss"]))} for row in rows(whole)]
     assert [row["step"] for row in rows(broken)] == [5, 10, 12, 15, 20, 24]
 
 
@@ -95,7 +98,7 @@ def test_resume_may_go_on_for_longer(finished, tmp_path):
     train(small(steps=32, log_every=8), folder, resume=True, log=quiet)
     assert [row["step"] for row in rows(folder)][-1] == 32
     assert model_files.load_model(folder).info.step == 32
-    assert from_json(RunConfig, (folder / "config.json").read_text(), "config.json").training.steps == 32
+    assert load_config(folder).training.steps == 32
 
 
 def test_resuming_a_finished_run_changes_no_weights(finished):
@@ -117,6 +120,39 @@ def test_what_may_not_be_resumed(finished, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_a_diverging_run_skips_and_then_stops(tmp_path):
+    said = []
+    config = small(learning_rate=1e30, lr_schedule="constant", max_skipped=6, checkpoint_every=2, log_every=2)
+    with pytest.raises(UserError, match=r"(?s)last 6 steps, up to (\d+), were skipped: loss .*--replay-step \1 looks"):
+        train(config, tmp_path / "run", log=said.append)
+    lines = [line for line in said if "was skipped" in line]
+    assert len(lines) == 6 and all("gradient norm" in line and "t = " in line for line in lines)
+    found = rows(tmp_path / "run")
+    assert found[-1]["skipped"] == 2 and found[-1]["loss"] is None
+    values = model_files.read_file(tmp_path / "run")[0]
+    assert all(np.isfinite(value).all() for value in values.values())
+
+
+def test_the_best_weights_are_kept(tmp_path, monkeypatch):
+    """Losses that fall and then rise: the weights of step 12, also after a resume, and their checkpoint stays."""
+    invented = {4: 3.0, 8: 2.0, 12: 1.0, 16: 1.5, 20: 1.0, 24: 4.0}
+    monkeypatch.setattr(feed.Validation, "__call__", lambda self, state: invented[int(state.step)])
+    config = small(keep_best=True, validate_every=4, keep_checkpoints=1, gif_frames=5)
+    said = []
+    whole = train(config, tmp_path / "whole", log=said.append)
+    assert any("step 12" in line for line in said)
+    assert sorted(int(path.name) for path in (whole / "checkpoints").iterdir()) == [12, 24]
+    assert jax_ddpm.load_model(whole).info.step == 12
+    with monkeypatch.context() as patch:
+        stop_after(patch, 19)
+        with pytest.raises(Stop):
+            train(config, tmp_path / "broken", log=quiet)
+    broken = train(config, tmp_path / "broken", resume=True, log=quiet)
+    for name in ("model.safetensors", "samples/grid.png", "samples/reverse.gif"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+    assert rows(whole) == rows(broken)
+
+
 def test_init_from_starts_with_other_weights(finished, tmp_path):
     config = small(init_from=str(finished), steps=1, learning_rate=1e-6)
     folder = train(config, tmp_path / "run", log=quiet)
@@ -128,8 +164,6 @@ def test_init_from_starts_with_other_weights(finished, tmp_path):
 
 
 def test_large_data_sets_are_fed_in_parts(finished, tmp_path, monkeypatch):
-    from jax_ddpm.training import feed
-
     monkeypatch.setattr(feed, "ON_DEVICE", 1000)
     folder = train(small(), tmp_path / "run", log=quiet)
     assert (folder / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
@@ -143,7 +177,7 @@ def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
     config = small(
         dataset=f"folder:{tmp_path}/pictures",
         precision="bfloat16",
-        sample_every=2,
+        sample_every_epochs=1,
         steps=5,
         batch_size=8,
         flip=True,
@@ -151,6 +185,8 @@ def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
     )
     folder = train(config, tmp_path / "run", log=quiet)
     assert {"step-0000002.png", "step-0000004.png"} <= {path.name for path in (folder / "samples").iterdir()}
+    shown = [(tag, step) for tag, step, _ in pictures(folder)]
+    assert shown == [("samples", 2), ("samples", 4), ("closing samples", 5)]
     with Image.open(folder / "samples" / "grid.png") as grid:
         assert grid.mode == "RGB"
     assert jax_ddpm.load_model(folder).info.image_shape == (8, 8, 3)

@@ -35,7 +35,7 @@ def start(config, total_steps=24):
     dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
     network = unets.build(config.network, 1, dtype)
     weights.initialise(network, config.training.seed)
-    optimizer = make_optimizer(config.training, total_steps)
+    optimizer = make_optimizer(config.training)
     graph, state = create_state(network, optimizer, config.training.ema)
     return graph, optimizer, state, make_train_step(graph, optimizer, config, total_steps)
 
@@ -95,6 +95,23 @@ def test_the_step_is_pure():
     first, second = run(small()), run(small())
     assert first[1] == second[1]
     assert_close(first[0], second[0], 0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "clip_norm": 0.5, "accumulate": 2}])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(changes):
+    _, _, state, train_step = start(small(**changes))
+    state, _ = jax.jit(train_step)(state, IMAGES[INDICES[0]])
+    broken = IMAGES[INDICES[1]].astype(np.float32)
+    broken[3] = np.nan
+    new, metrics = jax.jit(train_step)(state, broken)
+    assert not np.isfinite(metrics["loss"]) and metrics["skipped"] == 1
+    assert int(new.step) == 2
+    for a, b in zip(*map(jax.tree.leaves, (new, state)), strict=True):
+        if a.ndim:  # the rest are counters
+            np.testing.assert_array_equal(a, b)
+    assert int(new.optimizer[len(new.optimizer) - 1 if not changes else 1].count) == 1
+    _, metrics = jax.jit(train_step)(new, IMAGES[INDICES[1]])
+    assert metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
 
 
 def test_other_seeds_differ():

@@ -10,6 +10,7 @@ from torch_ref.network_config import (
     NETWORKS,
     AttentionConfig,
     ConvBlockConfig,
+    DDPMConfig,
     LayerNormConfig,
     NetworkConfig,
     StridedConfig,
@@ -102,6 +103,7 @@ PRESETS: dict[str, ModelInfo] = {
     "strided": ModelInfo(StridedConfig(), (32, 32, 3), DiffusionConfig()),
     "attention": ModelInfo(AttentionConfig(), (32, 32, 1), DiffusionConfig(beta_start=1e-5, variance="posterior")),
     "layer_norm": ModelInfo(LayerNormConfig(), (28, 28, 1), DiffusionConfig()),
+    "ddpm": ModelInfo(DDPMConfig(), (32, 32, 3), DiffusionConfig()),
 }
 
 

@@ -32,3 +32,19 @@ def interleaved(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
     """
     phase = t.to(frequencies.dtype)[:, None] * frequencies
     return torch.stack([torch.sin(phase), torch.cos(phase)], dim=-1).reshape(t.shape[0], -1)
+
+
+def halved_frequencies(width: int, freq_shift: int) -> np.ndarray:
+    """10000^(-i / (d/2 - freq_shift)), i = 0 .. d/2 - 1: float32 (d/2,), rounded as `interleaved_frequencies` are."""
+    exponent = np.float32(-np.log(10000.0)) * np.arange(width // 2, dtype=np.float32)
+    return np.exp((exponent / np.float32(width // 2 - freq_shift)).astype(np.float64)).astype(np.float32)
+
+
+def halved(t: torch.Tensor, frequencies: torch.Tensor, flip_sin_to_cos: bool) -> torch.Tensor:
+    """All sines of frequencies * t, then all cosines; the other way round with `flip_sin_to_cos`. The table's dtype.
+
+    t: (B,) integers, frequencies: (k,). Returns (B, 2k).
+    """
+    phase = t.to(frequencies.dtype)[:, None] * frequencies
+    parts = [torch.sin(phase), torch.cos(phase)]
+    return torch.cat(parts[::-1] if flip_sin_to_cos else parts, dim=-1)

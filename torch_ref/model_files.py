@@ -1,4 +1,4 @@
-"""Files that hold a model: run folders, .safetensors with or without metadata, and other people's .pt and .pth.
+"""Files that hold a model: run folders, diffusers folders, .safetensors, and other people's .pt, .pth and .bin.
 
 Nothing in a file is executed: safetensors holds data only, and .pt goes through torch's `weights_only` loader.
 """
@@ -16,14 +16,16 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from torch_ref import unets, weights
+from torch_ref import diffusers_folder, unets, weights
 from torch_ref.config import FORMAT_VERSION, PRESETS, DiffusionConfig, ModelInfo, Precision, from_json
 from torch_ref.errors import UserError, one_of
+from torch_ref.network_config import NetworkConfig
 from torch_ref.recognise import recognise
 from torch_ref.weights import StateDict
 
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "jax_ddpm"
+KINDS = "a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin"
 PREFIXES = ("module.", "_orig_mod.", "network.", "model.")
 HOLDERS = ("ema", "ema_model", "model_state_dict", "state_dict")  # the first that is there wins: EMA over raw weights
 
@@ -31,7 +33,7 @@ HOLDERS = ("ema", "ema_model", "model_state_dict", "state_dict")  # the first th
 def load_model(
     path: str | os.PathLike, image_size: int | None = None, precision: str = "float32", **diffusion
 ) -> nn.Module:
-    """A model from a run folder, a .safetensors, a .pt or a .pth, the network recognised from names and shapes.
+    """A model from a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin.
 
     A module in eval mode, model(x, t), x (B, C, H, W), t integers (B,) in [0, T); what is known of it is its attribute
     `info`. `variance`, `clip`, `clip_percentile` and `image_size` overrule what the file says. A file that says nothing
@@ -59,14 +61,31 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
         network, channels = recognise(values, str(path))
         info = PRESETS[network.name]
         info = replace(info, network=network, image_shape=(*info.image_shape[:2], channels))
+    elif info.diffusion is None:
+        info = replace(info, diffusion=PRESETS[info.network.name].diffusion)
     else:
         refuse_contradictions(info.diffusion, given, path)
     info = replace(info, diffusion=replace(info.diffusion, **given))
     if image_size is not None:
         info = replace(info, image_shape=(image_size, image_size, info.image_shape[2]))
     info.diffusion.check()
-    info.network.check(info.image_shape[0], info.diffusion.timesteps)
+    for size in info.image_shape[:2]:
+        info.network.check(size, info.diffusion.timesteps)
     return values, info
+
+
+def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:
+    """The arrays of a file to start a training of `network` from. UserError where the file tells of another network."""
+    values, info = read_file(path)
+    told, wanted = asdict(network if info is None else info.network), asdict(network)
+    wrong = [
+        f"{name} {told.get(name)} instead of {value}"
+        for name, value in wanted.items()
+        if name != "dropout" and told.get(name) != value
+    ]
+    if wrong:
+        raise UserError(f"{path} holds another network than this run's: {', '.join(wrong[:3])}.")
+    return values
 
 
 def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
@@ -81,21 +100,23 @@ def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.Pat
 
 
 def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo | None]:
-    """A file's state dict, prefixes stripped, and its metadata where it has ours."""
+    """A file's state dict, prefixes stripped, and what it tells of the model: all, or None.
+
+    The `diffusion` is None of a diffusers folder that has no scheduler.
+    """
     path = Path(path)
-    if path.is_dir():
-        if not (path / MODEL_FILE).is_file():
-            raise UserError(
-                f"{path} holds no {MODEL_FILE}: expected a run folder; a run writes it with its checkpoints."
-            )
-        path = path / MODEL_FILE
+    if path.is_dir() and not (path / MODEL_FILE).is_file():
+        if diffusers_folder.is_one(path):
+            return read_diffusers(path)
+        raise UserError(f"{path} holds no {MODEL_FILE}, which a run writes with its checkpoints: expected {KINDS}.")
+    path = path / MODEL_FILE if path.is_dir() else path
     if not path.exists():
-        raise UserError(f"{path} does not exist: expected a run folder, a .safetensors, a .pt or a .pth.")
+        raise UserError(f"{path} does not exist: expected {KINDS}.")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in (".pt", ".pth", ".bin"):
         return read_pickle(path)
-    raise UserError(f"{path} is no model: expected a run folder, a .safetensors, a .pt or a .pth.")
+    raise UserError(f"{path} is no model: expected {KINDS}.")
 
 
 def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
@@ -108,10 +129,21 @@ def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
     return understood(values, metadata.get(METADATA_KEY), path)
 
 
+def read_diffusers(path: Path) -> tuple[StateDict, ModelInfo]:
+    """A model of the diffusers package; a folder that does not tell the image size has that of the DDPM paper."""
+    folder = diffusers_folder.read(path)
+    read = read_safetensors if folder.weights.suffix == ".safetensors" else read_pickle
+    values, _ = read(folder.weights)
+    height, width = folder.image_size or PRESETS[folder.network.name].image_shape[:2]
+    shape = (height, width, folder.image_channels)
+    return values, ModelInfo(network=folder.network, image_shape=shape, diffusion=folder.diffusion)
+
+
 def understood(
     values: Mapping[str, np.ndarray], metadata: str | None, path: Path
 ) -> tuple[StateDict, ModelInfo | None]:
     """Arrays as they are, and their metadata, where that is ours; else arrays without prefixes, and None."""
+    refuse_non_finite(values, path)
     if metadata is None:
         return strip_prefixes(values, str(path)), None
     try:
@@ -121,6 +153,14 @@ def understood(
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
     return dict(values), from_json(ModelInfo, metadata, f"The metadata of {path}")
+
+
+def refuse_non_finite(values: Mapping[str, np.ndarray], path: Path) -> None:
+    """UserError that names the arrays in which there is a nan or an inf."""
+    names = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UserError(f"{path} holds nan or inf in {', '.join(names[:5])}{more}: expected finite weights.")
 
 
 def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:
@@ -153,9 +193,9 @@ def strip_prefixes(values: Mapping[str, np.ndarray], source: str) -> StateDict:
         values = {name.removeprefix("ema_model."): v for name, v in values.items() if name.startswith("ema_model.")}
     stripped: StateDict = {}
     for name, value in values.items():
-        plain = re.sub(f"^({'|'.join(map(re.escape, PREFIXES))})+", "", name)
+        plain = diffusers_folder.modern_name(re.sub(f"^({'|'.join(map(re.escape, PREFIXES))})+", "", name))
         if plain in stripped:
-            raise UserError(f"{source} holds {plain} twice, under different prefixes.")
+            raise UserError(f"{source} holds {plain} twice, under different names.")
         stripped[plain] = value
     return stripped
 

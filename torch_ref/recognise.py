@@ -5,6 +5,7 @@ from torch_ref.network_config import (
     NETWORKS,
     AttentionConfig,
     ConvBlockConfig,
+    DDPMConfig,
     LayerNormConfig,
     NetworkConfig,
     StridedConfig,
@@ -76,4 +77,24 @@ def layer_norm(values: StateDict) -> tuple[NetworkConfig, int] | None:
     return None if table is None or first is None else (LayerNormConfig(table_rows=table[0]), first[1])
 
 
-RECOGNISERS = (conv_block, strided, attention, layer_norm)
+def ddpm(values: StateDict) -> tuple[NetworkConfig, int] | None:
+    """What no shape tells (heads, groups, epsilon, padding, order of sines) is taken from the DDPM paper's models."""
+    first, last = shape(values, "conv_in.weight", 4), shape(values, "conv_out.weight", 4)
+    levels = count(values, "down_blocks.{}.resnets.0.conv1.weight", 4)
+    if first is None or last is None or levels == 0:
+        return None
+    down, up = (
+        tuple(f"{way}_blocks.{level}.attentions.0.group_norm.weight" in values for level in range(levels))
+        for way in ("down", "up")
+    )
+    config = DDPMConfig(
+        widths=tuple(len(values[f"down_blocks.{level}.resnets.0.conv1.weight"]) for level in range(levels)),
+        layers_per_block=count(values, "down_blocks.0.resnets.{}.conv1.weight", 4),
+        down_attention=down,
+        up_attention=up,
+        learned_variance=last[0] == 2 * first[1],
+    )
+    return config, first[1]
+
+
+RECOGNISERS = (conv_block, strided, attention, layer_norm, ddpm)

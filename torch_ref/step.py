@@ -112,10 +112,11 @@ def draw(t_key: np.ndarray, noise_key: np.ndarray, x_0: Tensor, num_timesteps: i
 def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarray], tuple[TrainState, Metrics]]:
     """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics): the same state, updated in place.
 
-    Every draw comes from (seed, state.step). Metrics: loss, grad_norm (before clipping) and learning_rate.
+    Every draw comes from (seed, state.step). Where the loss or a gradient is not finite, the step counts and changes
+    nothing else. Metrics: loss, grad_norm (before clipping), learning_rate and skipped (0 or 1).
     """
     training, seed = config.training, config.training.seed
-    rate = getattr(config.network, "dropout", 0.0)
+    dropout = getattr(config.network, "dropout", 0.0)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
     tables = tables_of(config.diffusion, dtype)
 
@@ -124,7 +125,7 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
         total, parts = 0.0, training.accumulate
         for a in range(parts):  # part a takes images a, a + A, a + 2A, ...
             x_0, t, noise, places = (values[a::parts] for values in batch)
-            predict = partial(network, dropout=Dropout(rate, seed, step, places)) if rate else network
+            predict = partial(network, dropout=Dropout(dropout, seed, step, places)) if dropout else network
             loss = diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, training.min_snr_gamma)
             loss.backward()
             total = total + loss.detach()
@@ -145,15 +146,18 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
         state.optimizer.zero_grad()
         loss, grads = gradients(state.network, step, x_0, t, noise, np.arange(len(x_0)))
         norm, rate = global_norm(grads), learning_rate(training, step, total_steps)
-        if training.clip_norm is not None:
-            clip_by_global_norm(grads, training.clip_norm)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.step()
-        if state.ema is not None:
-            ema_update(state.ema, state.network, step, training.ema_decay)
+        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        if finite:
+            if training.clip_norm is not None:
+                clip_by_global_norm(grads, training.clip_norm)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            state.optimizer.step()
+            if state.ema is not None:
+                ema_update(state.ema, state.network, step, training.ema_decay)
         state.step += 1
-        return state, {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate}
+        metrics = {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate, "skipped": float(not finite)}
+        return state, metrics
 
     return train_step
 

@@ -1,26 +1,35 @@
 """A whole training run, from a `RunConfig` to a folder of weights and pictures."""
 
+import math
+import shlex
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jax_ddpm import data, model_files, unets, weights
+from jax_ddpm import data, model_files, rng, unets, weights
 from jax_ddpm.config import ModelInfo, RunConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.feed import Feed, Validation
+from jax_ddpm.training.interrupt import Interruption
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim, default_out
+from jax_ddpm.training.run_page import Page, write_page
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
 from jax_ddpm.training.step import make_dispatch, make_optimizer, make_train_step
+from jax_ddpm.training.tensorboard import TensorBoard
+
+CANNOT_WRITE = (OSError, safetensors.SafetensorError)
 
 
 def train(
@@ -28,24 +37,30 @@ def train(
 ) -> Path:
     """Train as `config` says, in the folder `out`, and return that folder.
 
-    Leaves there config.json, metrics.jsonl, checkpoints/, samples/ and model.safetensors. With `resume`, goes on from
-    the newest complete checkpoint (from the start where there is none). Raises UserError for settings, data or folders
-    that cannot be used.
+    Leaves there config.json, metrics.jsonl, checkpoints/, samples/, model.safetensors and report.html. With `resume`,
+    goes on from the newest complete checkpoint (from the start where there is none). Raises UserError for settings,
+    data or folders that cannot be used, and Interrupted after a SIGINT or SIGTERM, when it has saved.
     """
     config.check()
     if config.training.precision == "float64":
         jax.config.update("jax_enable_x64", True)
     folder = Path(out) if out is not None else default_out(config)
     check_folder(folder, config, resume)
-    mesh = make_mesh(config.training.batch_size // config.training.accumulate)
-    images = load_images(config, log)
-    image_shape = images.train.shape[1:]
-    network = make_network(config, image_shape)
-    claim(folder, config)
+    with Interruption() as interruption:
+        mesh = make_mesh(config.training.batch_size // config.training.accumulate)
+        images = load_images(config, log)
+        network = make_network(config, images.train.shape[1:])
+        with claim(folder, config, resume):
+            run(config, folder, resume, mesh, images, network, interruption, log)
+    return folder
 
-    steps_per_epoch = len(images.train) // config.training.batch_size
-    total_steps = config.training.steps or config.training.epochs * steps_per_epoch
-    optimizer = make_optimizer(config.training, total_steps)
+
+def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.ImageData, network, interruption, log):
+    """What `train` does once everything is checked and loaded, and the folder is its own."""
+    image_shape = images.train.shape[1:]
+    interruption.message = f"Stopped. To go on: python scripts/train_jax.py --resume --out {shlex.quote(str(folder))}"
+    steps_per_epoch, total_steps = lengths(config, len(images.train))
+    optimizer = make_optimizer(config.training)
     dtype = np.float64 if config.training.precision == "float64" else np.float32
     graph, state = create_state(network, optimizer, config.training.ema, dtype)
     info = ModelInfo(network=config.network, image_shape=image_shape, diffusion=config.diffusion)
@@ -55,26 +70,50 @@ def train(
     kind = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({jax.default_backend()})"
     log(f"Devices: {kind}, {config.training.precision}")
 
-    metrics_log = MetricsLog(folder, config.output.log_every)
-    checkpoints = Checkpoints(folder / "checkpoints", config.output.keep_checkpoints)
+    metrics_log = MetricsLog(folder, log)
+    output = config.output
+    checkpoints = Checkpoints(folder / "checkpoints", output.keep_checkpoints, output.keep_every, log)
+    checkpoints.tidy()
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-    start, pending = 0, []
-    if resume and (start := checkpoints.latest() or 0):
-        state, pending = checkpoints.restore(start, state)
+    start, record = 0, {"pending": [], "unwritten": [], "skipped_in_a_row": 0, "best": None}
+    if resume and (found := checkpoints.newest(state)):
+        start, state, record = found
         log(f"Going on from step {start:,}.")
-    metrics_log.rewind(start, pending)
+    metrics_log.rewind(start, record["pending"], record["unwritten"])
+    best = record["best"]  # {"step": ..., "validation_loss": ...}
 
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh)
     feed = Feed(images.train, config, mesh)
     dispatch = make_dispatch(train_step, feed.steps_per_dispatch)
     validate = Validation(graph, config, images.validation, mesh)
     pictures = Pictures(folder, graph, config, image_shape)
+    page = Page(folder)
+    tensorboard = TensorBoard(folder, start, output.tensorboard, log)
+    metrics_log.watch = tensorboard.row
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
     on_cpu = jax.default_backend() == "cpu"
-    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, on_cpu, log)
+    seed, timesteps = config.training.seed, config.diffusion.timesteps
+    progress = Progress(
+        start,
+        total_steps,
+        config,
+        metrics_log,
+        steps_per_epoch,
+        intervals,
+        on_cpu,
+        lambda step: np.asarray(rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), batch_size, timesteps)),
+        log,
+    )
+    progress.skipped_in_a_row = record["skipped_in_a_row"]
 
-    step, in_flight = start, None
-    while step < total_steps:
+    def checkpoint():
+        tensorboard.flush()
+        rows = {"pending": metrics_log.pending, "unwritten": metrics_log.unwritten}
+        checkpoints.save(step, state, {**rows, "skipped_in_a_row": progress.skipped_in_a_row, "best": best})
+
+    step, in_flight, saved = start, None, start
+    interruption.deferring = True
+    while step < total_steps and interruption.number is None:
         n = min(feed.steps_per_dispatch, intervals.next(step) - step)
         state, metrics = dispatch(state, *feed.batches(step, n), n)
         if in_flight is not None:
@@ -85,24 +124,72 @@ def train(
             progress.read(*in_flight)
             in_flight = None
             with progress.pause():
+                improved = False
                 if intervals.validation(step):
-                    progress.row(step, validation_loss=validate(state))
+                    loss = validate(state)
+                    progress.row(step, validation_loss=loss)
+                    improved = output.keep_best and math.isfinite(loss) and (not best or loss < best["validation_loss"])
+                    best = {"step": step, "validation_loss": loss} if improved else best
                 elif step == total_steps and metrics_log.pending:
                     progress.row(step)
-                if intervals.checkpoint(step):
-                    checkpoints.save(step, state, metrics_log.pending)
-                    export(folder, graph, state, replace(info, step=step))
                 if intervals.samples(step):
-                    pictures.save_grid(state.weights, state.buffers, step)
+                    with disk_may_fail("The sample grid", log):
+                        grid = pictures.save_grid(state.weights, state.buffers, step)
+                        tensorboard.picture("samples", grid, step)
+                with disk_may_fail("The page", log):
+                    page.refresh()
+                if improved or (intervals.checkpoint(step) and not output.keep_best):
+                    with disk_may_fail(model_files.MODEL_FILE, log):
+                        export(folder, graph, state, replace(info, step=step))
+                if intervals.checkpoint(step) or improved:  # last: a run killed before it does the rest again
+                    checkpoint()
+                    saved = step
+    if in_flight is not None:
+        progress.read(*in_flight)
+    if step != saved:
+        checkpoint()
     progress.close()
-    checkpoints.close()
-    if not (folder / model_files.MODEL_FILE).exists():
-        export(folder, graph, state, replace(info, step=step))
-    log("Making the closing pictures ...")
-    for path, text in pictures.save_all(state.weights, state.buffers, images.train, metrics_log.rows()):
-        log(f"  {path}: {text}")
+    checkpoints.wait()
+    interruption.end_of_deferring()
+
+    lost = None
+    if best and best["step"] != step:
+        log(f"The best validation loss, {best['validation_loss']:.4g}, was that of step {best['step']:,}: its weights.")
+        if lost := checkpoints.damage(best["step"]):
+            log(f"They cannot be restored ({lost}): the pictures are of the last ones, {model_files.MODEL_FILE} stays.")
+        else:
+            step, (state, _) = best["step"], checkpoints.restore(best["step"], state)
+    try:
+        if not lost:
+            export(folder, graph, state, replace(info, step=step))
+        log("Making the closing pictures ...")
+        for path, text in pictures.save_all(state.weights, state.buffers, step, images, metrics_log.rows()):
+            log(f"  {path}: {text}")
+        if start < total_steps:
+            tensorboard.picture("closing samples", folder / "samples" / "grid.png", total_steps)
+        tensorboard.flush()
+        log(f"The page of this run: {write_page(folder)}")
+    except CANNOT_WRITE as error:
+        raise UserError(
+            f"{folder} cannot be written ({model_files.one_line(error)}). "
+            "The training is done; make room, and --resume makes what is missing."
+        ) from None
     log(f"Weights: {folder / model_files.MODEL_FILE}   Metrics: {metrics_log.path}")
-    return folder
+
+
+@contextmanager
+def disk_may_fail(what: str, log: Callable[[str], None]):
+    """Say that `what` could not be written, and go on."""
+    try:
+        yield
+    except CANNOT_WRITE as error:
+        log(f"{what} could not be written ({model_files.one_line(error)}). Training goes on.")
+
+
+def lengths(config: RunConfig, num_images: int) -> tuple[int, int]:
+    """Steps of an epoch, and of the whole run."""
+    steps_per_epoch = num_images // config.training.batch_size
+    return steps_per_epoch, config.training.steps or config.training.epochs * steps_per_epoch
 
 
 def make_mesh(batch_size: int) -> Mesh:
@@ -127,6 +214,8 @@ def load_images(config: RunConfig, log: Callable[[str], None]) -> data.ImageData
         validation_fraction=d.validation_fraction,
         log=log,
     )
+    if config.output.keep_best and not len(images.validation):
+        raise UserError("keep_best wants held-out images, and there are none: give a --validation-fraction above 0.")
     for note in images.notes:
         log(note)
     if len(images.train) < config.training.batch_size:
@@ -144,8 +233,7 @@ def make_network(config: RunConfig, image_shape: tuple[int, int, int]):
     if config.training.init_from is None:
         weights.initialise(network, config.training.seed)
     else:
-        values, _ = model_files.read_file(config.training.init_from)
-        weights.load_state_dict(network, values)
+        weights.load_state_dict(network, model_files.initial_weights(config.training.init_from, config.network))
     return network
 
 

@@ -9,10 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 from jax_ddpm.config import RunConfig
+from jax_ddpm.errors import UserError
 from jax_ddpm.training.run_folder import MetricsLog
 
 APART = 500  # steps at least between two validations or checkpoints, where the user sets no interval
 LONG = 2 * 3600  # seconds
+SPIKE = 5.0  # times the running mean of the loss
 
 
 class Intervals:
@@ -24,7 +26,7 @@ class Intervals:
         self.total = total_steps
         self.every_validation = (output.validate_every or epochs) if validates else 0
         self.every_checkpoint = output.checkpoint_every or epochs
-        self.every_samples = output.sample_every
+        self.every_samples = [e for e in (output.sample_every, output.sample_every_epochs * steps_per_epoch) if e]
 
     def validation(self, step: int) -> bool:
         return bool(self.every_validation) and (step % self.every_validation == 0 or step == self.total)
@@ -33,14 +35,14 @@ class Intervals:
         return step % self.every_checkpoint == 0 or step == self.total
 
     def samples(self, step: int) -> bool:
-        return bool(self.every_samples) and step % self.every_samples == 0 and step != self.total
+        return any(step % every == 0 for every in self.every_samples) and step != self.total
 
     def is_due(self, step: int) -> bool:
         return self.validation(step) or self.checkpoint(step) or self.samples(step)
 
     def next(self, step: int) -> int:
         """The first step after `step` after which something is due; the last step of all at the latest."""
-        every = [e for e in (self.every_validation, self.every_checkpoint, self.every_samples) if e]
+        every = [e for e in (self.every_validation, self.every_checkpoint, *self.every_samples) if e]
         return min([self.total, *(step - step % e + e for e in every)])
 
 
@@ -56,9 +58,11 @@ class Progress:
         steps_per_epoch: int,
         intervals: Intervals,
         on_cpu: bool,
+        timesteps: Callable[[int], np.ndarray],
         log: Callable[[str], None],
     ):
-        self.on_cpu = on_cpu
+        self.on_cpu, self.timesteps = on_cpu, timesteps  # timesteps(step): those that step `step`, from 0, draws
+        self.skipped_in_a_row = 0
         self.config, self.metrics_log, self.log = config, metrics_log, log
         self.steps_per_epoch, self.intervals, self.total = steps_per_epoch, intervals, total
         self.first: tuple[int, float] | None = None  # step and time after the first dispatch, which compiles
@@ -74,15 +78,18 @@ class Progress:
         )
 
     def read(self, step: int, n: int, metrics: Mapping) -> None:
-        """Take in the figures of the n steps after `step`, arrays (n or more,) by name; waits for them."""
+        """Take in the figures of the n steps after `step`, arrays (n or more,) by name; waits for them.
+
+        UserError once `max_skipped` steps in a row were skipped.
+        """
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         now = time.perf_counter()
         for i in range(n):
-            self.metrics_log.add({"step": step + i + 1, **{name: float(value[i]) for name, value in values.items()}})
+            figures = {name: float(value[i]) for name, value in values.items()}
+            self.metrics_log.add({"step": step + i + 1, **figures})
+            self.judge(step + i, figures)
             if (step + i + 1) % self.config.output.log_every == 0 and not self.intervals.validation(step + i + 1):
                 self.row(step + i + 1)
-        loss = float(values["loss"][n - 1])
-        self.shown_loss = loss if self.shown_loss is None else 0.95 * self.shown_loss + 0.05 * loss
         if self.first is None:
             self.first = (step + n, now)
         else:
@@ -91,8 +98,31 @@ class Progress:
             if not self.announced and (step + n - self.first[0] >= 10 or now - self.first[1] > 10):
                 self.announce(seconds, step + n)
         speed = "" if self.speed is None else f", {self.speed:,.0f} images/s"
-        self.bar.set_postfix_str(f"loss {self.shown_loss:.4f}{speed}", refresh=False)
+        loss = "not finite" if self.shown_loss is None else f"{self.shown_loss:.4f}"
+        self.bar.set_postfix_str(f"loss {loss}{speed}", refresh=False)
         self.bar.update(n)
+
+    def judge(self, step: int, figures: Mapping[str, float]) -> None:
+        """Tell of a skipped step and of a loss that springs up."""
+        loss = figures["loss"]
+        if not figures["skipped"]:
+            self.skipped_in_a_row = 0
+            mean = loss if self.shown_loss is None else self.shown_loss
+            if loss > SPIKE * mean:
+                self.log(f"Step {step + 1:,}: the loss, {loss:.4g}, is {loss / mean:.0f} times its recent mean.")
+            self.shown_loss = 0.95 * mean + 0.05 * loss
+            return
+        self.skipped_in_a_row += 1
+        t = np.sort(self.timesteps(step))
+        found = f"loss {loss:g}, gradient norm {figures['grad_norm']:g}, t = {' '.join(map(str, t[:8]))}"
+        found += f" ... {t[-1]}" if len(t) > 8 else ""
+        self.log(f"Step {step + 1:,} was skipped, since its loss or gradient is not finite: {found}.")
+        if self.skipped_in_a_row >= self.config.training.max_skipped:
+            raise UserError(
+                f"The last {self.skipped_in_a_row} steps, up to {step + 1}, were skipped: {found}.\n"
+                "The newest checkpoint is as good as before. "
+                f"--replay-step {step + 1} looks into this step; a lower --learning-rate may help."
+            )
 
     def announce(self, seconds: float, step: int) -> None:
         self.announced = True

@@ -1,19 +1,32 @@
 """A run's folder: who may write into it, its config.json and its metrics.jsonl."""
 
 import dataclasses
+import datetime
+import fcntl
 import json
+import math
 import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 
-from jax_ddpm.config import RunConfig, from_json, slug, to_json
+from jax_ddpm.config import RunConfig, from_json, slug
 from jax_ddpm.errors import UserError
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
-OURS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors")
+LOCK_FILE = ".lock"
+STARTS = "starts"  # in config.json, beside the settings
+OURS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html", "tensorboard")
 
 # What may differ when a run is resumed: paths, intervals, and how long it goes on.
-MAY_CHANGE = {"data.data_dir", "data.manual_dir", "data.cache_dir", "training.epochs", "training.steps"}
+MAY_CHANGE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
+MAY_CHANGE |= {"training.epochs", "training.steps", "training.max_skipped"}
 
 
 def default_out(config: RunConfig) -> Path:
@@ -23,13 +36,24 @@ def default_out(config: RunConfig) -> Path:
 def load_config(folder: Path) -> RunConfig:
     """The settings of the run in `folder`; UserError where there is none."""
     path = folder / CONFIG_FILE
-    try:
-        text = path.read_text()
-    except OSError:
+    if not path.exists():
         raise UserError(
             f"There is no run to resume in {folder}: expected its {CONFIG_FILE}. Leave --resume out to start one."
-        ) from None
-    return from_json(RunConfig, text, str(path))
+        )
+    return read_config(path)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The settings in a config.json. UserError for anything else."""
+    try:
+        settings = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): expected the config.json of a run.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a valid RunConfig: {error}.") from None
+    if isinstance(settings, dict):
+        settings.pop(STARTS, None)
+    return from_json(RunConfig, json.dumps(settings), str(path))
 
 
 def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
@@ -45,13 +69,70 @@ def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
         )
 
 
-def claim(folder: Path, config: RunConfig) -> None:
-    """Make the folder and write its config.json. UserError where it cannot be written."""
+@contextmanager
+def claim(folder: Path, config: RunConfig, resume: bool = False) -> Iterator[None]:
+    """Make the folder, hold it against other processes while the context is open, and write its config.json.
+
+    UserError where it cannot be written, or where another process holds it.
+    """
     try:
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CONFIG_FILE, to_json(config) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK_FILE, "a")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from None
+    with lock:  # the kernel lets go of it however the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"Another process is training in {folder}. Wait for it, or choose another --out.") from None
+        check_folder(folder, config, resume)  # again: it may have come and gone in the meantime
+        try:
+            write_atomically(folder / CONFIG_FILE, described(folder, config) + "\n")
+            (folder / "samples").mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from None
+        yield
+
+
+def described(folder: Path, config: RunConfig) -> str:
+    """The text of config.json: every setting, and how and where the run was started, each time."""
+    try:
+        before = json.loads((folder / CONFIG_FILE).read_text())[STARTS]
+    except (OSError, ValueError, KeyError):
+        before = []
+    return json.dumps({**dataclasses.asdict(config), STARTS: [*before, surroundings()]}, indent=2)
+
+
+def surroundings() -> dict:
+    """Time, command, versions, devices and the state of the source's git repository, where it is one."""
+    packages = ("jax-ddpm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    jax = sys.modules.get("jax")  # the PyTorch trainer has its own devices
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version_of(name) for name in packages},
+        "devices": [device.device_kind for device in jax.devices()] if jax else None,
+        "commit": git("rev-parse", "HEAD"),
+        "changed_files": (git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
+    }
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git(*arguments: str) -> str | None:
+    """What git says about the folder of this package; None where it is not in a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.rstrip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def refuse_changes(old: RunConfig, new: RunConfig) -> None:
@@ -91,16 +172,23 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl: one row per `every` steps, each the mean of the steps since the last row."""
+    """metrics.jsonl: rows, each the mean of the steps since the one before."""
 
-    def __init__(self, folder: Path, every: int):
-        self.path, self.every = folder / METRICS_FILE, every
+    def __init__(self, folder: Path, log: Callable[[str], None]):
+        self.path, self.log = folder / METRICS_FILE, log
         self.pending: list[dict] = []
+        """Figures of the steps that belong to the next row."""
+        self.unwritten: list[dict] = []
+        """Rows that could not be written yet."""
+        self.watch: Callable[[dict], None] = lambda row: None
+        """Told every new row."""
 
-    def rewind(self, step: int, pending: list[dict]) -> None:
-        """Drop what a killed run wrote after the checkpoint at `step`, and take up the steps that had no row yet."""
-        rows = [row for row in self.rows() if row["step"] <= step]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+    def rewind(self, step: int, pending: list[dict], unwritten: list[dict]) -> None:
+        """Go back to a checkpoint at `step`: drop what was written after it, take up what it had not yet written."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        last = kept[-1]["step"] if kept else 0
+        kept += [row for row in unwritten if row["step"] > last]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.pending = list(pending)
 
     def rows(self) -> list[dict]:
@@ -113,18 +201,31 @@ class MetricsLog:
                 rows.append(json.loads(line))
             except ValueError:
                 break  # the last line of a killed run
-        return rows
+        return [*rows, *self.unwritten]
 
     def add(self, metrics: dict) -> None:
         """One step's figures: at least step and loss."""
         self.pending.append(metrics)
 
     def write_row(self, epoch: int, **extra) -> dict:
-        """The row of the steps since the last one; `extra` figures stand beside the means."""
-        last = self.pending[-1]
-        means = {name: sum(step[name] for step in self.pending) / len(self.pending) for name in ("loss", "grad_norm")}
-        row = {"step": last["step"], "epoch": epoch, **means, "learning_rate": last["learning_rate"], **extra}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.pending = []
+        """The row of the steps since the last one; `extra` figures stand beside the means.
+
+        Means are of the steps that were not skipped, `skipped` counts the others; what is not finite is null.
+        """
+        last, good = self.pending[-1], [step for step in self.pending if not step["skipped"]]
+        row = {"step": last["step"], "epoch": epoch}
+        row |= {name: sum(step[name] for step in good) / len(good) if good else None for name in ("loss", "grad_norm")}
+        row |= {"learning_rate": last["learning_rate"], "skipped": len(self.pending) - len(good), **extra}
+        row = {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
+        self.pending, self.unwritten = [], [*self.unwritten, row]
+        self.watch(row)
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in self.unwritten))
+            self.unwritten = []
+        except OSError as error:  # a full disk: the next row tries again
+            with suppress(OSError):
+                os.truncate(self.path, size)
+            self.log(f"{self.path} could not be written ({error.strerror}). Training goes on; its rows are kept.")
         return row

@@ -33,17 +33,17 @@ def learning_rate(config: TrainingConfig, step: Array | int, total_steps: int) -
     return rate
 
 
-def make_optimizer(config: TrainingConfig, total_steps: int) -> optax.GradientTransformation:
-    """Adam or AdamW with PyTorch's constants, after clipping the global norm where asked for."""
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """Adam or AdamW with PyTorch's constants, after clipping the global norm where asked for.
 
-    def rate(count):
-        return learning_rate(config, count, total_steps)
-
-    if config.optimizer == "adam":
-        update = optax.adam(rate, b1=0.9, b2=0.999, eps=1e-8)
-    else:
-        update = optax.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay)
-    return update if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    It turns gradients into directions; the step goes against them, times the learning rate of its number.
+    """
+    parts = [optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)]
+    if config.clip_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.optimizer == "adamw":
+        parts.append(optax.add_decayed_weights(config.weight_decay))
+    return optax.chain(*parts)
 
 
 def global_norm(gradients) -> Array:
@@ -69,15 +69,10 @@ def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
     return jnp.where(coins[:, None, None, None], x[:, :, ::-1], x)
 
 
-def make_train_step(
-    graph, optimizer: optax.GradientTransformation, config: RunConfig, total_steps: int, mesh: Mesh | None = None
-) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), pure: every draw comes from (seed, state.step).
-
-    Metrics: loss, grad_norm (before clipping) and learning_rate, float scalars.
-    """
+def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callable:
+    """gradients(state, images uint8 (B, H, W, C)) -> (loss, gradients): every draw comes from (seed, state.step)."""
     training, seed = config.training, config.training.seed
-    rate = getattr(config.network, "dropout", 0.0)
+    dropout = getattr(config.network, "dropout", 0.0)
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
     tables = tables_of(config.diffusion, dtype)
 
@@ -86,12 +81,12 @@ def make_train_step(
 
     def loss_of(params, state, x_0, t, noise, places):
         predict = nnx.merge(graph, params, state.buffers)
-        if rate:
-            predict = partial(predict, dropout=Dropout(rate, seed, state.step, places))
+        if dropout:
+            predict = partial(predict, dropout=Dropout(dropout, seed, state.step, places))
         return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, training.min_snr_gamma)
 
-    def gradients(state, *batch):
-        """Loss and gradients of the batch, in `accumulate` parts of equal size."""
+    def in_parts(state, *batch):
+        """Of the batch, in `accumulate` parts of equal size."""
         grad = jax.value_and_grad(loss_of)
         if training.accumulate == 1:
             return grad(state.params, state, *batch)
@@ -108,22 +103,38 @@ def make_train_step(
         total, _ = lax.scan(add, zero, jax.tree.map(parts, batch), unroll=on_cpu)
         return jax.tree.map(lambda x: x / training.accumulate, total)
 
-    def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+    def gradients(state: TrainState, images: Array):
         step = state.step
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = split_by_device(prepare_images(images, dtype, flip_key), "data")
         t = rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0], config.diffusion.timesteps)
         noise = split_by_device(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
-        loss, grads = gradients(state, x_0, t, noise, jnp.arange(x_0.shape[0]))
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else ema_update(state.ema, params, step, training.ema_decay)
-        metrics = {
-            "loss": loss,
-            "grad_norm": global_norm(grads),
-            "learning_rate": learning_rate(training, step, total_steps),
-        }
-        return TrainState(step + 1, params, ema, optimizer_state, state.buffers), metrics
+        return in_parts(state, x_0, t, noise, jnp.arange(x_0.shape[0]))
+
+    return gradients
+
+
+def make_train_step(
+    graph, optimizer: optax.GradientTransformation, config: RunConfig, total_steps: int, mesh: Mesh | None = None
+) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+    """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), pure.
+
+    Where the loss or a gradient is not finite, the step counts and changes nothing else. Metrics: loss, grad_norm
+    (before clipping), learning_rate and skipped (0 or 1), float scalars.
+    """
+    training, gradients = config.training, make_gradients(graph, config, mesh)
+
+    def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+        loss, grads = gradients(state, images)
+        norm, rate = global_norm(grads), learning_rate(training, state.step, total_steps)
+        directions, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, state.params, directions)
+        ema = None if state.ema is None else ema_update(state.ema, params, state.step, training.ema_decay)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        old, new = (state.params, state.ema, state.optimizer), (params, ema, optimizer_state)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
+        return TrainState(state.step + 1, *new, state.buffers), metrics
 
     return train_step
 

@@ -9,6 +9,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.network_config import NETWORKS, NetworkConfig
 from jax_ddpm.unets.attention import AttentionUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
+from jax_ddpm.unets.ddpm import DDPMUNet
 from jax_ddpm.unets.layer_norm import LayerNormUNet
 from jax_ddpm.unets.strided import StridedUNet
 
@@ -17,6 +18,7 @@ CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "strided": StridedUNet,
     "attention": AttentionUNet,
     "layer_norm": LayerNormUNet,
+    "ddpm": DDPMUNet,
 }
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch_ref.network_config import NetworkConfig
 from torch_ref.unets.attention import AttentionUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
+from torch_ref.unets.ddpm import DDPMUNet
 from torch_ref.unets.layer_norm import LayerNormUNet
 from torch_ref.unets.strided import StridedUNet
 
@@ -16,6 +17,7 @@ CLASSES: dict[str, Callable[..., nn.Module]] = {
     "strided": StridedUNet,
     "attention": AttentionUNet,
     "layer_norm": LayerNormUNet,
+    "ddpm": DDPMUNet,
 }
 
 

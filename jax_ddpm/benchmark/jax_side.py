@@ -1,0 +1,133 @@
+"""jax_ddpm at work: the training loop's dispatch, the sampler as the commands call it, a large matrix product."""
+
+import time
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_ddpm import unets, weights
+from jax_ddpm.benchmark.job import SEED, Contender, Job
+from jax_ddpm.layers import HIGHEST
+from jax_ddpm.samplers import sample_indices
+from jax_ddpm.training.feed import Feed
+from jax_ddpm.training.loop import make_mesh
+from jax_ddpm.training.state import create_state
+from jax_ddpm.training.step import make_dispatch, make_optimizer, make_train_step
+
+
+def about(compile_seconds: float, **more) -> dict:
+    device = jax.devices()[0]
+    kind = device.device_kind if device.platform != "cpu" else "CPU"
+    return {
+        "platform": device.platform,
+        "device": f"{jax.device_count()} x {kind}",
+        "version": f"jax {jax.__version__}",
+        "compile_seconds": compile_seconds,
+        **more,
+    }
+
+
+def peak_memory() -> int | None:
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def make_network(job: Job):
+    dtype = jnp.bfloat16 if job.run.training.precision == "bfloat16" else None
+    network = unets.build(job.run.network, job.image_channels, dtype)
+    weights.initialise(network, SEED)
+    return network
+
+
+def forward_flops(network, job: Job) -> float:
+    """Of one call of the network on a batch, as XLA counts the operations of its graph before optimising it."""
+    graph, state = nnx.split(network)
+    batch = job.run.training.batch_size
+    x, t = jax.ShapeDtypeStruct((batch, *job.image_shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t)).lower(state, x, t).cost_analysis()["flops"]
+
+
+def train(job: Job) -> Contender:
+    """Check: loss and gradient norm of step 0, without dropout."""
+    network, run = make_network(job), job.run
+    mesh = make_mesh(run.training.batch_size)
+    feed, optimizer = Feed(job.images(), run, mesh), make_optimizer(run.training)
+    total_steps = 1_000_000
+
+    def compiled(config):
+        graph, state = create_state(network, optimizer, config.training.ema)
+        state = jax.device_put(state, feed.everywhere)
+        step = make_dispatch(make_train_step(graph, optimizer, config, total_steps, mesh), feed.steps_per_dispatch)
+        start = time.perf_counter()
+        program = step.lower(state, *feed.batches(0, 1), 1).compile()
+        return program, state, time.perf_counter() - start
+
+    program, state, seconds = compiled(run)
+    if getattr(run.network, "dropout", 0.0):
+        plain, plain_state, _ = compiled(replace(run, network=replace(run.network, dropout=0.0)))
+        _, metrics = plain(plain_state, *feed.batches(0, 1), 1)
+        state, _ = program(state, *feed.batches(0, 1), 1)
+    else:
+        state, metrics = program(state, *feed.batches(0, 1), 1)
+    check = {name: np.asarray(metrics[name])[:1] for name in ("loss", "grad_norm")}
+    memory, parameters = program.memory_analysis(), sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    done, steps = 1, feed.steps_per_dispatch
+
+    def work(units):
+        nonlocal state, done
+        for _ in range(units):
+            state, last = program(state, *feed.batches(done, steps), steps)
+            done += steps
+        jax.block_until_ready((state, last))
+
+    work(2)
+    sizes = {
+        "parameter_bytes": parameters,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "donated_bytes": memory.alias_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "flops_per_step": 3 * forward_flops(network, job),  # the backward pass takes twice the forward's
+    }
+    return Contender(work, steps, check, about(seconds, **sizes), peak_memory)
+
+
+def sample(job: Job) -> Contender:
+    """Check: the pictures of a seed after all steps."""
+    network, config = make_network(job), job.run.diffusion
+    indices = np.arange(job.run.training.batch_size)
+
+    def pictures():
+        return sample_indices(network, config, job.image_shape, SEED, indices)[0]
+
+    def work(units):
+        for _ in range(units):
+            x = pictures()
+        x.block_until_ready()
+
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        x = pictures().block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    more = {"flops_per_step": forward_flops(network, job)}
+    return Contender(
+        work, config.timesteps, {"x_0": np.asarray(x)}, about(seconds[0] - seconds[1], **more), peak_memory
+    )
+
+
+def matrix_product(job: Job) -> Contender:
+    """Two square matrices in the job's precision."""
+    size = 3000 if jax.default_backend() == "cpu" else 8192
+    dtype = jnp.dtype(job.run.training.precision)
+    a = jnp.asarray(np.random.default_rng(SEED).standard_normal((size, size)), dtype)
+    product = jax.jit(lambda a: jnp.dot(a, a, precision=HIGHEST if dtype == jnp.float32 else None))
+
+    def work(units):
+        for _ in range(units):
+            y = product(a)
+        y.block_until_ready()
+
+    work(2)
+    return Contender(work, 1, {}, about(0.0, flops_per_step=2 * size**3), peak_memory)

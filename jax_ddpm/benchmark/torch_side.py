@@ -1,0 +1,281 @@
+"""PyTorch at work, set up for speed: torch_ref's networks and formulas, or diffusers', with torch's own generator,
+fused optimiser and grouped EMA. The noise that torch_ref and jax_ddpm share serves the comparison of outputs alone.
+"""
+
+import copy
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jax_ddpm.benchmark.job import SEED, TORCH_SETTINGS, Absent, Contender, Job
+from jax_ddpm.config import ModelInfo
+from jax_ddpm.data import batch_indices
+from torch_ref import diffusion, rng, samplers, unets, weights
+from torch_ref.schedules import Tables
+from torch_ref.step import draw, learning_rate, prepare_images, tables_of
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+torch.backends.cudnn.benchmark = True
+
+
+def about(compile_seconds: float) -> dict:
+    gpu = DEVICE.type == "cuda"
+    return {
+        "platform": "gpu" if gpu else "cpu",
+        "device": f"1 x {torch.cuda.get_device_name()}" if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "version": f"torch {torch.__version__}",
+        "compile_seconds": compile_seconds,
+    }
+
+
+def wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> int | None:
+    return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else None
+
+
+class Network:
+    """The network of a job, of torch_ref or of diffusers: predict(x, t, dropout), and its parameters in `module`."""
+
+    def __init__(self, job: Job):
+        settings = TORCH_SETTINGS[job.contender]
+        self.settings = settings
+        if "compile_mode" in settings:
+            refuse_to_compile(settings["compile_mode"])
+        self.bfloat16 = job.run.training.precision == "bfloat16"
+        self.rate = getattr(job.run.network, "dropout", 0.0)
+        ours = unets.build(as_twin(job.run.network), job.image_channels, torch.bfloat16 if self.bfloat16 else None)
+        weights.initialise(ours, SEED)
+        self.module: nn.Module = unet2d(job, ours) if job.contender == "diffusers" else ours
+        self.module.to(DEVICE)
+        if settings.get("channels_last"):
+            self.module.to(memory_format=torch.channels_last)
+        self.memory_format = torch.channels_last if settings.get("channels_last") else torch.contiguous_format
+        self.theirs = job.contender == "diffusers"
+
+    def predict(self, x: Tensor, t: Tensor, dropout: bool = False) -> Tensor:
+        x = x.contiguous(memory_format=self.memory_format)
+        if self.theirs:
+            self.module.train(dropout)
+            with torch.autocast(DEVICE.type, torch.bfloat16) if self.bfloat16 else nullcontext():
+                return self.module(x, t, return_dict=False)[0].float()
+        if dropout:
+            return self.module(x, t, dropout=lambda h: F.dropout(h, self.rate))
+        return self.module(x, t)
+
+    def compiled(self, function: Callable) -> Callable:
+        if "compile_mode" not in self.settings:
+            return function
+        return torch.compile(function, mode=self.settings["compile_mode"], fullgraph=False)
+
+
+def refuse_to_compile(mode: str) -> None:
+    if mode == "reduce-overhead" and DEVICE.type == "cpu":
+        raise Absent("CUDA graphs need a GPU that torch can use")
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if DEVICE.type == "cpu" and shutil.which(compiler) is None:
+        raise Absent(f"torch.compile needs a C++ compiler on the CPU, and there is no {compiler}")
+
+
+def as_twin(config):
+    """torch_ref's settings of the same network."""
+    from torch_ref.network_config import NETWORKS
+
+    return NETWORKS[config.name](**config.arguments)
+
+
+def unet2d(job: Job, ours: nn.Module) -> nn.Module:
+    """diffusers' network with the same weights."""
+    if job.run.network.name != "ddpm":
+        raise Absent("diffusers has no network like this one; it has ddpm")
+    from diffusers import UNet2DModel
+
+    model = UNet2DModel.from_config(package_configs(job)["config.json"])
+    model.load_state_dict(ours.state_dict())
+    return model
+
+
+def package_configs(job: Job) -> dict[str, dict]:
+    from jax_ddpm import diffusers_folder
+
+    return diffusers_folder.configs(ModelInfo(job.run.network, job.image_shape, job.run.diffusion))
+
+
+def tables_on_device(config) -> Tables:
+    return Tables(
+        **{name: torch.as_tensor(v, device=DEVICE) for name, v in vars(tables_of(config, torch.float32)).items()}
+    )
+
+
+def train(job: Job) -> Contender:
+    """Check: loss and gradient norm of step 0, without dropout, at the timesteps and the noise that jax_ddpm draws."""
+    network, training, config = Network(job), job.run.training, job.run.diffusion
+    tables, parameters = tables_on_device(config), list(network.module.parameters())
+    ema = list(copy.deepcopy(network.module).requires_grad_(False).parameters()) if training.ema else []
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(parameters, lr=0.0, weight_decay=training.weight_decay, fused=True)
+    images = torch.as_tensor(job.images(), device=DEVICE)
+
+    def loss_of(x_0, t, noise, dropout):
+        predict = partial(network.predict, dropout=dropout)
+        return diffusion.loss(tables, config.objective, predict, x_0, t, noise, training.min_snr_gamma)
+
+    loss_of = network.compiled(loss_of)
+
+    def batch(step: int) -> Tensor:
+        indices = batch_indices(training.seed, step, len(images), training.batch_size)
+        return images[torch.as_tensor(indices, device=DEVICE)]
+
+    def gradients(x_0, t, noise, dropout) -> tuple[Tensor, Tensor]:
+        """Loss and gradient norm; the gradients are left in the parameters."""
+        optimizer.zero_grad()
+        if "compile_mode" in network.settings:
+            torch.compiler.cudagraph_mark_step_begin()
+        loss = loss_of(x_0, t, noise, dropout)
+        loss.backward()
+        if training.clip_norm is not None:
+            return loss, nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        return loss, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+    def step(number: int) -> None:
+        flip = rng.key(training.seed, rng.FLIP, number) if job.run.data.flip else None
+        x_0 = prepare_images(batch(number), torch.float32, flip)
+        t = torch.randint(config.timesteps, (len(x_0),), device=DEVICE)
+        gradients(x_0, t, torch.randn_like(x_0), network.rate > 0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(training, number, 1_000_000)
+        optimizer.step()
+        if ema:
+            decay = min(training.ema_decay, (1 + number) / (10 + number))
+            torch._foreach_lerp_(ema, parameters, 1 - decay)
+
+    flip = rng.key(training.seed, rng.FLIP, 0) if job.run.data.flip else None
+    x_0 = prepare_images(batch(0), torch.float32, flip)
+    keys = rng.key(training.seed, rng.TIMESTEPS, 0), rng.key(training.seed, rng.NOISE, 0)
+    t, noise = draw(*keys, x_0, config.timesteps)
+    start = time.perf_counter()
+    loss, norm = gradients(x_0, t, noise, False)
+    check = {"loss": loss.detach().cpu().numpy(), "grad_norm": norm.detach().cpu().numpy()}
+    seconds, done = [time.perf_counter() - start], 0
+
+    def work(units):
+        nonlocal done
+        for number in range(done, done + units):
+            step(number)
+        done += units
+        wait()
+
+    for _ in range(3):
+        start = time.perf_counter()
+        work(1)
+        seconds.append(time.perf_counter() - start)
+    compiled = max(seconds) - min(seconds) if "compile_mode" in network.settings else 0.0
+    return Contender(work, 1, check, about(compiled), peak_memory)
+
+
+def sample(job: Job) -> Contender:
+    """Check: the pictures of the seed that jax_ddpm draws."""
+    network, config = Network(job), job.run.diffusion
+    batch = job.run.training.batch_size
+    height, width, channels = job.image_shape
+    keys = rng.fold_in(rng.key(SEED, rng.SAMPLING), np.arange(batch))
+
+    def own_noise(t) -> Tensor:
+        return torch.randn((batch, channels, height, width), device=DEVICE)
+
+    def shared_noise(t) -> Tensor:
+        return rng.normal(rng.fold_in(keys, t), job.image_shape).permute(0, 3, 1, 2).contiguous().to(DEVICE)
+
+    pictures = pipeline(job, network) if job.contender == "diffusers" else reverse_process(job, network)
+
+    def work(units):
+        for _ in range(units):
+            pictures(own_noise)
+        wait()
+
+    start = time.perf_counter()
+    x = pictures(shared_noise)
+    wait()
+    first = time.perf_counter() - start
+    check = {"x_0": x.permute(0, 2, 3, 1).cpu().numpy()}
+    start = time.perf_counter()
+    work(1)
+    seconds = max(0.0, first - (time.perf_counter() - start)) if "compile_mode" in network.settings else 0.0
+    return Contender(work, config.timesteps, check, about(seconds), peak_memory)
+
+
+def reverse_process(job: Job, network: Network) -> Callable[[Callable], Tensor]:
+    """pictures(draw_noise): torch_ref's sampler, network and step compiled where that is asked for."""
+    config = job.run.diffusion
+    network.module.eval()
+    predict = network.compiled(network.predict)
+    step = partial(
+        samplers.ancestral_step,
+        tables_on_device(config),
+        objective=config.objective,
+        variance=config.variance,
+        clip=config.clip,
+    )
+
+    @torch.no_grad()
+    def pictures(draw_noise):
+        x_T = draw_noise(config.timesteps)
+        return samplers.reverse_process(step, predict, x_T, config.timesteps, draw_noise)[0]
+
+    return pictures
+
+
+def pipeline(job: Job, network: Network) -> Callable[[Callable], Tensor]:
+    """pictures(draw_noise): diffusers' DDPMPipeline."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    scheduler = DDPMScheduler.from_config(package_configs(job)["scheduler_config.json"])
+    pipe = DDPMPipeline(network.module.eval(), scheduler).to(DEVICE)
+    pipe.set_progress_bar_config(disable=True)
+    timesteps, batch = job.run.diffusion.timesteps, job.run.training.batch_size
+
+    def pictures(draw_noise):
+        left = iter(range(timesteps, 0, -1))  # x_T, then a draw per step but the last
+
+        def randn_tensor(*_, **__):
+            return draw_noise(next(left))
+
+        places = ("pipelines.ddpm.pipeline_ddpm", "schedulers.scheduling_ddpm")
+        with (
+            mock.patch(f"diffusers.{places[0]}.randn_tensor", randn_tensor),
+            mock.patch(f"diffusers.{places[1]}.randn_tensor", randn_tensor),
+            torch.autocast(DEVICE.type, torch.bfloat16) if network.bfloat16 else nullcontext(),
+        ):
+            images = pipe(batch_size=batch, num_inference_steps=timesteps, output_type="np").images
+        return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1  # it maps to [0, 1]
+
+    return pictures
+
+
+def matrix_product(job: Job) -> Contender:
+    """Two square matrices in the job's precision."""
+    size = 3000 if DEVICE.type == "cpu" else 8192
+    dtype = getattr(torch, job.run.training.precision)
+    a = torch.as_tensor(np.random.default_rng(SEED).standard_normal((size, size)), dtype=dtype, device=DEVICE)
+
+    def work(units):
+        for _ in range(units):
+            torch.matmul(a, a)
+        wait()
+
+    work(2)
+    return Contender(work, 1, {}, {**about(0.0), "flops_per_step": 2 * size**3}, peak_memory)

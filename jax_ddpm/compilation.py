@@ -1,0 +1,36 @@
+"""What XLA compiled is kept on disk, so that the next start need not compile it again. Does not import jax."""
+
+import os
+import zlib
+from pathlib import Path
+
+from jax_ddpm.data.cache import default_dir
+
+
+def keep_compiled() -> Path | None:
+    """Tell JAX, before it is imported, to keep its programs in ~/.cache/jax_ddpm/compiled; the folder.
+
+    Changes nothing, and returns None, where JAX_COMPILATION_CACHE_DIR is set (to nothing: no cache) or the folder
+    cannot be written. Programs that call back into Python are never kept.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return None
+    folder = default_dir() / "compiled" / f"{zlib.crc32(cpu_features()):08x}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(folder, os.W_OK):
+        return None
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # of what compiled longer; JAX's own: 1
+    return folder
+
+
+def cpu_features() -> bytes:
+    """What tells this machine's instructions from another's that shares its home; b"" where Linux does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return b""
+    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")

@@ -1,0 +1,89 @@
+"""One step of a run again, to look into it."""
+
+import math
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+import jax_ddpm
+from jax_ddpm import data, rng, weights
+from jax_ddpm.config import RunConfig
+from jax_ddpm.errors import UserError
+from jax_ddpm.training.checkpoint import Checkpoints
+from jax_ddpm.training.loop import lengths, load_images, make_network
+from jax_ddpm.training.run_folder import default_out
+from jax_ddpm.training.state import create_state
+from jax_ddpm.training.step import global_norm, make_dispatch, make_gradients, make_optimizer, make_train_step
+
+
+def replay(config: RunConfig, out: Path | None, number: int, log: Callable[[str], None] = print) -> None:
+    """Run step `number` of a run again, counted from 1 as in metrics.jsonl, from the newest checkpoint before it.
+
+    Tells its loss, timesteps, images and gradients, and where they are not finite, the operation that was first. Writes
+    nothing. Raises UserError for a step that the run does not have.
+    """
+    if config.training.precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+    folder, training = out or default_out(config), config.training
+    images = load_images(config, log).train
+    total_steps = lengths(config, len(images))[1]
+    if not 1 <= number <= total_steps:
+        raise UserError(f"replay_step = {number}: expected 1 to {total_steps}, the steps of this run.")
+    optimizer = make_optimizer(training)
+    network = make_network(config, images.shape[1:])
+    graph, state = create_state(
+        network, optimizer, training.ema, np.float64 if training.precision == "float64" else np.float32
+    )
+    output = config.output
+    checkpoints = Checkpoints(folder / "checkpoints", output.keep_checkpoints, output.keep_every, log)
+    start = 0
+    if found := checkpoints.newest(state, at_most=number - 1):
+        start, state, _ = found
+    log(f"From step {start:,} on ...")
+
+    def batch(step):
+        return data.batch_indices(training.seed, step, len(images), training.batch_size)
+
+    dispatch = make_dispatch(make_train_step(graph, optimizer, config, total_steps), 1)
+    for step in range(start, number - 1):
+        state, _ = dispatch(state, images[batch(step)], np.arange(training.batch_size)[None], 1)
+    indices = batch(number - 1)
+    gradients = jax.jit(make_gradients(graph, config))
+    loss, grads = gradients(state, images[indices])
+    key = rng.key(training.seed, rng.TIMESTEPS, number - 1)
+    t = np.asarray(rng.timesteps(key, training.batch_size, config.diffusion.timesteps))
+    finite = bool(np.isfinite(loss) & np.isfinite(global_norm(grads)))
+    log(f"Step {number:,}: loss {loss:.6g}, gradient norm {global_norm(grads):.6g}: {'' if finite else 'not '}finite.")
+    log(f"t: {' '.join(map(str, t))}")
+    log(f"Training images: {' '.join(map(str, indices))}")
+    for group, norm in norms_by_group(weights.state_dict(nnx.merge(graph, grads, state.buffers))).items():
+        log(f"  gradient norm of {group}: {norm:.4g}")
+    if not finite:
+        log(f"First: {first_cause(gradients, state, images[indices])}.")
+
+
+def norms_by_group(gradients: dict[str, np.ndarray]) -> dict[str, float]:
+    """The norm over the parameters of each part of the network: enc_convs.0, output, ..."""
+    squares: dict[str, float] = {}
+    for name, value in gradients.items():
+        first, second, *_ = name.split(".")
+        group = f"{first}.{second}" if second.isdecimal() else first
+        squares[group] = squares.get(group, 0.0) + float(np.sum(np.square(value, dtype=np.float64)))
+    return {group: math.sqrt(value) for group, value in squares.items()}
+
+
+def first_cause(gradients: Callable, *arguments) -> str:
+    """The operation that first gave nan or inf, and the line that asked for it."""
+    try:
+        with jax.debug_nans(True), jax.debug_infs(True):
+            gradients(*arguments)
+    except FloatingPointError as error:
+        package = str(Path(jax_ddpm.__file__).parent)
+        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)]
+        place = f", at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
+        return f"{error}{place}"
+    return "no operation alone, only all of them compiled together"

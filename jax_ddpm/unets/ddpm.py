@@ -1,0 +1,204 @@
+"""DDPMUNet: the network of Ho et al. 2020, appendix B; 35,746,307 parameters at its defaults, three channels."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from jax_ddpm.arrays import Array
+from jax_ddpm.embeddings import halved, halved_frequencies
+from jax_ddpm.layers import HIGHEST, Conv, GroupNorm, Linear, keep
+
+
+class TimeEmbedding(nnx.Module):
+    """t -> Linear(SiLU(Linear(sines and cosines of t))), (B,) to (B, 4 width)."""
+
+    def __init__(self, width: int, flip_sin_to_cos: bool, freq_shift: int):
+        self.width, self.flip_sin_to_cos, self.freq_shift = width, flip_sin_to_cos, freq_shift
+        self.linear1 = Linear(width, 4 * width)
+        self.linear2 = Linear(4 * width, 4 * width)
+
+    def __call__(self, t):
+        dtype = self.linear1.kernel.dtype  # phases never in bfloat16: 998 would become 1000
+        frequencies = jnp.asarray(halved_frequencies(self.width, self.freq_shift), dtype)
+        return self.linear2(jax.nn.silu(self.linear1(halved(t, frequencies, self.flip_sin_to_cos))))
+
+
+class ResidualBlock(nnx.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice; the time between them, dropout before the second convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int, groups: int, epsilon: float):
+        self.norm1 = GroupNorm(groups, in_channels, epsilon)
+        self.conv1 = Conv(in_channels, out_channels, 3)
+        self.time_linear = Linear(time_width, out_channels)
+        self.norm2 = GroupNorm(groups, out_channels, epsilon)
+        self.conv2 = Conv(out_channels, out_channels, 3)
+        self.shortcut = Conv(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def __call__(self, x, time, dropout):
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = h + self.time_linear(jax.nn.silu(time))[:, None, None, :]
+        h = self.conv2(dropout(jax.nn.silu(self.norm2(h))))
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class SelfAttention(nnx.Module):
+    """x + attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2); head_width None: one head."""
+
+    def __init__(self, channels: int, head_width: int | None, groups: int, epsilon: float):
+        self.heads = channels // (head_width or channels)
+        self.norm = GroupNorm(groups, channels, epsilon)
+        self.query = Linear(channels, channels)
+        self.key = Linear(channels, channels)
+        self.value = Linear(channels, channels)
+        self.output = Linear(channels, channels)
+
+    def __call__(self, x):
+        b, height, width, c = x.shape
+        h = self.norm(x)
+        query, key, value = (
+            layer(h).reshape(b, height * width, self.heads, c // self.heads)
+            for layer in (self.query, self.key, self.value)
+        )
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=HIGHEST) / np.sqrt(c // self.heads).astype(x.dtype)
+        share = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1).astype(x.dtype)  # eq. 1
+        h = jnp.einsum("bhqk,bkhd->bqhd", share, value, precision=HIGHEST)
+        return x + self.output(h.reshape(x.shape))
+
+
+class Downsample(nnx.Module):
+    """3x3 convolution, stride 2; padding 0 stands for zeros at the right and the bottom only."""
+
+    def __init__(self, channels: int, padding: int):
+        self.padding = padding
+        self.conv = Conv(channels, channels, 3, stride=2, padding=padding)
+
+    def __call__(self, x):
+        return self.conv(x if self.padding else jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
+
+
+class Upsample(nnx.Module):
+    """Every pixel becomes a 2x2 block, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        self.conv = Conv(channels, channels, 3)
+
+    def __call__(self, x):
+        b, h, w, c = x.shape
+        blocks = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
+        return self.conv(blocks.reshape(b, 2 * h, 2 * w, c))
+
+
+class Down(nnx.Module):
+    """A level on the way down: residual blocks, each followed by attention where it is on, then the downsampling."""
+
+    def __init__(self, ins: list[int], out_channels: int, block: Callable, attention: Callable | None, downsample):
+        """ins: each block's input channels; block(in, out) and attention(channels) make layers."""
+        self.residuals = nnx.List([block(i, out_channels) for i in ins])
+        self.attentions = nnx.List([attention(out_channels) for _ in ins] if attention else [])
+        self.downsample = downsample
+
+    def __call__(self, x, time, dropout):
+        """Every block's output and the downsampling's, which are the skips."""
+        outputs = []
+        for number, residual in enumerate(self.residuals):
+            x = residual(x, time, dropout)
+            x = self.attentions[number](x) if self.attentions else x
+            outputs.append(x)
+        return outputs if self.downsample is None else [*outputs, self.downsample(x)]
+
+
+class Middle(nnx.Module):
+    """Two residual blocks with attention between them."""
+
+    def __init__(self, channels: int, block: Callable, attention: Callable):
+        self.residuals = nnx.List([block(channels, channels), block(channels, channels)])
+        self.attentions = nnx.List([attention(channels)])
+
+    def __call__(self, x, time, dropout):
+        x = self.attentions[0](self.residuals[0](x, time, dropout))
+        return self.residuals[1](x, time, dropout)
+
+
+class Up(nnx.Module):
+    """A level on the way up: as `Down`, each block on [x, the newest skip]; then the upsampling."""
+
+    def __init__(self, ins: list[int], out_channels: int, block: Callable, attention: Callable | None, upsample):
+        self.residuals = nnx.List([block(i, out_channels) for i in ins])
+        self.attentions = nnx.List([attention(out_channels) for _ in ins] if attention else [])
+        self.upsample = upsample
+
+    def __call__(self, x, skips, time, dropout):
+        for number, residual in enumerate(self.residuals):
+            x = residual(jnp.concatenate([x, skips.pop()], axis=-1), time, dropout)
+            x = self.attentions[number](x) if self.attentions else x
+        return x if self.upsample is None else self.upsample(x)
+
+
+class DDPMUNet(nnx.Module):
+    """(x, t) -> prediction of x's shape, or with `learned_variance` of twice the channels: [prediction, variance's v].
+
+    x: (B, H, W, image_channels), around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T). The
+    settings are those of `network_config.DDPMConfig`; `up_attention` starts at the deepest level. `dropout` of a call:
+    h -> h, for training. Activations are computed in `dtype` (None: the parameters' own); the result has the
+    parameters' dtype.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        widths: tuple[int, ...] = (128, 256, 256, 256),
+        layers_per_block: int = 2,
+        down_attention: tuple[bool, ...] = (False, True, False, False),
+        up_attention: tuple[bool, ...] = (False, False, True, False),
+        attention_head_dim: int | None = None,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-6,
+        downsample_padding: int = 0,
+        flip_sin_to_cos: bool = False,
+        freq_shift: int = 1,
+        center_input_sample: bool = False,
+        dropout: float = 0.1,
+        learned_variance: bool = False,
+        dtype=None,
+    ):
+        self.dtype, self.center_input_sample = dtype, center_input_sample
+        block = partial(ResidualBlock, time_width=4 * widths[0], groups=norm_num_groups, epsilon=norm_eps)
+        attention = partial(SelfAttention, head_width=attention_head_dim, groups=norm_num_groups, epsilon=norm_eps)
+        self.input = Conv(image_channels, widths[0], 3)
+        self.time_embedding = TimeEmbedding(widths[0], flip_sin_to_cos, freq_shift)
+        width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
+        down, up = [], []
+        for level, (out, on) in enumerate(zip(widths, down_attention, strict=True)):
+            ins = [width] + [out] * (layers_per_block - 1)
+            downsample = Downsample(out, downsample_padding) if level < deepest else None
+            down.append(Down(ins, out, block, attention if on else None, downsample))
+            width = out
+            skips += [out] * (layers_per_block + (level < deepest))
+        self.middle = Middle(width, block, attention)
+        for level, (out, on) in enumerate(zip(widths[::-1], up_attention, strict=True)):
+            ins = [i + skips.pop() for i in [width] + [out] * layers_per_block]
+            up.append(Up(ins, out, block, attention if on else None, Upsample(out) if level < deepest else None))
+            width = out
+        self.down, self.up = nnx.List(down), nnx.List(up)
+        self.norm = GroupNorm(norm_num_groups, width, norm_eps)
+        self.output = Conv(width, image_channels * (2 if learned_variance else 1), 3)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], dropout: Callable = keep
+    ) -> Float[Array, "b h w d"]:
+        result_dtype = self.output.kernel.dtype
+        dtype = self.dtype or result_dtype
+        time = self.time_embedding(t).astype(dtype)
+        h = self.input((2 * x - 1 if self.center_input_sample else x).astype(dtype))
+        skips = [h]
+        for level in self.down:
+            skips += level(skips[-1], time, dropout)
+        h = self.middle(skips[-1], time, dropout)
+        for level in self.up:
+            h = level(h, skips, time, dropout)
+        return self.output(jax.nn.silu(self.norm(h))).astype(result_dtype)

@@ -1,0 +1,91 @@
+"""Measure jax_ddpm against PyTorch: python scripts/benchmark.py --network conv_block --preset paper --out bench"""
+
+import json
+import platform
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import tyro
+
+from jax_ddpm.benchmark import results
+from jax_ddpm.benchmark.contest import contest
+from jax_ddpm.benchmark.job import CONTENDERS, Job, Size, What, recipe
+from jax_ddpm.command_line import run_command
+from jax_ddpm.errors import UserError, require
+
+
+@dataclass(frozen=True)
+class BenchmarkFlags:
+    """Train and sample with every contender in turns, A B A B, each in a process of its own, one at work at a time.
+
+    A contender's time counts only if its output for fixed weights and input is jax_ddpm's.
+    """
+
+    network: tuple[str, ...] = ("conv_block", "strided", "attention", "layer_norm", "ddpm")
+    preset: tuple[Size, ...] = ("tiny",)
+    """paper: the network of its preset, a job for an accelerator; tiny: a small one."""
+    batch_size: tuple[int, ...] = (16,)
+    precision: tuple[str, ...] = ("float32",)
+    """float32 (no TF32), bfloat16 (in PyTorch by autocast)."""
+    what: tuple[What, ...] = ("train", "sample")
+    contenders: tuple[str, ...] = CONTENDERS
+    """The first is what the others are compared with."""
+    rounds: int = 5
+    """Turns of each contender."""
+    sampling_steps: int = 20
+    """Length of the diffusion that is sampled; its time per step counts. 1000 on an accelerator."""
+    out: Path = Path("benchmark")
+    """Folder for results.json and results.png."""
+
+    def check(self) -> None:
+        require(self.rounds >= 1, "rounds", self.rounds, "expected at least 1")
+        require(self.sampling_steps >= 1, "sampling_steps", self.sampling_steps, "expected at least 1")
+        for name, known in (("contenders", CONTENDERS), ("precision", ("float32", "bfloat16"))):
+            for value in getattr(self, name):
+                require(value in known, name, value, f"expected one of {', '.join(known)}")
+
+
+def main():
+    flags = tyro.cli(BenchmarkFlags)
+    flags.check()
+    jobs = [
+        job(flags, network, size, batch_size, precision, what)
+        for network in flags.network
+        for size in flags.preset
+        for batch_size in flags.batch_size
+        for precision in flags.precision
+        for what in flags.what
+    ]
+    try:
+        flags.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flags.out} cannot be made ({error.strerror}).") from None
+    cases = []
+    for one in jobs:
+        case = results.summarise(one, contest(one, flags.contenders, flags.rounds, print))
+        cases.append(case)
+        print(results.table(case), end="\n\n", flush=True)
+        found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "cases": cases}
+        (flags.out / "results.json").write_text(json.dumps(found, indent=2))
+        results.plot(cases).savefig(flags.out / "results.png", dpi=120)
+    print(f"Saved {flags.out / 'results.json'} and {flags.out / 'results.png'}")
+    if not any(case["rows"] for case in cases):
+        raise UserError("No contender could take part: see above why.")
+
+
+def job(flags: BenchmarkFlags, network: str, size: Size, batch_size: int, precision: str, what: What) -> Job:
+    run = recipe(network, size)
+    training = replace(run.training, batch_size=batch_size, precision=precision)
+    diffusion = replace(run.diffusion, timesteps=flags.sampling_steps) if what == "sample" else run.diffusion
+    run = replace(run, training=training, diffusion=diffusion)
+    run.check()
+    return Job("", what, run, image_channels=3 if run.data.dataset == "cifar10" else 1)
+
+
+def machine() -> str:
+    return f"{platform.system()} {platform.machine()}, {platform.python_implementation()} {platform.python_version()}"
+
+
+if __name__ == "__main__":
+    run_command(main)

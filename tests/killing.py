@@ -1,0 +1,69 @@
+"""Runs of `train_jax.py` in processes of their own, hurt on purpose at a chosen moment.
+
+`python tests/killing.py HOOKS FLAG ...` trains with these flags. HOOKS is JSON, a list of (function, n, action): when
+the function is called for the nth time, the process sends itself a signal (the action is its name), or takes on a
+limit of that many bytes for each file it writes (the action is a number; -1 lifts it).
+"""
+
+import functools
+import importlib
+import json
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+TRAIN = Path(__file__).parents[1] / "scripts" / "train_jax.py"
+
+
+def start(*arguments, hooks=(), **environment) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, __file__, json.dumps(hooks), *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def ended(*arguments, hooks=(), **environment) -> tuple[int, str]:
+    """The exit code and what was said on stderr; training tells its log there, through tqdm, or on stdout."""
+    process = start(*arguments, hooks=hooks, **environment)
+    said = process.communicate()[1]
+    return process.returncode, said
+
+
+def act(action) -> None:
+    if isinstance(action, str):
+        os.kill(os.getpid(), getattr(signal, action))
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (action, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def hook(function: str, n: int, action) -> None:
+    module, _, name = function.partition(":")
+    *holders, name = name.split(".")
+    holder = importlib.import_module(module)
+    for part in holders:
+        holder = getattr(holder, part)
+    original, calls = getattr(holder, name), 0
+
+    @functools.wraps(original)
+    def hurting(*arguments, **settings):
+        nonlocal calls
+        calls += 1
+        if calls == n:
+            act(action)
+        return original(*arguments, **settings)
+
+    setattr(holder, name, hurting)
+
+
+if __name__ == "__main__":
+    for each in json.loads(sys.argv[1]):
+        hook(*each)
+    sys.argv = [str(TRAIN), *sys.argv[2:]]
+    runpy.run_path(str(TRAIN), run_name="__main__")

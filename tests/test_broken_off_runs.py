@@ -1,0 +1,145 @@
+"""Runs that are killed, stopped, or out of disk: they end as if nothing had happened."""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from tests.killing import ended, start
+
+FLAGS = ["--image-size", 8, "--widths", 32, "--time-width", 32, "--timesteps", 10, "--beta-end", 0.4, "--flip"]
+FLAGS += ["--batch-size", 8, "--num-samples", 4, "--log-every", 5, "--validate-every", 9, "--checkpoint-every", 7]
+FLAGS += ["--sample-every", 16, "--keep-best"]
+STEPS = 40
+BATCH = "jax_ddpm.training.feed:Feed.batches"
+IN_CHECKPOINT = "jax_ddpm.training.checkpoint:checksums"
+IN_EXPORT = "jax_ddpm.model_files:save_file"
+IN_CACHE = "jax_ddpm.data.cache:os.replace"
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """Of a run on 36 pictures, in a folder whose name needs care."""
+    folder = tmp_path_factory.mktemp("data") / "pictures, 'ünïcode'"
+    folder.mkdir()
+    for number in range(36):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 1), np.uint8)
+        Image.fromarray(pixels[..., 0]).save(folder / f"{number}.png")
+    return [*FLAGS, "--dataset", f"folder:{folder}"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(flags, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert ended(*flags, "--steps", STEPS, "--out", folder / "run", "--cache-dir", folder / "cache")[0] == 0
+    return folder / "run"
+
+
+def rows(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in lines]
+
+
+def arrays(checkpoint):
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(checkpoint / "state")
+
+
+def assert_same(folder, undisturbed):
+    assert rows(folder) == rows(undisturbed)
+    assert [row["step"] for row in rows(folder)] == sorted({row["step"] for row in rows(folder)})
+    pictures = sorted(path.name for path in (undisturbed / "samples").iterdir() if path.name != "loss.png")
+    assert len(pictures) == 6
+    for name in ("model.safetensors", *(f"samples/{name}" for name in pictures)):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    names = sorted(path.name for path in (undisturbed / "checkpoints").iterdir())
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == names
+    ours, theirs = (arrays(folder / "checkpoints" / str(STEPS)) for folder in (folder, undisturbed))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert np.asarray(value).tobytes() == np.asarray(theirs[name]).tobytes(), name
+    assert not [path for path in folder.rglob(".*") if path.name != ".lock"], "drafts were left"
+
+
+def resumed(flags, folder, *more, **settings):
+    """The run once more: from its beginning if it was not begun."""
+    arguments = ["--resume"] if (folder / "config.json").exists() else [*flags, "--steps", STEPS]
+    return ended(*arguments, "--out", folder, "--cache-dir", folder.parent / "cache", *more, **settings)
+
+
+def test_a_run_that_is_broken_off_again_and_again(flags, undisturbed, tmp_path):
+    """Killed inside the cache, a checkpoint and the export; then told to stop in the middle of an epoch."""
+    folder = tmp_path / "a run"
+    for hook in ((IN_CACHE, 1), (IN_CHECKPOINT, 3), (IN_EXPORT, 2)):
+        code, said = resumed(flags, folder, hooks=[(*hook, "SIGKILL")])
+        assert code == -signal.SIGKILL, said
+    code, said = resumed(flags, folder, hooks=[(BATCH, 4, "SIGTERM")])
+    assert code == 128 + signal.SIGTERM, said
+    assert f"python scripts/train_jax.py --resume --out '{folder}'" in said and "Traceback" not in said
+    newest = max(int(path.name) for path in (folder / "checkpoints").iterdir())
+    assert newest % 7 and newest < STEPS
+    code, said = resumed(flags, folder)
+    assert code == 0 and f"from step {newest}" in said, said
+    assert_same(folder, undisturbed)
+
+
+def test_a_second_signal_ends_a_run_at_once(flags, undisturbed, tmp_path):
+    save = "jax_ddpm.training.checkpoint:Checkpoints.save"
+    hooks = [(BATCH, 9, "SIGINT"), (save, 2, "SIGINT")]
+    assert resumed(flags, tmp_path / "run", hooks=hooks)[0] == -signal.SIGINT
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["7"]
+
+
+def test_a_disk_that_is_full_for_a_while(flags, undisturbed, tmp_path):
+    code, said = resumed(flags, tmp_path / "run", hooks=[(BATCH, 9, 500), (BATCH, 31, -1)])
+    assert code == 0, said
+    assert "checkpoint of step 14 could not be saved" in said and "newest whole one is of step 7" in said
+    assert "metrics.jsonl could not be written" in said
+    assert_same(tmp_path / "run", undisturbed)
+
+
+def test_a_folder_is_one_process_own(flags, tmp_path):
+    first = start(*flags, "--steps", 10**6, "--out", tmp_path / "run", "--cache-dir", tmp_path)
+    try:
+        wait_for(tmp_path / "run" / "metrics.jsonl", first)
+        code, said = ended("--resume", "--out", tmp_path / "run")
+        assert code == 2 and "Another process" in said and len(said.strip().splitlines()) == 1, said
+        first.send_signal(signal.SIGTERM)
+        assert "--resume" in first.communicate(timeout=120)[1] and first.returncode == 143
+    finally:
+        first.kill()
+
+
+def wait_for(path, process):
+    while not (path.exists() and path.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_thirty_kills(flags, undisturbed, tmp_path):
+    """SIGKILL at random moments of runs that are resumed until they are done."""
+    moments, kills, number = random.Random(0), 0, 0
+    began = time.perf_counter()
+    assert resumed(flags, tmp_path / "whole")[0] == 0
+    duration = time.perf_counter() - began
+    while kills < 30:
+        number += 1
+        folder, done = tmp_path / str(number) / "run", False
+        while not done:
+            arguments = ["--resume"] if (folder / "config.json").exists() else [*flags, "--steps", STEPS]
+            process = start(*arguments, "--out", folder, "--cache-dir", folder.parent)
+            try:
+                process.communicate(timeout=moments.uniform(0.2, 1) * duration)
+                assert process.returncode == 0
+                done = True
+            except Exception:
+                process.kill()
+                process.communicate()
+                kills += 1
+        assert_same(folder, undisturbed)

@@ -1,0 +1,207 @@
+"""DDPMUNet: the network of Ho et al. 2020, appendix B; 35,746,307 parameters at its defaults, three channels.
+
+Parameter names are those of existing checkpoints; `jax_ddpm/unets/ddpm.py` is the same network.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from torch_ref.embeddings import halved, halved_frequencies
+from torch_ref.layers import keep
+
+
+class TimeEmbedding(nn.Module):
+    """t -> Linear(SiLU(Linear(sines and cosines of t))), (B,) to (B, 4 width)."""
+
+    def __init__(self, width: int, flip_sin_to_cos: bool, freq_shift: int):
+        super().__init__()
+        self.width, self.flip_sin_to_cos, self.freq_shift = width, flip_sin_to_cos, freq_shift
+        self.linear_1 = nn.Linear(width, 4 * width)
+        self.linear_2 = nn.Linear(4 * width, 4 * width)
+
+    def forward(self, t):
+        frequencies = torch.from_numpy(halved_frequencies(self.width, self.freq_shift)).to(self.linear_1.weight)
+        return self.linear_2(F.silu(self.linear_1(halved(t, frequencies, self.flip_sin_to_cos))))
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice; the time between them, dropout before the second convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int, groups: int, epsilon: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=epsilon)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_width, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=epsilon)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x, time, dropout):
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(dropout(F.silu(self.norm2(h))))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class SelfAttention(nn.Module):
+    """x + attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2); head_width None: one head."""
+
+    def __init__(self, channels: int, head_width: int | None, groups: int, epsilon: float):
+        super().__init__()
+        self.heads = channels // (head_width or channels)
+        self.group_norm = nn.GroupNorm(groups, channels, eps=epsilon)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x):
+        b, c, height, width = x.shape
+        h = self.group_norm(x).flatten(2).transpose(1, 2)
+        query, key, value = (
+            layer(h).reshape(b, height * width, self.heads, c // self.heads)
+            for layer in (self.to_q, self.to_k, self.to_v)
+        )
+        scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / (c // self.heads) ** 0.5
+        share = torch.softmax(scores, dim=-1)  # eq. 1
+        h = torch.einsum("bhqk,bkhd->bqhd", share, value)
+        return x + self.to_out[0](h.reshape(b, height * width, c)).transpose(1, 2).reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """3x3 convolution, stride 2; padding 0 stands for zeros at the right and the bottom only."""
+
+    def __init__(self, channels: int, padding: int):
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x):
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Every pixel becomes a 2x2 block, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Down(nn.Module):
+    """A level on the way down: residual blocks, each followed by attention where it is on, then the downsampling."""
+
+    def __init__(self, ins: list[int], out_channels: int, block: Callable, attention: Callable | None, downsample):
+        """ins: each block's input channels; block(in, out) and attention(channels) make layers."""
+        super().__init__()
+        self.resnets = nn.ModuleList([block(i, out_channels) for i in ins])
+        self.attentions = nn.ModuleList([attention(out_channels) for _ in ins] if attention else [])
+        self.downsamplers = None if downsample is None else nn.ModuleList([downsample])
+
+    def forward(self, x, time, dropout):
+        """Every block's output and the downsampling's, which are the skips."""
+        outputs = []
+        for number, residual in enumerate(self.resnets):
+            x = residual(x, time, dropout)
+            x = self.attentions[number](x) if self.attentions else x
+            outputs.append(x)
+        return outputs if self.downsamplers is None else [*outputs, self.downsamplers[0](x)]
+
+
+class Middle(nn.Module):
+    """Two residual blocks with attention between them."""
+
+    def __init__(self, channels: int, block: Callable, attention: Callable):
+        super().__init__()
+        self.resnets = nn.ModuleList([block(channels, channels), block(channels, channels)])
+        self.attentions = nn.ModuleList([attention(channels)])
+
+    def forward(self, x, time, dropout):
+        x = self.attentions[0](self.resnets[0](x, time, dropout))
+        return self.resnets[1](x, time, dropout)
+
+
+class Up(nn.Module):
+    """A level on the way up: as `Down`, each block on [x, the newest skip]; then the upsampling."""
+
+    def __init__(self, ins: list[int], out_channels: int, block: Callable, attention: Callable | None, upsample):
+        super().__init__()
+        self.resnets = nn.ModuleList([block(i, out_channels) for i in ins])
+        self.attentions = nn.ModuleList([attention(out_channels) for _ in ins] if attention else [])
+        self.upsamplers = None if upsample is None else nn.ModuleList([upsample])
+
+    def forward(self, x, skips, time, dropout):
+        for number, residual in enumerate(self.resnets):
+            x = residual(torch.cat([x, skips.pop()], dim=1), time, dropout)
+            x = self.attentions[number](x) if self.attentions else x
+        return x if self.upsamplers is None else self.upsamplers[0](x)
+
+
+class DDPMUNet(nn.Module):
+    """(x, t) -> prediction of x's shape, or with `learned_variance` of twice the channels: [prediction, variance's v].
+
+    x: (B, image_channels, H, W), around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T). The
+    settings are those of `network_config.DDPMConfig`; `up_attention` starts at the deepest level. `dropout` of a call:
+    h -> h, for training. Activations are computed in `dtype` (torch.bfloat16, or None: the parameters' own); the result
+    has the parameters' dtype.
+    """
+
+    def __init__(
+        self,
+        image_channels: int = 3,
+        widths: tuple[int, ...] = (128, 256, 256, 256),
+        layers_per_block: int = 2,
+        down_attention: tuple[bool, ...] = (False, True, False, False),
+        up_attention: tuple[bool, ...] = (False, False, True, False),
+        attention_head_dim: int | None = None,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-6,
+        downsample_padding: int = 0,
+        flip_sin_to_cos: bool = False,
+        freq_shift: int = 1,
+        center_input_sample: bool = False,
+        dropout: float = 0.1,
+        learned_variance: bool = False,
+        dtype=None,
+    ):
+        super().__init__()
+        self.dtype, self.center_input_sample = dtype, center_input_sample
+        block = partial(ResidualBlock, time_width=4 * widths[0], groups=norm_num_groups, epsilon=norm_eps)
+        attention = partial(SelfAttention, head_width=attention_head_dim, groups=norm_num_groups, epsilon=norm_eps)
+        self.conv_in = nn.Conv2d(image_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimeEmbedding(widths[0], flip_sin_to_cos, freq_shift)
+        width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
+        down, up = [], []
+        for level, (out, on) in enumerate(zip(widths, down_attention, strict=True)):
+            ins = [width] + [out] * (layers_per_block - 1)
+            downsample = Downsample(out, downsample_padding) if level < deepest else None
+            down.append(Down(ins, out, block, attention if on else None, downsample))
+            width = out
+            skips += [out] * (layers_per_block + (level < deepest))
+        self.mid_block = Middle(width, block, attention)
+        for level, (out, on) in enumerate(zip(widths[::-1], up_attention, strict=True)):
+            ins = [i + skips.pop() for i in [width] + [out] * layers_per_block]
+            up.append(Up(ins, out, block, attention if on else None, Upsample(out) if level < deepest else None))
+            width = out
+        self.down_blocks, self.up_blocks = nn.ModuleList(down), nn.ModuleList(up)
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
+        self.conv_out = nn.Conv2d(width, image_channels * (2 if learned_variance else 1), 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = keep) -> torch.Tensor:
+        time = self.time_embedding(t)  # outside autocast: in bfloat16 t = 998 would become 1000
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            h = self.conv_in(2 * x - 1 if self.center_input_sample else x)
+            skips = [h]
+            for level in self.down_blocks:
+                skips += level(skips[-1], time, dropout)
+            h = self.mid_block(skips[-1], time, dropout)
+            for level in self.up_blocks:
+                h = level(h, skips, time, dropout)
+            return self.conv_out(F.silu(self.conv_norm_out(h))).to(self.conv_out.weight.dtype)
