@@ -1,6 +1,7 @@
 """report.html: the page of a run, from what lies in its folder. Loads no network and needs no data set."""
 
 import dataclasses
+import json
 import math
 import re
 import shlex
@@ -11,17 +12,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jax_ddpm.config import RunConfig
+from jax_ddpm.config import RunConfig, SamplerConfig
 from jax_ddpm.presets import PRESETS, preset
 from jax_ddpm.report import html_page
-from jax_ddpm.training.pictures import ALONG, CLOSING_FILE, spread
-from jax_ddpm.training.run_folder import MetricsLog, flat, load_config, write_atomically
+from jax_ddpm.training.pictures import CLOSING_FILE, along, spread
+from jax_ddpm.training.run_folder import CONFIG_FILE, STARTS, MetricsLog, flat, load_config, write_atomically
 
 PAGE_FILE = "report.html"
 APART = 60  # seconds at least between two versions while the run goes on
 GRIDS = 12  # over the training, at most
 GRID_BYTES, SHEET_BYTES, PICTURE_BYTES, TILE_BYTES = 110_000, 600_000, 180_000, 6_000  # so that all stay under 5 MB
 PICTURES = {
+    "grid.png": ("Samples", "As the run's own sampler draws them, in all its steps."),
     "data.png": ("Training images", "The first of them."),
     "forward.png": ("The forward process", "Noise added to training images, up to pure noise."),
     "reverse.png": ("The reverse process, as a strip", "From noise to samples, columns evenly spaced in logSNR."),
@@ -69,10 +71,11 @@ def content(folder: Path, config: RunConfig, notes: tuple[str, ...] = ()) -> dic
         "subtitle": f"{config.network.name} on {config.data.dataset}, preset {config.preset}",
         "facts": facts(rows, closing),
         "notes": list(notes),
-        "grids": grids(folder, config, rows, closing),
+        "grids": grids(folder, config, rows),
+        "grids_text": about_grids(config),
         **parts,
-        "pictures": pictures(folder, again),
-        "settings": settings(config),
+        "pictures": pictures(folder, config, closing, again),
+        "settings": settings(folder, config),
         "command": train_command(config, folder),
     }
 
@@ -106,7 +109,15 @@ def facts(rows: list[dict], closing: dict | None) -> list[tuple[str, str]]:
     return told
 
 
-def grids(folder: Path, config: RunConfig, rows: list[dict], closing: dict | None) -> list[dict]:
+def about_grids(config: RunConfig) -> str:
+    sampler = along(config)
+    return (
+        "Always the same starting noise, so that only the weights differ from grid to grid. "
+        f"Drawn in {sampler.num_steps} steps by the sampler {sampler.sampler}."
+    )
+
+
+def grids(folder: Path, config: RunConfig, rows: list[dict]) -> list[dict]:
     """The sample grids over the training, in order of their steps."""
     found = {
         int(match[1]): path for path in (folder / "samples").glob("step-*.png") if (match := STEP.match(path.name))
@@ -120,11 +131,7 @@ def grids(folder: Path, config: RunConfig, rows: list[dict], closing: dict | Non
         if picture is None:
             continue
         text = f"step {step:,}" + (f", validation loss {validation[step]:.4g}" if step in validation else "")
-        if closing and step == closing["step"]:
-            many = min(ALONG, int(closing["num_samples"]))
-            how = command("scripts/sample.py", "--model", folder, "--num-images", many, "--seed", config.training.seed)
-        else:
-            how = train_command(config, folder, sample_every=step)
+        how = train_command(config, folder, sample_every=step)
         shown.append(
             {**html_page.image(picture, GRID_BYTES, f"Samples after {step:,} steps"), "text": text, "command": how}
         )
@@ -183,14 +190,16 @@ def tile(image: np.ndarray, alt: str) -> dict:
     return {"src": html_page.data_uri(html_page.sheet(image[None, None]), TILE_BYTES), "alt": alt}
 
 
-def pictures(folder: Path, again: str) -> list[dict]:
+def pictures(folder: Path, config: RunConfig, closing: dict | None, again: str) -> list[dict]:
     """What of PICTURES lies in the folder."""
-    shown = []
+    shown, commands = [], {}
+    if closing:
+        commands["grid.png"] = sample_command(config, folder, int(closing["num_samples"]))
     for name, (title, text) in PICTURES.items():
         picture = read_picture(folder / "samples" / name)
         if picture is not None:
             image = html_page.image(picture, PICTURE_BYTES, f"{title}. {text}")
-            shown.append({**image, "title": title, "text": text, "command": again})
+            shown.append({**image, "title": title, "text": text, "command": commands.get(name, again)})
     return shown
 
 
@@ -267,8 +276,11 @@ def chart(title, text, series, x="step", y=None, log=True, unit="") -> dict:
 # Settings and commands
 
 
-def settings(config: RunConfig) -> list[dict]:
+def settings(folder: Path, config: RunConfig) -> list[dict]:
+    """By section, names and values; the last start of the run is one of them."""
     sections = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, dict)}
+    if starts := json.loads((folder / CONFIG_FILE).read_text()).get(STARTS):
+        sections["last start"] = starts[-1]
     return [
         {"name": name, "values": [[key, plain(value)] for key, value in values.items()]}
         for name, values in sections.items()
@@ -280,6 +292,8 @@ def plain(value) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
     return " ".join(map(plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -303,6 +317,17 @@ def train_command(config: RunConfig, folder: Path, **output) -> str:
         else:
             arguments += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
     return command("scripts/train_jax.py", *arguments, "--out", folder.with_name(f"{folder.name}-again"))
+
+
+def sample_command(config: RunConfig, folder: Path, count: int) -> str:
+    """The command that draws the closing samples."""
+    flags = [
+        (f"--{name.replace('_', '-')}", value)
+        for name, value in dataclasses.asdict(config.sampling).items()
+        if value != getattr(SamplerConfig(), name)
+    ]
+    flags += [("--num-images", count), ("--seed", config.training.seed), ("--out", "grid.png")]
+    return command("scripts/sample.py", "--model", folder, *(part for flag in flags for part in flag))
 
 
 def command(script: str, *arguments) -> str:
