@@ -86,7 +86,7 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     for name, value in asdict(info.network).items():  # what a hostile file says must not fill the memory
         numbers = [n for n in np.ravel(value) if not isinstance(n, str)]
         require(all(n <= LARGEST for n in numbers), name, value, f"expected at most {LARGEST}")
-    weights.check_fit(nnx.eval_shape(lambda: unets.build(info.network, info.image_shape[2])), values)
+    weights.check_fit(unets.build(info.network, info.image_shape[2]), values)
     return values, info
 
 
@@ -146,7 +146,7 @@ def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}.") from None
     return understood(values, metadata.get(METADATA_KEY), path)
 
