@@ -104,9 +104,9 @@ def facts(rows: list[dict], closing: dict | None) -> list[tuple[str, str]]:
     held_out = [row for row in rows if row.get("validation_loss") is not None]
     if held_out:
         best = min(held_out, key=lambda row: row["validation_loss"])
-        told.append(("Best validation loss", f"{best['validation_loss']:.4g} (step {best['step']:,})"))
+        told.append((f"Best validation, step {best['step']:,}", f"{best['validation_loss']:.4g}"))
     if rows:
-        told.append(("Images per second", f"{np.median([row['images_per_second'] for row in rows]):,.0f}"))
+        told.append(("Images/s", f"{np.median([row['images_per_second'] for row in rows]):,.0f}"))
     return told
 
 
