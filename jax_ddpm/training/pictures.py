@@ -14,7 +14,7 @@ from jax_ddpm import report
 from jax_ddpm.config import RunConfig
 from jax_ddpm.data import ImageData, to_uint8
 from jax_ddpm.model_files import atomically
-from jax_ddpm.samplers import sample_indices
+from jax_ddpm.samplers import chain_of, sample_indices
 from jax_ddpm.training import looks
 from jax_ddpm.training.step import tables_of
 
@@ -38,15 +38,15 @@ class Pictures:
         if self.count is None:
             self.count = affordable_count(network, self.config, self.image_shape)
         count = min(at_most, self.count)
-        with tqdm(
-            total=self.config.diffusion.timesteps, desc=f"sampling {count}", unit="step", leave=False, mininterval=1
-        ) as bar:
+        steps = num_steps(self.config)
+        with tqdm(total=steps, desc=f"sampling {count}", unit="step", leave=False, mininterval=1) as bar:
             x, frames = sample_indices(
                 network,
                 self.config.diffusion,
                 self.image_shape,
                 self.config.training.seed,
                 np.arange(count),
+                sampler=self.config.sampling,
                 num_frames=kept,
                 progress=lambda done: bar.update(int(done) - bar.n),
             )
@@ -72,12 +72,12 @@ class Pictures:
         pictures that need it are then left out.
         """
         network, config = nnx.merge(self.graph, weights, buffers), self.config
-        timesteps, gif_frames = config.diffusion.timesteps, config.output.gif_frames
-        log_snr = np.log(tables_of(config.diffusion, np.float64).snr)[::-1]  # of the states after 0, 1, ..., T-1 steps
+        chain, gif_frames = chain_of(config.diffusion, config.sampling), config.output.gif_frames
+        log_snr = np.log(tables_of(config.diffusion, np.float64).snr)[chain]  # of the states after 0, 1, ... steps
         kept = report.evenly_spaced(log_snr, max(NUM_FRAMES, gif_frames) - 1)
-        x_0, every_frame = self.sample(network, config.output.num_samples, (*kept.tolist(), timesteps))
+        x_0, every_frame = self.sample(network, config.output.num_samples, (*kept.tolist(), len(chain)))
         some = spread(len(every_frame), NUM_FRAMES)
-        frames, t = every_frame[some, :ROWS], timesteps - 1 - kept[some[:-1]]
+        frames, t = every_frame[some, :ROWS], chain[kept[some[:-1]]]
         predicted = np.concatenate([looks.predict_x_0(network, config.diffusion, frames[:-1], t), frames[-1:]])
         x_t = to_uint8(frames)
         numbers: dict[str, np.ndarray] = {
@@ -85,7 +85,7 @@ class Pictures:
             "num_parameters": np.int64(sum(leaf.size for leaf in jax.tree.leaves(weights))),
             "num_samples": np.int64(len(x_0)),
             "frames_t": t,
-            "frames_log_snr": log_snr[timesteps - 1 - t],
+            "frames_log_snr": log_snr[kept[some[:-1]]],
             "frames_x_t": x_t,
             "frames_x_0": to_uint8(predicted),
             "bins": looks.BINS,
@@ -153,7 +153,7 @@ def data_pictures(config: RunConfig, images: ImageData, samples: np.ndarray, num
 
 
 def affordable_count(network: nnx.Module, config: RunConfig, image_shape: tuple[int, int, int]) -> int:
-    """How many images, at most `num_samples`, T network calls bring in SECONDS; at least one."""
+    """How many images, at most `num_samples`, the sampler's network calls bring in SECONDS; at least one."""
     wanted = config.output.num_samples
     probe = min(8, wanted)
     graph, state = nnx.split(network)
@@ -166,4 +166,9 @@ def affordable_count(network: nnx.Module, config: RunConfig, image_shape: tuple[
         call(state, x, t).block_until_ready()
         seconds.append(time.perf_counter() - start)
     per_image = min(seconds) / probe
-    return max(1, min(wanted, int(SECONDS / (config.diffusion.timesteps * per_image))))
+    calls = num_steps(config) * (2 if config.sampling.sampler == "heun" else 1)
+    return max(1, min(wanted, int(SECONDS / (calls * per_image))))
+
+
+def num_steps(config: RunConfig) -> int:
+    return config.sampling.num_steps or config.diffusion.timesteps
