@@ -83,7 +83,8 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callab
         predict = nnx.merge(graph, params, state.buffers)
         if dropout:
             predict = partial(predict, dropout=Dropout(dropout, seed, state.step, places))
-        return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, training.min_snr_gamma)
+        settings = training.min_snr_gamma, config.diffusion.variance
+        return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *settings)
 
     def in_parts(state, *batch):
         """Of the batch, in `accumulate` parts of equal size."""
@@ -180,9 +181,8 @@ def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State,
         t = rng.timesteps(t_key, x_0.shape[0], config.diffusion.timesteps)
         noise = rng.normal(rng.key(seed, rng.VALIDATION, rng.NOISE, number), x_0.shape, dtype)
         network = nnx.merge(graph, weights, buffers)
-        errors = diffusion.loss_per_image(
-            tables, config.diffusion.objective, network, x_0, t, noise, config.training.min_snr_gamma
-        )
+        settings = config.training.min_snr_gamma, config.diffusion.variance
+        errors = diffusion.loss_per_image(tables, config.diffusion.objective, network, x_0, t, noise, *settings)
         return jnp.sum(errors * mask)
 
     return validate
