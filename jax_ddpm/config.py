@@ -202,13 +202,15 @@ class OutputConfig:
     keep_best: bool = False
     """Keep the checkpoint of the best validation loss too; export and picture its weights, not the last ones."""
     sample_every: int = 0
-    """Steps between sample grids during the training; 0: only the closing pictures."""
+    """Steps between sample grids during the training, drawn in few steps; 0: only the closing pictures."""
     sample_every_epochs: int = 0
     """Epochs between sample grids; 0: as --sample-every says."""
     num_samples: int = 64
     """Images of a sample grid, at most; fewer where the network is slow."""
     gif_frames: int = 0
     """Frames of a GIF of the way from noise to the closing grid; 0: no GIF."""
+    tensorboard: bool = True
+    """Write the metrics and the sample grids for TensorBoard too."""
 
     def check(self) -> None:
         for name in ("log_every", "keep_checkpoints", "num_samples"):
@@ -241,6 +243,12 @@ class RunConfig:
         fraction = self.data.validation_fraction
         require(fraction is None or 0 <= fraction < 1, "validation_fraction", fraction, "expected 0 to below 1")
         self.network.check(size, self.diffusion.timesteps)
+        require(
+            not getattr(self.network, "learned_variance", False) or self.diffusion.variance == "learned_range",
+            "learned_variance",
+            True,
+            "only --variance learned_range trains it",
+        )
         for section in (self.diffusion, self.training, self.output):
             section.check()
         self.sampling.check(self.diffusion.timesteps)

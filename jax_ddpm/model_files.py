@@ -70,11 +70,10 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     given = {name: value for name, value in diffusion.items() if value is not None}
     if info is None:
         network, channels = recognise(values, str(path))
-        recipe = preset(network.name)
-        size = recipe.data.image_size
-        info = ModelInfo(network=network, image_shape=(size, size, channels), diffusion=recipe.diffusion)
+        size = preset(network.name).data.image_size
+        info = ModelInfo(network=network, image_shape=(size, size, channels), diffusion=usual_diffusion(network))
     elif info.diffusion is None:
-        info = replace(info, diffusion=preset(info.network.name).diffusion)
+        info = replace(info, diffusion=usual_diffusion(info.network))
     else:
         refuse_contradictions(info.diffusion, given, path)
     info = replace(info, diffusion=replace(info.diffusion, **given))
@@ -84,6 +83,12 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     for size in info.image_shape[:2]:
         info.network.check(size, info.diffusion.timesteps)
     return values, info
+
+
+def usual_diffusion(network: NetworkConfig) -> DiffusionConfig:
+    """What a network was trained with where its file does not tell: as its preset, or with the variance it predicts."""
+    diffusion = preset(network.name).diffusion
+    return replace(diffusion, variance="learned_range") if getattr(network, "learned_variance", False) else diffusion
 
 
 def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:

@@ -29,7 +29,7 @@ PRESETS: dict[str, RunConfig] = {
         data=DataConfig(image_size=8),
         network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
         training=TrainingConfig(epochs=60, learning_rate=2e-3, ema_decay=0.999),  # of 25 steps
-        output=OutputConfig(validate_every=250),
+        output=OutputConfig(validate_every=250, sample_every=250),
     ),
     # Any data, on a CPU.
     "tiny": RunConfig(

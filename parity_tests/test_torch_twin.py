@@ -399,7 +399,7 @@ def test_ancestral_step(objective, variance, clip, dtype):
             assert_close(to_numpy(ours), theirs, FORMULA[dtype])
 
 
-@pytest.mark.parametrize("num_frames", [0, 1, 2, 5])
+@pytest.mark.parametrize("num_frames", [0, 1, 2, 5, (0, 2, 5, 6), (4,)])
 def test_reverse_process_order_frames_and_progress(num_frames):
     """x <- 3 x + 5 t + noise_t: integers, so that every order of evaluation but the right one differs."""
     timesteps, x_T = 6, np.arange(8, dtype=np.float64).reshape(2, 2, 2, 1)

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,13 @@ def refusal(capsys, monkeypatch, script, *arguments) -> str:
     if "--help" not in said:  # else it is the parser's own box
         assert 1 <= len(said.strip().splitlines()) <= 2, said
     return said
+
+
+def succeed(capsys, monkeypatch, script, *arguments) -> str:
+    """What a command says, run in this process."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    return capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +96,44 @@ def test_sampling(run, tmp_path):
             np.testing.assert_array_equal(np.asarray(image), images[number, ..., 0])
     with Image.open(tmp_path / "grid.png") as grid:
         np.testing.assert_array_equal(np.asarray(grid)[2:50:6, 52:100:6], images[1, ..., 0])
+
+
+def test_the_page_is_made_anew_from_the_folder(run, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "a run's copy"
+    shutil.copytree(run[0], folder)
+    (folder / "report.html").unlink()
+    with np.load(folder / "samples" / "closing.npz") as file:
+        before = dict(file)
+    assert "closing pictures" not in succeed(capsys, monkeypatch, "report.py", folder)  # they are there
+    page = (folder / "report.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    program, script, *arguments = shlex.split(data["pictures"][0]["command"])
+    assert (program, script, arguments[-1]) == ("python", "scripts/sample.py", "grid.png")
+    succeed(capsys, monkeypatch, "sample.py", *arguments[:-1], tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes() == (folder / "samples" / "grid.png").read_bytes()
+    (folder / "samples" / "closing.npz").unlink()
+    said = succeed(capsys, monkeypatch, "report.py", folder, "--out", tmp_path / "page.html")
+    assert "closing pictures" in said and f"Wrote {tmp_path}/page.html" in said
+    with np.load(folder / "samples" / "closing.npz") as file:
+        assert set(file) == set(before)
+        for name, values in before.items():
+            np.testing.assert_array_equal(file[name], values, err_msg=name)
+
+
+def test_the_page_says_what_is_missing(run, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"dataset": "digits"', '"dataset": "folder:gone"'))
+    (folder / "samples" / "closing.npz").unlink()
+    succeed(capsys, monkeypatch, "report.py", folder)
+    page = (folder / "report.html").read_text()
+    assert "Without the data set there are no nearest training images" in page and '"nearest":null' in page
+    (folder / "model.safetensors").unlink()
+    succeed(capsys, monkeypatch, "report.py", folder)
+    assert "This run has saved no weights yet." in (folder / "report.html").read_text()
+    assert "no run in" in refusal(capsys, monkeypatch, "report.py", tmp_path / "elsewhere")
+    assert "cannot be written" in refusal(capsys, monkeypatch, "report.py", folder, "--out", "/proc/x/page.html")
 
 
 def test_sampling_flags_change_the_pictures(run, tmp_path):
@@ -169,6 +216,11 @@ BAD_TRAINING = {
     "dropout": (["--preset", "attention", "--dropout", "1.5"], "dropout = 1.5"),
     "layer_norm's size": (["--preset", "layer_norm", "--image-size", "32"], "28x28"),
     "layer_norm's table": (["--preset", "layer_norm", "--timesteps", "2000"], "table_rows"),
+    "ddpm's groups": (["--preset", "ddpm", "--widths", "48", "96", "96", "96"], "multiples of norm_num_groups, 32"),
+    "ddpm's heads": (["--preset", "ddpm", "--attention-head-dim", "48"], "attention_head_dim = 48"),
+    "ddpm's levels": (["--preset", "ddpm", "--up-attention", "True"], "up_attention = (True,): expected 4 values"),
+    "ddpm's sizes": (["--preset", "ddpm", "--image-size", "20"], "16 or 24"),
+    "ddpm's variance": (["--preset", "ddpm", "--learned-variance"], "--variance learned_range"),
     "a flag of another network": (["--preset", "strided", "--widths", "32"], "widths"),
     "accumulation": (["--accumulate", "3"], "accumulate"),
     "decay without AdamW": (["--weight-decay", "0.1"], "adamw"),

@@ -31,6 +31,59 @@ def test_labels_stand_above_the_pictures():
     assert (labelled[:head] < 128).any()
 
 
+def test_row_labels_stand_left_of_the_pictures():
+    images = RNG.integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
+    plain, labelled = np.asarray(report.table(images)), np.asarray(report.table(images, row_labels=("one", "another")))
+    side = labelled.shape[1] - plain.shape[1]
+    np.testing.assert_array_equal(labelled[:, side:], plain)
+    for row in (0, 1):
+        assert (labelled[50 * row : 50 * (row + 1), :side] < 128).any()
+
+
+def test_states_stand_over_what_is_predicted_from_them():
+    x_t, x_0 = RNG.integers(0, 256, (2, 3, 2, 16, 16, 1), np.uint8)
+    picture = np.asarray(report.beside(x_t, x_0))
+    tiles = picture[:, -3 * 50 - 2 :]  # three columns, at the right of the labels
+    for frame in range(3):
+        for image in range(2):
+            for kind, images in enumerate((x_t, x_0)):
+                top, left = 2 + 50 * (2 * image + kind), 2 + 50 * frame
+                tile = tiles[top : top + 48 : 3, left : left + 48 : 3]
+                np.testing.assert_array_equal(tile, images[frame, image, ..., 0])
+
+
+def test_loss_by_timestep_and_histogram_show_their_numbers():
+    t, losses = np.arange(5), np.geomspace(1, 0.1, 5)
+    line = report.loss_by_timestep(t, losses).axes[0].get_lines()[0]
+    np.testing.assert_allclose(line.get_xydata(), np.stack([t, losses], axis=1))
+    edges, shares = np.linspace(-1, 1, 5), {"samples": np.full(4, 0.25), "data": np.asarray([0.1, 0.2, 0.3, 0.4])}
+    steps = {patch.get_label(): patch.get_data() for patch in report.histogram(edges, shares).axes[0].patches}
+    assert set(steps) == set(shares)
+    for name, share in shares.items():
+        np.testing.assert_array_equal(steps[name].values, share)
+        np.testing.assert_array_equal(steps[name].edges, edges)
+
+
+def test_evenly_spaced():
+    np.testing.assert_array_equal(report.evenly_spaced(np.arange(101), 5), [0, 25, 50, 75, 100])
+    np.testing.assert_array_equal(report.evenly_spaced(np.arange(11) ** 2, 5), [0, 5, 7, 9, 10])  # 0 25 50 75 100
+    np.testing.assert_array_equal(report.evenly_spaced(-(np.arange(11) ** 2), 5), [0, 5, 7, 9, 10])
+    np.testing.assert_array_equal(report.evenly_spaced(np.arange(3), 30), [0, 1, 2])
+    np.testing.assert_array_equal(report.evenly_spaced(np.ones(1), 30), [0])
+
+
+def test_nearest_images_by_hand():
+    """Black, gray and white images, more of them than are compared at a time."""
+    levels = np.tile(np.asarray([0, 100, 250], np.uint8), 1000)
+    images = np.broadcast_to(levels[:, None, None, None], (3000, 4, 4, 3))
+    samples = np.broadcast_to(np.asarray([100, 240], np.uint8)[:, None, None, None], (2, 4, 4, 3)).copy()
+    samples[0, 0, 0, 0] = 104  # one of 48 values off by 4: sqrt(16 / 48)
+    indices, distances = report.nearest(samples, images, 3)
+    np.testing.assert_array_equal(indices, [[1, 4, 7], [2, 5, 8]])
+    np.testing.assert_allclose(distances, [[(16 / 48) ** 0.5] * 3, [10] * 3], rtol=1e-12)
+    np.testing.assert_array_equal(report.nearest(images[:2], images)[1], [[0], [0]])
+
+
 def test_loss_curve_shows_every_row():
     rows = [{"step": s, "loss": 1 / s, **({"validation_loss": 2 / s} if s % 20 == 0 else {})} for s in range(1, 101)]
     figure = report.loss_curve(rows)

@@ -1,6 +1,7 @@
 """Whole runs: what is in the folder, resuming, and what may not be resumed."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,10 +9,13 @@ from PIL import Image
 
 import jax_ddpm
 from jax_ddpm import model_files
+from jax_ddpm.command_line import parse_run
 from jax_ddpm.errors import UserError
 from jax_ddpm.training import feed, progress
 from jax_ddpm.training.loop import train
+from jax_ddpm.training.replay import replay
 from jax_ddpm.training.run_folder import load_config
+from tests.events import pictures, scalars
 from tests.small import small
 
 
@@ -33,12 +37,11 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(finished):
     assert load_config(finished) == small()
     assert {path.name for path in (finished / "samples").iterdir()} == {
-        "grid.png",
-        "data.png",
-        "forward.png",
-        "reverse.png",
-        "loss.png",
+        *(f"{name}.png" for name in ("grid", "data", "forward", "reverse", "x0", "nearest")),
+        *(f"{name}.png" for name in ("loss", "timesteps", "histogram", "step-0000024")),
+        "closing.npz",
     }
+    assert (finished / "report.html").is_file()
     assert sorted(int(path.name) for path in (finished / "checkpoints").iterdir()) == [16, 24]
     assert [row["step"] for row in rows(finished)] == [4, 8, 12, 16, 20, 24]
     assert all({"epoch", "loss", "learning_rate", "grad_norm"} <= set(row) for row in rows(finished))
@@ -87,6 +90,9 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, st
     for name in ("model.safetensors", "samples/grid.png", "samples/reverse.png"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
     assert rows(whole) == rows(broken)
+    for folder in (whole, broken):
+        seen = [{"step": row["step"], "loss": row["loss"]} for row in scalars(folder)]
+        assert seen == [{"step": row["step"], "loss": float(np.float32(row["loss"]))} for row in rows(whole)]
     assert [row["step"] for row in rows(broken)] == [5, 10, 12, 15, 20, 24]
 
 
@@ -150,6 +156,71 @@ def test_the_best_weights_are_kept(tmp_path, monkeypatch):
     assert rows(whole) == rows(broken)
 
 
+def replayed(folder, number):
+    said = []
+    replay(load_config(folder), folder, number, log=said.append)
+    return said
+
+
+@pytest.mark.parametrize("number", [3, 20])  # from the start, and from the checkpoint of step 16
+def test_a_step_is_replayed(tmp_path, number):
+    folder = train(small(log_every=1), tmp_path / "run", log=quiet)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    row, said = rows(folder)[number - 1], replayed(folder, number)
+    assert row["step"] == number
+    (line,) = [line for line in said if line.startswith(f"Step {number}: loss ")]
+    loss, norm = map(float, re.match(r"Step \d+: loss (\S+), gradient norm (\S+): finite", line).groups())
+    np.testing.assert_allclose((loss, norm), (row["loss"], row["grad_norm"]), rtol=1e-4)
+    assert any(line.startswith("From step " + ("0" if number == 3 else "16")) for line in said)
+    assert any(line.startswith("  gradient norm of enc_convs.0: ") for line in said)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="expected 1 to 24"):
+        replayed(folder, 25)
+
+
+def test_a_skipped_step_is_replayed_to_its_cause(tmp_path):
+    config = small(learning_rate=1e30, lr_schedule="constant", max_skipped=2)
+    with pytest.raises(UserError, match="last 2 steps, up to 3,"):
+        train(config, tmp_path / "run", log=quiet)
+    said = replayed(tmp_path / "run", 3)
+    assert any("not finite" in line for line in said)
+    assert said[-1].startswith("First: invalid value") and re.search(r"/jax_ddpm/\w+\.py:\d+", said[-1])
+
+
+def test_two_fresh_runs_and_one_from_a_config_file_end_in_the_same_bits(finished, tmp_path):
+    again = train(small(), tmp_path / "again", log=quiet)
+    repeated = train(parse_run(["--config", str(finished / "config.json")]).config, tmp_path / "repeated", log=quiet)
+    for folder in (again, repeated):
+        assert rows(folder) == rows(finished)
+        for name in ("model.safetensors", "samples/grid.png"):
+            assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_several_steps_per_dispatch_and_a_resume_in_the_middle(finished, tmp_path, monkeypatch):
+    """As on a GPU: a run stopped at a step within a dispatch of others, and one that never was."""
+    make = feed.Feed.__init__
+
+    def three_at_a_time(self, *arguments):
+        make(self, *arguments)
+        self.steps_per_dispatch = 3
+
+    monkeypatch.setattr(feed.Feed, "__init__", three_at_a_time)
+    whole = train(small(), tmp_path / "whole", log=quiet)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 19)
+        with pytest.raises(Stop):
+            train(small(), tmp_path / "broken", log=quiet)
+    broken = train(small(), tmp_path / "broken", resume=True, log=quiet)
+    assert rows(whole) == rows(broken)
+    assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    np.testing.assert_allclose([r["loss"] for r in rows(whole)], [r["loss"] for r in rows(finished)], rtol=1e-4)
+
+
+def test_config_tells_how_the_run_was_started(finished):
+    (start,) = json.loads((finished / "config.json").read_text())["starts"]
+    assert start["versions"]["jax"] and start["devices"] and start["command"] and start["time"]
+
+
 def test_init_from_starts_with_other_weights(finished, tmp_path):
     config = small(init_from=str(finished), steps=1, learning_rate=1e-6)
     folder = train(config, tmp_path / "run", log=quiet)
@@ -182,6 +253,8 @@ def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
     )
     folder = train(config, tmp_path / "run", log=quiet)
     assert {"step-0000002.png", "step-0000004.png"} <= {path.name for path in (folder / "samples").iterdir()}
+    shown = [(tag, step) for tag, step, _ in pictures(folder)]
+    assert shown == [("samples", 2), ("samples", 4), ("closing samples", 5)]
     with Image.open(folder / "samples" / "grid.png") as grid:
         assert grid.mode == "RGB"
     assert jax_ddpm.load_model(folder).info.image_shape == (8, 8, 3)

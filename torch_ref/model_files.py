@@ -59,10 +59,10 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     given = {name: value for name, value in diffusion.items() if value is not None}
     if info is None:
         network, channels = recognise(values, str(path))
-        info = PRESETS[network.name]
-        info = replace(info, network=network, image_shape=(*info.image_shape[:2], channels))
+        shape = (*PRESETS[network.name].image_shape[:2], channels)
+        info = ModelInfo(network=network, image_shape=shape, diffusion=usual_diffusion(network))
     elif info.diffusion is None:
-        info = replace(info, diffusion=PRESETS[info.network.name].diffusion)
+        info = replace(info, diffusion=usual_diffusion(info.network))
     else:
         refuse_contradictions(info.diffusion, given, path)
     info = replace(info, diffusion=replace(info.diffusion, **given))
@@ -72,6 +72,12 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     for size in info.image_shape[:2]:
         info.network.check(size, info.diffusion.timesteps)
     return values, info
+
+
+def usual_diffusion(network: NetworkConfig) -> DiffusionConfig:
+    """What a network was trained with where its file does not tell: as its preset, or with the variance it predicts."""
+    diffusion = PRESETS[network.name].diffusion
+    return replace(diffusion, variance="learned_range") if getattr(network, "learned_variance", False) else diffusion
 
 
 def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:

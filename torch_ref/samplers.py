@@ -49,7 +49,7 @@ def reverse_process(
     x_T: Tensor,
     timesteps: int | np.ndarray,
     draw_noise: Callable,
-    num_frames: int = 0,
+    num_frames: int | tuple[int, ...] = 0,
     progress: Callable | None = None,
     history=None,
 ) -> tuple[Tensor, Tensor]:
@@ -57,12 +57,14 @@ def reverse_process(
 
     timesteps: the chain's, descending; an integer T means T-1, ..., 0. predict takes t as integers (B,); step and
     draw_noise take one integer. With a `history` step takes it too and returns (x, history). Returns x_0 and
-    `num_frames` states evenly spaced from x_T to x_0 (none unless asked for). `progress` is called with the number of
-    steps done, about fifty times.
+    `num_frames` states evenly spaced from x_T to x_0 (none unless asked for), or, for a tuple, the states after so many
+    steps. `progress` is called with the number of steps done, about fifty times.
     """
     chain = np.arange(timesteps - 1, -1, -1) if isinstance(timesteps, int) else timesteps
     steps = len(chain)
-    kept = np.round(np.linspace(0, steps, num_frames)).astype(int) if num_frames else np.zeros(0, int)
+    if isinstance(num_frames, int):
+        num_frames = tuple(np.round(np.linspace(0, steps, num_frames)).astype(int))
+    kept = np.asarray(num_frames, int)
     slots = np.full(steps + 1, len(kept))  # after k steps the state goes to frame slots[k]; len: nowhere
     slots[kept] = np.arange(len(kept))
     frames = x_T.new_zeros((len(kept), *x_T.shape))
@@ -92,7 +94,7 @@ def sample_indices(
     indices,
     *,
     sampler: SamplerConfig = ANCESTRAL,
-    num_frames: int = 0,
+    num_frames: int | tuple[int, ...] = 0,
     dtype=torch.float32,
     progress: Callable | None = None,
 ) -> tuple[Tensor, Tensor]:

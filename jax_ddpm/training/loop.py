@@ -24,8 +24,10 @@ from jax_ddpm.training.interrupt import Interruption
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim, default_out
+from jax_ddpm.training.run_page import Page, write_page
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
 from jax_ddpm.training.step import make_dispatch, make_optimizer, make_train_step
+from jax_ddpm.training.tensorboard import TensorBoard
 
 CANNOT_WRITE = (OSError, safetensors.SafetensorError)
 
@@ -35,9 +37,9 @@ def train(
 ) -> Path:
     """Train as `config` says, in the folder `out`, and return that folder.
 
-    Leaves there config.json, metrics.jsonl, checkpoints/, samples/ and model.safetensors. With `resume`, goes on from
-    the newest complete checkpoint (from the start where there is none). Raises UserError for settings, data or folders
-    that cannot be used, and Interrupted after a SIGINT or SIGTERM, when it has saved.
+    Leaves there config.json, metrics.jsonl, checkpoints/, samples/, model.safetensors and report.html. With `resume`,
+    goes on from the newest complete checkpoint (from the start where there is none). Raises UserError for settings,
+    data or folders that cannot be used, and Interrupted after a SIGINT or SIGTERM, when it has saved.
     """
     config.check()
     if config.training.precision == "float64":
@@ -85,6 +87,9 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
     dispatch = make_dispatch(train_step, feed.steps_per_dispatch)
     validate = Validation(graph, config, images.validation, mesh)
     pictures = Pictures(folder, graph, config, image_shape)
+    page = Page(folder)
+    tensorboard = TensorBoard(folder, start, output.tensorboard, log)
+    metrics_log.watch = tensorboard.row
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
     on_cpu = jax.default_backend() == "cpu"
     seed, timesteps = config.training.seed, config.diffusion.timesteps
@@ -102,6 +107,7 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
     progress.skipped_in_a_row = record["skipped_in_a_row"]
 
     def checkpoint():
+        tensorboard.flush()
         rows = {"pending": metrics_log.pending, "unwritten": metrics_log.unwritten}
         checkpoints.save(step, state, {**rows, "skipped_in_a_row": progress.skipped_in_a_row, "best": best})
 
@@ -128,7 +134,10 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
                     progress.row(step)
                 if intervals.samples(step):
                     with disk_may_fail("The sample grid", log):
-                        pictures.save_grid(state.weights, state.buffers, step)
+                        grid = pictures.save_grid(state.weights, state.buffers, step)
+                        tensorboard.picture("samples", grid, step)
+                with disk_may_fail("The page", log):
+                    page.refresh()
                 if improved or (intervals.checkpoint(step) and not output.keep_best):
                     with disk_may_fail(model_files.MODEL_FILE, log):
                         export(folder, graph, state, replace(info, step=step))
@@ -154,8 +163,12 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
         if not lost:
             export(folder, graph, state, replace(info, step=step))
         log("Making the closing pictures ...")
-        for path, text in pictures.save_all(state.weights, state.buffers, images.train, metrics_log.rows()):
+        for path, text in pictures.save_all(state.weights, state.buffers, step, images, metrics_log.rows()):
             log(f"  {path}: {text}")
+        if start < total_steps:
+            tensorboard.picture("closing samples", folder / "samples" / "grid.png", total_steps)
+        tensorboard.flush()
+        log(f"The page of this run: {write_page(folder)}")
     except CANNOT_WRITE as error:
         raise UserError(
             f"{folder} cannot be written ({model_files.one_line(error)}). "

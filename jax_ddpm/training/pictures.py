@@ -1,5 +1,6 @@
-"""The pictures of a run, made from its weights: sample grids while it trains, and five at its end."""
+"""The pictures of a run, made from its weights: sample grids while it trains, and the closing ones at its end."""
 
+import io
 import time
 from pathlib import Path
 
@@ -9,14 +10,19 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from jax_ddpm import diffusion, report, rng
-from jax_ddpm.config import RunConfig
-from jax_ddpm.data import to_float, to_uint8
-from jax_ddpm.samplers import sample_indices
-from jax_ddpm.schedules import make_tables
+from jax_ddpm import report
+from jax_ddpm.config import RunConfig, SamplerConfig
+from jax_ddpm.data import ImageData, to_uint8
+from jax_ddpm.model_files import atomically
+from jax_ddpm.samplers import chain_of, sample_indices
+from jax_ddpm.training import looks
+from jax_ddpm.training.step import tables_of
 
-NUM_FRAMES = 11  # of the way from noise to picture, x_T and x_0 among them
-STRIP_ROWS = 8
+CLOSING_FILE = "closing.npz"  # what the page is made from
+NUM_FRAMES = 31  # states of the reverse process that are kept, x_T and x_0 among them
+COLUMNS = 11  # of them in a strip
+ROWS = 8  # images in strips, and beside their nearest training images
+FEW_STEPS = 50  # of the grids along the way
 SECONDS = 50.0  # what a sample grid may take, compilation aside
 
 
@@ -25,86 +31,144 @@ class Pictures:
 
     def __init__(self, folder: Path, graph, config: RunConfig, image_shape: tuple[int, int, int]):
         self.folder, self.graph, self.config, self.image_shape = folder / "samples", graph, config, image_shape
-        self.num_frames = min(max(NUM_FRAMES, config.output.gif_frames), config.diffusion.timesteps + 1)
-        self.count: int | None = None
+        self.seconds: float | None = None  # that the network takes for an image
 
-    def sample(self, weights: nnx.State, buffers: nnx.State) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 samples (N, H, W, C) and their frames (F, N, H, W, C); N as many as the time allows."""
-        network = nnx.merge(self.graph, weights, buffers)
-        if self.count is None:
-            self.count = affordable_count(network, self.config, self.image_shape)
-        timesteps = self.config.diffusion.timesteps
-        with tqdm(total=timesteps, desc=f"sampling {self.count}", unit="step", leave=False, mininterval=1) as bar:
+    def sample(
+        self, network: nnx.Module, sampler: SamplerConfig, kept: tuple[int, ...] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Float samples (N, H, W, C), N as time allows, and states (F, N, H, W, C) after `kept` steps."""
+        config, wanted = self.config, self.config.output.num_samples
+        if self.seconds is None:
+            self.seconds = seconds_per_image(network, min(8, wanted), self.image_shape)
+        steps = sampler.num_steps or config.diffusion.timesteps
+        calls = 2 * steps if sampler.sampler == "heun" else steps
+        count = max(1, min(wanted, int(SECONDS / (calls * self.seconds))))
+        with tqdm(total=steps, desc=f"sampling {count}", unit="step", leave=False, mininterval=1) as bar:
             x, frames = sample_indices(
                 network,
-                self.config.diffusion,
+                config.diffusion,
                 self.image_shape,
-                self.config.training.seed,
-                np.arange(self.count),
-                num_frames=self.num_frames,
+                config.training.seed,
+                np.arange(count),
+                sampler=sampler,
+                num_frames=kept,
                 progress=lambda done: bar.update(int(done) - bar.n),
             )
             jax.effects_barrier()
-        return to_uint8(np.asarray(x)), to_uint8(np.asarray(frames))
+        return np.asarray(x), np.asarray(frames)
 
     def save_grid(self, weights: nnx.State, buffers: nnx.State, step: int) -> Path:
-        """A sample grid of this step."""
+        """A sample grid of this step, drawn in few steps."""
+        samples, _ = self.sample(nnx.merge(self.graph, weights, buffers), along(self.config))
         path = self.folder / f"step-{step:07d}.png"
-        report.grid(self.sample(weights, buffers)[0]).save(path)
+        report.grid(to_uint8(samples)).save(path)
         return path
 
     def save_all(
-        self, weights: nnx.State, buffers: nnx.State, images: np.ndarray, rows: list[dict]
+        self, weights: nnx.State, buffers: nnx.State, step: int, images: ImageData | None, rows: list[dict]
     ) -> list[tuple[Path, str]]:
-        """The closing pictures and what each one shows."""
-        samples, frames = self.sample(weights, buffers)
-        timesteps = self.config.diffusion.timesteps
-        made = {}
-        made["grid.png"] = report.grid(samples), f"{len(samples)} samples"
-        made["data.png"] = report.grid(np.asarray(images[:64])), "training images"
-        strip, ts = forward_strip(np.asarray(images[:STRIP_ROWS]), self.config)
-        labels = ["x_0", *(f"t = {t}" for t in ts)]
-        made["forward.png"] = report.table(strip, labels), "forward process: noise added to training images"
-        done = np.round(np.linspace(0, timesteps, self.num_frames)).astype(int)
-        columns = np.round(np.linspace(0, self.num_frames - 1, min(NUM_FRAMES, self.num_frames))).astype(int)
-        labels = ["x_T", *(f"t = {timesteps - k}" for k in done[columns[1:-1]]), "x_0"]
-        strip = frames[columns, :STRIP_ROWS].swapaxes(0, 1)
-        made["reverse.png"] = report.table(strip, labels), "reverse process: from noise to samples"
+        """The closing pictures of the weights of `step`, and what each one shows.
+
+        Their numbers go into closing.npz, from which the page is made. images: None where the data cannot be had; the
+        pictures that need it are then left out.
+        """
+        network, config = nnx.merge(self.graph, weights, buffers), self.config
+        gif_frames, chain = config.output.gif_frames, chain_of(config.diffusion, config.sampling)
+        log_snr = np.log(tables_of(config.diffusion, np.float64).snr)[chain]  # of the states after 0, 1, ... steps
+        kept = report.evenly_spaced(log_snr, max(NUM_FRAMES, gif_frames) - 1)
+        x_0, every_frame = self.sample(network, config.sampling, (*kept.tolist(), len(chain)))
+        some = spread(len(every_frame), NUM_FRAMES)
+        frames, t = every_frame[some, :ROWS], chain[kept[some[:-1]]]
+        predicted = np.concatenate([looks.predict_x_0(network, config.diffusion, frames[:-1], t), frames[-1:]])
+        x_t = to_uint8(frames)
+        numbers: dict[str, np.ndarray] = {
+            "step": np.int64(step),
+            "num_parameters": np.int64(sum(leaf.size for leaf in jax.tree.leaves(weights))),
+            "num_samples": np.int64(len(x_0)),
+            "frames_t": t,
+            "frames_log_snr": log_snr[kept[some[:-1]]],
+            "frames_x_t": x_t,
+            "frames_x_0": to_uint8(predicted),
+            "bins": looks.BINS,
+            "sampled_shares": looks.shares(x_0),
+        }
+        samples = to_uint8(x_0)
+        made = {"grid.png": (report.grid(samples), f"{len(samples)} samples")}
+        self.save_grid(weights, buffers, step)
+        columns = spread(len(x_t), COLUMNS)
+        labels = ["x_T", *(f"t = {t[column]}" for column in columns[1:-1]), "x_0"]
+        made["reverse.png"] = (
+            report.table(x_t[columns].swapaxes(0, 1), labels),
+            "reverse process: from noise to samples, evenly in logSNR",
+        )
+        made["x0.png"] = (
+            report.beside(x_t[columns, :4], numbers["frames_x_0"][columns, :4], labels),
+            "what the network takes each x_t for",
+        )
+        if images is not None:
+            numbers |= looks.data_numbers(network, config, images, samples[:ROWS], max(ROWS, len(samples)))
+            made |= data_pictures(config, images, samples[:ROWS], numbers)
         for name, (picture, _) in made.items():
             picture.save(self.folder / name)
-        shown = [(self.folder / name, text) for name, (_, text) in made.items()]
+        figures = {}
         if rows:
-            report.loss_curve(rows).savefig(self.folder / "loss.png", dpi=120)
-            shown.append((self.folder / "loss.png", "loss over the training"))
-        if self.config.output.gif_frames:
-            report.write_gif(self.folder / "reverse.gif", frames)
-            shown.append((self.folder / "reverse.gif", f"the reverse process, {len(frames)} frames"))
+            figures["loss.png"] = report.loss_curve(rows), "loss over the training"
+        if "loss_by_t" in numbers:
+            figures["timesteps.png"] = report.loss_by_timestep(numbers["loss_t"], numbers["loss_by_t"]), "loss by t"
+        shares = {"samples": numbers["sampled_shares"], "data": numbers.get("data_shares")}
+        figures["histogram.png"] = (
+            report.histogram(looks.BINS, {name: share for name, share in shares.items() if share is not None}),
+            "distribution of the pixel values",
+        )
+        for name, (figure, _) in figures.items():
+            figure.savefig(self.folder / name, dpi=120)
+        with io.BytesIO() as file:
+            np.savez_compressed(file, **numbers)
+            atomically(self.folder / CLOSING_FILE, lambda draft: draft.write_bytes(file.getvalue()))
+        shown = [(self.folder / name, text) for name, (_, text) in {**made, **figures}.items()]
+        if gif_frames:
+            chosen = to_uint8(every_frame[spread(len(every_frame), gif_frames)])
+            report.write_gif(self.folder / "reverse.gif", chosen)
+            shown.append((self.folder / "reverse.gif", f"the reverse process, {len(chosen)} frames"))
         return shown
 
 
-def forward_strip(images: np.ndarray, config: RunConfig) -> tuple[np.ndarray, list[int]]:
-    """uint8 (rows, columns, H, W, C): each image, then q(x_t | x_0) at growing t; and these t."""
-    d = config.diffusion
-    tables = make_tables(d.schedule, d.timesteps, d.beta_start, d.beta_end)
-    ts = sorted({round(t) for t in np.linspace(0, d.timesteps - 1, NUM_FRAMES)[1:]} or {0})
-    x_0 = jnp.asarray(to_float(images))
-    noise = rng.normal(rng.key(config.training.seed, rng.NOISE, 0), x_0.shape)
-    noisy = [diffusion.q_sample(tables, x_0, jnp.full(len(images), t), noise) for t in ts]
-    return np.stack([images, *(to_uint8(np.asarray(x)) for x in noisy)], axis=1), ts
+def spread(length: int, count: int) -> np.ndarray:
+    """At most `count` of the indices of a sequence, evenly spaced, first and last among them."""
+    return np.unique(np.round(np.linspace(0, length - 1, count)).astype(int))
 
 
-def affordable_count(network: nnx.Module, config: RunConfig, image_shape: tuple[int, int, int]) -> int:
-    """How many images, at most `num_samples`, T network calls bring in SECONDS; at least one."""
-    wanted = config.output.num_samples
-    probe = min(8, wanted)
+def data_pictures(config: RunConfig, images: ImageData, samples: np.ndarray, numbers: dict) -> dict[str, tuple]:
+    """By file name: the training images, the forward process, and the training images nearest to the samples."""
+    strip, ts = looks.forward_strip(np.asarray(images.train[:ROWS]), config, COLUMNS)
+    beside = np.concatenate([samples[:, None], numbers["nearest_images"]], axis=1)
+    ranks = ["nearest", *(f"{i}." for i in range(2, beside.shape[1]))]
+    return {
+        "data.png": (report.grid(np.asarray(images.train[:64])), "training images"),
+        "forward.png": (
+            report.table(strip, ["x_0", *(f"t = {t}" for t in ts)]),
+            "forward process: noise added to training images",
+        ),
+        "nearest.png": (report.table(beside, ["sample", *ranks]), "samples and the training images nearest to them"),
+    }
+
+
+def along(config: RunConfig) -> SamplerConfig:
+    """What draws the grids along the way: the run's own sampler where that takes few steps, else DDIM."""
+    if config.sampling.num_steps is not None:
+        return config.sampling
+    return SamplerConfig(sampler="ddim", num_steps=min(FEW_STEPS, config.diffusion.timesteps))
+
+
+def seconds_per_image(network: nnx.Module, batch_size: int, image_shape: tuple[int, int, int]) -> float:
+    """What a network call takes for each image of a batch."""
     graph, state = nnx.split(network)
     call = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t))
-    x, t = jnp.zeros((probe, *image_shape), jnp.float32), jnp.zeros(probe, jnp.int32)
+    x, t = jnp.zeros((batch_size, *image_shape), jnp.float32), jnp.zeros(batch_size, jnp.int32)
     call(state, x, t).block_until_ready()
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
         call(state, x, t).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    per_image = min(seconds) / probe
-    return max(1, min(wanted, int(SECONDS / (config.diffusion.timesteps * per_image))))
+    return min(seconds) / batch_size

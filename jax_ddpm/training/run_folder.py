@@ -22,7 +22,7 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 STARTS = "starts"  # in config.json, beside the settings
-OURS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors")
+OURS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html", "tensorboard")
 
 # What may differ when a run is resumed: paths, intervals, and how long it goes on.
 MAY_CHANGE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
@@ -87,6 +87,8 @@ def claim(folder: Path, config: RunConfig, resume: bool = False) -> Iterator[Non
             raise UserError(f"Another process is training in {folder}. Wait for it, or choose another --out.") from None
         check_folder(folder, config, resume)  # again: it may have come and gone in the meantime
         try:
+            for draft in [path for name in OURS for path in folder.glob(f".{name}.*")]:  # of a killed run
+                draft.unlink()
             write_atomically(folder / CONFIG_FILE, described(folder, config) + "\n")
             (folder / "samples").mkdir(exist_ok=True)
         except OSError as error:
@@ -180,6 +182,8 @@ class MetricsLog:
         """Figures of the steps that belong to the next row."""
         self.unwritten: list[dict] = []
         """Rows that could not be written yet."""
+        self.watch: Callable[[dict], None] = lambda row: None
+        """Told every new row."""
 
     def rewind(self, step: int, pending: list[dict], unwritten: list[dict]) -> None:
         """Go back to a checkpoint at `step`: drop what was written after it, take up what it had not yet written."""
@@ -216,6 +220,7 @@ class MetricsLog:
         row |= {"learning_rate": last["learning_rate"], "skipped": len(self.pending) - len(good), **extra}
         row = {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
         self.pending, self.unwritten = [], [*self.unwritten, row]
+        self.watch(row)
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a") as file:

@@ -1,0 +1,64 @@
+"""Tiles: many small images as one picture. Enlarging repeats pixels."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GAP = 2  # pixels between and around tiles
+PAPER = 255
+HEAD = 18  # height of a line of labels
+FONT_SIZE = 12
+
+
+def grid(images: np.ndarray, columns: int | None = None, tile: int = 48) -> Image.Image:
+    """Images in rows, as near to a square as may be; each enlarged by a whole factor to about `tile` pixels or more."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    blank = np.full((rows * columns - len(images), *images.shape[1:]), PAPER, np.uint8)
+    return table(np.concatenate([images, blank]).reshape(rows, columns, *images.shape[1:]), tile=tile)
+
+
+def table(
+    images: np.ndarray, labels: Sequence[str] = (), tile: int = 48, row_labels: Sequence[str] = ()
+) -> Image.Image:
+    """uint8 (rows, columns, H, W, C) as a picture; where given, a label over each column and left of each row."""
+    rows, columns, height, width, channels = images.shape
+    scale = max(1, math.ceil(tile / max(height, width)))
+    h, w = height * scale + GAP, width * scale + GAP
+    font = ImageFont.load_default(size=FONT_SIZE)
+    head = HEAD if labels else 0
+    side = math.ceil(max(map(font.getlength, row_labels))) + 3 * GAP if row_labels else 0
+    canvas = np.full((head + rows * h + GAP, side + columns * w + GAP, channels), PAPER, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = head + GAP + row * h, side + GAP + column * w
+            enlarged = images[row, column].repeat(scale, axis=0).repeat(scale, axis=1)
+            canvas[top : top + height * scale, left : left + width * scale] = enlarged
+    picture = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+    draw, ink = ImageDraw.Draw(picture), (0,) * channels
+    for column, label in enumerate(labels):
+        middle = side + GAP + column * w + (w - GAP) / 2
+        draw.text((middle, head / 2 + 1), label, fill=ink, anchor="mm", font=font)
+    for row, label in enumerate(row_labels):
+        draw.text((side - GAP, head + GAP + row * h + (h - GAP) / 2), label, fill=ink, anchor="rm", font=font)
+    return picture
+
+
+def beside(x_t: np.ndarray, x_0: np.ndarray, labels: Sequence[str] = (), tile: int = 48) -> Image.Image:
+    """States and what the network takes them for: uint8 (F, N, H, W, C) each, a column per state, two rows per image.
+
+    labels: F of them, over the columns.
+    """
+    frames, count = x_t.shape[:2]
+    pairs = np.stack([x_t, x_0], axis=2).reshape(frames, 2 * count, *x_t.shape[2:])
+    return table(pairs.swapaxes(0, 1), labels, tile, row_labels=("x_t", "predicted x_0") * count)
+
+
+def write_gif(path: Path, frames: np.ndarray, seconds: float = 5.0, hold: float = 2.0) -> None:
+    """uint8 (F, N, H, W, C) as an endless GIF: F grids of N images over `seconds`, the last one for `hold` more."""
+    pictures = [grid(images, tile=32) for images in frames]
+    durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [round(1000 * hold)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
