@@ -119,6 +119,8 @@ class TrainingConfig:
     """Images per optimiser step."""
     accumulate: int = 1
     """Split a batch into this many parts, one after another, to save memory; the result is the same."""
+    remat: bool = False
+    """Compute the activations within each block again for the gradient instead of keeping them, to save memory."""
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
     """Decoupled weight decay of adamw."""
