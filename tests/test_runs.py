@@ -123,6 +123,12 @@ def test_what_may_not_be_resumed(finished, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def replayed(folder, number):
+    said = []
+    replay(load_config(folder), folder, number, log=said.append)
+    return said
+
+
 def test_a_diverging_run_skips_and_then_stops(tmp_path):
     said = []
     config = small(learning_rate=1e30, lr_schedule="constant", max_skipped=6, checkpoint_every=2, log_every=2)
@@ -134,6 +140,9 @@ def test_a_diverging_run_skips_and_then_stops(tmp_path):
     assert found[-1]["skipped"] == 2 and found[-1]["loss"] is None
     values = model_files.read_file(tmp_path / "run")[0]
     assert all(np.isfinite(value).all() for value in values.values())
+    said = replayed(tmp_path / "run", 3)
+    assert any("not finite" in line for line in said)
+    assert said[-1].startswith("First: invalid value") and re.search(r"/jax_ddpm/\w+\.py:\d+", said[-1])
 
 
 def test_the_best_weights_are_kept(tmp_path, monkeypatch):
@@ -156,35 +165,20 @@ def test_the_best_weights_are_kept(tmp_path, monkeypatch):
     assert rows(whole) == rows(broken)
 
 
-def replayed(folder, number):
-    said = []
-    replay(load_config(folder), folder, number, log=said.append)
-    return said
-
-
-@pytest.mark.parametrize("number", [3, 20])  # from the start, and from the checkpoint of step 16
-def test_a_step_is_replayed(tmp_path, number):
+def test_a_step_is_replayed(tmp_path):
     folder = train(small(log_every=1), tmp_path / "run", log=quiet)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    row, said = rows(folder)[number - 1], replayed(folder, number)
-    assert row["step"] == number
-    (line,) = [line for line in said if line.startswith(f"Step {number}: loss ")]
-    loss, norm = map(float, re.match(r"Step \d+: loss (\S+), gradient norm (\S+): finite", line).groups())
-    np.testing.assert_allclose((loss, norm), (row["loss"], row["grad_norm"]), rtol=1e-4)
-    assert any(line.startswith("From step " + ("0" if number == 3 else "16")) for line in said)
-    assert any(line.startswith("  gradient norm of enc_convs.0: ") for line in said)
+    for number, start in ((3, 0), (20, 16)):
+        row, said = rows(folder)[number - 1], replayed(folder, number)
+        assert row["step"] == number
+        assert any(line.startswith(f"From step {start} ") for line in said)
+        (line,) = [line for line in said if line.startswith(f"Step {number}: loss ")]
+        loss, norm = map(float, re.match(r"Step \d+: loss (\S+), gradient norm (\S+): finite", line).groups())
+        np.testing.assert_allclose((loss, norm), (row["loss"], row["grad_norm"]), rtol=1e-4)
+        assert any(line.startswith("  gradient norm of enc_convs.0: ") for line in said)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="expected 1 to 24"):
         replayed(folder, 25)
-
-
-def test_a_skipped_step_is_replayed_to_its_cause(tmp_path):
-    config = small(learning_rate=1e30, lr_schedule="constant", max_skipped=2)
-    with pytest.raises(UserError, match="last 2 steps, up to 3,"):
-        train(config, tmp_path / "run", log=quiet)
-    said = replayed(tmp_path / "run", 3)
-    assert any("not finite" in line for line in said)
-    assert said[-1].startswith("First: invalid value") and re.search(r"/jax_ddpm/\w+\.py:\d+", said[-1])
 
 
 def test_two_fresh_runs_and_one_from_a_config_file_end_in_the_same_bits(finished, tmp_path):

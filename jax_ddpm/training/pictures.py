@@ -61,7 +61,7 @@ class Pictures:
         """A sample grid of this step, drawn in few steps."""
         samples, _ = self.sample(nnx.merge(self.graph, weights, buffers), along(self.config))
         path = self.folder / f"step-{step:07d}.png"
-        report.grid(to_uint8(samples)).save(path)
+        atomically(path, lambda draft: report.grid(to_uint8(samples)).save(draft, "PNG"))
         return path
 
     def save_all(
