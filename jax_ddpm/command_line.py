@@ -51,7 +51,9 @@ class DiffusionFlags:
     variance: Variance | None = None
     """Variance of a reverse step."""
     clip: Clip | None = None
-    """Clip the predicted x_0, clamp every x_t (state), or neither."""
+    """Clip the predicted x_0 (x0), threshold it (dynamic), clamp every x_t (state), or neither."""
+    clip_percentile: float | None = None
+    """Of dynamic thresholding: the share of an image's pixels that are not clipped."""
 
 
 def parse_run(

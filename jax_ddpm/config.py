@@ -119,6 +119,8 @@ class TrainingConfig:
     """Images per optimiser step."""
     accumulate: int = 1
     """Split a batch into this many parts, one after another, to save memory; the result is the same."""
+    remat: bool = False
+    """Compute the activations within each block again for the gradient instead of keeping them, to save memory."""
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
     """Decoupled weight decay of adamw."""
@@ -241,11 +243,12 @@ class RunConfig:
         fraction = self.data.validation_fraction
         require(fraction is None or 0 <= fraction < 1, "validation_fraction", fraction, "expected 0 to below 1")
         self.network.check(size, self.diffusion.timesteps)
+        learned = getattr(self.network, "learned_variance", False)
         require(
-            not getattr(self.network, "learned_variance", False) or self.diffusion.variance == "learned_range",
-            "learned_variance",
-            True,
-            "only --variance learned_range trains it",
+            learned == (self.diffusion.variance == "learned_range"),
+            "variance",
+            self.diffusion.variance,
+            "learned_range belongs to networks with learned_variance, and these are trained with it alone",
         )
         for section in (self.diffusion, self.training, self.output):
             section.check()

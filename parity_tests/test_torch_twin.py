@@ -117,7 +117,10 @@ ONLY_IN_JAX = {
         ["DataConfig", "TrainingConfig", "OutputConfig", "RunConfig", "slug", "to_json"], TRAINING_ONLY
     ),
     "diffusers_folder": {"configs": CONVERT},
-    "layers": dict.fromkeys(LAYERS, "torch.nn has it"),
+    "layers": {
+        **dict.fromkeys(LAYERS, "torch.nn has it"),
+        **dict.fromkeys(["remat_block", "rematerialised"], "saves memory on the devices that JAX is for"),
+    },
     "model_files": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
         **dict.fromkeys(["check_output", "convert_to", "atomically"], CONVERT),

@@ -9,7 +9,7 @@ import tyro
 from tqdm import tqdm
 
 from jax_ddpm.command_line import DiffusionFlags, run_command
-from jax_ddpm.config import Precision
+from jax_ddpm.config import Precision, SamplerConfig
 from jax_ddpm.errors import UserError
 
 
@@ -33,6 +33,7 @@ class SampleFlags:
     """Height and width, for files that cannot tell."""
     rescale: Literal["none", "per-image"] = "none"
     """per-image: show each picture from its own darkest to its own brightest value (for samples that drift)."""
+    sampling: SamplerConfig = field(default_factory=SamplerConfig)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
 
@@ -41,17 +42,22 @@ def main():
     from jax_ddpm import report  # after the flags, so that --help and mistakes answer at once
 
     report.check_images_path(flags.out)
+    if flags.sampling.sampler != "ddpm" and flags.diffusion.variance is not None:
+        raise UserError(
+            f"variance = {flags.diffusion.variance}: {flags.sampling.sampler} has none (ddim's noise is set by --eta). "
+            "Leave --variance out, or use --sampler ddpm."
+        )
     model, sample, described = with_jax(flags) if flags.framework == "jax" else with_torch(flags)
     print(described)
-    timesteps = model.info.diffusion.timesteps
+    steps = flags.sampling.num_steps or model.info.diffusion.timesteps
     batches = -(-flags.num_images // max(1, flags.batch_size))
-    with tqdm(total=timesteps * batches, unit="step", delay=0.5) as bar:
+    with tqdm(total=steps * batches, unit="step", delay=0.5) as bar:
         x_0 = sample(
             model,
             flags.num_images,
             flags.seed,
             flags.batch_size,
-            progress=lambda done: bar.update(int(done) - bar.n % timesteps),
+            progress=lambda done: bar.update(int(done) - bar.n % steps),
         )
         bar.update(bar.total - bar.n)
     print(f"Saved {report.write_images(flags.out, x_0, flags.rescale)}")
@@ -66,7 +72,8 @@ def with_jax(flags: SampleFlags):
     if flags.precision == "float64":
         jax.config.update("jax_enable_x64", True)
     model = model_files.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
-    sample = partial(samplers.sample, dtype=jnp.float64 if flags.precision == "float64" else jnp.float32)
+    dtype = jnp.float64 if flags.precision == "float64" else jnp.float32
+    sample = partial(samplers.sample, sampler=flags.sampling, dtype=dtype)
     return model, sample, model_files.describe(model.info, model.num_parameters)
 
 
@@ -77,9 +84,12 @@ def with_torch(flags: SampleFlags):
         raise UserError("--framework torch needs PyTorch: pip install 'jax-ddpm[torch]'.") from None
 
     from torch_ref import model_files, samplers
+    from torch_ref.config import SamplerConfig
 
     model = model_files.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
-    sample = partial(samplers.sample, dtype=torch.float64 if flags.precision == "float64" else torch.float32)
+    sampling = SamplerConfig(**asdict(flags.sampling))
+    dtype = torch.float64 if flags.precision == "float64" else torch.float32
+    sample = partial(samplers.sample, sampler=sampling, dtype=dtype)
     return model, sample, model_files.describe(model.info, model_files.num_parameters(model))
 
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,15 +103,14 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     network.info = info
     count = min(config.output.num_samples, 16)
     print(f"Sampling {count} images ...")
-    x_0 = samplers.sample(network.eval(), count, training.seed, dtype=dtype)
+    sampling = twin.SamplerConfig(**asdict(config.sampling))
+    x_0 = samplers.sample(network.eval(), count, training.seed, sampler=sampling, dtype=dtype)
     report.grid(data.to_uint8(x_0)).save(folder / "samples" / "grid.png")
     report.loss_curve(metrics_log.rows()).savefig(folder / "samples" / "loss.png", dpi=120)
     print(f"Pictures: {folder / 'samples'}   Weights: {folder / model_files.MODEL_FILE}   Metrics: {metrics_log.path}")
 
 
 def described(config: RunConfig, image_shape: tuple[int, ...]) -> dict:
-    from dataclasses import asdict
-
     return {"network": asdict(config.network), "image_shape": image_shape, "diffusion": asdict(config.diffusion)}
 
 

@@ -18,7 +18,7 @@ SMALL = RunConfig(
 def small(**changes) -> RunConfig:
     """SMALL with fields changed, whatever section they are in."""
     config = SMALL
-    for name in ("data", "network", "diffusion", "training", "output"):
+    for name in ("data", "network", "diffusion", "sampling", "training", "output"):
         section = getattr(config, name)
         here = {key: value for key, value in changes.items() if hasattr(section, key)}
         config = replace(config, **{name: replace(section, **here)})

@@ -126,7 +126,8 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
         for a in range(parts):  # part a takes images a, a + A, a + 2A, ...
             x_0, t, noise, places = (values[a::parts] for values in batch)
             predict = partial(network, dropout=Dropout(dropout, seed, step, places)) if dropout else network
-            loss = diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, training.min_snr_gamma)
+            settings = training.min_snr_gamma, config.diffusion.variance
+            loss = diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *settings)
             loss.backward()
             total = total + loss.detach()
         for p in network.parameters():
@@ -177,9 +178,8 @@ def make_validation(config) -> Callable[[nn.Module, np.ndarray, np.ndarray, int]
         t_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, number)
         noise_key = rng.key(seed, rng.VALIDATION, rng.NOISE, number)
         t, noise = draw(t_key, noise_key, x_0, config.diffusion.timesteps)
-        errors = diffusion.loss_per_image(
-            tables, config.diffusion.objective, network, x_0, t, noise, config.training.min_snr_gamma
-        )
+        settings = config.training.min_snr_gamma, config.diffusion.variance
+        errors = diffusion.loss_per_image(tables, config.diffusion.objective, network, x_0, t, noise, *settings)
         return torch.sum(errors * torch.as_tensor(mask, device=device)).item()
 
     return validate

@@ -24,7 +24,7 @@ LOCK_FILE = ".lock"
 STARTS = "starts"  # in config.json, beside the settings
 OURS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html", "tensorboard")
 
-# What may differ when a run is resumed: paths, intervals, and how long it goes on.
+# What may differ when a run is resumed: paths, intervals, how pictures are drawn, and how long it goes on.
 MAY_CHANGE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
 MAY_CHANGE |= {"training.epochs", "training.steps", "training.max_skipped"}
 
@@ -144,7 +144,9 @@ def refuse_changes(old: RunConfig, new: RunConfig) -> None:
     changed = [
         f"{name.split('.')[-1]} was {before.get(name)}, now {after.get(name)}"
         for name in {**before, **after}
-        if before.get(name) != after.get(name) and name not in MAY_CHANGE and not name.startswith("output.")
+        if before.get(name) != after.get(name)
+        and name not in MAY_CHANGE
+        and not name.startswith(("output.", "sampling."))
     ]
     for name in ("epochs", "steps"):
         was, now = getattr(old.training, name), getattr(new.training, name)
