@@ -19,10 +19,10 @@ from pathlib import Path
 TRAIN = Path(__file__).parents[1] / "scripts" / "train_jax.py"
 
 
-def start(*arguments, hooks=(), **environment) -> subprocess.Popen:
+def start(*arguments, hooks=(), stdout=subprocess.PIPE, **environment) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, __file__, json.dumps(hooks), *map(str, arguments)],
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **environment},

@@ -91,6 +91,17 @@ def test_a_run_that_is_broken_off_again_and_again(flags, undisturbed, tmp_path):
     assert_same(folder, undisturbed)
 
 
+def test_a_run_goes_on_with_other_devices(flags, undisturbed, tmp_path):
+    """Started on one device, stopped, and resumed on four: the same order, timesteps and noise."""
+    folder = tmp_path / "run"
+    assert resumed(flags, folder, hooks=[(BATCH, 12, "SIGTERM")])[0] == 128 + signal.SIGTERM
+    code, said = resumed(flags, folder, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert code == 0 and "Devices: 4 x" in said, said
+    ours, theirs = rows(folder), rows(undisturbed)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    np.testing.assert_allclose([row["loss"] for row in ours], [row["loss"] for row in theirs], rtol=1e-5)
+
+
 def test_a_second_signal_ends_a_run_at_once(flags, undisturbed, tmp_path):
     save = "jax_ddpm.training.checkpoint:Checkpoints.save"
     hooks = [(BATCH, 9, "SIGINT"), (save, 2, "SIGINT")]
