@@ -8,7 +8,7 @@ import math
 
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.special import erf
+from jax.scipy.special import erfc
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
@@ -110,13 +110,17 @@ def variational_bound(
 
 
 def pixel_probability(x: Images, mean: Images, sigma: Images) -> Images:
-    """Of the 8-bit level x under N(mean, sigma^2); the outermost levels have all that lies beyond: eq. 13."""
+    """Of the 8-bit level x under N(mean, sigma^2); the outermost levels have all that lies beyond: eq. 13.
 
-    def below(edge):
-        return 0.5 * (1 + erf((edge - mean) / (sigma * math.sqrt(2))))
+    By symmetry taken in the lower tail, where differences of small probabilities keep their digits.
+    """
 
-    upper = jnp.where(x > 0.999, 1.0, below(x + 1 / 255))
-    return upper - jnp.where(x < -0.999, 0.0, below(x - 1 / 255))
+    def below(distance):
+        return 0.5 * erfc(-distance / (sigma * math.sqrt(2)))
+
+    d, half = x - mean, 1 / 255
+    inner = below(half - jnp.abs(d)) - below(-half - jnp.abs(d))
+    return jnp.where(x < -0.999, below(d + half), jnp.where(x > 0.999, below(half - d), inner))
 
 
 def loss_per_image(

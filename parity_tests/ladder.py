@@ -19,8 +19,8 @@ import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import data, diffusion, embeddings, rng, samplers, unets, weights
-from jax_ddpm.config import DataConfig, DiffusionConfig, RunConfig, TrainingConfig
-from jax_ddpm.network_config import ConvBlockConfig, NetworkConfig
+from jax_ddpm.config import DataConfig, DiffusionConfig, RunConfig, SamplerConfig, TrainingConfig
+from jax_ddpm.network_config import ConvBlockConfig, DDPMConfig, NetworkConfig
 from jax_ddpm.schedules import make_tables
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import make_optimizer, make_train_step
@@ -33,6 +33,17 @@ RUN = RunConfig(
     data=DataConfig(image_size=8),
     network=NETWORK,
     training=TrainingConfig(steps=50, batch_size=16, learning_rate=1e-3, ema_decay=0.9, seed=3),
+)
+LEARNED = replace(
+    RUN,
+    network=DDPMConfig(
+        widths=(32, 64),
+        layers_per_block=1,
+        down_attention=(False, True),
+        up_attention=(True, False),
+        learned_variance=True,
+    ),
+    diffusion=DiffusionConfig(variance="learned_range"),
 )
 STEPS = 50
 TORCH = {np.float32: torch.float32, np.float64: torch.float64}
@@ -289,23 +300,29 @@ def reverse_steps() -> float:
     return worst
 
 
-def sampled(dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Eight whole 1000-step samples of the trained network, (8, 8, 8, 1), from both frameworks."""
-    settings = {"config": DiffusionConfig(), "image_shape": (8, 8, 1)}
+@cache
+def sampled_by_jax(dtype, sampler: SamplerConfig) -> np.ndarray:
+    """Eight whole samples of the trained network, (8, 8, 8, 1)."""
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = pair(trained()[2], NETWORK, 1, dtype)
-        a = samplers.sample(ours, 8, 11, **settings, dtype=dtype)
-        b = torch_ref.samplers.sample(theirs, 8, 11, **settings, dtype=TORCH[dtype])
-    return a, b
+        ours, _ = pair(trained()[2], NETWORK, 1, dtype)
+        settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (8, 8, 1)}
+        return samplers.sample(ours, 8, 11, **settings, dtype=dtype)
 
 
-def reverse_process(dtype=np.float32) -> float:
-    return float(np.abs(np.subtract(*sampled(dtype))).max())
+def sampled(dtype, sampler: SamplerConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The same eight from both frameworks."""
+    _, theirs = pair(trained()[2], NETWORK, 1, dtype)
+    settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (8, 8, 1)}
+    return sampled_by_jax(dtype, sampler), torch_ref.samplers.sample(theirs, 8, 11, **settings, dtype=TORCH[dtype])
 
 
-def pixels(dtype=np.float32) -> float:
+def reverse_process(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL) -> float:
+    return float(np.abs(np.subtract(*sampled(dtype, sampler))).max())
+
+
+def pixels(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL) -> float:
     """The share of 8-bit pixels that differ; 1 (all) if any is more than one level apart."""
-    a, b = (data.to_uint8(x).astype(int) for x in sampled(dtype))
+    a, b = (data.to_uint8(x).astype(int) for x in sampled(dtype, sampler))
     return 1.0 if np.abs(a - b).max() > 1 else float(np.mean(a != b))
 
 
@@ -336,6 +353,7 @@ RUNGS = {
     "one AdamW step, clipped, float64": Rung(
         budgets.UPDATE_FLOAT64, lambda: optimiser_step(optimizer="adamw", weight_decay=0.01, clip_norm=0.5)
     ),
+    "one Adam step, learned variance, float64": Rung(budgets.UPDATE_FLOAT64, lambda: optimiser_step(LEARNED)),
     "EMA after three steps, float64": Rung(budgets.UPDATE_FLOAT64, ema),
     "a skipped step among three, float64": Rung(budgets.UPDATE_FLOAT64, skipped_step),
     "50 training steps, losses, float32": Rung(budgets.FIFTY_LOSSES, fifty_losses),
@@ -357,6 +375,18 @@ for name, case in CASES.items():
         ("gradients, float64", gradients, np.float64, budgets.GRADIENT_FLOAT64),
     ):
         RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype))
+
+
+for name, sampler in {
+    "50-step DDPM": SamplerConfig("ddpm", 50),
+    "50-step DDIM": SamplerConfig("ddim", 50, "linspace"),
+    "50-step DDIM, eta 0.5": SamplerConfig("ddim", 50, "leading", eta=0.5),
+    "20-step DPM-Solver++": SamplerConfig("dpmpp", 20, "logsnr"),
+    "10-step Heun": SamplerConfig("heun", 10),
+    "20-step Euler": SamplerConfig("euler", 20),
+}.items():
+    RUNGS[f"{name}, float32"] = Rung(budgets.FEW_STEPS_FLOAT32, partial(reverse_process, sampler=sampler))
+    RUNGS[f"{name}, 8-bit pixels"] = Rung(budgets.PIXELS_FLOAT32, partial(pixels, sampler=sampler))
 
 
 def main():

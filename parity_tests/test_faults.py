@@ -147,6 +147,35 @@ def sampler_setting(**wrong):
     )
 
 
+def eta_ignored(step):
+    return lambda *a, eta, **settings: step(*a, eta=0.0, **settings)
+
+
+def history_forgotten(step):
+    return lambda *a, **settings: (step(*a, **settings)[0], a[-1])
+
+
+def without_correction(step):
+    return lambda *a, predict=None, **settings: step(*a, **settings)
+
+
+def never_detached(split):
+    def faulty(prediction, x_t):
+        said, v = split(prediction, x_t)
+        said.detach = lambda: said
+        return said, v
+
+    return faulty
+
+
+def one_lower(below):
+    return lambda chain, timesteps: np.maximum(below(chain, timesteps) - 1, -1)
+
+
+def of_the_whole_chain(tables):
+    return lambda config, dtype, chain=None: tables(config, dtype)
+
+
 def padded_right_and_below(network):
     """Stride 2 with "SAME" padding, as other frameworks have it, for PyTorch's padding of 1."""
     for block in (network.down1, network.down2, network.down3):
@@ -252,6 +281,47 @@ FAULTS = {
         "1000-step samples, 8-bit pixels, float32",
     ),
     "no clipping": (sampler_setting(clip="none"), "one reverse step, all kinds"),
+    "alpha_bar of t - 1 off by one in a chain": (
+        swap(torch_ref.schedules, "timesteps_below", one_lower),
+        "50-step DDIM, float32",
+    ),
+    "betas of the whole chain in a shortened one": (
+        swap(torch_ref.samplers, "schedule_tables", of_the_whole_chain),
+        "50-step DDPM, 8-bit pixels",
+    ),
+    "eta ignored": (swap(torch_ref.samplers, "ddim_step", eta_ignored), "50-step DDIM, eta 0.5, 8-bit pixels"),
+    "history not carried": (swap(torch_ref.samplers, "dpmpp_step", history_forgotten), "20-step DPM-Solver++, float32"),
+    "Heun's correction dropped": (swap(torch_ref.samplers, "edm_step", without_correction), "10-step Heun, float32"),
+    "noise drawn at the number of the step": (
+        swap(
+            torch_ref.samplers,
+            "reverse_process",
+            lambda walk: (
+                lambda step, predict, x_T, chain, draw, *a: walk(
+                    step, predict, x_T, chain, lambda t: draw(int(np.searchsorted(-chain, -t))), *a
+                )
+            ),
+        ),
+        "50-step DDPM, float32",
+    ),
+    "x_T drawn at the chain's first timestep": (
+        swap(
+            torch_ref.samplers,
+            "reverse_process",
+            lambda walk: (
+                lambda step, predict, x_T, chain, draw, *a: walk(step, predict, draw(int(chain[0])), chain, draw, *a)
+            ),
+        ),
+        "50-step DDIM, eta 0.5, float32",
+    ),
+    "variance's loss teaches the mean": (
+        swap(torch_ref.diffusion, "split_prediction", never_detached),
+        "one Adam step, learned variance, float64",
+    ),
+    "learned range upside down": (
+        swap(torch_ref.diffusion, "learned_log_variance", lambda f: lambda tables, t, v: f(tables, t, -v)),
+        "one Adam step, learned variance, float64",
+    ),
     "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
     "noise drawn in NCHW": (swap(torch_ref.step, "draw", drawn_channels_first), "50 training steps, losses, float32"),

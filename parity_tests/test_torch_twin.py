@@ -383,6 +383,30 @@ def test_diffusion(objective, dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_hybrid_loss_and_its_gradient(objective, dtype):
+    """Of the prediction and of the variance's v, from t = 0 to T - 1, with black and white pixels."""
+    x_0, noise, prediction, t = batch(dtype)
+    x_0, v = np.clip(np.round(x_0 * 127.5) / 127.5, -1, 1).astype(dtype), np.sin(x_0)
+    said = np.concatenate([prediction, v], axis=-1)
+    with jax.enable_x64(dtype == np.float64):
+        tables = jax_ddpm.schedules.make_tables(dtype=dtype)
+        settings = {"min_snr_gamma": 5.0, "variance": "learned_range"}
+
+        def their_loss(said):
+            return jax_ddpm.diffusion.loss(tables, objective, lambda x, t: said, x_0, t, noise, **settings)
+
+        theirs, their_gradient = jax.value_and_grad(their_loss)(jnp.asarray(said))
+        leaf = to_torch(said).requires_grad_()
+        ours = torch_ref.diffusion.loss(
+            tables, objective, lambda x, t: leaf, to_torch(x_0), torch.from_numpy(t), to_torch(noise), **settings
+        )
+        ours.backward()
+    assert_close(ours.detach(), theirs, LOSS[dtype])
+    assert_close(to_numpy(leaf.grad), their_gradient, LOSS[dtype])
+
+
+@DTYPES
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -491,6 +515,55 @@ def test_sampling(objective, variance, clip, dtype):
         assert frames.shape == (3, 1, 3, 4, 6) and torch.equal(frames[-1], alone)
         x_T = torch_ref.rng.normal(torch_ref.rng.key(5, torch_ref.rng.SAMPLING, 2, 40), shape, TORCH[dtype])
         assert torch.equal(frames[0, 0], to_torch(x_T))
+
+
+FEW_STEPS = [  # sampler, spacing, eta, clip, objective
+    ("ddpm", "leading", 0.0, "dynamic", "eps"),
+    ("ddim", "linspace", 0.5, "x0", "v"),
+    ("dpmpp", "logsnr", 0.0, "dynamic", "eps"),
+    ("heun", "trailing", 0.0, "x0", "v"),
+    ("euler", "trailing", 0.0, "state", "x0"),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize(("sampler", "spacing", "eta", "clip", "objective"), FEW_STEPS)
+def test_few_steps(sampler, spacing, eta, clip, objective, dtype):
+    """7 of 40 steps, frames after each, and as many calls of progress."""
+    found, calls = {}, {"jax_ddpm": [], "torch_ref": []}
+    with jax.enable_x64(dtype == np.float64):
+        ours, theirs = networks(dtype)
+        for package, network, float_type in ((jax_ddpm, theirs, dtype), (torch_ref, ours, TORCH[dtype])):
+            settings = package.config.SamplerConfig(sampler, 7, spacing, eta)
+            config = package.config.DiffusionConfig(
+                timesteps=40, beta_end=0.3, objective=objective, clip=clip, clip_percentile=0.8
+            )
+            name = package.__name__
+            found[name] = package.samplers.sample_indices(
+                network,
+                config,
+                (4, 6, 3),
+                5,
+                [0, 2],
+                sampler=settings,
+                num_frames=8,
+                dtype=float_type,
+                progress=lambda done, name=name: calls[name].append(int(done)),
+            )
+        jax.effects_barrier()
+    for a, b in zip(found["torch_ref"], found["jax_ddpm"], strict=True):
+        np.testing.assert_allclose(to_numpy(a), b, rtol=0, atol=SAMPLING[dtype] * max(1, np.abs(b).max()))
+    assert calls["jax_ddpm"] == calls["torch_ref"] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("wrong", [{"num_steps": 41}, {"sampler": "ddim", "eta": 2.0}, {"sampler": "heun", "eta": 0.1}])
+def test_wrong_samplers_are_refused_in_the_same_words(wrong):
+    said = []
+    for package, error in ((jax_ddpm, JaxUserError), (torch_ref, UserError)):
+        with pytest.raises(error, match=f"{list(wrong)[-1]} = ") as caught:
+            package.config.SamplerConfig(**wrong).check(40)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("name", ["num_images", "batch_size"])

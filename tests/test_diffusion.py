@@ -1,5 +1,7 @@
 """Schedules and the forward process against the algebra of the papers, in float64."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,3 +133,64 @@ def test_tables_are_rounded_once():
 def test_wrong_schedules_are_refused(arguments):
     with pytest.raises(UserError):
         make_betas(*arguments)
+
+
+# The hybrid loss of learned variances
+
+
+def hybrid(tables, said, x_0, noise, t, variance="learned_range"):
+    return diffusion.loss_per_image(tables, "eps", lambda x, t: said, x_0, t, noise, variance=variance)
+
+
+def test_the_bound_is_the_divergence_of_two_gaussians():
+    """The integral of q log2(q / p) on a grid of one pixel, Sigma by Nichol & Dhariwal 2021, eq. 15."""
+    tables = make_tables("linear", 1000, dtype=np.float64)
+    t, v, x_0, noise, eps = 300, 0.4, 0.25, -0.7, -0.6
+    beta, bar, bar_prev = tables.betas[t], tables.alpha_bars[t], tables.alpha_bars[t - 1]
+    x_t = np.sqrt(bar) * x_0 + np.sqrt(1 - bar) * noise
+    small = (1 - bar_prev) / (1 - bar) * beta
+
+    def mean(x_0):
+        return np.sqrt(bar_prev) * beta / (1 - bar) * x_0 + np.sqrt(1 - beta) * (1 - bar_prev) / (1 - bar) * x_t
+
+    sigma2 = np.exp(0.7 * np.log(beta) + 0.3 * np.log(small))
+    seen = (x_t - np.sqrt(1 - bar) * eps) / np.sqrt(bar)
+    x = mean(x_0) + np.sqrt(small) * np.linspace(-12, 12, 200_001)
+    log_q, log_p = (
+        -0.5 * (x - m) ** 2 / s - 0.5 * np.log(2 * np.pi * s) for m, s in ((mean(x_0), small), (mean(seen), sigma2))
+    )
+    bits = np.trapezoid(np.exp(log_q) * (log_q - log_p), x) / np.log(2)
+    one = np.ones((1, 1, 1, 1))
+    said = jnp.concatenate([eps * one, v * one], -1)
+    found = hybrid(tables, said, x_0 * one, noise * one, jnp.array([t]))
+    np.testing.assert_allclose(found, (eps - noise) ** 2 + 0.001 * 1000 * bits, rtol=1e-9)
+
+
+def test_the_levels_of_a_pixel_share_all_probability():
+    levels = jnp.asarray(np.arange(256) / 127.5 - 1).reshape(256, 1, 1, 1)
+    for mean, sigma in ((0.3, 0.01), (-1.2, 0.5), (0.9, 2.0)):
+        shares = diffusion.pixel_probability(levels, jnp.full_like(levels, mean), jnp.full_like(levels, sigma))
+        np.testing.assert_allclose(shares.sum(), 1, rtol=1e-12)
+        assert (shares >= 0).all()
+
+
+def test_the_first_timestep_has_the_likelihood_of_pixels():
+    """Of 1/255 around x_0 if the prediction is right, sigma^2 being beta~ of t = 1; -log2 of 1e-12 if it is far off."""
+    tables = make_tables("linear", 1000, dtype=np.float64)
+    x_0, noise, t = draws(1, 2, 2, 1) * 0.1, draws(1, 2, 2, 1), jnp.array([0])
+    sigma = np.sqrt(tables.posterior_variance[1])
+    for wrong, share in ((0.0, math.erf(1 / 255 / sigma / math.sqrt(2))), (50.0, 1e-12)):
+        said = jnp.concatenate([noise + wrong, -np.ones_like(noise)], -1)
+        bits = hybrid(tables, said, x_0, noise, t) - hybrid(tables, said, x_0, noise, t, "beta")
+        np.testing.assert_allclose(bits, -np.log2(share), rtol=1e-6)
+
+
+def test_the_bound_teaches_the_variance_alone():
+    tables, x_0, noise, t = make_tables(dtype=np.float64), draws(3, 2, 2, 1), draws(3, 2, 2, 1), jnp.array([0, 7, 999])
+    said = jnp.asarray(draws(3, 2, 2, 2))
+    of_hybrid, of_simple = (
+        jax.grad(lambda said, v=variance: hybrid(tables, said, x_0, noise, t, v).sum())(said)
+        for variance in ("learned_range", "beta")
+    )
+    np.testing.assert_array_equal(of_hybrid[..., :1], of_simple[..., :1])
+    assert (of_simple[..., 1:] == 0).all() and (np.abs(of_hybrid[1:, ..., 1:]) > 0).all()

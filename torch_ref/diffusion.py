@@ -103,13 +103,17 @@ def variational_bound(
 
 
 def pixel_probability(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    """Of the 8-bit level x under N(mean, sigma^2); the outermost levels have all that lies beyond: eq. 13."""
+    """Of the 8-bit level x under N(mean, sigma^2); the outermost levels have all that lies beyond: eq. 13.
 
-    def below(edge):
-        return 0.5 * (1 + torch.erf((edge - mean) / (sigma * math.sqrt(2))))
+    By symmetry taken in the lower tail, where differences of small probabilities keep their digits.
+    """
 
-    upper = torch.where(x > 0.999, 1.0, below(x + 1 / 255))
-    return upper - torch.where(x < -0.999, 0.0, below(x - 1 / 255))
+    def below(distance):
+        return 0.5 * torch.special.erfc(-distance / (sigma * math.sqrt(2)))
+
+    d, half = x - mean, 1 / 255
+    inner = below(half - torch.abs(d)) - below(-half - torch.abs(d))
+    return torch.where(x < -0.999, below(d + half), torch.where(x > 0.999, below(half - d), inner))
 
 
 def loss_per_image(
