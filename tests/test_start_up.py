@@ -121,7 +121,7 @@ def test_rematerialisation_changes_nothing():
         weights.initialise(network, 0)
         graph, state = create_state(network, make_optimizer(config.training), False, jnp.float64)
         gradients = [
-            jax.jit(make_gradients(graph, run))(state, IMAGES[:2])
+            jax.jit(make_gradients(graph, run), compiler_options=FAST_COMPILE)(state, IMAGES[:2])
             for run in (config, replace(config, training=replace(config.training, remat=True)))
         ]
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):

@@ -273,5 +273,5 @@ def matrix_product(job: Job) -> Contender:
             torch.matmul(a, a)
         wait()
 
-    work(2)
+    work(1)
     return Contender(work, 1, {}, {**about(0.0), "flops_per_step": 2 * size**3}, peak_memory)
