@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import jax_ddpm
-from jax_ddpm import model_files
+from jax_ddpm import model_files, samplers
 from jax_ddpm.command_line import parse_run
 from jax_ddpm.errors import UserError
 from jax_ddpm.training import feed, progress
@@ -245,8 +245,10 @@ def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
         flip=True,
         cache_dir=str(tmp_path / "cache"),
     )
+    compiled = samplers._sample._cache_size()
     folder = train(config, tmp_path / "run", log=quiet)
     assert {"step-0000002.png", "step-0000004.png"} <= {path.name for path in (folder / "samples").iterdir()}
+    assert samplers._sample._cache_size() <= compiled + 2, "for the grids along the way, and for the closing one"
     shown = [(tag, step) for tag, step, _ in pictures(folder)]
     assert shown == [("samples", 2), ("samples", 4), ("closing samples", 5)]
     with Image.open(folder / "samples" / "grid.png") as grid:
