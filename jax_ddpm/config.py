@@ -119,6 +119,8 @@ class TrainingConfig:
     """Images per optimiser step."""
     accumulate: int = 1
     """Split a batch into this many parts, one after another, to save memory; the result is the same."""
+    remat: bool = False
+    """Compute the activations within each block again for the gradient instead of keeping them, to save memory."""
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = 0.0
     """Decoupled weight decay of adamw."""
@@ -200,11 +202,11 @@ class OutputConfig:
     keep_best: bool = False
     """Keep the checkpoint of the best validation loss too; export and picture its weights, not the last ones."""
     sample_every: int = 0
-    """Steps between sample grids of up to 16 images during the training; 0: only the closing pictures."""
+    """Steps between sample grids during the training, drawn in few steps; 0: only the closing pictures."""
     sample_every_epochs: int = 0
     """Epochs between sample grids; 0: as --sample-every says."""
     num_samples: int = 64
-    """Images of the closing sample grid, at most; fewer where the network is slow."""
+    """Images of a sample grid, at most; fewer where the network is slow."""
     gif_frames: int = 0
     """Frames of a GIF of the way from noise to the closing grid; 0: no GIF."""
     tensorboard: bool = True

@@ -4,7 +4,11 @@ A layer is built empty (its parameters are NaN, so that an unfilled one cannot g
 `weights.load_state_dict` fill it. It computes in the dtype of its input; parameters are cast to it.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +21,35 @@ from jax_ddpm import rng
 HIGHEST = lax.Precision.HIGHEST  # float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs
 
 
+rematerialising = ContextVar("rematerialising", default=False)
+
+
+@contextmanager
+def rematerialised(on: bool):
+    """Inside, where `on`, the activations within each block are computed again for the gradient instead of kept."""
+    token = rematerialising.set(on)
+    try:
+        yield
+    finally:
+        rematerialising.reset(token)
+
+
+def remat_block(call: Callable) -> Callable:
+    """Marks the __call__ of a module as that of a block, for `rematerialised`."""
+
+    @functools.wraps(call)
+    def wrapped(*arguments):
+        return jax.checkpoint(lambda: call(*arguments))() if rematerialising.get() else call(*arguments)
+
+    return wrapped
+
+
 class Buffer(nnx.Variable):
     """A constant that belongs to a network's state but is not trained: no gradient, no optimiser, no EMA."""
 
 
 def empty(*shape: int) -> nnx.Param:
-    return nnx.Param(np.full(shape, np.nan, np.float32))
+    return nnx.Param(np.broadcast_to(np.float32(np.nan), shape))  # takes no memory
 
 
 class Linear(nnx.Module):

@@ -103,11 +103,8 @@ def state_dict(network: nnx.Module) -> StateDict:
     return {entry.name: entry.to_torch(entry.variable[...]) for entry in entries(network)}
 
 
-def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
-    """Fill a network with a state dict, in place, rounded or widened to `dtype`.
-
-    Raises UserError that lists every missing, unexpected, mis-shaped and non-finite array.
-    """
+def check_fit(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
+    """UserError that lists every missing, unexpected, mis-shaped and non-finite array; `network` may be without any."""
     wanted = {entry.name: entry for entry in entries(network)}
     faults = [f"missing: {name} {entry.shape}" for name, entry in wanted.items() if name not in values]
     faults += [f"unexpected: {name} {tuple(np.shape(values[name]))}" for name in values if name not in wanted]
@@ -121,7 +118,12 @@ def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype
             faults.append(f"not finite: {name}")
     if faults:
         raise UserError(f"The weights do not fit {type(network).__name__}: " + "; ".join(faults) + ".")
-    for name, entry in wanted.items():
+
+
+def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
+    """Fill a network with a state dict, in place, rounded or widened to `dtype`. UserError where it does not fit."""
+    check_fit(network, values, dtype)
+    for name, entry in {entry.name: entry for entry in entries(network)}.items():
         entry.variable.set_value(entry.from_torch(np.asarray(values[name]).astype(dtype)))
 
 

@@ -226,6 +226,7 @@ def test_settings_of_a_model(package, folders):
     assert given["diffusion"] == asdict(DiffusionConfig(timesteps=50, schedule="cosine"))
     info = info_of(package, folders["learned variance, not square"])
     assert info["network"]["learned_variance"] and info["image_shape"] == (4, 8, 3)
+    assert info["diffusion"] == asdict(DiffusionConfig(variance="learned_range"))
 
 
 @PACKAGES
@@ -277,6 +278,7 @@ SCHEDULERS = {
         {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample", "variance_type": "fixed_small_log"},
         {"schedule": "cosine", "objective": "x0", "variance": "posterior"},
     ),
+    "learned variance": ({"variance_type": "learned_range"}, {"variance": "learned_range"}),
     "v": ({"prediction_type": "v_prediction"}, {"objective": "v", "variance": "posterior"}),
 }
 
@@ -484,20 +486,29 @@ def test_convert_command(folders, tmp_path, monkeypatch, capsys):
 # Sampling -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("variance", "clip"), [("fixed_large", True), ("fixed_small", False)])
-def test_pipelines_sample_alike(variance, clip, folders, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "variance", "clip"),
+    [
+        ("sines first, not shifted", "fixed_large", True),
+        ("sines first, not shifted", "fixed_small", False),
+        ("learned variance, not square", "learned_range", True),
+    ],
+)
+def test_pipelines_sample_alike(name, variance, clip, folders, tmp_path):
     scheduler = DDPMScheduler(num_train_timesteps=12, beta_end=0.3, variance_type=variance, clip_sample=clip)
-    unet = UNet2DModel.from_pretrained(folders["sines first, not shifted"])
+    unet = UNet2DModel.from_pretrained(folders[name])
     DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
+    models = {package: package.load_model(tmp_path) for package in (jax_ddpm, torch_ref)}
     keys = torch_ref.rng.fold_in(torch_ref.rng.key(5, torch_ref.rng.SAMPLING), np.arange(2))
 
     def noise(t):
-        return torch_ref.rng.normal(torch_ref.rng.fold_in(keys, t), (8, 8, 3)).permute(0, 3, 1, 2)
+        return torch_ref.rng.normal(torch_ref.rng.fold_in(keys, t), models[torch_ref].info.image_shape).permute(
+            0, 3, 1, 2
+        )
 
     x = noise(12)
     for t in reversed(range(12)):
         with mock.patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, t=t, **__: noise(t)):
             x = scheduler.step(unet(x, t).sample, t, x).prev_sample.detach()
-    for package in (jax_ddpm, torch_ref):
-        images = package.sample(package.load_model(tmp_path), 2, seed=5)
-        assert relative(images, channels_last(x)) <= budgets.DIFFUSERS_SAMPLES
+    for package, model in models.items():
+        assert relative(package.sample(model, 2, seed=5), channels_last(x)) <= budgets.DIFFUSERS_SAMPLES

@@ -17,6 +17,7 @@ import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import data, model_files, recognise, samplers, unets, weights
 from jax_ddpm.config import DiffusionConfig, ModelInfo, to_json
+from jax_ddpm.network_config import DDPMConfig
 from parity_tests import budgets, ladder
 from parity_tests.networks import CASES
 
@@ -50,6 +51,14 @@ def test_one_optimiser_step(name):
     case = CASES[name]
     images = np.random.default_rng(9).integers(0, 256, (16, case.size, case.size, case.channels), np.uint8)
     run = replace(ladder.RUN, network=case.config)
+    assert ladder.optimiser_step(run, images) <= budgets.UPDATE_FLOAT64
+
+
+def test_learned_variance_is_trained_alike():
+    one_level = {"widths": (32,), "layers_per_block": 1, "down_attention": (False,), "up_attention": (False,)}
+    config = DDPMConfig(**one_level, dropout=0.0, learned_variance=True)
+    images = np.random.default_rng(9).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    run = replace(ladder.RUN, network=config, diffusion=DiffusionConfig(variance="learned_range"))
     assert ladder.optimiser_step(run, images) <= budgets.UPDATE_FLOAT64
 
 

@@ -19,20 +19,20 @@ from pathlib import Path
 TRAIN = Path(__file__).parents[1] / "scripts" / "train_jax.py"
 
 
-def start(*arguments, hooks=(), **environment) -> subprocess.Popen:
+def start(*arguments, hooks=(), stdout=subprocess.PIPE, **environment) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, __file__, json.dumps(hooks), *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **environment},
     )
 
 
 def ended(*arguments, hooks=(), **environment) -> tuple[int, str]:
-    """The exit code and what was said on stderr; training tells its log there, through tqdm, or on stdout."""
+    """The exit code and what was said."""
     process = start(*arguments, hooks=hooks, **environment)
-    said = process.communicate()[1]
+    said = process.communicate()[0]
     return process.returncode, said
 
 

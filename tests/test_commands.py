@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,12 @@ def test_the_page_is_made_anew_from_the_folder(run, tmp_path, capsys, monkeypatc
     with np.load(folder / "samples" / "closing.npz") as file:
         before = dict(file)
     assert "closing pictures" not in succeed(capsys, monkeypatch, "report.py", folder)  # they are there
-    assert (folder / "report.html").stat().st_size > 10_000
+    page = (folder / "report.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    program, script, *arguments = shlex.split(data["pictures"][0]["command"])
+    assert (program, script, arguments[-1]) == ("python", "scripts/sample.py", "grid.png")
+    succeed(capsys, monkeypatch, "sample.py", *arguments[:-1], tmp_path / "grid.png")
+    assert (tmp_path / "grid.png").read_bytes() == (folder / "samples" / "grid.png").read_bytes()
     (folder / "samples" / "closing.npz").unlink()
     said = succeed(capsys, monkeypatch, "report.py", folder, "--out", tmp_path / "page.html")
     assert "closing pictures" in said and f"Wrote {tmp_path}/page.html" in said
@@ -225,6 +231,11 @@ BAD_TRAINING = {
     "dropout": (["--preset", "attention", "--dropout", "1.5"], "dropout = 1.5"),
     "layer_norm's size": (["--preset", "layer_norm", "--image-size", "32"], "28x28"),
     "layer_norm's table": (["--preset", "layer_norm", "--timesteps", "2000"], "table_rows"),
+    "ddpm's groups": (["--preset", "ddpm", "--widths", "48", "96", "96", "96"], "multiples of norm_num_groups, 32"),
+    "ddpm's heads": (["--preset", "ddpm", "--attention-head-dim", "48"], "attention_head_dim = 48"),
+    "ddpm's levels": (["--preset", "ddpm", "--up-attention", "True"], "up_attention = (True,): expected 4 values"),
+    "ddpm's sizes": (["--preset", "ddpm", "--image-size", "20"], "16 or 24"),
+    "ddpm's variance": (["--preset", "ddpm", "--learned-variance"], "--variance learned_range"),
     "a flag of another network": (["--preset", "strided", "--widths", "32"], "widths"),
     "accumulation": (["--accumulate", "3"], "accumulate"),
     "decay without AdamW": (["--weight-decay", "0.1"], "adamw"),

@@ -6,6 +6,8 @@ import safetensors.torch
 import torch
 from safetensors.numpy import save_file
 
+import jax_ddpm
+import torch_ref
 from jax_ddpm import model_files, unets, weights
 from jax_ddpm.config import DiffusionConfig, ModelInfo
 from jax_ddpm.errors import UserError
@@ -46,6 +48,19 @@ def test_prefixes(values, tmp_path, prefix):
     torch.save(tensors(values, prefix), tmp_path / "model.pt")
     model = check(tmp_path / "model.pt", values)
     assert model.info.network == CONFIG and model.info.image_shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("load_model", [jax_ddpm.load_model, torch_ref.load_model])
+def test_weights_that_are_not_finite_are_refused_by_name(values, tmp_path, load_model):
+    broken = {name: value.copy() for name, value in values.items()}
+    broken["enc_convs.0.seq1.0.weight"][0, 0, 1, 1] = np.nan
+    broken["output.bias"][0] = -np.inf
+    model_files.write_model(tmp_path / "model.safetensors", broken, INFO)
+    torch.save(tensors(broken, "module."), tmp_path / "model.pt")
+    for name in ("model.safetensors", "model.pt"):
+        with pytest.raises(ValueError, match=r"not finite: enc_convs\.0\.seq1\.0\.weight") as error:
+            load_model(tmp_path / name)
+        assert "output.bias" in str(error.value)
 
 
 @pytest.mark.parametrize("holder", ["model_state_dict", "state_dict", "ema", "ema_model"])

@@ -46,7 +46,7 @@ def made_up_run(folder, shape=(8, 8, 1), frames=FRAMES, count=COUNT, steps=(10, 
     for number, step in enumerate(steps):
         tiles = images(16, levels=np.full(16, 50 * number))
         report.grid(tiles).save(folder / "samples" / f"step-{step:07d}.png")
-    for name in ("data.png", "forward.png", "reverse.png", "x0.png"):
+    for name in ("grid.png", "data.png", "forward.png", "reverse.png", "x0.png"):
         report.grid(images(64, levels=np.arange(64))).save(folder / "samples" / name)
     levels = 20 * np.arange(frames)[:, None] + np.arange(count)
     np.savez(
@@ -94,6 +94,7 @@ def test_the_page_holds_what_the_run_left(run, tmp_path):
     assert data["title"] == NAME and data["notes"] == ["A note."]
     assert [grid["text"].split(",")[0] for grid in data["grids"]] == ["step 10", "step 20", "step 30"]
     assert data["grids"][1]["text"] == "step 20, validation loss 0.75"
+    assert "20 steps" in data["grids_text"]  # T
     assert [picture(grid["src"])[20, 20, 0] for grid in data["grids"]] == [0, 50, 100]
     sheet = picture(data["reverse"]["sheets"][0]["src"])
     assert sheet.shape == (8 * COUNT, 8 * FRAMES, 3) and sheet[8 * 2 + 4, 8 * 5 + 4, 1] == 20 * 5 + 2
@@ -146,11 +147,12 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
 
 def test_the_command_repeats_the_settings(run, tmp_path):
     config = small(widths=(32, 64, 128), dataset="folder:/a b/'c'", flip=True, ema=False, clip_norm=1.0, steps=7)
-    program, script, *arguments = shlex.split(train_command(config, tmp_path / "run", sample_every=5))
+    (tmp_path / "config.json").write_text(to_json(config))
+    program, script, *arguments = shlex.split(train_command(config, tmp_path, sample_every=5))
     assert (program, script) == ("python", "scripts/train_jax.py")
     flags = parse_run(arguments)
     assert flags.config == replace(config, output=replace(config.output, sample_every=5))
-    assert flags.out == tmp_path / "run-again"
+    assert flags.out == tmp_path.with_name(f"{tmp_path.name}-again")
 
 
 # In a browser
@@ -265,7 +267,7 @@ def test_curves_are_read_off_by_pointer_and_by_keys(window, page):
 def test_commands_can_be_copied(window, page, run):
     window.open(page)
     count = window.run("document.querySelectorAll('.command button').length")
-    assert count == 8  # grid, reverse process, nearest, four pictures, the training
+    assert count == 9  # grid, reverse process, nearest, five pictures, the training
     window.run("document.querySelector('#nearest .command button').focus()")
     window.press("Enter")
     told = window.run("new Promise((done) => setTimeout(() => done(document.getElementById('said').textContent), 300))")

@@ -1,6 +1,7 @@
 """Whole runs: what is in the folder, resuming, and what may not be resumed."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from PIL import Image
 
 import jax_ddpm
 from jax_ddpm import model_files
+from jax_ddpm.command_line import parse_run
 from jax_ddpm.errors import UserError
 from jax_ddpm.training import feed, progress
 from jax_ddpm.training.loop import train
+from jax_ddpm.training.replay import replay
 from jax_ddpm.training.run_folder import load_config
 from tests.events import pictures, scalars
 from tests.small import small
@@ -120,6 +123,12 @@ def test_what_may_not_be_resumed(finished, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def replayed(folder, number):
+    said = []
+    replay(load_config(folder), folder, number, log=said.append)
+    return said
+
+
 def test_a_diverging_run_skips_and_then_stops(tmp_path):
     said = []
     config = small(learning_rate=1e30, lr_schedule="constant", max_skipped=6, checkpoint_every=2, log_every=2)
@@ -131,6 +140,9 @@ def test_a_diverging_run_skips_and_then_stops(tmp_path):
     assert found[-1]["skipped"] == 2 and found[-1]["loss"] is None
     values = model_files.read_file(tmp_path / "run")[0]
     assert all(np.isfinite(value).all() for value in values.values())
+    said = replayed(tmp_path / "run", 3)
+    assert any("not finite" in line for line in said)
+    assert said[-1].startswith("First: invalid value") and re.search(r"/jax_ddpm/\w+\.py:\d+", said[-1])
 
 
 def test_the_best_weights_are_kept(tmp_path, monkeypatch):
@@ -151,6 +163,56 @@ def test_the_best_weights_are_kept(tmp_path, monkeypatch):
     for name in ("model.safetensors", "samples/grid.png", "samples/reverse.gif"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
     assert rows(whole) == rows(broken)
+
+
+def test_a_step_is_replayed(tmp_path):
+    folder = train(small(log_every=1), tmp_path / "run", log=quiet)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for number, start in ((3, 0), (20, 16)):
+        row, said = rows(folder)[number - 1], replayed(folder, number)
+        assert row["step"] == number
+        assert any(line.startswith(f"From step {start} ") for line in said)
+        (line,) = [line for line in said if line.startswith(f"Step {number}: loss ")]
+        loss, norm = map(float, re.match(r"Step \d+: loss (\S+), gradient norm (\S+): finite", line).groups())
+        np.testing.assert_allclose((loss, norm), (row["loss"], row["grad_norm"]), rtol=1e-4)
+        assert any(line.startswith("  gradient norm of enc_convs.0: ") for line in said)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="expected 1 to 24"):
+        replayed(folder, 25)
+
+
+def test_two_fresh_runs_and_one_from_a_config_file_end_in_the_same_bits(finished, tmp_path):
+    again = train(small(), tmp_path / "again", log=quiet)
+    repeated = train(parse_run(["--config", str(finished / "config.json")]).config, tmp_path / "repeated", log=quiet)
+    for folder in (again, repeated):
+        assert rows(folder) == rows(finished)
+        for name in ("model.safetensors", "samples/grid.png"):
+            assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_several_steps_per_dispatch_and_a_resume_in_the_middle(finished, tmp_path, monkeypatch):
+    """As on a GPU: a run stopped at a step within a dispatch of others, and one that never was."""
+    make = feed.Feed.__init__
+
+    def three_at_a_time(self, *arguments):
+        make(self, *arguments)
+        self.steps_per_dispatch = 3
+
+    monkeypatch.setattr(feed.Feed, "__init__", three_at_a_time)
+    whole = train(small(), tmp_path / "whole", log=quiet)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 19)
+        with pytest.raises(Stop):
+            train(small(), tmp_path / "broken", log=quiet)
+    broken = train(small(), tmp_path / "broken", resume=True, log=quiet)
+    assert rows(whole) == rows(broken)
+    assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    np.testing.assert_allclose([r["loss"] for r in rows(whole)], [r["loss"] for r in rows(finished)], rtol=1e-4)
+
+
+def test_config_tells_how_the_run_was_started(finished):
+    (start,) = json.loads((finished / "config.json").read_text())["starts"]
+    assert start["versions"]["jax"] and start["devices"] and start["command"] and start["time"]
 
 
 def test_init_from_starts_with_other_weights(finished, tmp_path):

@@ -115,7 +115,7 @@ def from_json(cls: type, text: str, source: str):
     faults: list[str] = []
     try:
         value = parsed(cls, json.loads(text), "", faults)
-    except ValueError as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         faults.append(f"JSON: {error}")
     if faults:
         raise UserError(f"{source} is not a valid {cls.__name__}: {'; '.join(faults[:5])}.")
@@ -126,7 +126,7 @@ def parsed(kind, value, place: str, faults: list[str]) -> Any:
     """`value`, out of JSON, as the annotation `kind` has it; what is wrong is appended to `faults` with its place."""
     if kind is NetworkConfig and isinstance(value, dict):
         name = value.get("name")
-        if name not in NETWORKS:
+        if not isinstance(name, str) or name not in NETWORKS:
             faults.append(f"{place}.name: {name!r} is not one of {', '.join(NETWORKS)}")
             return None
         kind = NETWORKS[name]

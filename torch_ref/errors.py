@@ -9,6 +9,11 @@ class UserError(ValueError):
     The message is one or two lines: what is wrong, what was expected, what to do.
     """
 
+    def __init__(self, message: str):
+        lines = message.splitlines()  # names out of files hold what they like
+        text = "\n".join(lines) if len(lines) <= 2 else " ".join(lines)
+        super().__init__("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+
 
 def require(condition: bool, name: str, value, expected: str) -> None:
     """UserError "name = value: expected." unless the condition holds."""

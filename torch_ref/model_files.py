@@ -18,13 +18,14 @@ from torch import nn
 
 from torch_ref import diffusers_folder, unets, weights
 from torch_ref.config import FORMAT_VERSION, PRESETS, DiffusionConfig, ModelInfo, Precision, from_json
-from torch_ref.errors import UserError, one_of
+from torch_ref.errors import UserError, one_of, require
 from torch_ref.network_config import NetworkConfig
 from torch_ref.recognise import recognise
 from torch_ref.weights import StateDict
 
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "jax_ddpm"
+LARGEST = 2**20  # number in the settings of a network
 KINDS = "a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin"
 PREFIXES = ("module.", "_orig_mod.", "network.", "model.")
 HOLDERS = ("ema", "ema_model", "model_state_dict", "state_dict")  # the first that is there wins: EMA over raw weights
@@ -59,10 +60,10 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     given = {name: value for name, value in diffusion.items() if value is not None}
     if info is None:
         network, channels = recognise(values, str(path))
-        info = PRESETS[network.name]
-        info = replace(info, network=network, image_shape=(*info.image_shape[:2], channels))
+        shape = (*PRESETS[network.name].image_shape[:2], channels)
+        info = ModelInfo(network=network, image_shape=shape, diffusion=usual_diffusion(network))
     elif info.diffusion is None:
-        info = replace(info, diffusion=PRESETS[info.network.name].diffusion)
+        info = replace(info, diffusion=usual_diffusion(info.network))
     else:
         refuse_contradictions(info.diffusion, given, path)
     info = replace(info, diffusion=replace(info.diffusion, **given))
@@ -71,7 +72,18 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     info.diffusion.check()
     for size in info.image_shape[:2]:
         info.network.check(size, info.diffusion.timesteps)
+    for name, value in asdict(info.network).items():  # what a hostile file says must not fill the memory
+        numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int | float)]
+        require(all(n <= LARGEST for n in numbers), name, value, f"expected at most {LARGEST}")
+    with torch.device("meta"):
+        weights.check_fit(unets.build(info.network, info.image_shape[2]), values)
     return values, info
+
+
+def usual_diffusion(network: NetworkConfig) -> DiffusionConfig:
+    """What a network was trained with where its file does not tell: as its preset, or with the variance it predicts."""
+    diffusion = PRESETS[network.name].diffusion
+    return replace(diffusion, variance="learned_range") if getattr(network, "learned_variance", False) else diffusion
 
 
 def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:
@@ -143,7 +155,6 @@ def understood(
     values: Mapping[str, np.ndarray], metadata: str | None, path: Path
 ) -> tuple[StateDict, ModelInfo | None]:
     """Arrays as they are, and their metadata, where that is ours; else arrays without prefixes, and None."""
-    refuse_non_finite(values, path)
     if metadata is None:
         return strip_prefixes(values, str(path)), None
     try:
@@ -153,14 +164,6 @@ def understood(
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
     return dict(values), from_json(ModelInfo, metadata, f"The metadata of {path}")
-
-
-def refuse_non_finite(values: Mapping[str, np.ndarray], path: Path) -> None:
-    """UserError that names the arrays in which there is a nan or an inf."""
-    names = [name for name, value in values.items() if not np.isfinite(value).all()]
-    if names:
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        raise UserError(f"{path} holds nan or inf in {', '.join(names[:5])}{more}: expected finite weights.")
 
 
 def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:

@@ -24,11 +24,8 @@ def state_dict(network: nn.Module) -> StateDict:
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
 
 
-def load_state_dict(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
-    """Fill a network with a state dict, in place, rounded or widened to `dtype`.
-
-    Raises UserError that lists every missing, unexpected, mis-shaped and non-finite array.
-    """
+def check_fit(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
+    """UserError that lists every missing, unexpected, mis-shaped and non-finite array; `network` may be without any."""
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     faults = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in values]
     faults += [f"unexpected: {name} {tuple(np.shape(values[name]))}" for name in values if name not in wanted]
@@ -42,7 +39,12 @@ def load_state_dict(network: nn.Module, values: Mapping[str, np.ndarray], dtype=
             faults.append(f"not finite: {name}")
     if faults:
         raise UserError(f"The weights do not fit {type(network).__name__}: " + "; ".join(faults) + ".")
-    filled = {name: torch.from_numpy(np.array(values[name], dtype)) for name in wanted}
+
+
+def load_state_dict(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
+    """Fill a network with a state dict, in place, rounded or widened to `dtype`. UserError where it does not fit."""
+    check_fit(network, values, dtype)
+    filled = {name: torch.from_numpy(np.array(values[name], dtype)) for name in network.state_dict()}
     network.to(next(iter(filled.values())).dtype).load_state_dict(filled, strict=True)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -59,6 +60,7 @@ class Checkpoints:
         draft, place = self.folder / f".{step}", self.folder / str(step)
         try:
             draft.mkdir(parents=True, exist_ok=True)
+            check_room(draft, sum(array.nbytes for array in arrays.values()))
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
                 checkpointer.save(draft / STATE, args=ocp.args.StandardSave(arrays), force=True)
             (draft / RECORD).write_text(record)
@@ -150,6 +152,13 @@ def as_dict(state: TrainState) -> dict:
     """A flat dict in the order of the state's leaves, so that files do not depend on Flax's or optax's classes."""
     paths = jax.tree_util.tree_flatten_with_path(state)[0]
     return {f"{number:04d} {jax.tree_util.keystr(path)}": leaf for number, (path, leaf) in enumerate(paths)}
+
+
+def check_room(folder: Path, size: int) -> None:
+    """OSError where the disk does not take `size` more bytes; Orbax would say so in many lines."""
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from jax_ddpm.config import DiffusionConfig, RunConfig
 from jax_ddpm.data import ImageData, to_float, to_uint8
 from jax_ddpm.training.step import tables_of
 
-BINS = np.linspace(-1.5, 1.5, 61)  # of pixel values; what lies outside counts to the first and the last
+BINS = np.linspace(-1.525, 1.525, 62)  # edges, so that -1, 0 and 1 are middles; what lies outside counts to the ends
 LOSS_POINTS = 20  # timesteps at which the loss is taken
 LOSS_IMAGES = 64
 NEIGHBOURS = 5

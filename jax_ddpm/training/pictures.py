@@ -11,18 +11,18 @@ from flax import nnx
 from tqdm import tqdm
 
 from jax_ddpm import report
-from jax_ddpm.config import RunConfig
+from jax_ddpm.config import RunConfig, SamplerConfig
 from jax_ddpm.data import ImageData, to_uint8
 from jax_ddpm.model_files import atomically
 from jax_ddpm.samplers import chain_of, sample_indices
 from jax_ddpm.training import looks
 from jax_ddpm.training.step import tables_of
 
-ALONG = 16  # images of a grid while the training goes on
 CLOSING_FILE = "closing.npz"  # what the page is made from
 NUM_FRAMES = 31  # states of the reverse process that are kept, x_T and x_0 among them
 COLUMNS = 11  # of them in a strip
 ROWS = 8  # images in strips, and beside their nearest training images
+FEW_STEPS = 50  # of the grids along the way
 SECONDS = 50.0  # what a sample grid may take, compilation aside
 
 
@@ -31,22 +31,26 @@ class Pictures:
 
     def __init__(self, folder: Path, graph, config: RunConfig, image_shape: tuple[int, int, int]):
         self.folder, self.graph, self.config, self.image_shape = folder / "samples", graph, config, image_shape
-        self.count: int | None = None
+        self.seconds: float | None = None  # that the network takes for an image
 
-    def sample(self, network: nnx.Module, at_most: int, kept: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, network: nnx.Module, sampler: SamplerConfig, kept: tuple[int, ...] = ()
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Float samples (N, H, W, C), N as time allows, and states (F, N, H, W, C) after `kept` steps."""
-        if self.count is None:
-            self.count = affordable_count(network, self.config, self.image_shape)
-        count = min(at_most, self.count)
-        steps = num_steps(self.config)
+        config, wanted = self.config, self.config.output.num_samples
+        if self.seconds is None:
+            self.seconds = seconds_per_image(network, min(8, wanted), self.image_shape)
+        steps = sampler.num_steps or config.diffusion.timesteps
+        calls = 2 * steps if sampler.sampler == "heun" else steps
+        count = max(1, min(wanted, int(SECONDS / (calls * self.seconds))))
         with tqdm(total=steps, desc=f"sampling {count}", unit="step", leave=False, mininterval=1) as bar:
             x, frames = sample_indices(
                 network,
-                self.config.diffusion,
+                config.diffusion,
                 self.image_shape,
-                self.config.training.seed,
+                config.training.seed,
                 np.arange(count),
-                sampler=self.config.sampling,
+                sampler=sampler,
                 num_frames=kept,
                 progress=lambda done: bar.update(int(done) - bar.n),
             )
@@ -54,14 +58,11 @@ class Pictures:
         return np.asarray(x), np.asarray(frames)
 
     def save_grid(self, weights: nnx.State, buffers: nnx.State, step: int) -> Path:
-        """A sample grid of this step."""
-        samples, _ = self.sample(nnx.merge(self.graph, weights, buffers), ALONG)
-        path = self.grid_path(step)
-        report.grid(to_uint8(samples)).save(path)
+        """A sample grid of this step, drawn in few steps."""
+        samples, _ = self.sample(nnx.merge(self.graph, weights, buffers), along(self.config))
+        path = self.folder / f"step-{step:07d}.png"
+        atomically(path, lambda draft: report.grid(to_uint8(samples)).save(draft, "PNG"))
         return path
-
-    def grid_path(self, step: int) -> Path:
-        return self.folder / f"step-{step:07d}.png"
 
     def save_all(
         self, weights: nnx.State, buffers: nnx.State, step: int, images: ImageData | None, rows: list[dict]
@@ -72,10 +73,10 @@ class Pictures:
         pictures that need it are then left out.
         """
         network, config = nnx.merge(self.graph, weights, buffers), self.config
-        chain, gif_frames = chain_of(config.diffusion, config.sampling), config.output.gif_frames
+        gif_frames, chain = config.output.gif_frames, chain_of(config.diffusion, config.sampling)
         log_snr = np.log(tables_of(config.diffusion, np.float64).snr)[chain]  # of the states after 0, 1, ... steps
         kept = report.evenly_spaced(log_snr, max(NUM_FRAMES, gif_frames) - 1)
-        x_0, every_frame = self.sample(network, config.output.num_samples, (*kept.tolist(), len(chain)))
+        x_0, every_frame = self.sample(network, config.sampling, (*kept.tolist(), len(chain)))
         some = spread(len(every_frame), NUM_FRAMES)
         frames, t = every_frame[some, :ROWS], chain[kept[some[:-1]]]
         predicted = np.concatenate([looks.predict_x_0(network, config.diffusion, frames[:-1], t), frames[-1:]])
@@ -93,7 +94,7 @@ class Pictures:
         }
         samples = to_uint8(x_0)
         made = {"grid.png": (report.grid(samples), f"{len(samples)} samples")}
-        report.grid(samples[:ALONG]).save(self.grid_path(step))
+        self.save_grid(weights, buffers, step)
         columns = spread(len(x_t), COLUMNS)
         labels = ["x_T", *(f"t = {t[column]}" for column in columns[1:-1]), "x_0"]
         made["reverse.png"] = (
@@ -152,23 +153,22 @@ def data_pictures(config: RunConfig, images: ImageData, samples: np.ndarray, num
     }
 
 
-def affordable_count(network: nnx.Module, config: RunConfig, image_shape: tuple[int, int, int]) -> int:
-    """How many images, at most `num_samples`, the sampler's network calls bring in SECONDS; at least one."""
-    wanted = config.output.num_samples
-    probe = min(8, wanted)
+def along(config: RunConfig) -> SamplerConfig:
+    """What draws the grids along the way: the run's own sampler where that takes few steps, else DDIM."""
+    if config.sampling.num_steps is not None:
+        return config.sampling
+    return SamplerConfig(sampler="ddim", num_steps=min(FEW_STEPS, config.diffusion.timesteps))
+
+
+def seconds_per_image(network: nnx.Module, batch_size: int, image_shape: tuple[int, int, int]) -> float:
+    """What a network call takes for each image of a batch."""
     graph, state = nnx.split(network)
     call = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t))
-    x, t = jnp.zeros((probe, *image_shape), jnp.float32), jnp.zeros(probe, jnp.int32)
+    x, t = jnp.zeros((batch_size, *image_shape), jnp.float32), jnp.zeros(batch_size, jnp.int32)
     call(state, x, t).block_until_ready()
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
         call(state, x, t).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    per_image = min(seconds) / probe
-    calls = num_steps(config) * (2 if config.sampling.sampler == "heun" else 1)
-    return max(1, min(wanted, int(SECONDS / (calls * per_image))))
-
-
-def num_steps(config: RunConfig) -> int:
-    return config.sampling.num_steps or config.diffusion.timesteps
+    return min(seconds) / batch_size

@@ -87,6 +87,9 @@ def claim(folder: Path, config: RunConfig, resume: bool = False) -> Iterator[Non
             raise UserError(f"Another process is training in {folder}. Wait for it, or choose another --out.") from None
         check_folder(folder, config, resume)  # again: it may have come and gone in the meantime
         try:
+            drafts = [path for name in OURS for path in folder.glob(f".{name}.*")]
+            for draft in [*drafts, *(folder / "samples").glob(".*")]:  # of a killed run
+                draft.unlink()
             write_atomically(folder / CONFIG_FILE, described(folder, config) + "\n")
             (folder / "samples").mkdir(exist_ok=True)
         except OSError as error:

@@ -1,6 +1,7 @@
 """report.html: the page of a run, from what lies in its folder. Loads no network and needs no data set."""
 
 import dataclasses
+import json
 import math
 import re
 import shlex
@@ -11,17 +12,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jax_ddpm.config import RunConfig
-from jax_ddpm.presets import PRESETS, preset
+from jax_ddpm.config import RunConfig, SamplerConfig
+from jax_ddpm.presets import PRESETS
 from jax_ddpm.report import html_page
-from jax_ddpm.training.pictures import ALONG, CLOSING_FILE, spread
-from jax_ddpm.training.run_folder import MetricsLog, flat, load_config, write_atomically
+from jax_ddpm.training.pictures import CLOSING_FILE, along, spread
+from jax_ddpm.training.run_charts import closing_charts, training_charts
+from jax_ddpm.training.run_folder import CONFIG_FILE, STARTS, MetricsLog, load_config, write_atomically
 
 PAGE_FILE = "report.html"
 APART = 60  # seconds at least between two versions while the run goes on
 GRIDS = 12  # over the training, at most
 GRID_BYTES, SHEET_BYTES, PICTURE_BYTES, TILE_BYTES = 110_000, 600_000, 180_000, 6_000  # so that all stay under 5 MB
 PICTURES = {
+    "grid.png": ("Samples", "As the run's own sampler draws them, in all its steps."),
     "data.png": ("Training images", "The first of them."),
     "forward.png": ("The forward process", "Noise added to training images, up to pure noise."),
     "reverse.png": ("The reverse process, as a strip", "From noise to samples, columns evenly spaced in logSNR."),
@@ -69,10 +72,11 @@ def content(folder: Path, config: RunConfig, notes: tuple[str, ...] = ()) -> dic
         "subtitle": f"{config.network.name} on {config.data.dataset}, preset {config.preset}",
         "facts": facts(rows, closing),
         "notes": list(notes),
-        "grids": grids(folder, config, rows, closing),
+        "grids": grids(folder, config, rows),
+        "grids_text": about_grids(config),
         **parts,
-        "pictures": pictures(folder, again),
-        "settings": settings(config),
+        "pictures": pictures(folder, config, closing, again),
+        "settings": settings(folder, config),
         "command": train_command(config, folder),
     }
 
@@ -100,13 +104,21 @@ def facts(rows: list[dict], closing: dict | None) -> list[tuple[str, str]]:
     held_out = [row for row in rows if row.get("validation_loss") is not None]
     if held_out:
         best = min(held_out, key=lambda row: row["validation_loss"])
-        told.append(("Best validation loss", f"{best['validation_loss']:.4g} (step {best['step']:,})"))
+        told.append((f"Best validation, step {best['step']:,}", f"{best['validation_loss']:.4g}"))
     if rows:
-        told.append(("Images per second", f"{np.median([row['images_per_second'] for row in rows]):,.0f}"))
+        told.append(("Images/s", f"{np.median([row['images_per_second'] for row in rows]):,.0f}"))
     return told
 
 
-def grids(folder: Path, config: RunConfig, rows: list[dict], closing: dict | None) -> list[dict]:
+def about_grids(config: RunConfig) -> str:
+    sampler = along(config)
+    return (
+        "Always the same starting noise, so that only the weights differ from grid to grid. "
+        f"Drawn in {sampler.num_steps} steps by the sampler {sampler.sampler}."
+    )
+
+
+def grids(folder: Path, config: RunConfig, rows: list[dict]) -> list[dict]:
     """The sample grids over the training, in order of their steps."""
     found = {
         int(match[1]): path for path in (folder / "samples").glob("step-*.png") if (match := STEP.match(path.name))
@@ -120,11 +132,7 @@ def grids(folder: Path, config: RunConfig, rows: list[dict], closing: dict | Non
         if picture is None:
             continue
         text = f"step {step:,}" + (f", validation loss {validation[step]:.4g}" if step in validation else "")
-        if closing and step == closing["step"]:
-            many = min(ALONG, int(closing["num_samples"]))
-            how = command("scripts/sample.py", "--model", folder, "--num-images", many, "--seed", config.training.seed)
-        else:
-            how = train_command(config, folder, sample_every=step)
+        how = train_command(config, folder, sample_every=step)
         shown.append(
             {**html_page.image(picture, GRID_BYTES, f"Samples after {step:,} steps"), "text": text, "command": how}
         )
@@ -183,14 +191,16 @@ def tile(image: np.ndarray, alt: str) -> dict:
     return {"src": html_page.data_uri(html_page.sheet(image[None, None]), TILE_BYTES), "alt": alt}
 
 
-def pictures(folder: Path, again: str) -> list[dict]:
+def pictures(folder: Path, config: RunConfig, closing: dict | None, again: str) -> list[dict]:
     """What of PICTURES lies in the folder."""
-    shown = []
+    shown, commands = [], {}
+    if closing:
+        commands["grid.png"] = sample_command(config, folder, int(closing["num_samples"]))
     for name, (title, text) in PICTURES.items():
         picture = read_picture(folder / "samples" / name)
         if picture is not None:
             image = html_page.image(picture, PICTURE_BYTES, f"{title}. {text}")
-            shown.append({**image, "title": title, "text": text, "command": again})
+            shown.append({**image, "title": title, "text": text, "command": commands.get(name, again)})
     return shown
 
 
@@ -204,71 +214,11 @@ def read_picture(path: Path) -> Image.Image | None:
         return None
 
 
-# Curves
-
-
-def training_charts(rows: list[dict]) -> list[dict]:
-    """Over the steps: losses, images per second, gradient norm, learning rate."""
-    if not rows:
-        return []
-
-    def column(name):
-        return [math.nan if row.get(name) is None else row[name] for row in rows]
-
-    steps = [row["step"] for row in rows]
-    loss = [html_page.curve("training", steps, column("loss"), style="faint", log=True)]
-    window = max(1, len(rows) // 25)
-    if window > 1:
-        smooth = np.convolve(column("loss"), np.ones(window) / window, mode="valid")
-        loss.append(html_page.curve(f"mean of {window} rows", steps[window - 1 :], smooth, log=True))
-    held_out = [(row["step"], row["validation_loss"]) for row in rows if row.get("validation_loss") is not None]
-    if held_out:
-        loss.append(
-            html_page.curve("validation", *zip(*held_out, strict=True), colour="second", style="points", log=True)
-        )
-    charts = [
-        chart("Loss", "On training images with the weights as they are, on held-out ones with those sampled.", loss)
-    ]
-    for name, title, text, log in (
-        ("images_per_second", "Images per second", "While training; pauses for pictures do not count.", False),
-        ("grad_norm", "Gradient norm", "Before clipping, where the run clips.", True),
-        ("learning_rate", "Learning rate", "Warm-up and decay.", False),
-    ):
-        charts.append(chart(title, text, [html_page.curve(title.lower(), steps, column(name), log=log)], log=log))
-    return [shown for shown in charts if any(np.isfinite(line["y"]).any() for line in shown["series"])]
-
-
-def closing_charts(closing: dict) -> list[dict]:
-    """Loss by t, and the distribution of the pixel values."""
-    charts = []
-    if "loss_by_t" in closing:
-        whose = "held-out" if closing["num_held_out"] else "training"
-        line = html_page.curve("loss", closing["loss_t"], closing["loss_by_t"], style="points", log=True)
-        text = f"Which t are hard: mean squared error on {whose} images, the same noise at every t."
-        charts.append(chart("Loss by timestep", text, [line], x="t"))
-    shares = {"samples": closing["sampled_shares"], "data": closing.get("data_shares", 0 * closing["sampled_shares"])}
-    used = np.flatnonzero(sum(shares.values()))
-    bins = slice(used[0], used[-1] + 1)
-    middles = ((closing["bins"][1:] + closing["bins"][:-1]) / 2)[bins]
-    lines = [
-        html_page.curve(name, middles, 100 * share[bins], colour, "points", log=True)
-        for (name, share), colour in zip(shares.items(), ("first", "second"), strict=True)
-        if share.any()
-    ]
-    text = "How often a pixel has which value: images are scaled to [-1, 1]."
-    charts.append(chart("Pixel values", text, lines, x="value", y="percent of pixels", unit=" %"))
-    return charts
-
-
-def chart(title, text, series, x="step", y=None, log=True, unit="") -> dict:
-    return {"title": title, "text": text, "series": series, "x": x, "y": y or title, "log": log, "unit": unit}
-
-
-# Settings and commands
-
-
-def settings(config: RunConfig) -> list[dict]:
+def settings(folder: Path, config: RunConfig) -> list[dict]:
+    """By section, names and values; the last start of the run is one of them."""
     sections = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, dict)}
+    if starts := json.loads((folder / CONFIG_FILE).read_text()).get(STARTS):
+        sections["last start"] = starts[-1]
     return [
         {"name": name, "values": [[key, plain(value)] for key, value in values.items()]}
         for name, values in sections.items()
@@ -280,29 +230,32 @@ def plain(value) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
     return " ".join(map(plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def train_command(config: RunConfig, folder: Path, **output) -> str:
-    """The command that repeats the training, in another folder, with changed fields of OutputConfig.
+    """The command that repeats the training, in another folder, with these fields of OutputConfig.
 
-    "" where there is none: for a network of one's own.
+    "" for a network of one's own, which the command does not know.
     """
-    if config.preset not in PRESETS or PRESETS[config.preset].network.name != config.network.name:
+    if all(recipe.network.name != config.network.name for recipe in PRESETS.values()):
         return ""
-    usual = flat(preset(config.preset, config.data.dataset))
-    config = dataclasses.replace(config, output=dataclasses.replace(config.output, **output))
-    arguments = ["--preset", config.preset, "--dataset", config.data.dataset]
-    for name, value in flat(config).items():
-        field = name.split(".")[-1]
-        if value == usual[name] or field in ("preset", "dataset", "name"):
-            continue
-        flag = f"--{field.replace('_', '-')}"
-        if isinstance(value, bool):
-            arguments.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            arguments += [flag, *map(str, value if isinstance(value, list | tuple) else [value])]
-    return command("scripts/train_jax.py", *arguments, "--out", folder.with_name(f"{folder.name}-again"))
+    again = ("--out", folder.with_name(f"{folder.name}-again"))
+    return command("scripts/train_jax.py", "--config", folder / CONFIG_FILE, *flags_of(output), *again)
+
+
+def sample_command(config: RunConfig, folder: Path, count: int) -> str:
+    """The command that draws the closing samples."""
+    usual = dataclasses.asdict(SamplerConfig())
+    sampler = {name: value for name, value in dataclasses.asdict(config.sampling).items() if value != usual[name]}
+    flags = flags_of({**sampler, "num_images": count, "seed": config.training.seed, "out": "grid.png"})
+    return command("scripts/sample.py", "--model", folder, *flags)
+
+
+def flags_of(fields: dict) -> list:
+    return [part for name, value in fields.items() for part in (f"--{name.replace('_', '-')}", value)]
 
 
 def command(script: str, *arguments) -> str:

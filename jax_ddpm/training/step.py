@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.config import DiffusionConfig, RunConfig, TrainingConfig
-from jax_ddpm.layers import Dropout
+from jax_ddpm.layers import Dropout, rematerialised
 from jax_ddpm.schedules import Tables, make_tables
 from jax_ddpm.training.state import TrainState
 
@@ -84,7 +84,8 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callab
         if dropout:
             predict = partial(predict, dropout=Dropout(dropout, seed, state.step, places))
         settings = training.min_snr_gamma, config.diffusion.variance
-        return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *settings)
+        with rematerialised(training.remat):
+            return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *settings)
 
     def in_parts(state, *batch):
         """Of the batch, in `accumulate` parts of equal size."""
@@ -96,11 +97,15 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callab
             x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:])
             return split_by_device(x.swapaxes(0, 1), None, "data")
 
+        on_cpu = jax.default_backend() == "cpu"  # where XLA's convolution gradients are very slow inside a loop
+
         def add(total, part):
-            return jax.tree.map(jnp.add, total, grad(state.params, state, *part)), None
+            x_0, *draws = part
+            if on_cpu:  # no loop orders the parts, and side by side they would take the memory of the whole batch
+                x_0 = x_0 + 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(total))
+            return jax.tree.map(jnp.add, total, grad(state.params, state, x_0, *draws)), None
 
         zero = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, state.params))
-        on_cpu = jax.default_backend() == "cpu"  # where XLA's convolution gradients are very slow inside a loop
         total, _ = lax.scan(add, zero, jax.tree.map(parts, batch), unroll=on_cpu)
         return jax.tree.map(lambda x: x / training.accumulate, total)
 

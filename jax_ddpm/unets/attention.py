@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import HIGHEST, Buffer, Conv, ConvTranspose, GroupNorm, Linear, keep
+from jax_ddpm.layers import HIGHEST, Buffer, Conv, ConvTranspose, GroupNorm, Linear, keep, remat_block
 
 
 class Frequencies(Buffer):
@@ -82,6 +82,7 @@ class Block(nnx.Module):
         self.residual = ResidualBlock(in_channels, out_channels, time_width)
         self.attention = SelfAttention(out_channels, heads) if heads else None
 
+    @remat_block
     def __call__(self, x, time, dropout):
         h = self.residual(x, time, dropout)
         return h if self.attention is None else self.attention(h)

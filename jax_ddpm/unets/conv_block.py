@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import interleaved, interleaved_frequencies
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
 
 
 class TimeEmbedding(nnx.Module):
@@ -33,6 +33,7 @@ class ConvBlock(nnx.Module):
         self.norm2 = GroupNorm(32, out_channels)
         self.residual = Conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
+    @remat_block
     def __call__(self, x, time):
         h = jax.nn.silu(self.norm1(self.conv1(x)))
         h = h + jax.nn.silu(self.time_linear(time))[:, None, None, :]

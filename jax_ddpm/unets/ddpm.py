@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import halved, halved_frequencies
-from jax_ddpm.layers import HIGHEST, Conv, GroupNorm, Linear, keep
+from jax_ddpm.layers import HIGHEST, Conv, GroupNorm, Linear, keep, remat_block
 
 
 class TimeEmbedding(nnx.Module):
@@ -39,6 +39,7 @@ class ResidualBlock(nnx.Module):
         self.conv2 = Conv(out_channels, out_channels, 3)
         self.shortcut = Conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
+    @remat_block
     def __call__(self, x, time, dropout):
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         h = h + self.time_linear(jax.nn.silu(time))[:, None, None, :]
@@ -57,6 +58,7 @@ class SelfAttention(nnx.Module):
         self.value = Linear(channels, channels)
         self.output = Linear(channels, channels)
 
+    @remat_block
     def __call__(self, x):
         b, height, width, c = x.shape
         h = self.norm(x)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import sinusoid_table
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, empty
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, empty, remat_block
 
 TIME_WIDTH = 100
 
@@ -64,6 +64,7 @@ class Stage(nnx.Module):
         self.block2 = Block(size, c1, c2)
         self.block3 = Block(size, c2, c3, normalize_last)
 
+    @remat_block
     def __call__(self, x, time):
         return self.block3(self.block2(self.block1(x + self.time(time))))
 

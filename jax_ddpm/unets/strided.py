@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear
+from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
 
 TIME_WIDTH = 256
 
@@ -31,6 +31,7 @@ class DoubleConv(nnx.Module):
         self.conv2 = Conv(out_channels, out_channels, 3)
         self.norm2 = GroupNorm(8, out_channels)
 
+    @remat_block
     def __call__(self, x):
         return jax.nn.silu(self.norm2(self.conv2(jax.nn.silu(self.norm1(self.conv1(x))))))
 

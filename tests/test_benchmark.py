@@ -1,0 +1,113 @@
+"""The benchmark: what it measures, what it refuses to compare, and what it makes of the times."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax_ddpm.benchmark import contest, results
+from jax_ddpm.benchmark.contest import ALLOWED, Entry, judge
+from jax_ddpm.benchmark.job import MATRIX_PRODUCTS, Job
+from tests.small import small
+
+SCRIPT = str(Path(__file__).parents[1] / "scripts" / "benchmark.py")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(contest, "TURN_SECONDS", 0.05)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, arguments)])
+    runpy.run_path(SCRIPT, run_name="__main__")
+
+
+def test_the_command_measures_sampling(quick, monkeypatch, tmp_path, capsys):
+    flags = ["--network", "conv_block", "--batch-size", 2, "--what", "sample", "--sampling-steps", 4, "--rounds", 2]
+    command(monkeypatch, *flags, "--contenders", "jax", "torch", "torch-cuda-graphs", "--out", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "conv_block 16x16x1, sampling, batch 2, float32" in said and "GPU" in said
+    (case,) = json.loads((tmp_path / "out" / "results.json").read_text())["cases"]
+    assert [row["contender"] for row in case["rows"]] == ["jax", "torch"]
+    assert list(case["left_out"]) == ["torch-cuda-graphs"]
+    assert {name: len(turns) for name, turns in case["turns"].items()} == dict.fromkeys(
+        ["jax", "torch", *MATRIX_PRODUCTS], 2
+    )
+    for row in case["rows"]:
+        assert row["seconds"] > 0 and row["peak_memory"] > 1e7 and row["share"] > 0
+    assert case["rows"][0]["compile_seconds"] > 0
+    assert (tmp_path / "out" / "results.png").stat().st_size > 1000
+
+
+def test_training_steps_agree_and_are_timed(quick):
+    """Loss and gradient norm of torch's step are compared with jax_ddpm's before either is timed."""
+    job = Job("", "train", small(widths=(32,), batch_size=8, flip=True, clip_norm=0.5))
+    entries = contest.contest(job, ["jax", "torch"], 1, lambda line: None)
+    assert all(entry.left_out is None and len(entry.seconds) == 1 for entry in entries.values())
+    assert set(entries["torch"].check) == {"loss", "grad_norm"}
+    about = entries["jax"].about
+    assert 1 <= about["donated_bytes"] / (4 * about["parameter_bytes"]) < 1.01  # parameters, average, two moments
+
+
+def entry(loss=1.0, norm=2.0, platform="cpu", **more) -> Entry:
+    about = {"platform": platform, "version": f"torch on {platform}", "compile_seconds": 0.0}
+    return Entry(about=about, check={"loss": [loss], "grad_norm": [norm]}, **more)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (entry(loss=1.001), "loss differs from that of jax by 0.001"),
+        (entry(norm=2.1), "grad_norm differs"),
+        (entry(loss=np.nan), "loss differs"),
+        (entry(platform="gpu"), "sees no cpu here"),
+    ],
+)
+def test_outputs_and_devices_that_differ_are_not_compared(other, reason):
+    entries = {"jax": entry(), "torch": other, "torch-compile": entry(loss=1 + 1e-6)}
+    judge(entries, ALLOWED["float32"])
+    assert reason in entries["torch"].left_out
+    assert entries["jax"].left_out is None and entries["torch-compile"].left_out is None
+
+
+def test_figures():
+    """Medians, ratios turn by turn, spread and shares, by hand."""
+    entries = {
+        "jax": Entry(seconds=[0.1, 0.2, 0.4], about={"compile_seconds": 3.0, "flops_per_step": 6e9}),
+        "torch": Entry(seconds=[0.3, 0.2, 0.8], about={"compile_seconds": 0.0}, peak_memory=10**6),
+        MATRIX_PRODUCTS[0]: Entry(seconds=[0.5] * 3, about={"flops_per_step": 50e9}),
+        "diffusers": Entry(left_out="not here"),
+    }
+    case = results.summarise(Job("", "train", small(batch_size=16)), entries)
+    ours, theirs = case["rows"]
+    assert (ours["seconds"], ours["ratio"], ours["images_per_second"]) == (0.2, 1, 80)
+    assert (theirs["seconds"], theirs["ratio"]) == (0.3, 2)
+    np.testing.assert_allclose(theirs["spread"], 0.6 / 0.3)
+    np.testing.assert_allclose([ours["flops_per_second"], ours["share"]], [30e9, 0.3])
+    assert case["matrix_product_flops_per_second"] == {MATRIX_PRODUCTS[0]: 100e9}
+    text = results.table(case)
+    assert "diffusers: left out, not here" in text and "30%" in text and "100.0 GFLOP/s" in text
+    sampled = results.summarise(Job("", "sample", small(batch_size=16)), entries)
+    np.testing.assert_allclose(sampled["rows"][0]["images_per_second"], 16 / (1000 * 0.2))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--network", "nonsense"], "conv_block"),
+        (["--contenders", "tensorflow"], "torch-compile"),
+        (["--precision", "float64"], "bfloat16"),
+        (["--rounds", "0"], "at least 1"),
+        (["--out", "/dev/null/here"], "cannot be made"),
+    ],
+)
+def test_wrong_input(flags, expected, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, *flags)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and expected in said and "Traceback" not in said and len(said.splitlines()) <= 2

@@ -1,0 +1,179 @@
+"""What a start and a step cost: programs that are kept, memory that is reused, nothing that is done twice."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jax_ddpm import samplers, unets, weights
+from jax_ddpm.compilation import keep_compiled
+from jax_ddpm.config import DiffusionConfig
+from jax_ddpm.layers import rematerialised
+from jax_ddpm.training.feed import Feed
+from jax_ddpm.training.loop import make_mesh
+from jax_ddpm.training.state import create_state
+from jax_ddpm.training.step import make_dispatch, make_gradients, make_optimizer, make_train_step
+from parity_tests.networks import CASES
+from tests.small import small
+
+FAST_COMPILE = {"xla_backend_optimization_level": 0}  # memory is planned before
+IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), np.uint8)
+
+
+def training(config, channels=1):
+    network = unets.build(config.network, channels)
+    weights.initialise(network, 0)
+    optimizer = make_optimizer(config.training)
+    graph, state = create_state(network, optimizer, config.training.ema)
+    return graph, state, make_train_step(graph, optimizer, config, 24)
+
+
+def memory(config):
+    """Temporary bytes of one step as XLA counts them, and the bytes of the parameters."""
+    _, state, train_step = training(config)
+    leaves, tree = jax.tree.flatten(state)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(leaves, images):
+        return jax.tree.leaves(train_step(jax.tree.unflatten(tree, leaves), images))
+
+    account = step.lower(leaves, IMAGES[: config.training.batch_size]).compile(FAST_COMPILE).memory_analysis()
+    return account.temp_size_in_bytes, sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_loop_sends_nothing_unasked_and_compiles_once():
+    config = small(flip=True)
+    _, state, train_step = training(config)
+    mesh = make_mesh(config.training.batch_size)
+    feed = Feed(IMAGES, config, mesh)
+    dispatch, compilations = make_dispatch(train_step, feed.steps_per_dispatch), []
+    state = jax.device_put(state, feed.everywhere)
+    one = jax.device_put(np.int32(1))
+    state, metrics = dispatch(state, *feed.batches(0, 1), one)
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    with jax.transfer_guard("disallow"):
+        for step in range(1, 9):  # over the end of an epoch
+            state, metrics = dispatch(state, *feed.batches(step, 1), one)
+    assert np.isfinite(np.asarray(metrics["loss"])).all() and int(state.step) == 9
+    assert compilations == []
+    jax.jit(lambda x: x + 1)(jnp.ones(3))
+    assert compilations  # the counter counts
+
+
+def test_the_state_is_donated():
+    _, state, train_step = training(small())
+    before = jax.tree.leaves(state)
+    make_dispatch(train_step, 1)(state, IMAGES, np.arange(16)[None], 1)
+    assert all(leaf.is_deleted() for leaf in before)
+
+
+def test_accumulation_takes_the_memory_of_one_part():
+    settings = {"widths": (32,), "batch_size": 64}
+    whole, parameters = memory(small(**settings))
+    in_parts, _ = memory(small(**settings, accumulate=2))
+    part, _ = memory(small(widths=(32,), batch_size=32))
+    batch = IMAGES.size * 4
+    assert in_parts < part + 2 * parameters + 4 * batch  # the sums; the batch, its noise, and both in parts
+    assert in_parts < 0.7 * whole
+
+
+def test_sampling_takes_the_same_memory_for_any_number_of_steps():
+    network = unets.build(small().network, 1)
+    weights.initialise(network, 0)
+    graph, state = nnx.split(network)
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def bytes_for(timesteps):
+        config = DiffusionConfig(timesteps=timesteps, beta_end=0.4)
+        arguments = (graph, state, keys, config, samplers.ANCESTRAL, (8, 8, 1), jnp.dtype("float32"), 0, None)
+        return samplers._sample.lower(*arguments).compile(FAST_COMPILE).memory_analysis().temp_size_in_bytes
+
+    assert bytes_for(1000) - bytes_for(10) < 16 * 1000  # a few numbers a step
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rematerialisation_keeps_less(name):
+    case = CASES[name]
+    network = unets.build(case.config, case.channels)
+    graph, state = create_state(network, make_optimizer(small().training), False)
+    shape = (4, case.size, case.size, case.channels)
+    assert bytes_kept(graph, state, shape, True) < 0.5 * bytes_kept(graph, state, shape, False)
+
+
+def test_rematerialisation_changes_nothing():
+    """Gradients in float64, with dropout."""
+    config = replace(small(precision="float64"), network=replace(CASES["attention"].config, dropout=0.5))
+    with jax.enable_x64(True):
+        network = unets.build(config.network, 1)
+        weights.initialise(network, 0)
+        graph, state = create_state(network, make_optimizer(config.training), False, jnp.float64)
+        gradients = [
+            jax.jit(make_gradients(graph, run), compiler_options=FAST_COMPILE)(state, IMAGES[:2])
+            for run in (config, replace(config, training=replace(config.training, remat=True)))
+        ]
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def bytes_kept(graph, state, shape, remat) -> int:
+    """What a network's forward pass hands to its backward pass, parameters aside."""
+
+    def residuals(params, x, t):
+        with rematerialised(remat):
+            return jax.vjp(lambda params: nnx.merge(graph, params, state.buffers)(x, t), params)[1]
+
+    kept = jax.eval_shape(residuals, state.params, jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+    return size - sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+
+
+# Programs that are kept --------------------------------------------------------------------------------------------
+
+COMPILE = """
+from jax_ddpm.compilation import keep_compiled
+print(keep_compiled())
+import jax
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
+jax.jit(lambda x: jax.numpy.linalg.qr(jax.numpy.sin(x) @ x))(jax.numpy.ones((7, 7)))
+print(hits.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+def start(home, **changes):
+    environment = {key: v for key, v in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **changes}
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=True
+    )
+    folder, hits = result.stdout.split()
+    return folder, int(hits)
+
+
+def test_a_second_start_finds_what_the_first_compiled(tmp_path):
+    folder, hits = start(tmp_path)
+    assert folder.startswith(str(tmp_path / "jax_ddpm" / "compiled")) and hits == 0
+    assert start(tmp_path)[1] > 0
+
+
+def test_the_users_choice_and_a_home_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    assert keep_compiled() is None and os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    assert keep_compiled() is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ
