@@ -244,7 +244,7 @@ BAD_TRAINING = {
     "preset": (["--preset", "huge"], "tiny"),
     "schedule": (["--schedule", "square"], "cosine"),
     "more sampling steps than T": (["--timesteps", "10", "--sampler", "ddim", "--num-steps", "11"], "T = 10"),
-    "a variance that cannot be learned": (["--variance", "learned_range"], "learned_variance"),
+    "a variance that cannot be learned": (["--variance", "learned_range"], "with learned_variance"),
     "no run": (["--resume"], "no run to resume"),
     "a file for a folder": (["--out", "file"], "is a file"),
     "unwritable": (["--out", "/proc/run"], "cannot be written"),
@@ -302,7 +302,28 @@ def test_bad_models(kind, capsys, monkeypatch, tmp_path):
     assert not Path("harm").exists()
 
 
+def test_seeds(run, tmp_path):
+    """Picture 0 of each seed, in both frameworks."""
+    x = {}
+    for name, flags in (
+        ("one", "--seed 11 --num-images 2"),
+        ("jax", "--seeds 3,11,3 --batch-size 2"),
+        ("torch", "--seeds 3,11,3 --batch-size 2 --framework torch"),
+    ):
+        result = command("sample.py", "--model", run[0], "--out", tmp_path / "x.npz", *flags.split())
+        assert result.returncode == 0, result.stderr
+        with np.load(tmp_path / "x.npz") as arrays:
+            x[name] = arrays["x0"]
+    assert x["jax"].shape == (3, 8, 8, 1)
+    np.testing.assert_allclose(x["jax"], x["torch"], atol=1e-5)
+    np.testing.assert_allclose(x["jax"][1], x["one"][0], atol=1e-5)
+    np.testing.assert_allclose(x["jax"][0], x["jax"][2], atol=1e-5)
+    assert np.abs(x["jax"][0] - x["jax"][1]).max() > 1e-2
+
+
 BAD_SAMPLING = {
+    "seeds": (["--seeds", "3,b"], "seeds = 3,b: expected integers"),
+    "one of the seeds": (["--seeds", "3,-1"], "seed = -1"),
     "format": (["--out", "x.jpg"], ".jpg"),
     "unwritable": (["--out", "/proc/x/y.png"], "cannot be written"),
     "no images": (["--num-images", "0"], "num_images"),
