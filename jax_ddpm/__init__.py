@@ -12,6 +12,7 @@ PUBLIC = {
     "ModelInfo": "config",
     "OutputConfig": "config",
     "RunConfig": "config",
+    "SamplerConfig": "config",
     "TrainingConfig": "config",
     "UserError": "errors",
     "make_tables": "schedules",

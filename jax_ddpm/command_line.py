@@ -102,6 +102,14 @@ def table_of_presets() -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def integers(text: str) -> list[int]:
+    """3,7,11 as a list; UserError for anything else."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise UserError(f"seeds = {text}: expected integers with commas between them, such as 3,7,11.") from None
+
+
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """The value given to --flag, as `--flag value` or `--flag=value`; the last one counts."""
     value = None

@@ -243,13 +243,11 @@ class RunConfig:
         fraction = self.data.validation_fraction
         require(fraction is None or 0 <= fraction < 1, "validation_fraction", fraction, "expected 0 to below 1")
         self.network.check(size, self.diffusion.timesteps)
-        learned = getattr(self.network, "learned_variance", False)
-        require(
-            learned == (self.diffusion.variance == "learned_range"),
-            "variance",
-            self.diffusion.variance,
-            "learned_range belongs to networks with learned_variance, and these are trained with it alone",
+        learned, variance = getattr(self.network, "learned_variance", False), self.diffusion.variance
+        wanted = (
+            "learned_variance wants --variance learned_range" if learned else "expected a network with learned_variance"
         )
+        require(learned == (variance == "learned_range"), "variance", variance, wanted)
         for section in (self.diffusion, self.training, self.output):
             section.check()
         self.sampling.check(self.diffusion.timesteps)

@@ -1,6 +1,6 @@
 """The reverse process: one lax.scan around the step of any sampler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -110,11 +110,19 @@ def _sample(graph, state, keys, config, sampler, shape, dtype, num_frames, progr
     return reverse_process(step, network, x_T, chain, noise, num_frames, progress, history)
 
 
+def picture_keys(seed: int | Sequence[int], indices) -> Array:
+    """Keys of pictures: number `indices` of one seed, or of one seed each."""
+    if np.ndim(seed) == 0:
+        base = rng.key(seed, rng.SAMPLING)
+        return jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.asarray(indices, jnp.uint32))
+    return jnp.stack([rng.key(s, rng.SAMPLING, int(i)) for s, i in zip(seed, indices, strict=True)])
+
+
 def sample_indices(
     network: nnx.Module,
     config: DiffusionConfig,
     image_shape: tuple[int, int, int],
-    seed: int,
+    seed: int | Sequence[int],
     indices,
     *,
     sampler: SamplerConfig = ANCESTRAL,
@@ -122,7 +130,7 @@ def sample_indices(
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
-    """Pictures number `indices` of a seed: float (B, H, W, C), around [-1, 1], and frames.
+    """Pictures number `indices` of a seed, or of one seed each: float (B, H, W, C), around [-1, 1], and frames.
 
     Picture i is drawn at (SAMPLING, i, t), x_T at t = T whatever the chain: it does not depend on its batch or on the
     number of devices, beyond the last digits of floating-point arithmetic. The batch is spread over all devices where
@@ -130,11 +138,9 @@ def sample_indices(
     """
     config.check()
     sampler.check(config.timesteps)
-    indices = jnp.asarray(indices, jnp.uint32)
-    base = rng.key(seed, rng.SAMPLING)
-    keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(indices)
+    keys = picture_keys(seed, indices)
     devices = jax.local_devices()
-    if len(devices) > 1 and len(indices) % len(devices) == 0:
+    if len(devices) > 1 and len(keys) % len(devices) == 0:
         mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
         keys = jax.device_put(keys, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -151,6 +157,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     *,
+    seeds: Sequence[int] | None = None,
     sampler: SamplerConfig = ANCESTRAL,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -159,10 +166,12 @@ def sample(
 ) -> np.ndarray:
     """Pictures 0 to num_images - 1 of a seed as a NumPy array (N, H, W, C), around [-1, 1], `batch_size` at a time.
 
-    model: what `load_model` returns, or any NNX module (x, t) -> prediction, which needs `config` and `image_shape`.
-    The last batch is filled up and cut, so that all are computed alike. `progress` as in `reverse_process`, per batch.
-    Raises UserError for counts below 1 and for settings that do not fit.
+    seeds: one picture of each of these seeds instead, its picture 0. model: what `load_model` returns, or any NNX
+    module (x, t) -> prediction, which needs `config` and `image_shape`. The last batch is filled up and cut, so that
+    all are computed alike. `progress` as in `reverse_process`, per batch. Raises UserError for counts below 1 and for
+    settings that do not fit.
     """
+    num_images = num_images if seeds is None else len(seeds)
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} = {value}: expected at least 1.")
@@ -174,9 +183,10 @@ def sample(
     parts = []
     for first in range(0, num_images, batch_size):
         indices = np.arange(first, first + batch_size)
-        x_0, _ = sample_indices(
-            network, config, image_shape, seed, indices, sampler=sampler, dtype=dtype, progress=progress
-        )
+        address = seed, indices
+        if seeds is not None:
+            address = [seeds[min(i, num_images - 1)] for i in indices], np.zeros_like(indices)
+        x_0, _ = sample_indices(network, config, image_shape, *address, sampler=sampler, dtype=dtype, progress=progress)
         parts.append(np.asarray(x_0))
         jax.effects_barrier()  # progress is told before the next batch begins
     return np.concatenate(parts)[:num_images]

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 from tqdm import tqdm
 
-from jax_ddpm.command_line import DiffusionFlags, run_command
+from jax_ddpm.command_line import DiffusionFlags, integers, run_command
 from jax_ddpm.config import Precision, SamplerConfig
 from jax_ddpm.errors import UserError
 
@@ -24,6 +24,8 @@ class SampleFlags:
     num_images: int = 16
     seed: int = 0
     """Picture i of a seed is always the same."""
+    seeds: str | None = None
+    """Instead of the first pictures of one seed the first of each of several: 3,7,11."""
     batch_size: int = 64
     """Images drawn at a time."""
     framework: Literal["jax", "torch"] = "jax"
@@ -47,16 +49,19 @@ def main():
             f"variance = {flags.diffusion.variance}: {flags.sampling.sampler} has none (ddim's noise is set by --eta). "
             "Leave --variance out, or use --sampler ddpm."
         )
+    seeds = None if flags.seeds is None else integers(flags.seeds)
     model, sample, described = with_jax(flags) if flags.framework == "jax" else with_torch(flags)
     print(described)
     steps = flags.sampling.num_steps or model.info.diffusion.timesteps
-    batches = -(-flags.num_images // max(1, flags.batch_size))
+    num_images = flags.num_images if seeds is None else len(seeds)
+    batches = -(-num_images // max(1, min(flags.batch_size, num_images)))
     with tqdm(total=steps * batches, unit="step", delay=0.5) as bar:
         x_0 = sample(
             model,
             flags.num_images,
             flags.seed,
             flags.batch_size,
+            seeds=seeds,
             progress=lambda done: bar.update(int(done) - bar.n % steps),
         )
         bar.update(bar.total - bar.n)

@@ -20,7 +20,7 @@ from jax_ddpm.presets import PRESETS, preset
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FLAGS = ["--widths", "32", "64", "--time-width", "32", "--timesteps", "20", "--beta-end", "0.4", "--steps", "6"]
-FLAGS += ["--num-samples", "4", "--log-every", "2"]
+FLAGS += ["--num-samples", "4", "--log-every", "2", "--sampler", "dpmpp", "--num-steps", "9"]
 
 
 def command(script, *arguments, **changes):
@@ -147,6 +147,21 @@ def test_sampling_flags_change_the_pictures(run, tmp_path):
     assert all(np.abs(plain - other).max() > 1e-2 for other in x.values())
 
 
+def test_samplers(run, tmp_path):
+    """Each sampler draws another picture, the same in both frameworks."""
+    x = {}
+    for flags in ("--num-steps 7", "--sampler ddim --eta 0.5 --num-steps 7", "--sampler heun --num-steps 3"):
+        for framework in ("jax", "torch"):
+            arguments = ("--framework", framework, "--num-images", 3, "--out", tmp_path / "x.npz", *flags.split())
+            result = command("sample.py", "--model", run[0], *arguments)
+            assert result.returncode == 0, result.stderr
+            with np.load(tmp_path / "x.npz") as arrays:
+                x[flags, framework] = arrays["x0"]
+        np.testing.assert_allclose(x[flags, "jax"], x[flags, "torch"], atol=1e-5)
+    first, second, third = (value for (_, framework), value in x.items() if framework == "jax")
+    assert min(np.abs(a - b).max() for a, b in ((first, second), (second, third), (third, first))) > 1e-2
+
+
 def test_a_bare_file_takes_flags(run, tmp_path):
     from jax_ddpm.model_files import read_file
 
@@ -228,6 +243,8 @@ BAD_TRAINING = {
     "seed too large": (["--seed", str(2**32)], "seed"),
     "preset": (["--preset", "huge"], "tiny"),
     "schedule": (["--schedule", "square"], "cosine"),
+    "more sampling steps than T": (["--timesteps", "10", "--sampler", "ddim", "--num-steps", "11"], "T = 10"),
+    "a variance that cannot be learned": (["--variance", "learned_range"], "with learned_variance"),
     "no run": (["--resume"], "no run to resume"),
     "a file for a folder": (["--out", "file"], "is a file"),
     "unwritable": (["--out", "/proc/run"], "cannot be written"),
@@ -285,7 +302,28 @@ def test_bad_models(kind, capsys, monkeypatch, tmp_path):
     assert not Path("harm").exists()
 
 
+def test_seeds(run, tmp_path):
+    """Picture 0 of each seed, in both frameworks."""
+    x = {}
+    for name, flags in (
+        ("one", "--seed 11 --num-images 2"),
+        ("jax", "--seeds 3,11,3 --batch-size 2"),
+        ("torch", "--seeds 3,11,3 --batch-size 2 --framework torch"),
+    ):
+        result = command("sample.py", "--model", run[0], "--out", tmp_path / "x.npz", *flags.split())
+        assert result.returncode == 0, result.stderr
+        with np.load(tmp_path / "x.npz") as arrays:
+            x[name] = arrays["x0"]
+    assert x["jax"].shape == (3, 8, 8, 1)
+    np.testing.assert_allclose(x["jax"], x["torch"], atol=1e-5)
+    np.testing.assert_allclose(x["jax"][1], x["one"][0], atol=1e-5)
+    np.testing.assert_allclose(x["jax"][0], x["jax"][2], atol=1e-5)
+    assert np.abs(x["jax"][0] - x["jax"][1]).max() > 1e-2
+
+
 BAD_SAMPLING = {
+    "seeds": (["--seeds", "3,b"], "seeds = 3,b: expected integers"),
+    "one of the seeds": (["--seeds", "3,-1"], "seed = -1"),
     "format": (["--out", "x.jpg"], ".jpg"),
     "unwritable": (["--out", "/proc/x/y.png"], "cannot be written"),
     "no images": (["--num-images", "0"], "num_images"),
@@ -293,6 +331,14 @@ BAD_SAMPLING = {
     "seed": (["--seed", "-3"], "seed"),
     "size": (["--image-size", "9"], "8 or 10"),
     "contradiction": (["--timesteps", "30"], "trained with 20"),
+    "more steps than T": (["--num-steps", "21"], "expected 1 to T = 20"),
+    "no steps": (["--num-steps", "0"], "num_steps = 0"),
+    "eta": (["--sampler", "ddim", "--eta", "1.5"], "eta = 1.5: expected 0 to 1"),
+    "noise for a deterministic sampler": (["--sampler", "dpmpp", "--eta", "0.5"], "dpmpp has none"),
+    "variance of a deterministic sampler": (["--sampler", "heun", "--variance", "beta"], "heun has none"),
+    "variance that was not learned": (["--variance", "learned_range"], "predicts no variance"),
+    "unknown sampler": (["--sampler", "plms"], "dpmpp"),
+    "percentile": (["--clip", "dynamic", "--clip-percentile", "99.5"], "expected above 0, up to 1"),
 }
 
 

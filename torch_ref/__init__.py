@@ -9,6 +9,7 @@ PUBLIC = {
     "ConvBlockConfig": "network_config",
     "DiffusionConfig": "config",
     "ModelInfo": "config",
+    "SamplerConfig": "config",
     "UserError": "errors",
     "make_tables": "schedules",
     "build": "unets",

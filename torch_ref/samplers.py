@@ -1,6 +1,6 @@
 """The reverse process: one loop around the step of any sampler."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -86,11 +86,18 @@ def reverse_process(
 
 
 @torch.no_grad()
+def picture_keys(seed: int | Sequence[int], indices) -> np.ndarray:
+    """Keys of pictures: number `indices` of one seed, or of one seed each."""
+    if np.ndim(seed) == 0:
+        return rng.fold_in(rng.key(seed, rng.SAMPLING), indices)
+    return np.stack([rng.key(s, rng.SAMPLING, int(i)) for s, i in zip(seed, indices, strict=True)])
+
+
 def sample_indices(
     network: nn.Module,
     config: DiffusionConfig,
     image_shape: tuple[int, int, int],
-    seed: int,
+    seed: int | Sequence[int],
     indices,
     *,
     sampler: SamplerConfig = ANCESTRAL,
@@ -98,7 +105,7 @@ def sample_indices(
     dtype=torch.float32,
     progress: Callable | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Pictures number `indices` of a seed: float (B, C, H, W), around [-1, 1], and frames.
+    """Pictures number `indices` of a seed, or of one seed each: float (B, C, H, W), around [-1, 1], and frames.
 
     `image_shape` is (H, W, C). Picture i is drawn at (SAMPLING, i, t), x_T at t = T whatever the chain: it does not
     depend on its batch, beyond the last digits of floating-point arithmetic. Computed where the network's parameters
@@ -106,7 +113,7 @@ def sample_indices(
     """
     config.check()
     sampler.check(config.timesteps)
-    keys = rng.fold_in(rng.key(seed, rng.SAMPLING), indices)
+    keys = picture_keys(seed, indices)
     parameter = next(network.parameters(), None)
     device = None if parameter is None else parameter.device
     as_numpy = np.float64 if dtype == torch.float64 else np.float32
@@ -129,6 +136,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     *,
+    seeds: Sequence[int] | None = None,
     sampler: SamplerConfig = ANCESTRAL,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -137,10 +145,12 @@ def sample(
 ) -> np.ndarray:
     """Pictures 0 to num_images - 1 of a seed as a NumPy array (N, H, W, C), around [-1, 1], `batch_size` at a time.
 
-    model: what `load_model` returns, or any module (x, t) -> prediction, which needs `config` and `image_shape`
-    (H, W, C). The last batch is filled up and cut, so that all are computed alike. `progress` as in `reverse_process`,
-    per batch. Raises UserError for counts below 1 and for settings that do not fit.
+    seeds: one picture of each of these seeds instead, its picture 0. model: what `load_model` returns, or any module
+    (x, t) -> prediction, which needs `config` and `image_shape` (H, W, C). The last batch is filled up and cut, so that
+    all are computed alike. `progress` as in `reverse_process`, per batch. Raises UserError for counts below 1 and for
+    settings that do not fit.
     """
+    num_images = num_images if seeds is None else len(seeds)
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"{name} = {value}: expected at least 1.")
@@ -151,8 +161,9 @@ def sample(
     parts = []
     for first in range(0, num_images, batch_size):
         indices = np.arange(first, first + batch_size)
-        x_0, _ = sample_indices(
-            model, config, image_shape, seed, indices, sampler=sampler, dtype=dtype, progress=progress
-        )
+        address = seed, indices
+        if seeds is not None:
+            address = [seeds[min(i, num_images - 1)] for i in indices], np.zeros_like(indices)
+        x_0, _ = sample_indices(model, config, image_shape, *address, sampler=sampler, dtype=dtype, progress=progress)
         parts.append(x_0.permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(parts)[:num_images]
