@@ -118,8 +118,8 @@ ONLY_IN_JAX = {
     ),
     "diffusers_folder": {"configs": CONVERT},
     "layers": {
+        **dict.fromkeys(["rematerialised", "remat_block"], "saves memory on the devices that JAX is for"),
         **dict.fromkeys(LAYERS, "torch.nn has it"),
-        **dict.fromkeys(["remat_block", "rematerialised"], "saves memory on the devices that JAX is for"),
     },
     "model_files": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
