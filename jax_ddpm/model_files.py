@@ -84,7 +84,7 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     for size in info.image_shape[:2]:
         info.network.check(size, info.diffusion.timesteps)
     for name, value in asdict(info.network).items():  # what a hostile file says must not fill the memory
-        numbers = [n for n in np.ravel(value) if not isinstance(n, str)]
+        numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int | float)]
         require(all(n <= LARGEST for n in numbers), name, value, f"expected at most {LARGEST}")
     weights.check_fit(unets.build(info.network, info.image_shape[2]), values)
     return values, info
