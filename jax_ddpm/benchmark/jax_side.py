@@ -61,16 +61,16 @@ def train(job: Job) -> Contender:
         state = jax.device_put(state, feed.everywhere)
         step = make_dispatch(make_train_step(graph, optimizer, config, total_steps, mesh), feed.steps_per_dispatch)
         start = time.perf_counter()
-        program = step.lower(state, *feed.batches(0, 1), 1).compile()
+        program = step.lower(state, *feed.batches(0, 1)).compile()
         return program, state, time.perf_counter() - start
 
     program, state, seconds = compiled(run)
     if getattr(run.network, "dropout", 0.0):
         plain, plain_state, _ = compiled(replace(run, network=replace(run.network, dropout=0.0)))
-        _, metrics = plain(plain_state, *feed.batches(0, 1), 1)
-        state, _ = program(state, *feed.batches(0, 1), 1)
+        _, metrics = plain(plain_state, *feed.batches(0, 1))
+        state, _ = program(state, *feed.batches(0, 1))
     else:
-        state, metrics = program(state, *feed.batches(0, 1), 1)
+        state, metrics = program(state, *feed.batches(0, 1))
     check = {name: np.asarray(metrics[name])[:1] for name in ("loss", "grad_norm")}
     memory, parameters = program.memory_analysis(), sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     done, steps = 1, feed.steps_per_dispatch
@@ -78,7 +78,7 @@ def train(job: Job) -> Contender:
     def work(units):
         nonlocal state, done
         for _ in range(units):
-            state, last = program(state, *feed.batches(done, steps), steps)
+            state, last = program(state, *feed.batches(done, steps))
             done += steps
         jax.block_until_ready((state, last))
 

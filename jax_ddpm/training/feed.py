@@ -26,18 +26,19 @@ class Feed:
         self.by_image = NamedSharding(mesh, PartitionSpec(None, "data"))
         self.resident = jax.device_put(np.asarray(images), self.everywhere) if images.nbytes <= ON_DEVICE else None
 
-    def batches(self, step: int, n: int) -> tuple[jax.Array, jax.Array]:
-        """Images (N, H, W, C) and int32 indices (K, B) of n steps from `step` on; rows beyond n repeat the last."""
+    def batches(self, step: int, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Images (N, H, W, C), int32 indices (K, B) of n steps from `step` on, rows beyond n like the last; n."""
         training = self.config.training
         rows = [
             batch_indices(training.seed, step + min(i, n - 1), len(self.images), training.batch_size)
             for i in range(self.steps_per_dispatch)
         ]
         indices = np.stack(rows)
-        if self.resident is not None:
-            return self.resident, jax.device_put(indices, self.by_image)
-        images = jax.device_put(self.images[indices.ravel()], self.everywhere)
-        return images, jax.device_put(np.arange(indices.size, dtype=np.int32).reshape(indices.shape), self.by_image)
+        images = self.resident
+        if images is None:
+            images = jax.device_put(self.images[indices.ravel()], self.everywhere)
+            indices = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
+        return images, *jax.device_put((indices, np.int32(n)), (self.by_image, self.everywhere))
 
 
 class Validation:

@@ -115,7 +115,7 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
     interruption.deferring = True
     while step < total_steps and interruption.number is None:
         n = min(feed.steps_per_dispatch, intervals.next(step) - step)
-        state, metrics = dispatch(state, *feed.batches(step, n), n)
+        state, metrics = dispatch(state, *feed.batches(step, n))
         if in_flight is not None:
             progress.read(*in_flight)  # waits for the dispatch before, while the device works at this one
         in_flight = (step, n, metrics)
