@@ -211,7 +211,7 @@ def test_several_steps_per_dispatch_and_a_resume_in_the_middle(finished, tmp_pat
 
 
 def test_config_tells_how_the_run_was_started(finished):
-    (start,) = json.loads((finished / "config.json").read_text())["starts"]
+    start = json.loads((finished / "config.json").read_text())["starts"][0]  # resumed in other tests
     assert start["versions"]["jax"] and start["devices"] and start["command"] and start["time"]
 
 
