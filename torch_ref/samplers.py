@@ -85,7 +85,6 @@ def reverse_process(
     return x, frames
 
 
-@torch.no_grad()
 def picture_keys(seed: int | Sequence[int], indices) -> np.ndarray:
     """Keys of pictures: number `indices` of one seed, or of one seed each."""
     if np.ndim(seed) == 0:
@@ -93,6 +92,7 @@ def picture_keys(seed: int | Sequence[int], indices) -> np.ndarray:
     return np.stack([rng.key(s, rng.SAMPLING, int(i)) for s, i in zip(seed, indices, strict=True)])
 
 
+@torch.no_grad()
 def sample_indices(
     network: nn.Module,
     config: DiffusionConfig,
