@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_ddpm.config import OutputConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.training import checkpoint
 from jax_ddpm.training.checkpoint import Checkpoints
@@ -25,7 +26,8 @@ def record(best=None):
 
 
 def checkpoints(folder, said=None, keep=2, keep_every=0):
-    return Checkpoints(folder / "checkpoints", keep, keep_every, (said if said is not None else []).append)
+    policy = OutputConfig(keep_checkpoints=keep, keep_every=keep_every)
+    return Checkpoints(folder / "checkpoints", policy, (said if said is not None else []).append)
 
 
 def saved(folder, steps=(8, 16), **settings):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import jax_ddpm
 from jax_ddpm import model_files, samplers
 from jax_ddpm.command_line import parse_run
 from jax_ddpm.errors import UserError
-from jax_ddpm.training import feed, progress
+from jax_ddpm.training import checkpoint, feed, progress
 from jax_ddpm.training.loop import train
 from jax_ddpm.training.replay import replay
 from jax_ddpm.training.run_folder import load_config
@@ -84,6 +85,7 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, st
     whole = train(config, tmp_path / "whole", log=quiet)
     with monkeypatch.context() as patch:
         stop_after(patch, step)
+        patch.setattr(checkpoint, "check_room", lambda *_: time.sleep(0.2))  # it breaks off while one is written
         with pytest.raises(Stop):
             train(config, tmp_path / "broken", log=quiet)
     broken = train(config, tmp_path / "broken", resume=True, log=quiet)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jax_ddpm.config import OutputConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.model_files import one_line
 from jax_ddpm.training.state import TrainState
@@ -29,14 +30,22 @@ STATE, RECORD, MANIFEST = "state", "record.json", "manifest.json"
 class Checkpoints:
     """The checkpoints in a folder: written in the background, one at a time, and pruned after each.
 
-    Kept are the newest `keep`, every one whose step is a multiple of `keep_every` (0: none), and the ones that the
-    records of those name as best. What cannot be written is told by `log`, and what was there stays.
+    Kept are the newest `keep_checkpoints`, every one whose step is a multiple of `keep_every` (0: none), and the ones
+    that the records of those name as best. What cannot be written is told by `log`, and what was there stays. A context
+    manager, which is left when nothing is being written any more.
     """
 
-    def __init__(self, folder: Path, keep: int, keep_every: int, log: Callable[[str], None]):
-        self.folder, self.keep, self.keep_every, self.log = folder.absolute(), keep, keep_every, log
+    def __init__(self, folder: Path, config: OutputConfig, log: Callable[[str], None]):
+        self.folder, self.keep, self.keep_every = folder.absolute(), config.keep_checkpoints, config.keep_every
+        self.log = log
         self.writer: threading.Thread | None = None
         self.problem: str | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.wait()
 
     def tidy(self) -> None:
         """Remove what a killed run left half written."""

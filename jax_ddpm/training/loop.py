@@ -50,12 +50,22 @@ def train(
         mesh = make_mesh(config.training.batch_size // config.training.accumulate)
         images = load_images(config, log)
         network = make_network(config, images.train.shape[1:])
-        with claim(folder, config, resume):
-            run(config, folder, resume, mesh, images, network, interruption, log)
+        with claim(folder, config, resume), Checkpoints(folder / "checkpoints", config.output, log) as checkpoints:
+            run(config, folder, resume, mesh, images, network, checkpoints, interruption, log)
     return folder
 
 
-def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.ImageData, network, interruption, log):
+def run(
+    config: RunConfig,
+    folder: Path,
+    resume: bool,
+    mesh: Mesh,
+    images: data.ImageData,
+    network: nnx.Module,
+    checkpoints: Checkpoints,
+    interruption: Interruption,
+    log: Callable[[str], None],
+) -> None:
     """What `train` does once everything is checked and loaded, and the folder is its own."""
     image_shape = images.train.shape[1:]
     interruption.message = f"Stopped. To go on: python scripts/train_jax.py --resume --out {shlex.quote(str(folder))}"
@@ -72,7 +82,6 @@ def run(config: RunConfig, folder: Path, resume: bool, mesh: Mesh, images: data.
 
     metrics_log = MetricsLog(folder, log)
     output = config.output
-    checkpoints = Checkpoints(folder / "checkpoints", output.keep_checkpoints, output.keep_every, log)
     checkpoints.tidy()
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     start, record = 0, {"pending": [], "unwritten": [], "skipped_in_a_row": 0, "best": None}

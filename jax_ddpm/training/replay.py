@@ -38,8 +38,7 @@ def replay(config: RunConfig, out: Path | None, number: int, log: Callable[[str]
     graph, state = create_state(
         network, optimizer, training.ema, np.float64 if training.precision == "float64" else np.float32
     )
-    output = config.output
-    checkpoints = Checkpoints(folder / "checkpoints", output.keep_checkpoints, output.keep_every, log)
+    checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
     start = 0
     if found := checkpoints.newest(state, at_most=number - 1):
         start, state, _ = found
