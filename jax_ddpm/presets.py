@@ -45,6 +45,7 @@ PRESETS: dict[str, RunConfig] = {
         training=TrainingConfig(epochs=1000),
         output=OutputConfig(sample_every=10_000),
     ),
+    # Strided convolutions, and t as it is beside the features: the loss begins far above 1.
     "strided": RunConfig(
         preset="strided",
         data=DataConfig(dataset="cifar10"),
@@ -52,6 +53,7 @@ PRESETS: dict[str, RunConfig] = {
         training=TrainingConfig(epochs=100, lr_schedule="constant"),
         output=OutputConfig(sample_every_epochs=1),
     ),
+    # Residual blocks and self-attention at every size; the weights of the best validation loss are kept and sampled.
     "attention": RunConfig(
         preset="attention",
         data=DataConfig(dataset="mnist", validation_fraction=0.1),
@@ -60,6 +62,7 @@ PRESETS: dict[str, RunConfig] = {
         training=TrainingConfig(epochs=20, optimizer="adamw", weight_decay=0.01, lr_schedule="constant", clip_norm=1.0),
         output=OutputConfig(keep_best=True),
     ),
+    # Small, with LayerNorm over whole maps, on Fashion-MNIST or MNIST at their own 28x28.
     "layer_norm": RunConfig(
         preset="layer_norm",
         data=DataConfig(dataset="fashion_mnist", image_size=28),
