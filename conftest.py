@@ -11,7 +11,9 @@ from jaxtyping import install_import_hook
 ANNOTATED = (
     "arrays",
     "diffusion",
+    "editing",
     "embeddings",
+    "inpainting",
     "sampler_steps",
     "samplers",
     "unets",

@@ -23,6 +23,11 @@ PUBLIC = {
     "Model": "model_files",
     "load_model": "model_files",
     "sample": "samplers",
+    "interpolate": "editing",
+    "invert": "editing",
+    "reconstruct": "editing",
+    "img2img": "editing",
+    "inpaint": "inpainting",
     "train": "training.loop",
 }
 __all__ = sorted(PUBLIC)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from jax_ddpm import rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.config import DiffusionConfig, SamplerConfig
-from jax_ddpm.errors import UserError
+from jax_ddpm.errors import require
 from jax_ddpm.sampler_steps import ancestral_step, ddim_step, dpmpp_step, edm_step, first_history
 from jax_ddpm.schedules import Tables, make_tables
 from jax_ddpm.spacing import spaced_timesteps, timesteps_below
@@ -37,10 +37,18 @@ def make_step(
     return partial(edm_step, tables, **settings)
 
 
-def chain_of(config: DiffusionConfig, sampler: SamplerConfig) -> np.ndarray:
-    """The timesteps that the sampler visits: descending integers in [0, T)."""
+def chain_of(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
+    """The timesteps that the sampler visits: descending integers in [0, T), with start_t those that are at most that.
+
+    Raises UserError for a start_t above all timesteps or below the chain's.
+    """
     alpha_bars = schedule_tables(config, np.float64).alpha_bars
-    return spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
+    chain = spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
+    if start_t is None:
+        return chain
+    expected = f"expected {chain[-1]}, the sampler's last timestep, to T - 1 = {config.timesteps - 1}"
+    require(chain[-1] <= start_t < config.timesteps, "start_t", start_t, expected)
+    return chain[chain <= start_t]
 
 
 def schedule_tables(config: DiffusionConfig, dtype, chain: np.ndarray | None = None) -> Tables:
@@ -96,26 +104,50 @@ def reverse_process(
     return x, frames
 
 
-@partial(jax.jit, static_argnames=("graph", "config", "sampler", "shape", "dtype", "num_frames", "progress"))
-def _sample(graph, state, keys, config, sampler, shape, dtype, num_frames, progress):
+def noise_at(keys: Array, number, shape: tuple[int, int, int], dtype) -> Images:
+    """The draw at (..., image index, number) for each picture's key."""
+    return jax.vmap(lambda k: rng.normal(jax.random.fold_in(k, number), shape, dtype))(keys)
+
+
+@partial(jax.jit, static_argnames=("graph", "config", "sampler", "shape", "dtype", "num_frames", "progress", "start_t"))
+def _sample(graph, state, keys, config, sampler, shape, dtype, num_frames, progress, x_T=None, start_t=None):
     network, chain = nnx.merge(graph, state), chain_of(config, sampler)
     step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, network)
 
     def draw_noise(t):
-        return jax.vmap(lambda k: rng.normal(jax.random.fold_in(k, t), shape, dtype))(keys)
+        return noise_at(keys, t, shape, dtype)
 
-    x_T = draw_noise(config.timesteps)
+    x_T = draw_noise(config.timesteps) if x_T is None else x_T
     history = first_history(x_T) if sampler.sampler == "dpmpp" else None
     noise = (lambda t: None) if sampler.is_deterministic else draw_noise
-    return reverse_process(step, network, x_T, chain, noise, num_frames, progress, history)
+    return reverse_process(step, network, x_T, chain_of(config, sampler, start_t), noise, num_frames, progress, history)
 
 
-def picture_keys(seed: int | Sequence[int], indices) -> Array:
+def picture_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:
     """Keys of pictures: number `indices` of one seed, or of one seed each."""
     if np.ndim(seed) == 0:
-        base = rng.key(seed, rng.SAMPLING)
+        base = rng.key(seed, purpose)
         return jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.asarray(indices, jnp.uint32))
-    return jnp.stack([rng.key(s, rng.SAMPLING, int(i)) for s, i in zip(seed, indices, strict=True)])
+    return jnp.stack([rng.key(s, purpose, int(i)) for s, i in zip(seed, indices, strict=True)])
+
+
+def addresses(seed: int, seeds: Sequence[int] | None, num_images: int) -> tuple[int | Sequence[int], np.ndarray]:
+    """Seed and numbers of so many pictures: 0 to num_images - 1 of one seed, or picture 0 of each of the seeds."""
+    if seeds is None:
+        return seed, np.arange(num_images)
+    require(len(seeds) == num_images, "seeds", f"{len(seeds)} of them", f"expected {num_images}, one for each image")
+    return seeds, np.zeros(num_images, int)
+
+
+def spread(network: nnx.Module, *arrays: Array | None) -> tuple:
+    """The network's graph and state, and arrays of one row per image, over all devices where they divide the images."""
+    graph, state = nnx.split(network)
+    devices = jax.local_devices()
+    if len(devices) > 1 and len(arrays[0]) % len(devices) == 0:
+        mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
+        arrays = jax.device_put(arrays, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+        state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return graph, state, *arrays
 
 
 def sample_indices(
@@ -129,6 +161,8 @@ def sample_indices(
     num_frames: int | tuple[int, ...] = 0,
     dtype=jnp.float32,
     progress: Callable | None = None,
+    x_T: Images | None = None,
+    start_t: int | None = None,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
     """Pictures number `indices` of a seed, or of one seed each: float (B, H, W, C), around [-1, 1], and frames.
 
@@ -138,17 +172,25 @@ def sample_indices(
     """
     config.check()
     sampler.check(config.timesteps)
-    keys = picture_keys(seed, indices)
-    devices = jax.local_devices()
-    if len(devices) > 1 and len(keys) % len(devices) == 0:
-        mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
-        keys = jax.device_put(keys, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        graph, state = nnx.split(network)
-        state = jax.device_put(state, replicated)
-    else:
-        graph, state = nnx.split(network)
-    return _sample(graph, state, keys, config, sampler, tuple(image_shape), jnp.dtype(dtype), num_frames, progress)
+    graph, state, keys, x_T = spread(network, picture_keys(seed, indices), x_T)
+    shape, dtype = tuple(image_shape), jnp.dtype(dtype)
+    return _sample(graph, state, keys, config, sampler, shape, dtype, num_frames, progress, x_T, start_t)
+
+
+def in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
+    """draw(indices) -> (B, H, W, C), `batch_size` at a time, as one NumPy array of num_images.
+
+    The last batch is filled up and cut, so that all are computed alike. Raises UserError for counts below 1.
+    """
+    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+        require(value >= 1, name, value, "expected at least 1")
+    batch_size = min(batch_size, num_images)
+    parts = []
+    for first in range(0, num_images, batch_size):
+        indices = np.minimum(np.arange(first, first + batch_size), num_images - 1)
+        parts.append(np.asarray(draw(indices)))
+        jax.effects_barrier()  # progress is told before the next batch begins
+    return np.concatenate(parts)[:num_images]
 
 
 def sample(
@@ -158,6 +200,8 @@ def sample(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
+    x_T: Images | None = None,
+    start_t: int | None = None,
     sampler: SamplerConfig = ANCESTRAL,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -166,27 +210,44 @@ def sample(
 ) -> np.ndarray:
     """Pictures 0 to num_images - 1 of a seed as a NumPy array (N, H, W, C), around [-1, 1], `batch_size` at a time.
 
-    seeds: one picture of each of these seeds instead, its picture 0. model: what `load_model` returns, or any NNX
-    module (x, t) -> prediction, which needs `config` and `image_shape`. The last batch is filled up and cut, so that
-    all are computed alike. `progress` as in `reverse_process`, per batch. Raises UserError for counts below 1 and for
-    settings that do not fit.
+    seeds: one picture of each of these seeds instead, its picture 0. x_T: (N, H, W, C), the states to start from
+    instead of drawn ones, one picture of each; they are states at the chain's first timestep, or, with start_t, at its
+    first one that is at most start_t, where the chain then begins. model: what `load_model` returns, or any NNX module
+    (x, t) -> prediction, which needs `config` and `image_shape`. `progress` as in `reverse_process`, per batch. Raises
+    UserError for counts below 1, and for shapes and settings that do not fit.
     """
-    num_images = num_images if seeds is None else len(seeds)
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} = {value}: expected at least 1.")
+    network, config, image_shape = parts_of(model, config, image_shape)
+    require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T besides, the states at that time")
+    if x_T is not None:
+        x_T = check_images("x_T", x_T, image_shape, dtype)
+        num_images = len(x_T)
+    elif seeds is not None:
+        num_images = len(seeds)
+    seeds, numbers = addresses(seed, seeds, num_images)
+
+    def draw(indices):
+        settings = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
+        states = None if x_T is None else x_T[indices]
+        of = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
+        return sample_indices(network, config, image_shape, of, numbers[indices], **settings, x_T=states)[0]
+
+    return in_batches(draw, num_images, batch_size)
+
+
+def parts_of(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
+    """Network, settings and image shape of what `load_model` returns, or of a bare network and what is given."""
     info = getattr(model, "info", None)
-    network = model if info is None else model.network
-    config = config or info.diffusion
-    image_shape = image_shape or info.image_shape
-    batch_size = min(batch_size, num_images)
-    parts = []
-    for first in range(0, num_images, batch_size):
-        indices = np.arange(first, first + batch_size)
-        address = seed, indices
-        if seeds is not None:
-            address = [seeds[min(i, num_images - 1)] for i in indices], np.zeros_like(indices)
-        x_0, _ = sample_indices(network, config, image_shape, *address, sampler=sampler, dtype=dtype, progress=progress)
-        parts.append(np.asarray(x_0))
-        jax.effects_barrier()  # progress is told before the next batch begins
-    return np.concatenate(parts)[:num_images]
+    if info is None:
+        return model, config, image_shape
+    return model.network, config or info.diffusion, image_shape or info.image_shape
+
+
+def check_images(name: str, images, image_shape: tuple[int, int, int] | None, dtype) -> Images:
+    """Images, or states, of a dtype; UserError unless they are finite floats (N, *image_shape)."""
+    images = np.asarray(images)
+    wanted = ("N", "H", "W", "C") if image_shape is None else ("N", *image_shape)
+    fits = images.ndim == 4 and len(images) and (image_shape is None or images.shape[1:] == tuple(image_shape))
+    require(fits, name, images.shape, f"expected the shape ({', '.join(map(str, wanted))})")
+    require(images.dtype.kind == "f", name, images.dtype, "expected floating point, images within [-1, 1]")
+    require(np.isfinite(images).all(), name, "nan or inf", "expected finite numbers")
+    return images.astype(dtype)

@@ -21,8 +21,10 @@ MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "config": ["config"],
     "diffusers_folder": ["diffusers_folder"],
     "diffusion": ["diffusion"],
+    "editing": ["editing"],
     "embeddings": ["embeddings"],
     "errors": ["errors"],
+    "inpainting": ["inpainting"],
     "layers": ["layers"],
     "model_files": ["model_files"],
     "network_config": ["network_config"],
@@ -64,6 +66,8 @@ ONLY_IN_JAX = {
         ["DataConfig", "TrainingConfig", "OutputConfig", "RunConfig", "slug", "to_json"], TRAINING_ONLY
     ),
     "diffusers_folder": {"configs": CONVERT},
+    "editing": {"_invert": "the jitted part of invert"},
+    "inpainting": {"_inpaint": "the jitted part of inpaint"},
     "layers": {
         **dict.fromkeys(["rematerialised", "remat_block"], "saves memory on the devices that JAX is for"),
         **dict.fromkeys(LAYERS, "torch.nn has it"),
@@ -72,7 +76,10 @@ ONLY_IN_JAX = {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
         **dict.fromkeys(["check_output", "convert_to", "atomically"], CONVERT),
     },
-    "samplers": {"_sample": "the jitted part of sample_indices"},
+    "samplers": {
+        "_sample": "the jitted part of sample_indices",
+        "spread": "several devices are JAX's",
+    },
     "step": {
         "num_parameters": "in model_files, for commands that only sample",
         "make_gradients": "a step of its own, for --replay-step; nested in make_train_step in torch_ref",
@@ -101,6 +108,7 @@ ONLY_IN_TORCH = {
         **dict.fromkeys(["fold_in", "split", "bits", "uniform", "randint", "bernoulli"], JAX_RANDOM),
         **dict.fromkeys(["threefry2x32", "erf_inv"], "what is inside jax.random"),
     },
+    "samplers": dict.fromkeys(["device_of", "numpy_dtype", "channels_first"], "between NumPy (N, H, W, C) and tensors"),
     "step": {
         "clip_by_global_norm": "what optax has",
         "draw": "with the permutation of noise; one line in JAX",

@@ -15,6 +15,11 @@ PUBLIC = {
     "build": "unets",
     "load_model": "model_files",
     "sample": "samplers",
+    "interpolate": "editing",
+    "invert": "editing",
+    "reconstruct": "editing",
+    "img2img": "editing",
+    "inpaint": "inpainting",
 }
 __all__ = sorted(PUBLIC)
 

@@ -106,6 +106,17 @@ def ddim_step(
     return clamp_state(x if eta == 0 else x + sigma * noise, clip)
 
 
+def ddim_inverse_step(tables: Tables, x: Tensor, eps: Tensor, t: int, noise: None) -> Tensor:
+    """`ddim_step` with eta = 0 the other way: up to t from the chain's next timestep below it, where eps was predicted.
+
+    Euler's step along the ODE of Song et al. 2021, section 4.3, eq. 14. Below the chain's last timestep is the image.
+    """
+    ts = torch.full((x.shape[0],), t, device=x.device)
+    rest = diffusion.at(tables.sqrt_one_minus_alpha_bars_prev, ts)
+    x_0 = (x - rest * eps) / diffusion.at(tables.sqrt_alpha_bars_prev, ts)
+    return diffusion.q_sample(tables, x_0, ts, eps)
+
+
 def dpmpp_step(
     tables: Tables,
     x_t: Tensor,

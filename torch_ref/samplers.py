@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torch_ref import rng
 from torch_ref.config import DiffusionConfig, SamplerConfig
-from torch_ref.errors import UserError
+from torch_ref.errors import require
 from torch_ref.sampler_steps import ancestral_step, ddim_step, dpmpp_step, edm_step, first_history
 from torch_ref.schedules import Tables, make_tables
 from torch_ref.spacing import spaced_timesteps, timesteps_below
@@ -33,10 +33,18 @@ def make_step(
     return partial(edm_step, tables, **settings)
 
 
-def chain_of(config: DiffusionConfig, sampler: SamplerConfig) -> np.ndarray:
-    """The timesteps that the sampler visits: descending integers in [0, T)."""
+def chain_of(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
+    """The timesteps that the sampler visits: descending integers in [0, T), with start_t those that are at most that.
+
+    Raises UserError for a start_t above all timesteps or below the chain's.
+    """
     alpha_bars = schedule_tables(config, np.float64).alpha_bars
-    return spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
+    chain = spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
+    if start_t is None:
+        return chain
+    expected = f"expected {chain[-1]}, the sampler's last timestep, to T - 1 = {config.timesteps - 1}"
+    require(chain[-1] <= start_t < config.timesteps, "start_t", start_t, expected)
+    return chain[chain <= start_t]
 
 
 def schedule_tables(config: DiffusionConfig, dtype, chain: np.ndarray | None = None) -> Tables:
@@ -85,11 +93,38 @@ def reverse_process(
     return x, frames
 
 
-def picture_keys(seed: int | Sequence[int], indices) -> np.ndarray:
+def noise_at(keys: np.ndarray, number: int, shape: tuple[int, int, int], dtype) -> Tensor:
+    """The draw at (..., image index, number) for each picture's key: (B, C, H, W), of `shape` (H, W, C), on the CPU."""
+    return rng.normal(rng.fold_in(keys, number), tuple(shape), dtype).permute(0, 3, 1, 2).contiguous()
+
+
+def picture_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> np.ndarray:
     """Keys of pictures: number `indices` of one seed, or of one seed each."""
     if np.ndim(seed) == 0:
-        return rng.fold_in(rng.key(seed, rng.SAMPLING), indices)
-    return np.stack([rng.key(s, rng.SAMPLING, int(i)) for s, i in zip(seed, indices, strict=True)])
+        return rng.fold_in(rng.key(seed, purpose), indices)
+    return np.stack([rng.key(s, purpose, int(i)) for s, i in zip(seed, indices, strict=True)])
+
+
+def addresses(seed: int, seeds: Sequence[int] | None, num_images: int) -> tuple[int | Sequence[int], np.ndarray]:
+    """Seed and numbers of so many pictures: 0 to num_images - 1 of one seed, or picture 0 of each of the seeds."""
+    if seeds is None:
+        return seed, np.arange(num_images)
+    require(len(seeds) == num_images, "seeds", f"{len(seeds)} of them", f"expected {num_images}, one for each image")
+    return seeds, np.zeros(num_images, int)
+
+
+def device_of(network: nn.Module) -> torch.device | None:
+    parameter = next(network.parameters(), None)
+    return None if parameter is None else parameter.device
+
+
+def numpy_dtype(dtype) -> type:
+    return np.float64 if dtype == torch.float64 else np.float32
+
+
+def channels_first(images: np.ndarray, device) -> Tensor:
+    """NumPy (B, H, W, C) as (B, C, H, W) on a device."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1))).to(device)
 
 
 @torch.no_grad()
@@ -104,6 +139,8 @@ def sample_indices(
     num_frames: int | tuple[int, ...] = 0,
     dtype=torch.float32,
     progress: Callable | None = None,
+    x_T: Tensor | None = None,
+    start_t: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Pictures number `indices` of a seed, or of one seed each: float (B, C, H, W), around [-1, 1], and frames.
 
@@ -113,21 +150,32 @@ def sample_indices(
     """
     config.check()
     sampler.check(config.timesteps)
-    keys = picture_keys(seed, indices)
-    parameter = next(network.parameters(), None)
-    device = None if parameter is None else parameter.device
-    as_numpy = np.float64 if dtype == torch.float64 else np.float32
+    keys, device = picture_keys(seed, indices), device_of(network)
     chain = chain_of(config, sampler)
-    step = make_step(schedule_tables(config, as_numpy, chain), config, sampler, chain, network)
+    step = make_step(schedule_tables(config, numpy_dtype(dtype), chain), config, sampler, chain, network)
 
     def draw_noise(t):
-        noise = rng.normal(rng.fold_in(keys, t), tuple(image_shape), dtype)  # (B, H, W, C)
-        return noise.permute(0, 3, 1, 2).contiguous().to(device)
+        return noise_at(keys, t, image_shape, dtype).to(device)
 
-    x_T = draw_noise(config.timesteps)
+    x_T = draw_noise(config.timesteps) if x_T is None else x_T
     history = first_history(x_T) if sampler.sampler == "dpmpp" else None
     noise = (lambda t: None) if sampler.is_deterministic else draw_noise
-    return reverse_process(step, network, x_T, chain, noise, num_frames, progress, history)
+    return reverse_process(step, network, x_T, chain_of(config, sampler, start_t), noise, num_frames, progress, history)
+
+
+def in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
+    """draw(indices) -> (B, C, H, W), `batch_size` at a time, as one NumPy array of num_images (N, H, W, C).
+
+    The last batch is filled up and cut, so that all are computed alike. Raises UserError for counts below 1.
+    """
+    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+        require(value >= 1, name, value, "expected at least 1")
+    batch_size = min(batch_size, num_images)
+    parts = []
+    for first in range(0, num_images, batch_size):
+        indices = np.minimum(np.arange(first, first + batch_size), num_images - 1)
+        parts.append(draw(indices).permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(parts)[:num_images]
 
 
 def sample(
@@ -137,6 +185,8 @@ def sample(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
+    x_T: np.ndarray | None = None,
+    start_t: int | None = None,
     sampler: SamplerConfig = ANCESTRAL,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -145,25 +195,46 @@ def sample(
 ) -> np.ndarray:
     """Pictures 0 to num_images - 1 of a seed as a NumPy array (N, H, W, C), around [-1, 1], `batch_size` at a time.
 
-    seeds: one picture of each of these seeds instead, its picture 0. model: what `load_model` returns, or any module
-    (x, t) -> prediction, which needs `config` and `image_shape` (H, W, C). The last batch is filled up and cut, so that
-    all are computed alike. `progress` as in `reverse_process`, per batch. Raises UserError for counts below 1 and for
-    settings that do not fit.
+    seeds: one picture of each of these seeds instead, its picture 0. x_T: (N, H, W, C), the states to start from
+    instead of drawn ones, one picture of each; they are states at the chain's first timestep, or, with start_t, at its
+    first one that is at most start_t, where the chain then begins. model: what `load_model` returns, or any module
+    (x, t) -> prediction, which needs `config` and `image_shape` (H, W, C). `progress` as in `reverse_process`, per
+    batch. Raises UserError for counts below 1, and for shapes and settings that do not fit.
     """
-    num_images = num_images if seeds is None else len(seeds)
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        if value < 1:
-            raise UserError(f"{name} = {value}: expected at least 1.")
+    network, config, image_shape = parts_of(model, config, image_shape)
+    require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T besides, the states at that time")
+    if x_T is not None:
+        x_T = check_images("x_T", x_T, image_shape, dtype)
+        num_images = len(x_T)
+    elif seeds is not None:
+        num_images = len(seeds)
+    seeds, numbers = addresses(seed, seeds, num_images)
+
+    def draw(indices):
+        settings = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
+        states = None if x_T is None else channels_first(x_T[indices], device_of(network))
+        of = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
+        return sample_indices(network, config, image_shape, of, numbers[indices], **settings, x_T=states)[0]
+
+    return in_batches(draw, num_images, batch_size)
+
+
+def parts_of(
+    model: nn.Module, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None
+) -> tuple[nn.Module, DiffusionConfig, tuple[int, int, int] | None]:
+    """Network, settings and image shape of what `load_model` returns, or of a bare network and what is given."""
     info = getattr(model, "info", None)
-    config = config or info.diffusion
-    image_shape = image_shape or info.image_shape
-    batch_size = min(batch_size, num_images)
-    parts = []
-    for first in range(0, num_images, batch_size):
-        indices = np.arange(first, first + batch_size)
-        address = seed, indices
-        if seeds is not None:
-            address = [seeds[min(i, num_images - 1)] for i in indices], np.zeros_like(indices)
-        x_0, _ = sample_indices(model, config, image_shape, *address, sampler=sampler, dtype=dtype, progress=progress)
-        parts.append(x_0.permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(parts)[:num_images]
+    if info is None:
+        return model, config, image_shape
+    return model, config or info.diffusion, image_shape or info.image_shape
+
+
+def check_images(name: str, images, image_shape: tuple[int, int, int] | None, dtype) -> np.ndarray:
+    """Images, or states, of a dtype; UserError unless they are finite floats (N, *image_shape)."""
+    images = np.asarray(images)
+    wanted = ("N", "H", "W", "C") if image_shape is None else ("N", *image_shape)
+    fits = images.ndim == 4 and len(images) and (image_shape is None or images.shape[1:] == tuple(image_shape))
+    require(fits, name, images.shape, f"expected the shape ({', '.join(map(str, wanted))})")
+    require(images.dtype.kind == "f", name, images.dtype, "expected floating point, images within [-1, 1]")
+    require(np.isfinite(images).all(), name, "nan or inf", "expected finite numbers")
+    return images.astype(numpy_dtype(dtype))
