@@ -1,27 +1,27 @@
 """Sample from a trained model: python scripts/sample.py --model runs/digits-digits --num-images 64 --out grid.png"""
 
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import tyro
-from tqdm import tqdm
 
-from jax_ddpm.command_line import DiffusionFlags, integers, run_command
+from jax_ddpm.command_line import DiffusionFlags, run_command
 from jax_ddpm.config import Precision, SamplerConfig
 from jax_ddpm.errors import UserError
+from jax_ddpm.sample_command import EditingFlags, check_together, draw
 
 
 @dataclass(frozen=True)
 class SampleFlags:
-    """Draw pictures from a trained model."""
+    """Draw pictures from a trained model: from noise, from images, or between two seeds."""
 
     model: Path
     """Run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
     out: Path = Path("samples.png")
     """A .png (grid), a .npz (images: uint8, and x0: float32, both (N, H, W, C)), or a folder (one PNG an image)."""
-    num_images: int = 16
+    num_images: int | None = None
+    """Default: 16, or as many as there are seeds or given images; of one given image so many variations."""
     seed: int = 0
     """Picture i of a seed is always the same."""
     seeds: str | None = None
@@ -35,6 +35,7 @@ class SampleFlags:
     """Height and width, for files that cannot tell."""
     rescale: Literal["none", "per-image"] = "none"
     """per-image: show each picture from its own darkest to its own brightest value (for samples that drift)."""
+    editing: EditingFlags = field(default_factory=EditingFlags)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
@@ -44,42 +45,25 @@ def main():
     from jax_ddpm import report  # after the flags, so that --help and mistakes answer at once
 
     report.check_images_path(flags.out)
-    if flags.sampling.sampler != "ddpm" and flags.diffusion.variance is not None:
-        raise UserError(
-            f"variance = {flags.diffusion.variance}: {flags.sampling.sampler} has none (ddim's noise is set by --eta). "
-            "Leave --variance out, or use --sampler ddpm."
-        )
-    seeds = None if flags.seeds is None else integers(flags.seeds)
-    model, sample, described = with_jax(flags) if flags.framework == "jax" else with_torch(flags)
+    check_together(flags)
+    model, package, settings, described = with_jax(flags) if flags.framework == "jax" else with_torch(flags)
     print(described)
-    steps = flags.sampling.num_steps or model.info.diffusion.timesteps
-    num_images = flags.num_images if seeds is None else len(seeds)
-    batches = -(-num_images // max(1, min(flags.batch_size, num_images)))
-    with tqdm(total=steps * batches, unit="step", delay=0.5) as bar:
-        x_0 = sample(
-            model,
-            flags.num_images,
-            flags.seed,
-            flags.batch_size,
-            seeds=seeds,
-            progress=lambda done: bar.update(int(done) - bar.n % steps),
-        )
-        bar.update(bar.total - bar.n)
-    print(f"Saved {report.write_images(flags.out, x_0, flags.rescale)}")
+    print(f"Saved {draw(flags, model, package, settings)}")
 
 
 def with_jax(flags: SampleFlags):
     import jax
     import jax.numpy as jnp
 
-    from jax_ddpm import model_files, samplers
+    import jax_ddpm
+    from jax_ddpm import model_files
 
     if flags.precision == "float64":
         jax.config.update("jax_enable_x64", True)
     model = model_files.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
     dtype = jnp.float64 if flags.precision == "float64" else jnp.float32
-    sample = partial(samplers.sample, sampler=flags.sampling, dtype=dtype)
-    return model, sample, model_files.describe(model.info, model.num_parameters)
+    described = model_files.describe(model.info, model.num_parameters)
+    return model, jax_ddpm, {"sampler": flags.sampling, "dtype": dtype}, described
 
 
 def with_torch(flags: SampleFlags):
@@ -88,14 +72,14 @@ def with_torch(flags: SampleFlags):
     except ImportError:
         raise UserError("--framework torch needs PyTorch: pip install 'jax-ddpm[torch]'.") from None
 
-    from torch_ref import model_files, samplers
+    import torch_ref
+    from torch_ref import model_files
     from torch_ref.config import SamplerConfig
 
     model = model_files.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
-    sampling = SamplerConfig(**asdict(flags.sampling))
     dtype = torch.float64 if flags.precision == "float64" else torch.float32
-    sample = partial(samplers.sample, sampler=sampling, dtype=dtype)
-    return model, sample, model_files.describe(model.info, model_files.num_parameters(model))
+    settings = {"sampler": SamplerConfig(**asdict(flags.sampling)), "dtype": dtype}
+    return model, torch_ref, settings, model_files.describe(model.info, model_files.num_parameters(model))
 
 
 if __name__ == "__main__":

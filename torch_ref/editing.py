@@ -98,8 +98,8 @@ def invert(
     """The x_T from which DDIM draws the images: its ODE from image to noise, Song et al. 2021, section 4.3.
 
     The more steps, the nearer to the images comes what `reconstruct` makes of it with the same sampler. A step up to t
-    takes eps from the state at the chain's next timestep below, from the image itself at t = 0; nothing is clipped.
-    Takes "ddim" with eta = 0 only.
+    takes eps from the state at the chain's next timestep below; the first one from the images, as if they were at the
+    chain's last timestep, which is where the last step down takes it. Nothing is clipped. Takes "ddim" with eta = 0.
     """
     network, config, image_shape = parts_of(model, config, None)
     images = check_images("images", images, image_shape, dtype)
@@ -112,7 +112,7 @@ def invert(
 
     chain = chain_of(config, sampler)
     tables = schedule_tables(config, images.dtype, chain)
-    below = torch.from_numpy(np.maximum(timesteps_below(chain, config.timesteps), 0)).long()
+    below = torch.from_numpy(np.maximum(timesteps_below(chain, config.timesteps), chain[-1])).long()
 
     def eps_below(x, t):
         s = below.to(t.device)[t]

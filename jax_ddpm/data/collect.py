@@ -34,7 +34,7 @@ def collect(files: Files, image_size: int) -> tuple[np.ndarray, tuple[str, ...]]
         except MemoryError:
             raise
         except Exception as error:  # Pillow raises nearly anything at a damaged file
-            broken.append(f"{printable(name)} ({_reason(error)})")
+            broken.append(f"{printable(name)} ({reason(error)})")
             continue
         if image.shape[-1] > images.shape[-1]:
             images = _in_colour(images, kept)
@@ -61,7 +61,8 @@ def _note(broken: list[str], files: Files) -> tuple[str, ...]:
     return (f"{len(broken)} of {files.count} images skipped: {', '.join(broken[:NAMED])}{more}",)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why an image could not be read, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     if isinstance(error, OSError) and error.strerror:

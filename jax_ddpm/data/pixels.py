@@ -23,9 +23,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def read_image(file: File, image_size: int, channels: int | None = None) -> np.ndarray:
-    """Read an image file as a square.
-
-    Turned as its EXIF orientation says; transparent parts become white; of an animation, the first frame.
+    """Read an image file as a square: `open_image`, then `square`.
 
     Args:
         file: path or open file: png, jpeg, webp, bmp or gif, of any mode and size.
@@ -34,6 +32,17 @@ def read_image(file: File, image_size: int, channels: int | None = None) -> np.n
 
     Returns:
         uint8 (image_size, image_size, channels).
+
+    Raises:
+        Exception: as `open_image`.
+    """
+    return square(open_image(file, channels), image_size)
+
+
+def open_image(file: File, channels: int | None = None) -> Image.Image:
+    """Read an image file in mode L or RGB, as `channels` (1, 3, or None: as it is) says.
+
+    Turned as its EXIF orientation says; transparent parts become white; of an animation, the first frame.
 
     Raises:
         Exception: of whatever class Pillow chooses, if the file is not an image, is cut short, or is so large in pixels
@@ -47,9 +56,7 @@ def read_image(file: File, image_size: int, channels: int | None = None) -> np.n
         with Image.open(file, formats=FORMATS) as image:
             image.load()
             image = _gray_or_rgb(_upright(image))
-    if channels is not None:
-        image = image.convert("L" if channels == 1 else "RGB")
-    return square(image, image_size)
+    return image if channels is None else image.convert("L" if channels == 1 else "RGB")
 
 
 def square(image: Image.Image, image_size: int) -> np.ndarray:

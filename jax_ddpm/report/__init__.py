@@ -6,7 +6,7 @@ Usable in a notebook: nothing here knows of networks, runs or folders. Images co
 
 from jax_ddpm.report.choose import evenly_spaced, nearest
 from jax_ddpm.report.figures import histogram, loss_by_timestep, loss_curve
-from jax_ddpm.report.files import check_images_path, stretched, write_images
+from jax_ddpm.report.files import check_images_path, shown, stretched, write_images
 from jax_ddpm.report.html_page import page
 from jax_ddpm.report.pictures import beside, grid, table, write_gif
 
@@ -20,6 +20,7 @@ __all__ = [
     "loss_curve",
     "nearest",
     "page",
+    "shown",
     "stretched",
     "table",
     "write_gif",

@@ -32,18 +32,25 @@ def stretched(x: np.ndarray) -> np.ndarray:
     return (2 * x - low - high) / np.where(high > low, high - low, 1)
 
 
-def write_images(path: Path, x_0: np.ndarray, rescale: str = "none") -> str:
+def shown(x: np.ndarray, rescale: str) -> np.ndarray:
+    """Float images (N, H, W, C) as uint8, within [-1, 1] ("none") or each within its own range ("per-image")."""
+    return to_uint8(stretched(x) if rescale == "per-image" else x)
+
+
+def write_images(
+    path: Path, x_0: np.ndarray, rescale: str = "none", picture: Image.Image | None = None, **arrays: np.ndarray
+) -> str:
     """Float images (N, H, W, C) in [-1, 1] as a grid (.png), arrays (.npz) or a PNG each (folder); says what it wrote.
 
-    rescale: "none", or "per-image" for `stretched`. A .npz holds `images`, uint8, and `x0`, float32 as sampled. Files
-    of the same names are overwritten.
+    rescale: "none", or "per-image" for `stretched`. A .npz holds `images`, uint8, and `x0`, float32 as sampled, and the
+    further `arrays`; a .png holds `picture` where one is given. Files of the same names are overwritten.
     """
-    images = to_uint8(stretched(x_0) if rescale == "per-image" else x_0)
+    images = shown(x_0, rescale)
     if path.suffix == ".png":
-        grid(images).save(path)
+        (picture or grid(images)).save(path)
         return f"a grid of {len(images)} images: {path}"
     if path.suffix == ".npz":
-        np.savez(path, images=images, x0=np.asarray(x_0, np.float32))
+        np.savez(path, images=images, x0=np.asarray(x_0, np.float32), **arrays)
         return f"{len(images)} images as arrays: {path}"
     for number, image in enumerate(images):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path / f"{number:05d}.png")
