@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
 
 from jax_ddpm import diffusion
 from jax_ddpm.arrays import Array
@@ -35,7 +34,6 @@ from jax_ddpm.samplers import (
 )
 from jax_ddpm.spacing import timesteps_below
 
-Images = Float[Array, "b h w c"]
 DDIM = SamplerConfig("ddim")  # all T steps
 
 
@@ -102,7 +100,7 @@ def _invert(graph, state, images, config, sampler, progress):
 
 def invert(
     model,
-    images: Images,
+    images: Array,
     batch_size: int = 64,
     *,
     sampler: SamplerConfig = DDIM,
@@ -133,7 +131,7 @@ def invert(
 
 def reconstruct(
     model,
-    x_T: Images,
+    x_T: Array,
     batch_size: int = 64,
     *,
     sampler: SamplerConfig = DDIM,
@@ -149,7 +147,7 @@ def reconstruct(
 
 def img2img(
     model,
-    images: Images,
+    images: Array,
     start_t: int,
     seed: int = 0,
     batch_size: int = 64,

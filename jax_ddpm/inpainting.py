@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
 
 from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
@@ -28,8 +27,6 @@ from jax_ddpm.samplers import (
     spread,
 )
 from jax_ddpm.schedules import Tables
-
-Images = Float[Array, "b h w c"]
 
 
 def repaint_schedule(chain: np.ndarray, resamplings: int, jump: int) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +87,7 @@ def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, config, sa
 
 def inpaint(
     model,
-    images: Images,
+    images: Array,
     mask: np.ndarray,
     seed: int = 0,
     batch_size: int = 64,

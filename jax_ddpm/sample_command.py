@@ -144,14 +144,14 @@ def draw(flags, model, package: ModuleType, settings: dict) -> str:
         print(
             f"Back after {len(chain)} steps up and down: rms error {error:.4f} in [-1, 1], {127.5 * error:.2f} levels."
         )
-        columns = np.stack([shown(images), report.shown(x_T, "per-image"), shown(x_0)], axis=1)
-        picture = report.table(columns, ("image", "x_T", "again"))
+        rows = np.stack([shown(images), report.shown(x_T, "per-image"), shown(x_0)])
+        picture = report.table(rows, row_labels=("image", "x_T", "again"))
         return report.write_images(flags.out, x_0, flags.rescale, picture, x_T=x_T)
     begun = shown(images if mask is None else np.where(mask[..., None], images, 0))
     if (images == images[0]).all():
         picture = report.grid(np.concatenate([begun[:1], shown(x_0)]))
     else:
-        picture = report.table(np.stack([begun, shown(x_0)], axis=1), ("image", "drawn"))
+        picture = report.table(np.stack([begun, shown(x_0)]), row_labels=("image", "drawn"))
     return report.write_images(flags.out, x_0, flags.rescale, picture)
 
 

@@ -200,7 +200,7 @@ def sample(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
-    x_T: Images | None = None,
+    x_T: Array | None = None,
     start_t: int | None = None,
     sampler: SamplerConfig = ANCESTRAL,
     config: DiffusionConfig | None = None,
