@@ -1,7 +1,7 @@
 """The ladder: for each rung, from random bits to whole samples, one function that measures how far the frameworks are
 apart. `python -m parity_tests.ladder` prints the measured errors beside their budgets.
 
-A measurement is computed anew whenever it is called, so that a fault seeded into torch_ref shows in it.
+A measurement computes torch_ref's side anew whenever it is called, so that a fault seeded there shows in it.
 """
 
 from collections.abc import Callable
@@ -196,9 +196,10 @@ def batch(step: int, images: np.ndarray) -> np.ndarray:
     return images[data.batch_indices(RUN.training.seed, step, len(images), RUN.training.batch_size)]
 
 
-def train_jax(run: RunConfig, steps: int, dtype=np.float32, images: np.ndarray | None = None):
-    """Losses, parameters and EMA after `steps` steps on images, uint8 (N, H, W, C); the digits by default."""
-    images = digits() if images is None else images
+@cache
+def train_jax(run: RunConfig, steps: int, dtype=np.float32, make_images: Callable[[], np.ndarray] = digits):
+    """Losses, parameters and EMA after `steps` steps on images, uint8 (N, H, W, C)."""
+    images = make_images()
     with jax.enable_x64(dtype == np.float64):
         net = unets.build(run.network, images.shape[-1])
         weights.initialise(net, run.training.seed)
@@ -212,8 +213,8 @@ def train_jax(run: RunConfig, steps: int, dtype=np.float32, images: np.ndarray |
         return losses, *(weights.state_dict(nnx.merge(graph, p, state.buffers)) for p in (state.params, state.ema))
 
 
-def train_torch(run: RunConfig, steps: int, dtype=np.float32, images: np.ndarray | None = None):
-    images = digits() if images is None else images
+def train_torch(run: RunConfig, steps: int, dtype=np.float32, make_images: Callable[[], np.ndarray] = digits):
+    images = make_images()
     net = torch_ref.unets.build(run.network, images.shape[-1])
     torch_ref.weights.initialise(net, run.training.seed)
     net.to(TORCH[dtype])
@@ -233,10 +234,10 @@ def furthest(ours: dict, theirs: dict) -> float:
     return float(max(np.abs(ours[name] - theirs[name]).max() for name in ours))
 
 
-def optimiser_step(run: RunConfig = RUN, images: np.ndarray | None = None, **changes) -> float:
+def optimiser_step(run: RunConfig = RUN, make_images: Callable[[], np.ndarray] = digits, **changes) -> float:
     """Of the parameters after one step in float64, in units of the learning rate."""
     run = in_double(run, **changes)
-    ours, theirs = train_jax(run, 1, np.float64, images), train_torch(run, 1, np.float64, images)
+    ours, theirs = (train(run, 1, np.float64, make_images) for train in (train_jax, train_torch))
     return furthest(ours[1], theirs[1]) / run.training.learning_rate
 
 
@@ -247,16 +248,21 @@ def ema() -> float:
     return furthest(ours[2], theirs[2]) / run.training.learning_rate
 
 
+def broken_digits() -> np.ndarray:
+    """Step 1 takes an image that is not finite."""
+    images = digits().astype(np.float32)
+    images[data.batch_indices(RUN.training.seed, 1, len(images), RUN.training.batch_size)[0]] = np.nan
+    return images
+
+
 def skipped_step() -> float:
     """Of the parameters after three steps in float64, the second of them not finite, in units of the learning rate."""
-    run, broken = in_double(RUN), digits().astype(np.float32)
-    broken[data.batch_indices(run.training.seed, 1, len(broken), run.training.batch_size)[0]] = np.nan
-    ours, theirs = (train(run, 3, np.float64, broken) for train in (train_jax, train_torch))
+    run = in_double(RUN)
+    ours, theirs = (train(run, 3, np.float64, broken_digits) for train in (train_jax, train_torch))
     assert np.isnan(ours[0][1]) and np.isfinite(ours[0][2])
     return furthest(ours[1], theirs[1]) / run.training.learning_rate
 
 
-@cache
 def trained():
     """50 steps of jax_ddpm: losses, parameters, EMA."""
     return train_jax(RUN, STEPS)
