@@ -46,6 +46,7 @@ LEARNED = replace(
     diffusion=DiffusionConfig(variance="learned_range"),
 )
 STEPS = 50
+QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast: for what is computed once in float64
 TORCH = {np.float32: torch.float32, np.float64: torch.float64}
 
 
@@ -55,6 +56,10 @@ def channels_last(x: torch.Tensor) -> np.ndarray:
 
 def channels_first(x) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
+
+
+def compiled(function: Callable, dtype) -> Callable:
+    return jax.jit(function, compiler_options=QUICK if dtype == np.float64 else None)
 
 
 def relative(ours, theirs) -> float:
@@ -148,7 +153,7 @@ def network(values, config=NETWORK, *, channels=1, size=16, batch=3, dtype=np.fl
         ours, theirs = pair(values, config, channels, dtype)
         x, t = inputs(batch, size, channels, dtype)
         graph, state = nnx.split(ours)
-        y = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t))(state, x, t)
+        y = compiled(lambda state, x, t: nnx.merge(graph, state)(x, t), dtype)(state, x, t)
         assert y.dtype == dtype
         return relative(y, channels_last(theirs(channels_first(x), torch.from_numpy(t))))
 
@@ -170,7 +175,7 @@ def gradients(values, config=NETWORK, *, channels=1, size=8, batch=3, dtype=np.f
         ours, theirs = pair(values, config, channels, dtype)
         x, t = inputs(batch, size, channels, dtype)
         graph, params, rest = nnx.split(ours, nnx.Param, ...)
-        grads = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))))(params)
+        grads = compiled(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))), dtype)(params)
         as_network = weights.state_dict(nnx.merge(graph, grads, rest))
         torch.mean(torch.square(theirs(channels_first(x), torch.from_numpy(t)))).backward()
         wanted = {n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in theirs.named_parameters()}
@@ -205,7 +210,7 @@ def train_jax(run: RunConfig, steps: int, dtype=np.float32, make_images: Callabl
         weights.initialise(net, run.training.seed)
         optimizer = make_optimizer(run.training)
         graph, state = create_state(net, optimizer, True, dtype)
-        step = jax.jit(make_train_step(graph, optimizer, run, STEPS))
+        step = compiled(make_train_step(graph, optimizer, run, STEPS), dtype)
         losses = []
         for number in range(steps):
             state, metrics = step(state, batch(number, images))
