@@ -22,9 +22,10 @@ ANNOTATED = (
 )
 install_import_hook([f"jax_ddpm.{name}" for name in ANNOTATED], "beartype.beartype")
 
-cache = tempfile.mkdtemp(prefix="jax_ddpm_tests_")
-atexit.register(shutil.rmtree, cache, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # also for the commands that tests start
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder, and so do the commands that tests start
+    cache = tempfile.mkdtemp(prefix="jax_ddpm_tests_")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 torch.set_num_threads(1)  # its threads and JAX's, side by side on two cores, make it ten times slower

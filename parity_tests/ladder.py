@@ -1,7 +1,7 @@
 """The ladder: for each rung, from random bits to whole samples, one function that measures how far the frameworks are
 apart. `python -m parity_tests.ladder` prints the measured errors beside their budgets.
 
-A measurement is computed anew whenever it is called, so that a fault seeded into torch_ref shows in it.
+A measurement computes torch_ref's side anew whenever it is called, so that a fault seeded there shows in it.
 """
 
 from collections.abc import Callable
@@ -46,6 +46,7 @@ LEARNED = replace(
     diffusion=DiffusionConfig(variance="learned_range"),
 )
 STEPS = 50
+QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast: for what is computed once in float64
 TORCH = {np.float32: torch.float32, np.float64: torch.float64}
 
 
@@ -55,6 +56,10 @@ def channels_last(x: torch.Tensor) -> np.ndarray:
 
 def channels_first(x) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
+
+
+def compiled(function: Callable, dtype) -> Callable:
+    return jax.jit(function, compiler_options=QUICK if dtype == np.float64 else None)
 
 
 def relative(ours, theirs) -> float:
@@ -148,7 +153,7 @@ def network(values, config=NETWORK, *, channels=1, size=16, batch=3, dtype=np.fl
         ours, theirs = pair(values, config, channels, dtype)
         x, t = inputs(batch, size, channels, dtype)
         graph, state = nnx.split(ours)
-        y = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t))(state, x, t)
+        y = compiled(lambda state, x, t: nnx.merge(graph, state)(x, t), dtype)(state, x, t)
         assert y.dtype == dtype
         return relative(y, channels_last(theirs(channels_first(x), torch.from_numpy(t))))
 
@@ -170,7 +175,7 @@ def gradients(values, config=NETWORK, *, channels=1, size=8, batch=3, dtype=np.f
         ours, theirs = pair(values, config, channels, dtype)
         x, t = inputs(batch, size, channels, dtype)
         graph, params, rest = nnx.split(ours, nnx.Param, ...)
-        grads = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))))(params)
+        grads = compiled(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))), dtype)(params)
         as_network = weights.state_dict(nnx.merge(graph, grads, rest))
         torch.mean(torch.square(theirs(channels_first(x), torch.from_numpy(t)))).backward()
         wanted = {n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in theirs.named_parameters()}
@@ -196,15 +201,16 @@ def batch(step: int, images: np.ndarray) -> np.ndarray:
     return images[data.batch_indices(RUN.training.seed, step, len(images), RUN.training.batch_size)]
 
 
-def train_jax(run: RunConfig, steps: int, dtype=np.float32, images: np.ndarray | None = None):
-    """Losses, parameters and EMA after `steps` steps on images, uint8 (N, H, W, C); the digits by default."""
-    images = digits() if images is None else images
+@cache
+def train_jax(run: RunConfig, steps: int, dtype=np.float32, make_images: Callable[[], np.ndarray] = digits):
+    """Losses, parameters and EMA after `steps` steps on images, uint8 (N, H, W, C)."""
+    images = make_images()
     with jax.enable_x64(dtype == np.float64):
         net = unets.build(run.network, images.shape[-1])
         weights.initialise(net, run.training.seed)
         optimizer = make_optimizer(run.training)
         graph, state = create_state(net, optimizer, True, dtype)
-        step = jax.jit(make_train_step(graph, optimizer, run, STEPS))
+        step = compiled(make_train_step(graph, optimizer, run, STEPS), dtype)
         losses = []
         for number in range(steps):
             state, metrics = step(state, batch(number, images))
@@ -212,8 +218,8 @@ def train_jax(run: RunConfig, steps: int, dtype=np.float32, images: np.ndarray |
         return losses, *(weights.state_dict(nnx.merge(graph, p, state.buffers)) for p in (state.params, state.ema))
 
 
-def train_torch(run: RunConfig, steps: int, dtype=np.float32, images: np.ndarray | None = None):
-    images = digits() if images is None else images
+def train_torch(run: RunConfig, steps: int, dtype=np.float32, make_images: Callable[[], np.ndarray] = digits):
+    images = make_images()
     net = torch_ref.unets.build(run.network, images.shape[-1])
     torch_ref.weights.initialise(net, run.training.seed)
     net.to(TORCH[dtype])
@@ -233,10 +239,10 @@ def furthest(ours: dict, theirs: dict) -> float:
     return float(max(np.abs(ours[name] - theirs[name]).max() for name in ours))
 
 
-def optimiser_step(run: RunConfig = RUN, images: np.ndarray | None = None, **changes) -> float:
+def optimiser_step(run: RunConfig = RUN, make_images: Callable[[], np.ndarray] = digits, **changes) -> float:
     """Of the parameters after one step in float64, in units of the learning rate."""
     run = in_double(run, **changes)
-    ours, theirs = train_jax(run, 1, np.float64, images), train_torch(run, 1, np.float64, images)
+    ours, theirs = (train(run, 1, np.float64, make_images) for train in (train_jax, train_torch))
     return furthest(ours[1], theirs[1]) / run.training.learning_rate
 
 
@@ -247,16 +253,21 @@ def ema() -> float:
     return furthest(ours[2], theirs[2]) / run.training.learning_rate
 
 
+def broken_digits() -> np.ndarray:
+    """Step 1 takes an image that is not finite."""
+    images = digits().astype(np.float32)
+    images[data.batch_indices(RUN.training.seed, 1, len(images), RUN.training.batch_size)[0]] = np.nan
+    return images
+
+
 def skipped_step() -> float:
     """Of the parameters after three steps in float64, the second of them not finite, in units of the learning rate."""
-    run, broken = in_double(RUN), digits().astype(np.float32)
-    broken[data.batch_indices(run.training.seed, 1, len(broken), run.training.batch_size)[0]] = np.nan
-    ours, theirs = (train(run, 3, np.float64, broken) for train in (train_jax, train_torch))
+    run = in_double(RUN)
+    ours, theirs = (train(run, 3, np.float64, broken_digits) for train in (train_jax, train_torch))
     assert np.isnan(ours[0][1]) and np.isfinite(ours[0][2])
     return furthest(ours[1], theirs[1]) / run.training.learning_rate
 
 
-@cache
 def trained():
     """50 steps of jax_ddpm: losses, parameters, EMA."""
     return train_jax(RUN, STEPS)

@@ -11,6 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+import jax_ddpm
+import torch_ref
 from tests.killing import ended, start
 
 FLAGS = ["--image-size", 8, "--widths", 32, "--time-width", 32, "--timesteps", 10, "--beta-end", 0.4, "--flip"]
@@ -118,6 +120,36 @@ def test_a_disk_that_is_full_for_a_while(flags, undisturbed, tmp_path):
     assert "metrics.jsonl could not be written" in said
     assert "The sample grid could not be written" in said
     assert_same(tmp_path / "run", undisturbed, but=["step-0000016.png"])
+
+
+def test_a_run_that_is_read_while_it_trains_and_a_home_that_cannot_be_written(flags, tmp_path):
+    """Whoever loads its model or samples from it always has a whole one; caches are done without."""
+    (tmp_path / "home").touch()
+    home = {name: str(tmp_path / "home") for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+    often = [
+        "--steps",
+        300,
+        "--checkpoint-every",
+        1,
+        "--validate-every",
+        300,
+        "--no-keep-best",
+        "--out",
+        tmp_path / "run",
+    ]
+    process = start(*flags, *often, **home)
+    try:
+        wait_for(tmp_path / "run" / "model.safetensors", process)
+        steps = []
+        while process.poll() is None:
+            for load in (jax_ddpm.load_model, torch_ref.load_model):
+                steps.append(load(tmp_path / "run").info.step)
+        assert steps == sorted(steps) and len(set(steps)) > 3, steps
+        assert jax_ddpm.load_model(tmp_path / "run").info.step == STEPS
+        said = process.communicate()[0]
+        assert process.returncode == 0 and "Traceback" not in said, said
+    finally:
+        process.kill()
 
 
 def test_a_folder_is_one_process_own(flags, tmp_path):

@@ -18,11 +18,13 @@ import safetensors.numpy
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import jax_ddpm
 import torch_ref
 from jax_ddpm import unets, weights
 from jax_ddpm.config import DiffusionConfig, ModelInfo, to_json
+from jax_ddpm.data import load as load_images
 from jax_ddpm.network_config import ConvBlockConfig, LayerNormConfig
 from jax_ddpm.training.run_folder import read_config
 from tests.small import small
@@ -247,6 +249,38 @@ def test_bytes(examples, values, tmp_path):
         path = tmp_path / f"model.{kind}"
         path.write_bytes(data.draw(changed_bytes(whole[kind])))
         both(path)
+
+    check()
+
+
+PICTURES = {"png": ("L", "RGB", "RGBA", "P", "I;16", "1"), "jpg": ("L", "RGB", "CMYK"), "gif": ("P",), "bmp": ("RGB",)}
+
+
+@cases(30, 2500)
+def test_pictures(examples, tmp_path):
+    """Broken pictures are skipped and named; good ones come through."""
+    (tmp_path / "some").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "some" / "good.png")
+    whole = []
+    for suffix, modes in PICTURES.items():
+        for mode in modes:
+            path = tmp_path / f"a.{suffix}"
+            (Image.new(mode, (8, 8)) if mode == "I;16" else Image.fromarray(pixels).convert(mode)).save(path)
+            whole.append((suffix, path.read_bytes()))
+    (tmp_path / "a.webp").write_bytes(b"RIFF")
+    whole.append(("webp", (tmp_path / "a.webp").read_bytes()))
+
+    @examples
+    @given(st.lists(st.sampled_from(whole), min_size=1, max_size=3), st.data())
+    def check(chosen, data):
+        for path in (tmp_path / "some").glob("bad*"):
+            path.unlink()
+        for number, (suffix, content) in enumerate(chosen):
+            (tmp_path / "some" / f"bad{number}.{suffix}").write_bytes(data.draw(changed_bytes(content)))
+        images = load_images(f"folder:{tmp_path / 'some'}", 8, cache_dir=tmp_path / "cache", validation_fraction=0.0)
+        assert any((image[..., 0] == pixels).all() for image in images.train)
+        assert all(len(note.splitlines()) == 1 for note in images.notes)
 
     check()
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
 
 from jax_ddpm.config import RunConfig
 from jax_ddpm.data import batch_indices
@@ -50,12 +51,14 @@ class Validation:
         self.by_image = NamedSharding(mesh, PartitionSpec("data"))
 
     def __call__(self, state: TrainState) -> float:
-        total = 0.0
-        for number, first in enumerate(range(0, len(self.images), self.batch_size)):
+        starts = range(0, len(self.images), self.batch_size)
+        total, before = 0.0, 0.0
+        for number, first in enumerate(tqdm(starts, "validating", unit="batch", leave=False, delay=5)):
             batch = self.images[first : first + self.batch_size]
             missing = self.batch_size - len(batch)
             mask = np.arange(self.batch_size) < len(batch)
             batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
             batch, mask = jax.device_put((batch, mask), self.by_image)
-            total = total + self.validate(state.weights, state.buffers, batch, mask, np.int32(number))
+            jax.block_until_ready(before)  # one batch is under way meanwhile; the bar tells the truth
+            before, total = total, total + self.validate(state.weights, state.buffers, batch, mask, np.int32(number))
         return float(total) / len(self.images)
