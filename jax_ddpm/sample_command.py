@@ -36,33 +36,41 @@ class EditingFlags:
     """3,7: from the first picture of one seed to that of another; wants a sampler without noise, such as ddim."""
 
     @property
-    def kind(self) -> str:
-        """The flag that says what to do, or "sample"."""
-        names = ("start_t", "mask", "invert", "interpolate")
-        return next((name for name in names if getattr(self, name) not in (None, False)), "sample")
+    def asked(self) -> list[str]:
+        """Those of the flags that say what to do, as they are typed."""
+        flags = {
+            "--start-t": self.start_t is not None,
+            "--mask": self.mask is not None,
+            "--invert": self.invert,
+            "--interpolate": self.interpolate is not None,
+        }
+        return [flag for flag, given in flags.items() if given]
+
+    @property
+    def kind(self) -> str | None:
+        """The one of them; None where pictures are drawn from noise alone."""
+        return self.asked[0] if self.asked else None
 
 
 def check_together(flags) -> None:
     """UserError for flags of scripts/sample.py that contradict one another, or mean nothing together."""
     editing, kind = flags.editing, flags.editing.kind
-    named = f"--{kind.replace('_', '-')}"
-    for other in ("mask", "invert", "interpolate"):
-        if kind not in ("sample", other) and getattr(editing, other) not in (None, False):
-            raise UserError(f"{named} and --{other} do not go together: choose one of them.")
-    if editing.image is None and kind in ("start_t", "mask", "invert"):
-        raise UserError(f"{named} wants an image: give --image PATH.")
-    if editing.image is not None and kind in ("sample", "interpolate"):
+    if len(editing.asked) > 1:
+        raise UserError(f"{' and '.join(editing.asked)} do not go together: choose one of them.")
+    if editing.image is None and kind in ("--start-t", "--mask", "--invert"):
+        raise UserError(f"{kind} wants an image: give --image PATH.")
+    if editing.image is not None and kind in (None, "--interpolate"):
         raise UserError(f"--image {editing.image}: what is to be done with it? Give --start-t, --mask or --invert.")
-    if kind != "mask" and (editing.resamplings, editing.jump) != (10, 10):
+    if kind != "--mask" and (editing.resamplings, editing.jump) != (10, 10):
         raise UserError("--resamplings and --jump belong to inpainting: give --mask, or leave them out.")
     meaningless = {
-        "--seeds": (flags.seeds, ("invert", "interpolate")),
-        "--num-images": (flags.num_images, ("invert",)),
-        "--clip": (flags.diffusion.clip, ("invert",)),  # what is clipped cannot be undone
+        "--seeds": (flags.seeds, ("--invert", "--interpolate")),
+        "--num-images": (flags.num_images, ("--invert",)),
+        "--clip": (flags.diffusion.clip, ("--invert",)),  # what is clipped cannot be undone
     }
     for name, (value, beside) in meaningless.items():
         if value is not None and kind in beside:
-            raise UserError(f"{name} {value} means nothing beside {named}: leave it out.")
+            raise UserError(f"{name} {value} means nothing beside {kind}: leave it out.")
     if flags.sampling.sampler != "ddpm" and flags.diffusion.variance is not None:
         raise UserError(
             f"variance = {flags.diffusion.variance}: {flags.sampling.sampler} has none (ddim's noise is set by --eta). "
@@ -79,7 +87,7 @@ def given(flags, image_shape: tuple[int, int, int]) -> tuple[np.ndarray | None, 
         return None, None
     images = to_float(given_images(flags.editing.image, image_shape))
     mask = None if flags.editing.mask is None else given_mask(flags.editing.mask, image_shape)
-    if len(images) == 1 and flags.editing.kind != "invert":
+    if len(images) == 1 and flags.editing.kind != "--invert":
         return images.repeat(num_images(flags), axis=0), mask
     if flags.num_images not in (None, len(images)):
         raise UserError(f"num_images = {flags.num_images}: --image holds {len(images)}, and each becomes one picture.")
@@ -102,57 +110,64 @@ def draw(flags, model, package: ModuleType, settings: dict) -> str:
     """
     from jax_ddpm import report
 
-    kind, editing, sampler, config = flags.editing.kind, flags.editing, settings["sampler"], model.info.diffusion
     images, mask = given(flags, model.info.image_shape)
-    seeds = None if flags.seeds is None else integers(flags.seeds)
+    x_0, arrays = drawn(flags, model, package, settings, images, mask)
+    if flags.editing.invert:
+        error = float(np.sqrt(np.mean(np.square(x_0 - images))))
+        print(f"Back from x_T: root mean square error {error:.4f} in [-1, 1], {127.5 * error:.2f} of 255 levels.")
+    picture = pictured(flags, images, mask, x_0, **arrays)
+    return report.write_images(flags.out, x_0, flags.rescale, picture, **arrays)
+
+
+def drawn(
+    flags, model, package: ModuleType, settings: dict, images: np.ndarray | None, mask: np.ndarray | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The pictures, (N, H, W, C), and after an inversion x_T; tells how long the way is."""
+    kind, editing, sampler, config = flags.editing.kind, flags.editing, settings["sampler"], model.info.diffusion
     count = num_images(flags) if images is None else len(images)
     again = {"resamplings": editing.resamplings, "jump": editing.jump}
-
     sampler.check(config.timesteps)
     chain = importlib.import_module(f"{package.__name__}.samplers").chain_of(config, sampler, editing.start_t)
-    if kind == "mask":
+    if kind == "--mask":
         chain = importlib.import_module(f"{package.__name__}.inpainting").repaint_schedule(chain, **again)[0]
         print(f"Inpainting takes {len(chain):,} network calls.")
-    elif kind == "start_t":
+    elif kind == "--start-t":
         print(f"From the image noised to t = {chain[0]} in {len(chain):,} steps.")
-    walks = -(-count // max(1, min(flags.batch_size, count))) * (2 if kind == "invert" else 1)
+    walks = -(-count // max(1, min(flags.batch_size, count))) * (2 if kind == "--invert" else 1)
     with tqdm(total=len(chain) * walks, unit="step", delay=0.5) as bar:
         settings = {**settings, "batch_size": flags.batch_size, "progress": follow(bar, len(chain))}
-        seeded = {**settings, "seed": flags.seed, "seeds": seeds}
-        if kind == "sample":
+        seeded = {**settings, "seed": flags.seed, "seeds": None if flags.seeds is None else integers(flags.seeds)}
+        arrays = {}
+        if kind is None:
             x_0 = package.sample(model, count, **seeded)
-        elif kind == "interpolate":
+        elif kind == "--interpolate":
             x_0 = package.interpolate(model, *pair(editing.interpolate), count, **settings)
-        elif kind == "start_t":
+        elif kind == "--start-t":
             x_0 = package.img2img(model, images, editing.start_t, **seeded)
-        elif kind == "mask":
+        elif kind == "--mask":
             x_0 = package.inpaint(model, images, mask, **seeded, **again)
         else:
-            x_T = package.invert(model, images, **settings)
-            x_0 = package.reconstruct(model, x_T, **settings)
+            arrays["x_T"] = package.invert(model, images, **settings)
+            x_0 = package.reconstruct(model, **arrays, **settings)
         bar.update(bar.total - bar.n)
+    return x_0, arrays
 
-    def shown(x):
-        return report.shown(x, flags.rescale)
 
-    if kind == "sample":
-        return report.write_images(flags.out, x_0, flags.rescale)
-    if kind == "interpolate":
-        return report.write_images(flags.out, x_0, flags.rescale, report.grid(shown(x_0), min(count, COLUMNS)))
-    if kind == "invert":
-        error = float(np.sqrt(np.mean(np.square(x_0 - images))))
-        print(
-            f"Back after {len(chain)} steps up and down: rms error {error:.4f} in [-1, 1], {127.5 * error:.2f} levels."
+def pictured(flags, images: np.ndarray | None, mask: np.ndarray | None, x_0: np.ndarray, x_T: np.ndarray | None = None):
+    """A grid of the pictures, or of one image and what was drawn from it; of several images a column each."""
+    from jax_ddpm import report
+
+    made = report.shown(x_0, flags.rescale)
+    if images is None:
+        return report.grid(made, min(len(made), COLUMNS) if flags.editing.interpolate else None)
+    begun = report.shown(images if mask is None else np.where(mask[..., None], images, 0), flags.rescale)
+    if x_T is not None:
+        return report.table(
+            np.stack([begun, report.shown(x_T, "per-image"), made]), row_labels=("image", "x_T", "back")
         )
-        rows = np.stack([shown(images), report.shown(x_T, "per-image"), shown(x_0)])
-        picture = report.table(rows, row_labels=("image", "x_T", "again"))
-        return report.write_images(flags.out, x_0, flags.rescale, picture, x_T=x_T)
-    begun = shown(images if mask is None else np.where(mask[..., None], images, 0))
     if (images == images[0]).all():
-        picture = report.grid(np.concatenate([begun[:1], shown(x_0)]))
-    else:
-        picture = report.table(np.stack([begun, shown(x_0)]), row_labels=("image", "drawn"))
-    return report.write_images(flags.out, x_0, flags.rescale, picture)
+        return report.grid(np.concatenate([begun[:1], made]))
+    return report.table(np.stack([begun, made]), row_labels=("image", "drawn"))
 
 
 def pair(text: str) -> list[int]:
