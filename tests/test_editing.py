@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import editing, inpainting, rng, samplers, unets, weights
+from jax_ddpm import editing, inpainting, rng, samplers
 from jax_ddpm.config import DiffusionConfig, SamplerConfig
 from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import ConvBlockConfig
 
 MEAN, STD, CORRELATION = 0.2, 0.5, 0.8
 
@@ -41,11 +40,16 @@ class Told(nnx.Module):
         return jnp.broadcast_to(self.prediction, x.shape)
 
 
-@pytest.fixture(scope="module")
+class Formula(nnx.Module):
+    """Some bounded function of the pixel, its neighbour and t."""
+
+    def __call__(self, x, t):
+        return jnp.tanh(x + 0.5 * jnp.roll(x, 1, axis=2)) + 0.1 * jnp.sin(t.astype(x.dtype)).reshape(-1, 1, 1, 1)
+
+
+@pytest.fixture
 def network():
-    network = unets.build(ConvBlockConfig(widths=(32,), time_width=32))
-    weights.initialise(network, 5)
-    return network
+    return Formula()
 
 
 CONFIG = DiffusionConfig(timesteps=25, beta_end=0.3)
@@ -97,9 +101,8 @@ def test_slerp():
     np.testing.assert_allclose(editing.slerp(a, 2 * a, weights)[:, 0, 0], 3 + 3 * weights)  # the straight line
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun"])
-def test_interpolation_ends_in_the_pictures_of_the_seeds(network, sampler):
-    settings = {"sampler": SamplerConfig(sampler, 5), "config": CONFIG, "image_shape": (8, 8, 1)}
+def test_interpolation_ends_in_the_pictures_of_the_seeds(network):
+    settings = {"sampler": SamplerConfig("heun", 5), "config": CONFIG, "image_shape": (8, 8, 1)}
     ends = samplers.sample(network, seeds=[3, 7], **settings)
     np.testing.assert_array_equal(editing.interpolate(network, 3, 7, 2, **settings), ends)
     between = editing.interpolate(network, 3, 7, 5, **settings)
@@ -157,7 +160,7 @@ def repaint_loop(predict, images, mask, chain, resamplings, jump, draw):
     return x, way
 
 
-@pytest.mark.parametrize(("steps", "resamplings", "jump"), [(6, 3, 1), (9, 2, 3), (8, 3, 3), (5, 1, 10), (4, 2, 3)])
+@pytest.mark.parametrize(("steps", "resamplings", "jump"), [(6, 3, 1), (9, 3, 3), (5, 1, 10), (4, 2, 3)])
 def test_inpainting_is_algorithm_1(steps, resamplings, jump):
     sampler, network = SamplerConfig("ddpm", steps), Gaussian(PIXELS, CORRELATION)
     images, mask = np.array([[0.9, -0.3], [0.1, 0.6]]).reshape(2, 1, 2, 1), np.array([[1, 0]])
@@ -181,13 +184,13 @@ def test_inpainting_nears_the_exact_conditional_mean():
     wanted, errors = MEAN + CORRELATION * (0.9 - MEAN), []
     images, mask = np.full((1000, 1, 2, 1), 0.9), np.array([[1, 0]])
     with jax.enable_x64(True):
-        for resamplings in (1, 4, 16):
+        for resamplings in (1, 16):
             settings = {"config": PIXELS, "dtype": jnp.float64, "batch_size": 1000, "jump": 1}
             drawn = inpainting.inpaint(
                 Gaussian(PIXELS, CORRELATION), images, mask, 3, resamplings=resamplings, **settings
             )
             errors.append(abs(drawn[:, 0, 1, 0].mean() - wanted))
-    assert errors[0] > 0.15 and errors[1] < 0.6 * errors[0] and errors[2] < 0.05
+    assert errors[0] > 0.15 and errors[1] < 0.05
 
 
 def test_known_pixels_stay_and_unknown_ones_are_drawn(network):
