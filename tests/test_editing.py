@@ -1,6 +1,7 @@
 """Inversion, interpolation, img2img and inpainting against algebra: networks that know the exact noise."""
 
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import editing, inpainting, rng, samplers
+from jax_ddpm import diffusion, editing, inpainting, rng, samplers
 from jax_ddpm.config import DiffusionConfig, SamplerConfig
 from jax_ddpm.errors import UserError
 
@@ -85,6 +86,27 @@ def test_inversion_is_exact_where_the_noise_does_not_depend_on_the_state():
             bar = np.cumprod(1 - np.linspace(1e-4, 0.3, 25))[samplers.chain_of(CONFIG, settings["sampler"])[0]]
             np.testing.assert_allclose(x_T, np.sqrt(bar) * IMAGES + np.sqrt(1 - bar) * eps, atol=1e-12)
             np.testing.assert_allclose(editing.reconstruct(Told(eps), x_T, **settings), IMAGES, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", ["x0", "v"])
+def test_inversion_goes_by_the_objective(objective):
+    """The same exact Gaussian told as eps, x_0 or v has the same x_T."""
+    config = DiffusionConfig(timesteps=100, beta_end=0.2)
+    told = replace(config, objective=objective)
+    x = np.linspace(-1, 1, 6).reshape(3, 1, 2, 1)
+    with jax.enable_x64(True):
+        tables = samplers.schedule_tables(config, np.float64)
+
+        class Other(nnx.Module):
+            def __call__(self, x, t):
+                eps = Gaussian(config)(x, t)
+                root, rest = (diffusion.at(a, t) for a in (tables.sqrt_alpha_bars, tables.sqrt_one_minus_alpha_bars))
+                x_0 = (x - rest * eps) / root
+                return x_0 if objective == "x0" else root * eps - rest * x_0
+
+        settings = {"sampler": SamplerConfig("ddim", 10), "dtype": jnp.float64}
+        x_T = editing.invert(Gaussian(config), x, config=config, **settings)
+        np.testing.assert_allclose(editing.invert(Other(), x, config=told, **settings), x_T, atol=1e-12)
 
 
 def test_slerp():

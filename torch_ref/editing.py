@@ -39,13 +39,9 @@ DDIM = SamplerConfig("ddim")  # all T steps
 def slerp(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """On the arc from a to b, seen as vectors: sin((1 - w) theta) / sin(theta) a + sin(w theta) / sin(theta) b.
 
-    Shoemake 1985. weights: (N,) in [0, 1]. Returns (N, *a.shape). Where a and b are (nearly) parallel, the
-    straight line.
+    Shoemake 1985. weights: (N,) in [0, 1]. Returns (N, *a.shape). The straight line where a and b are nearly parallel.
     """
-    cosine = np.sum(a * b, dtype=np.float64) / np.sqrt(
-        np.sum(a * a, dtype=np.float64) * np.sum(b * b, dtype=np.float64)
-    )
-    theta = np.arccos(np.clip(cosine, -1, 1))
+    theta = np.arccos(np.clip(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
     shares = np.stack([1 - weights, weights])
     if np.sin(theta) > 1e-3:
         shares = np.sin(shares * theta) / np.sin(theta)
