@@ -126,18 +126,8 @@ def test_a_run_that_is_read_while_it_trains_and_a_home_that_cannot_be_written(fl
     """Whoever loads its model or samples from it always has a whole one; caches are done without."""
     (tmp_path / "home").touch()
     home = {name: str(tmp_path / "home") for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
-    often = [
-        "--steps",
-        300,
-        "--checkpoint-every",
-        1,
-        "--validate-every",
-        300,
-        "--no-keep-best",
-        "--out",
-        tmp_path / "run",
-    ]
-    process = start(*flags, *often, **home)
+    often = ["--steps", STEPS, "--checkpoint-every", 1, "--validate-every", STEPS, "--no-keep-best"]
+    process = start(*flags, *often, "--out", tmp_path / "run", **home)
     try:
         wait_for(tmp_path / "run" / "model.safetensors", process)
         steps = []
