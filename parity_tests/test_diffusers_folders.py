@@ -1,0 +1,329 @@
+"""Folders of the diffusers package, read and written, and what is refused."""
+
+import inspect
+import json
+import re
+import runpy
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+import jax_ddpm
+import jax_ddpm.diffusers_folder
+import jax_ddpm.errors
+import jax_ddpm.network_config
+import torch_ref
+import torch_ref.diffusers_folder
+import torch_ref.errors
+import torch_ref.model_files
+import torch_ref.network_config
+import torch_ref.rng
+from jax_ddpm import model_files, unets, weights
+from jax_ddpm.config import DiffusionConfig, ModelInfo
+from jax_ddpm.network_config import ConvBlockConfig, DDPMConfig
+from jax_ddpm.schedules import make_tables
+from parity_tests import budgets
+from parity_tests.diffusers_models import SMALL, blocks, package_model
+from parity_tests.ladder import channels_first
+
+torch.set_num_threads(1)
+PACKAGES = pytest.mark.parametrize("package", [jax_ddpm, torch_ref], ids=["jax", "torch"])
+
+
+# Folders that the package writes --------------------------------------------------------------------------------------
+
+
+def changed_json(path, **changes):
+    """Set fields of a JSON file; ... removes one."""
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+
+
+def info_of(package, path, **diffusion):
+    return asdict(package.model_files.read_model(path, **diffusion)[1])
+
+
+@pytest.fixture
+def folder(folders, tmp_path):
+    """A copy of the folder with the package's choices."""
+    return Path(shutil.copytree(folders["the package's choices"], tmp_path / "copy"))
+
+
+PACKAGES_CHOICES = DDPMConfig(
+    **{"widths": (8, 16), "layers_per_block": 1, "down_attention": (False, True), "up_attention": (True, False)},
+    **{"attention_head_dim": 8, "norm_num_groups": 4, "norm_eps": 1e-5, "downsample_padding": 1},
+    **{"flip_sin_to_cos": True, "freq_shift": 0, "dropout": 0.0},
+)
+
+
+@PACKAGES
+def test_settings_of_a_model(package, folders):
+    info = info_of(package, folders["the package's choices"])
+    assert info["network"] == asdict(PACKAGES_CHOICES) and info["image_shape"] == (8, 8, 3)
+    assert info["diffusion"] == asdict(DiffusionConfig())  # the DDPM paper's, as there is no scheduler,
+    given = info_of(package, folders["the package's choices"], timesteps=50, schedule="cosine")  # unless it is given
+    assert given["diffusion"] == asdict(DiffusionConfig(timesteps=50, schedule="cosine"))
+    info = info_of(package, folders["learned variance, not square"])
+    assert info["network"]["learned_variance"] and info["image_shape"] == (4, 8, 3)
+    assert info["diffusion"] == asdict(DiffusionConfig(variance="learned_range"))
+
+
+@PACKAGES
+def test_absent_fields_have_the_packages_defaults(package, folder):
+    of_model = {name: p.default for name, p in inspect.signature(UNet2DModel.__init__).parameters.items()}
+    theirs, ours = package.diffusers_folder, {}
+    ours |= theirs.SAME | theirs.OTHER | {name: values[0] for name, values in theirs.FAMILY.items()}
+    for name, value in ours.items():
+        assert of_model[name] == (tuple(value) if isinstance(value, list) else value), name
+    assert set(of_model) - {"self", *ours} == {*theirs.CHECKED_LATER, "num_train_timesteps"}
+    of_scheduler = inspect.signature(DDPMScheduler.__init__).parameters
+    assert all(of_scheduler[name].default == value for name, value in theirs.SCHEDULER_DEFAULTS.items())
+    before = info_of(package, folder)
+    defaults = dict.fromkeys(set(json.loads((folder / "config.json").read_text())) - {"_class_name", *SMALL}, ...)
+    changed_json(folder / "config.json", **{**defaults, **blocks("-a", "a-")})
+    assert info_of(package, folder) == before
+    assert UNet2DModel.from_pretrained(folder).config.attention_head_dim == 8
+
+
+@PACKAGES
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"])
+def test_old_names_of_attention(package, name, folder):
+    values = safetensors.torch.load_file(folder / "diffusion_pytorch_model.safetensors")
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    renamed = {re.sub("|".join(map(re.escape, old)), lambda m: old[m[0]], key): v for key, v in values.items()}
+    assert "mid_block.attentions.0.proj_attn.bias" in renamed and len(renamed) == len(values)
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    save = torch.save if name.endswith(".bin") else safetensors.torch.save_file
+    save(renamed, folder / name)
+    for path in (folder, folder / name):  # the second as a bare file
+        loaded = package.model_files.read_file(path)[0]
+        assert set(loaded) == set(values)
+        for key, value in values.items():
+            np.testing.assert_array_equal(loaded[key], value.numpy(), err_msg=key)
+    package.load_model(folder)
+    save({**renamed, "mid_block.attentions.0.to_q.bias": torch.zeros(16)}, folder / name)
+    with pytest.raises(ValueError, match=r"mid_block\.attentions\.0\.to_q\.bias twice"):
+        package.load_model(folder)
+
+
+SCHEDULERS = {
+    "paper": ({"variance_type": "fixed_large"}, {"variance": "beta"}),
+    "package": ({}, {"variance": "posterior"}),
+    "short, not clipped": (
+        {"num_train_timesteps": 50, "beta_start": 1e-3, "beta_end": 0.3, "clip_sample": False},
+        {"timesteps": 50, "beta_start": 1e-3, "beta_end": 0.3, "clip": "none", "variance": "posterior"},
+    ),
+    "cosine, x0": (
+        {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample", "variance_type": "fixed_small_log"},
+        {"schedule": "cosine", "objective": "x0", "variance": "posterior"},
+    ),
+    "learned variance": ({"variance_type": "learned_range"}, {"variance": "learned_range"}),
+    "v": ({"prediction_type": "v_prediction"}, {"objective": "v", "variance": "posterior"}),
+}
+
+
+@PACKAGES
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("flat", [True, False])
+def test_pipelines(package, name, flat, folders, tmp_path):
+    theirs, ours = SCHEDULERS[name]
+    scheduler = DDPMScheduler(**theirs)
+    DDPMPipeline(UNet2DModel.from_pretrained(folders["the package's choices"]), scheduler).save_pretrained(tmp_path)
+    if flat:
+        for file in (*(tmp_path / "unet").iterdir(), *(tmp_path / "scheduler").iterdir()):
+            file.rename(tmp_path / file.name)
+        (tmp_path / "unet").rmdir(), (tmp_path / "scheduler").rmdir()
+    info = info_of(package, tmp_path)
+    assert info["network"] == asdict(PACKAGES_CHOICES)
+    assert info["diffusion"] == asdict(DiffusionConfig(**ours))
+    tables = make_tables(*(info["diffusion"][key] for key in ("schedule", "timesteps", "beta_start", "beta_end")))
+    np.testing.assert_allclose(scheduler.betas.numpy(), tables.betas, rtol=0, atol=budgets.DIFFUSERS_BETAS)
+    with pytest.raises(ValueError, match="timesteps = 7 was given"):
+        info_of(package, tmp_path, timesteps=7)
+    if not flat:
+        assert info_of(package, tmp_path / "unet", timesteps=7)["network"] == asdict(PACKAGES_CHOICES)
+
+
+REFUSED = {
+    "another model": ({"_class_name": "UNet2DConditionModel"}, "_class_name = 'UNet2DConditionModel'"),
+    "no class": ({"_class_name": ...}, "_class_name = None"),
+    "another block": (
+        {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]},
+        "down_block_types = .'SkipDownBlock2D'",
+    ),
+    "up for down": ({"up_block_types": ["DownBlock2D", "UpBlock2D"]}, "up_block_types"),
+    "blocks no list": ({"up_block_types": 3}, "up_block_types = 3"),
+    "one block too many": ({"up_block_types": ["UpBlock2D"] * 3}, "up_attention.*expected 2 values"),
+    "class embedding": ({"class_embed_type": "timestep"}, "class_embed_type = 'timestep'"),
+    "number of classes": ({"num_class_embeds": 10}, "num_class_embeds = 10"),
+    "another activation": ({"act_fn": "gelu"}, "act_fn = 'gelu' .expected silu"),
+    "scale and shift": ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift = 'scale_shift'"),
+    "no attention in the middle": ({"add_attention": False}, "add_attention = False"),
+    "no middle": ({"mid_block_type": None}, "mid_block_type = None"),
+    "scaled middle": ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor = 1.4"),
+    "groups of the middle": ({"attn_norm_num_groups": 2}, "attn_norm_num_groups = 2"),
+    "Fourier features": ({"time_embedding_type": "fourier"}, "time_embedding_type = 'fourier'"),
+    "another time width": ({"time_embedding_dim": 8}, "time_embedding_dim = 8 .expected None or 32"),
+    "resampling by blocks": (
+        {"downsample_type": "resnet", "upsample_type": "resnet"},
+        "downsample_type.*upsample_type",
+    ),
+    "heads that do not divide": ({"attention_head_dim": 3}, "attention_head_dim = 3"),
+    "output channels": ({"out_channels": 4}, "out_channels = 4 .expected 3 or 6"),
+    "unknown field": ({"later_invention": True}, "later_invention = True"),
+    "mistyped": ({"norm_eps": "1e-5"}, "norm_eps"),
+    "no widths": ({"block_out_channels": []}, "widths"),
+    "odd width": ({"block_out_channels": [9, 16], "norm_num_groups": 1}, "widths.*even"),
+    "negative padding": ({"downsample_padding": -1}, "downsample_padding = -1"),
+    "frequency shift": ({"freq_shift": 4}, "freq_shift = 4"),
+    "sample size": ({"sample_size": "8"}, "sample_size = '8'"),
+    "sample size that cannot be halved": ({"sample_size": [8, 9]}, "image_size = 9"),
+    "no channels": ({"in_channels": 0}, "in_channels = 0"),
+}
+
+
+@PACKAGES
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_models(package, name, folder):
+    change, named = REFUSED[name]
+    changed_json(folder / "config.json", **change)
+    with pytest.raises(package.errors.UserError, match=f"(?s){named}") as error:
+        package.load_model(folder)
+    assert str(error.value).count("\n") <= 1
+
+
+REFUSED_SCHEDULERS = {
+    "another scheduler": ({"_class_name": "ScoreSdeVeScheduler"}, "_class_name = 'ScoreSdeVeScheduler'"),
+    "another schedule": ({"beta_schedule": "scaled_linear"}, "beta_schedule = 'scaled_linear' .expected linear or squ"),
+    "betas of its own": ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
+    "thresholding": ({"thresholding": True}, "thresholding = True"),
+    "clip range": ({"clip_sample_range": 2.0}, "clip_sample_range = 2.0"),
+    "learned variance": ({"variance_type": "learned"}, "variance_type = 'learned'"),
+    "rescaled": ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True"),
+    "mistyped": ({"num_train_timesteps": "many"}, "timesteps"),
+}
+
+
+@PACKAGES
+@pytest.mark.parametrize("name", REFUSED_SCHEDULERS)
+def test_refused_schedulers(package, name, folder):
+    change, named = REFUSED_SCHEDULERS[name]
+    DDPMScheduler().save_pretrained(folder)
+    changed_json(folder / "scheduler_config.json", **change)
+    with pytest.raises(package.errors.UserError, match=f"scheduler_config.*{named}"):
+        package.load_model(folder)
+
+
+@PACKAGES
+def test_broken_folders(package, folder):
+    def refused(match):
+        with pytest.raises(package.errors.UserError, match=match):
+            package.load_model(folder)
+
+    (folder / "model_index.json").write_text('{"_class_name": "LDMPipeline", "vqvae": [], "unet": [], "scheduler": []}')
+    refused("a pipeline of vqvae, unet, scheduler")
+    (folder / "model_index.json").unlink()
+    (folder / "config.json").write_text("[1]")
+    refused("config.json is no JSON object")
+    (folder / "config.json").write_text("{")
+    refused("config.json cannot be read as JSON")
+    (folder / "config.json").unlink()
+    refused("config.json cannot be read as JSON")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    refused("holds no model.safetensors")
+    (folder / "model_index.json").write_text("{}")
+    refused("holds no model: expected diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin")
+
+
+@PACKAGES
+def test_training_starts_from_a_folder(package, folders):
+    path = folders["the package's choices"]
+    config = package.network_config.DDPMConfig(**{**PACKAGES_CHOICES.arguments, "dropout": 0.4})
+    assert set(package.model_files.initial_weights(path, config)) == set(
+        package_model("the package's choices").state_dict()
+    )
+    other = package.network_config.DDPMConfig(**{**config.arguments, "flip_sin_to_cos": False, "attention_head_dim": 4})
+    with pytest.raises(
+        package.errors.UserError, match="attention_head_dim 8 instead of 4, flip_sin_to_cos True instead"
+    ):
+        package.model_files.initial_weights(path, other)
+
+
+# Folders that the package reads ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["the paper's choices", "learned variance, not square"])
+def test_folders_that_are_written_are_the_packages(name, folders, tmp_path):
+    model = jax_ddpm.load_model(folders[name], timesteps=30, beta_end=0.3, variance="posterior", objective="v")
+    values = weights.state_dict(model.network)
+    model_files.check_output(tmp_path / "made" / "here", diffusers=True)
+    model_files.convert_to(tmp_path / "made" / "here", values, model.info, diffusers=True)
+    again, loading = UNet2DModel.from_pretrained(tmp_path / "made" / "here", output_loading_info=True)
+    assert not any(loading.values())
+    same = {key: v for key, v in package_model(name).config.items() if not key.startswith("_")}
+    assert {key: v for key, v in again.config.items() if not key.startswith("_")} == json.loads(json.dumps(same))
+    for key, value in package_model(name).state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[key], value, err_msg=key)
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "made" / "here")
+    settings = pipeline.scheduler.config
+    assert (settings.num_train_timesteps, settings.beta_end, settings.beta_schedule) == (30, 0.3, "linear")
+    assert (settings.prediction_type, settings.variance_type, settings.clip_sample) == (
+        *("v_prediction", "fixed_small", True),
+    )
+    np.testing.assert_array_equal(pipeline.unet.conv_in.weight.detach(), values["conv_in.weight"])
+    assert jax_ddpm.load_model(tmp_path / "made" / "here").info == model.info
+    assert asdict(torch_ref.load_model(tmp_path / "made" / "here").info) == asdict(model.info)
+
+
+def convert(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
+    runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "convert.py"), run_name="__main__")
+
+
+def test_convert_command(folders, tmp_path, monkeypatch, capsys):
+    convert(
+        monkeypatch,
+        folders["three layers, attention on the way down"],
+        tmp_path / "model.safetensors",
+        "--timesteps",
+        "40",
+    )
+    convert(monkeypatch, tmp_path / "model.safetensors", tmp_path / "made", "--format", "diffusers")
+    assert DDPMPipeline.from_pretrained(tmp_path / "made").scheduler.config.num_train_timesteps == 40
+    x, t = channels_first(np.ones((1, 8, 8, 3), np.float32)), torch.tensor([5])
+    with torch.no_grad():
+        again, first = (
+            UNet2DModel.from_pretrained(f)(x, t).sample
+            for f in (tmp_path / "made", folders["three layers, attention on the way down"])
+        )
+    np.testing.assert_array_equal(again, first)
+
+    def refused(match, *arguments):
+        with pytest.raises(SystemExit) as end:
+            convert(monkeypatch, *arguments, "--format", "diffusers")
+        assert end.value.code == 2
+        assert re.search(match, capsys.readouterr().err)
+
+    refused("holds something already", tmp_path / "model.safetensors", tmp_path / "made")
+    refused(
+        "no clip_sample like state: only x0, none", tmp_path / "model.safetensors", tmp_path / "b", "--clip", "state"
+    )
+    other = unets.build(ConvBlockConfig(widths=(32,), time_width=8))
+    weights.initialise(other, 1)
+    model_files.write_model(
+        tmp_path / "other.safetensors",
+        weights.state_dict(other),
+        ModelInfo(
+            network=ConvBlockConfig(widths=(32,), time_width=8), image_shape=(8, 8, 1), diffusion=DiffusionConfig()
+        ),
+    )
+    refused(
+        "Only ddpm is written as a diffusers folder; this is conv_block", tmp_path / "other.safetensors", tmp_path / "c"
+    )
