@@ -98,6 +98,15 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, st
     assert [row["step"] for row in rows(broken)] == [5, 10, 12, 15, 20, 24]
 
 
+def test_a_loss_that_springs_up_is_told(tmp_path, monkeypatch):
+    """At 1.02 times its running mean, lest a run be spoilt for it."""
+    monkeypatch.setattr(progress, "SPIKE", 1.02)
+    said = []
+    train(small(steps=8, sample_every=0), tmp_path / "run", log=said.append)
+    (line, *_) = [line for line in said if "times its recent mean" in line]
+    assert line.startswith("Step ") and "the loss, " in line
+
+
 def test_resume_may_go_on_for_longer(finished, tmp_path):
     folder = train(small(), tmp_path / "run", log=quiet)
     train(small(steps=32, log_every=8), folder, resume=True, log=quiet)
