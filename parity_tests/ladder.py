@@ -134,6 +134,12 @@ def random_weights(config: NetworkConfig, channels: int) -> dict[str, np.ndarray
     return values
 
 
+@cache
+def random(config: NetworkConfig, channels: int) -> Callable:
+    """`random_weights` to come: one function for one network, by which jax_ddpm's side is remembered."""
+    return cache(partial(random_weights, config, channels))
+
+
 def pair(values: dict[str, np.ndarray], config: NetworkConfig, channels: int, dtype):
     """The network in both frameworks with the same weights."""
     ours, theirs = unets.build(config, channels), torch_ref.unets.build(config, channels)
@@ -147,15 +153,26 @@ def inputs(batch: int, size: int, channels: int, dtype):
     return g.standard_normal((batch, size, size, channels)).astype(dtype), g.integers(0, 1000, batch)
 
 
-def network(values, config=NETWORK, *, channels=1, size=16, batch=3, dtype=np.float32) -> float:
-    """Of the network's outputs."""
+@cache
+def outputs_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: int, batch: int, dtype):
+    ours = unets.build(config, channels)
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = pair(values, config, channels, dtype)
-        x, t = inputs(batch, size, channels, dtype)
+        weights.load_state_dict(ours, make_values(), dtype)
         graph, state = nnx.split(ours)
-        y = compiled(lambda state, x, t: nnx.merge(graph, state)(x, t), dtype)(state, x, t)
-        assert y.dtype == dtype
-        return relative(y, channels_last(theirs(channels_first(x), torch.from_numpy(t))))
+        y = compiled(lambda state, x, t: nnx.merge(graph, state)(x, t), dtype)(
+            state, *inputs(batch, size, channels, dtype)
+        )
+    assert y.dtype == dtype
+    return np.asarray(y)
+
+
+def network(make_values: Callable, config=NETWORK, *, channels=1, size=16, batch=3, dtype=np.float32) -> float:
+    """Of the network's outputs."""
+    theirs = torch_ref.unets.build(config, channels)
+    torch_ref.weights.load_state_dict(theirs, make_values(), dtype)
+    x, t = inputs(batch, size, channels, dtype)
+    y = theirs(channels_first(x), torch.from_numpy(t))
+    return relative(outputs_of_jax(make_values, config, channels, size, batch, dtype), channels_last(y))
 
 
 def block() -> float:
@@ -169,24 +186,32 @@ def block() -> float:
         return relative(y, channels_last(theirs.enc_convs[1](channels_first(x), torch.from_numpy(time))))
 
 
-def gradients(values, config=NETWORK, *, channels=1, size=8, batch=3, dtype=np.float64) -> float:
-    """Of every parameter's gradient, as a share of the largest gradient of all."""
+@cache
+def gradients_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: int, batch: int, dtype):
+    ours = unets.build(config, channels)
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = pair(values, config, channels, dtype)
+        weights.load_state_dict(ours, make_values(), dtype)
         x, t = inputs(batch, size, channels, dtype)
         graph, params, rest = nnx.split(ours, nnx.Param, ...)
         grads = compiled(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))), dtype)(params)
-        as_network = weights.state_dict(nnx.merge(graph, grads, rest))
-        torch.mean(torch.square(theirs(channels_first(x), torch.from_numpy(t)))).backward()
-        wanted = {n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in theirs.named_parameters()}
-        largest = max(np.abs(g).max() for g in wanted.values())
-        return float(max(np.abs(as_network[name] - g).max() for name, g in wanted.items()) / largest)
+        return weights.state_dict(nnx.merge(graph, grads, rest))
+
+
+def gradients(make_values: Callable, config=NETWORK, *, channels=1, size=8, batch=3, dtype=np.float64) -> float:
+    """Of every parameter's gradient, as a share of the largest gradient of all."""
+    theirs = torch_ref.unets.build(config, channels)
+    torch_ref.weights.load_state_dict(theirs, make_values(), dtype)
+    x, t = inputs(batch, size, channels, dtype)
+    torch.mean(torch.square(theirs(channels_first(x), torch.from_numpy(t)))).backward()
+    wanted = {n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in theirs.named_parameters()}
+    largest = max(np.abs(g).max() for g in wanted.values())
+    ours = gradients_of_jax(make_values, config, channels, size, batch, dtype)
+    return float(max(np.abs(ours[name] - g).max() for name, g in wanted.items()) / largest)
 
 
 def of_case(measure: Callable, case: Case, dtype) -> float:
     """`network` or `gradients` of a small configuration with random weights."""
-    values = random_weights(case.config, case.channels)
-    return measure(values, case.config, channels=case.channels, size=case.size, dtype=dtype)
+    return measure(random(case.config, case.channels), case.config, channels=case.channels, size=case.size, dtype=dtype)
 
 
 # Training
@@ -273,6 +298,10 @@ def trained():
     return train_jax(RUN, STEPS)
 
 
+def trained_parameters() -> dict[str, np.ndarray]:
+    return trained()[1]
+
+
 def fifty_losses() -> float:
     """The largest relative difference of 50 losses on real images, float32."""
     ours, theirs = trained()[0], train_torch(RUN, STEPS)[0]
@@ -350,15 +379,17 @@ RUNGS = {
     "time embedding": Rung(budgets.EMBEDDING_FLOAT32, embedding),
     "noising": Rung(budgets.NOISING_FLOAT32, noising),
     "ConvBlock, float64": Rung(budgets.NETWORK_FLOAT64, block),
-    "network, random weights, float32": Rung(budgets.NETWORK_FLOAT32, lambda: network(random_weights(NETWORK, 1))),
-    "network, trained weights, float32": Rung(budgets.NETWORK_FLOAT32, lambda: network(trained()[1])),
+    "network, random weights, float32": Rung(budgets.NETWORK_FLOAT32, lambda: network(random(NETWORK, 1))),
+    "network, trained weights, float32": Rung(budgets.NETWORK_FLOAT32, lambda: network(trained_parameters)),
     "network, random weights, float64": Rung(
-        budgets.NETWORK_FLOAT64, lambda: network(random_weights(NETWORK, 1), dtype=np.float64)
+        budgets.NETWORK_FLOAT64, lambda: network(random(NETWORK, 1), dtype=np.float64)
     ),
-    "network, trained weights, float64": Rung(budgets.NETWORK_FLOAT64, lambda: network(trained()[1], dtype=np.float64)),
-    "gradients, float64": Rung(budgets.GRADIENT_FLOAT64, lambda: gradients(random_weights(NETWORK, 3), channels=3)),
+    "network, trained weights, float64": Rung(
+        budgets.NETWORK_FLOAT64, lambda: network(trained_parameters, dtype=np.float64)
+    ),
+    "gradients, float64": Rung(budgets.GRADIENT_FLOAT64, lambda: gradients(random(NETWORK, 3), channels=3)),
     "gradients, float32": Rung(
-        budgets.GRADIENT_FLOAT32, lambda: gradients(random_weights(NETWORK, 3), channels=3, dtype=np.float32)
+        budgets.GRADIENT_FLOAT32, lambda: gradients(random(NETWORK, 3), channels=3, dtype=np.float32)
     ),
     "one Adam step, float64": Rung(budgets.UPDATE_FLOAT64, optimiser_step),
     "one AdamW step, clipped, float64": Rung(
