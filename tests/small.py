@@ -1,9 +1,14 @@
 """A run that takes seconds."""
 
+from collections.abc import Callable
 from dataclasses import replace
+
+import jax
 
 from jax_ddpm.config import DataConfig, DiffusionConfig, OutputConfig, RunConfig, TrainingConfig
 from jax_ddpm.network_config import ConvBlockConfig
+
+UNOPTIMISED = {"xla_backend_optimization_level": 0}  # compiles twice as fast
 
 SMALL = RunConfig(
     preset="tiny",
@@ -23,3 +28,7 @@ def small(**changes) -> RunConfig:
         here = {key: value for key, value in changes.items() if hasattr(section, key)}
         config = replace(config, **{name: replace(section, **here)})
     return config
+
+
+def jit(function: Callable) -> Callable:
+    return jax.jit(function, compiler_options=UNOPTIMISED)

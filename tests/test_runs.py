@@ -12,7 +12,7 @@ import jax_ddpm
 from jax_ddpm import model_files, samplers
 from jax_ddpm.command_line import parse_run
 from jax_ddpm.errors import UserError
-from jax_ddpm.training import checkpoint, feed, progress
+from jax_ddpm.training import checkpoint, feed, loop, progress
 from jax_ddpm.training.loop import train
 from jax_ddpm.training.replay import replay
 from jax_ddpm.training.run_folder import load_config
@@ -67,6 +67,14 @@ class Stop(Exception):
     pass
 
 
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """For runs whose closing pictures and page nobody looks at."""
+    monkeypatch.setattr(loop.Pictures, "save_all", lambda *_: [])
+    monkeypatch.setattr(loop.TensorBoard, "picture", lambda *_: None)
+    monkeypatch.setattr(loop, "write_page", lambda folder: None)
+
+
 def stop_after(monkeypatch, step):
     """Make the next run break off once the metrics of `step` were read."""
     read = progress.Progress.read
@@ -98,7 +106,7 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, st
     assert [row["step"] for row in rows(broken)] == [5, 10, 12, 15, 20, 24]
 
 
-def test_a_loss_that_springs_up_is_told(tmp_path, monkeypatch):
+def test_a_loss_that_springs_up_is_told(tmp_path, monkeypatch, without_pictures):
     """At 0.9 times its running mean already, lest a run be spoilt for it."""
     monkeypatch.setattr(progress, "SPIKE", 0.9)
     said = []
@@ -107,7 +115,7 @@ def test_a_loss_that_springs_up_is_told(tmp_path, monkeypatch):
     assert line.startswith("Step ") and "the loss, " in line
 
 
-def test_resume_may_go_on_for_longer(finished, tmp_path):
+def test_resume_may_go_on_for_longer(finished, tmp_path, without_pictures):
     folder = train(small(), tmp_path / "run", log=quiet)
     train(small(steps=32, log_every=8), folder, resume=True, log=quiet)
     assert [row["step"] for row in rows(folder)][-1] == 32
@@ -140,7 +148,7 @@ def replayed(folder, number):
     return said
 
 
-def test_a_diverging_run_skips_and_then_stops(tmp_path):
+def test_a_diverging_run_skips_and_then_stops(tmp_path, without_pictures):
     said = []
     config = small(learning_rate=1e30, lr_schedule="constant", max_skipped=6, checkpoint_every=2, log_every=2)
     with pytest.raises(UserError, match=r"(?s)last 6 steps, up to (\d+), were skipped: loss .*--replay-step \1 looks"):
@@ -176,7 +184,7 @@ def test_the_best_weights_are_kept(tmp_path, monkeypatch):
     assert rows(whole) == rows(broken)
 
 
-def test_a_step_is_replayed(tmp_path):
+def test_a_step_is_replayed(tmp_path, without_pictures):
     folder = train(small(log_every=1), tmp_path / "run", log=quiet)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for number, start in ((3, 0), (20, 16)):
@@ -226,7 +234,7 @@ def test_config_tells_how_the_run_was_started(finished):
     assert start["versions"]["jax"] and start["devices"] and start["command"] and start["time"]
 
 
-def test_init_from_starts_with_other_weights(finished, tmp_path):
+def test_init_from_starts_with_other_weights(finished, tmp_path, without_pictures):
     config = small(init_from=str(finished), steps=1, learning_rate=1e-6)
     folder = train(config, tmp_path / "run", log=quiet)
     old, new = model_files.read_file(finished)[0], model_files.read_file(folder)[0]
@@ -236,7 +244,7 @@ def test_init_from_starts_with_other_weights(finished, tmp_path):
     assert np.abs(fresh[name] - old[name]).max() > 1e-3
 
 
-def test_large_data_sets_are_fed_in_parts(finished, tmp_path, monkeypatch):
+def test_large_data_sets_are_fed_in_parts(finished, tmp_path, monkeypatch, without_pictures):
     monkeypatch.setattr(feed, "ON_DEVICE", 1000)
     folder = train(small(), tmp_path / "run", log=quiet)
     assert (folder / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()

@@ -25,7 +25,7 @@ from jax_ddpm.training.step import (
     make_train_step,
     prepare_images,
 )
-from tests.small import small
+from tests.small import jit, small
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
 INDICES = np.random.default_rng(1).permutation(40)[:32].reshape(2, 16).astype(np.int32)
@@ -44,7 +44,7 @@ def run(config, steps=2):
     _, _, state, train_step = start(config)
     losses = []
     for indices in INDICES[:steps]:
-        state, metrics = jax.jit(train_step)(state, IMAGES[indices])
+        state, metrics = jit(train_step)(state, IMAGES[indices])
         losses.append(float(metrics["loss"]))
     return state, losses
 
@@ -59,7 +59,7 @@ def test_one_step_is_the_algorithm(changes):
     """Ho et al. 2020, Algorithm 1, and Kingma & Ba 2015, Algorithm 1, written out."""
     config = small(warmup_steps=0, lr_schedule="constant", **changes)
     graph, _, state, train_step = start(config)
-    new, metrics = jax.jit(train_step)(state, IMAGES[INDICES[0]])
+    new, metrics = jit(train_step)(state, IMAGES[INDICES[0]])
 
     x_0 = to_float(IMAGES[INDICES[0]])
     t = jax.random.randint(rng.key(0, rng.TIMESTEPS, 0), (16,), 0, 20)
@@ -70,7 +70,7 @@ def test_one_step_is_the_algorithm(changes):
         x_t = diffusion.q_sample(tables, x_0, t, noise)
         return jnp.mean((nnx.merge(graph, params, state.buffers)(x_t, t) - noise) ** 2)
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(state.params)
+    value, grads = jit(jax.value_and_grad(loss))(state.params)
     norm = float(optax.global_norm(grads))
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
@@ -100,17 +100,17 @@ def test_the_step_is_pure():
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "clip_norm": 0.5, "accumulate": 2}])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(changes):
     _, _, state, train_step = start(small(**changes))
-    state, _ = jax.jit(train_step)(state, IMAGES[INDICES[0]])
+    state, _ = jit(train_step)(state, IMAGES[INDICES[0]])
     broken = IMAGES[INDICES[1]].astype(np.float32)
     broken[3] = np.nan
-    new, metrics = jax.jit(train_step)(state, broken)
+    new, metrics = jit(train_step)(state, broken)
     assert not np.isfinite(metrics["loss"]) and metrics["skipped"] == 1
     assert int(new.step) == 2
     for a, b in zip(*map(jax.tree.leaves, (new, state)), strict=True):
         if a.ndim:  # the rest are counters
             np.testing.assert_array_equal(a, b)
     assert int(new.optimizer[len(new.optimizer) - 1 if not changes else 1].count) == 1
-    _, metrics = jax.jit(train_step)(new, IMAGES[INDICES[1]])
+    _, metrics = jit(train_step)(new, IMAGES[INDICES[1]])
     assert metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
 
 
@@ -205,7 +205,10 @@ def test_four_devices_train_like_one(tmp_path):
     configs = [small(widths=(32,), steps=8, **changes) for changes in ({}, {"accumulate": 2})]
     results = {}
     for count in (1, 4):
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0",
+        }
         arguments = [sys.executable, "-c", DEVICES, str(count), str(tmp_path / str(count)), *map(to_json, configs)]
         subprocess.run(arguments, env=environment, check=True, capture_output=True)
         rows = [
