@@ -64,6 +64,7 @@ def check_together(flags) -> None:
     if kind != "--mask" and (editing.resamplings, editing.jump) != (10, 10):
         raise UserError("--resamplings and --jump belong to inpainting: give --mask, or leave them out.")
     meaningless = {
+        "--seed": (flags.seed or None, ("--invert", "--interpolate")),
         "--seeds": (flags.seeds, ("--invert", "--interpolate")),
         "--num-images": (flags.num_images, ("--invert",)),
         "--clip": (flags.diffusion.clip, ("--invert",)),  # what is clipped cannot be undone

@@ -25,7 +25,7 @@ def test_rung(name):
     assert rung.measure() <= rung.budget
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     first_width=st.sampled_from([32, 64, 96]),
     levels=st.integers(1, 3),

@@ -129,6 +129,7 @@ BAD = {
     "no seeds": ("--interpolate a,b --sampler ddim", "expected integers"),
     "noise between": ("--interpolate 3,7", "--sampler ddim"),
     "seeds between seeds": ("--interpolate 3,7 --seeds 1,2 --sampler ddim", "--seeds 1,2 means nothing"),
+    "seed between seeds": ("--interpolate 3,7 --seed 5 --sampler ddim", "--seed 5 means nothing"),
     "number of inversions": ("--image one.png --invert --num-images 3", "--num-images 3 means nothing"),
     "clipped inversion": ("--image one.png --invert --clip x0", "--clip x0 means nothing"),
     "inversion of noise": ("--image one.png --invert", "Use --sampler ddim"),

@@ -107,12 +107,19 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, st
 
 
 def test_a_loss_that_springs_up_is_told(tmp_path, monkeypatch, without_pictures):
-    """At 0.9 times its running mean already, lest a run be spoilt for it."""
-    monkeypatch.setattr(progress, "SPIKE", 0.9)
+    """A hundred times the loss at step 6, and nothing said of the others."""
+    read = progress.Progress.read
+
+    def springing(self, step, n, metrics):
+        loss = np.array(metrics["loss"], float)
+        loss[:n] *= np.where(np.arange(step + 1, step + n + 1) == 6, 100, 1)
+        read(self, step, n, {**metrics, "loss": loss})
+
+    monkeypatch.setattr(progress.Progress, "read", springing)
     said = []
-    train(small(steps=8, sample_every=0), tmp_path / "run", log=said.append)
-    (line, *_) = [line for line in said if "times its recent mean" in line]
-    assert line.startswith("Step ") and "the loss, " in line
+    train(small(steps=8), tmp_path / "run", log=said.append)
+    (line,) = [line for line in said if "times its recent mean" in line]
+    assert line.startswith("Step 6: the loss, ")
 
 
 def test_resume_may_go_on_for_longer(finished, tmp_path, without_pictures):

@@ -19,9 +19,7 @@ PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
 TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t
 NOISE = 2  # (NOISE, step): a (B, H, W, C) draw of eps
 DROPOUT = 3  # (DROPOUT, step, number of the dropout layer, image's place in the batch): an (H, W, C) draw
-SAMPLING = (
-    4  # (SAMPLING, image index, t): an (H, W, C) draw; x_T at t = T; visit v of t, if inpainting, at t + v (T + 1)
-)
+SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw; x_T at t = T; inpainting's visit v at t + v (T + 1)
 FLIP = 5  # (FLIP, step): a (B,) draw of coins
 VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws of the validation loss
 KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw; noise of the known pixels after visit v of t
