@@ -24,7 +24,7 @@ import torch_ref.rng
 from jax_ddpm import weights
 from parity_tests import budgets
 from parity_tests.diffusers_models import FAMILY, package_model
-from parity_tests.ladder import channels_first, channels_last, relative
+from parity_tests.measures import channels_first, channels_last, relative
 
 torch.set_num_threads(1)
 FAST_COMPILE = {"xla_backend_optimization_level": 0}

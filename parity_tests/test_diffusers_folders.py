@@ -31,7 +31,7 @@ from jax_ddpm.network_config import ConvBlockConfig, DDPMConfig
 from jax_ddpm.schedules import make_tables
 from parity_tests import budgets
 from parity_tests.diffusers_models import SMALL, blocks, package_model
-from parity_tests.ladder import channels_first
+from parity_tests.measures import channels_first
 
 torch.set_num_threads(1)
 PACKAGES = pytest.mark.parametrize("package", [jax_ddpm, torch_ref], ids=["jax", "torch"])

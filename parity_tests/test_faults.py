@@ -16,7 +16,7 @@ import torch_ref.schedules
 import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
-from parity_tests import ladder
+from parity_tests import ladder, measures
 from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
 
 
@@ -326,7 +326,7 @@ FAULTS = {
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
     "noise drawn in NCHW": (swap(torch_ref.step, "draw", drawn_channels_first), "50 training steps, losses, float32"),
     "batch order": (
-        swap(ladder, "batch", lambda batch: lambda step, images: batch(step + 1, images)),
+        swap(measures, "batch", lambda batch: lambda step, images: batch(step + 1, images)),
         "50 training steps, losses, float32",
     ),
     "Adam epsilon 1e-7": (optimizer_setting(eps=1e-7), "one Adam step, float64"),
@@ -351,6 +351,6 @@ FAULTS = {
 def test_fault_breaks_its_rung(fault):
     patch, name = FAULTS[fault]
     rung = ladder.RUNGS[name]
-    ladder.trained()  # of jax_ddpm, before the fault is there
+    measures.trained()  # of jax_ddpm, before the fault is there
     with patch():
         assert rung.measure() > rung.budget

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_ddpm.network_config import ConvBlockConfig
-from parity_tests import budgets, ladder
+from parity_tests import budgets, ladder, measures
 
 
 @pytest.fixture(scope="module", autouse=True)
 def drawn_once():
     """Samples are compared in two ways: no fault is seeded here, so that torch_ref need not draw them twice."""
-    with mock.patch.object(ladder, "sampled", functools.cache(ladder.sampled)):
+    with mock.patch.object(measures, "sampled", functools.cache(measures.sampled)):
         yield
 
 
@@ -36,12 +36,12 @@ def test_rung(name):
 )
 def test_any_configuration(first_width, levels, time_width, multiple, channels, batch):
     config = ConvBlockConfig(widths=tuple(first_width * 2**level for level in range(levels)), time_width=time_width)
-    values = ladder.random(config, channels)
+    values = measures.random(config, channels)
     shape = {"channels": channels, "size": multiple * 2 ** (levels - 1), "batch": batch}
-    assert ladder.network(values, config, **shape, dtype=np.float64) <= budgets.NETWORK_FLOAT64
-    assert ladder.gradients(values, config, **shape) <= budgets.GRADIENT_FLOAT64
+    assert measures.network(values, config, **shape, dtype=np.float64) <= budgets.NETWORK_FLOAT64
+    assert measures.gradients(values, config, **shape) <= budgets.GRADIENT_FLOAT64
 
 
 def test_full_size_network():
-    values = ladder.random(ConvBlockConfig(), 1)
-    assert ladder.network(values, ConvBlockConfig(), size=32, batch=2) <= budgets.NETWORK_FLOAT32
+    values = measures.random(ConvBlockConfig(), 1)
+    assert measures.network(values, ConvBlockConfig(), size=32, batch=2) <= budgets.NETWORK_FLOAT32

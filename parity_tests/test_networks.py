@@ -19,7 +19,7 @@ import torch_ref.weights
 from jax_ddpm import data, model_files, recognise, samplers, unets, weights
 from jax_ddpm.config import DiffusionConfig, ModelInfo, to_json
 from jax_ddpm.network_config import DDPMConfig
-from parity_tests import budgets, ladder
+from parity_tests import budgets, measures
 from parity_tests.networks import CASES
 
 torch.set_num_threads(1)
@@ -54,15 +54,15 @@ def random_images(size, channels):
 @NETWORKS
 def test_one_optimiser_step(name):
     case = CASES[name]
-    run = replace(ladder.RUN, network=case.config)
-    assert ladder.optimiser_step(run, partial(random_images, case.size, case.channels)) <= budgets.UPDATE_FLOAT64
+    run = replace(measures.RUN, network=case.config)
+    assert measures.optimiser_step(run, partial(random_images, case.size, case.channels)) <= budgets.UPDATE_FLOAT64
 
 
 def test_learned_variance_is_trained_alike():
     one_level = {"widths": (32,), "layers_per_block": 1, "down_attention": (False,), "up_attention": (False,)}
     config = DDPMConfig(**one_level, dropout=0.0, learned_variance=True)
-    run = replace(ladder.RUN, network=config, diffusion=DiffusionConfig(variance="learned_range"))
-    assert ladder.optimiser_step(run, partial(random_images, 8, 3)) <= budgets.UPDATE_FLOAT64
+    run = replace(measures.RUN, network=config, diffusion=DiffusionConfig(variance="learned_range"))
+    assert measures.optimiser_step(run, partial(random_images, 8, 3)) <= budgets.UPDATE_FLOAT64
 
 
 @pytest.mark.parametrize(("name", "parts"), [("attention", 2), ("ddpm", 1)])
@@ -70,13 +70,13 @@ def test_dropout(name, parts):
     """The same masks in both frameworks, in the training only, however the batch is split."""
     case = CASES[name]
     images = partial(random_images, case.size, case.channels)
-    run = ladder.in_double(replace(ladder.RUN, network=replace(case.config, dropout=0.4)))
-    ours = ladder.train_jax(replace(run, training=replace(run.training, accumulate=parts)), 1, np.float64, images)
-    theirs = ladder.train_torch(run, 1, np.float64, images)
-    without = ladder.train_torch(replace(run, network=replace(case.config, dropout=0.0)), 1, np.float64, images)
+    run = measures.in_double(replace(measures.RUN, network=replace(case.config, dropout=0.4)))
+    ours = measures.train_jax(replace(run, training=replace(run.training, accumulate=parts)), 1, np.float64, images)
+    theirs = measures.train_torch(run, 1, np.float64, images)
+    without = measures.train_torch(replace(run, network=replace(case.config, dropout=0.0)), 1, np.float64, images)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=budgets.NETWORK_FLOAT64)
     assert abs(theirs[0][0] - without[0][0]) > 1e-4
-    assert ladder.furthest(ours[1], theirs[1]) / run.training.learning_rate <= budgets.UPDATE_FLOAT64
+    assert measures.furthest(ours[1], theirs[1]) / run.training.learning_rate <= budgets.UPDATE_FLOAT64
 
 
 def test_masks_of_dropout():
@@ -84,7 +84,7 @@ def test_masks_of_dropout():
     ours, theirs = (package.layers.Dropout(0.3, 5, 9, np.arange(6)) for package in (jax_ddpm, torch_ref))
     masks = []
     for _ in range(2):
-        a, b = np.asarray(ours(h)), ladder.channels_last(theirs(ladder.channels_first(h)))
+        a, b = np.asarray(ours(h)), measures.channels_last(theirs(measures.channels_first(h)))
         np.testing.assert_array_equal(a, b)
         np.testing.assert_allclose(a[a != 0], (h / np.float32(0.7))[a != 0], rtol=1e-6)
         masks.append(a == 0)
@@ -133,7 +133,7 @@ def test_bfloat16_touches_activations_only(name):
     ours, _ = initialised(case)
     low = unets.build(case.config, case.channels, jnp.bfloat16)
     weights.load_state_dict(low, weights.state_dict(ours))
-    x, t = ladder.inputs(2, case.size, case.channels, np.float32)
+    x, t = measures.inputs(2, case.size, case.channels, np.float32)
     y, y_low = (np.asarray(jax.jit(lambda x, t, n=n: n(x, t))(x, t)) for n in (ours, low))
     assert y_low.dtype == np.float32
     assert 0 < np.abs(y - y_low).max() <= budgets.BFLOAT16 * np.abs(y).max()

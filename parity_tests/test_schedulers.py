@@ -27,7 +27,7 @@ from jax_ddpm.config import DiffusionConfig, SamplerConfig
 from jax_ddpm.schedules import make_betas, make_tables
 from jax_ddpm.spacing import spaced_timesteps
 from parity_tests.budgets import SCHEDULERS, SOLVERS
-from parity_tests.ladder import channels_first, channels_last
+from parity_tests.measures import channels_first, channels_last
 
 STEPS, SHAPE = 10, (2, 4, 4, 3)
 ALPHA_BARS = make_tables(dtype=np.float64).alpha_bars

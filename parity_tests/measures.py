@@ -1,0 +1,368 @@
+"""How far the frameworks are apart: one function for each thing that is measured on the ladder.
+
+A measurement computes torch_ref's side anew whenever it is called, so that a fault seeded there shows in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+import torch_ref.samplers
+import torch_ref.step
+import torch_ref.unets
+import torch_ref.weights
+from jax_ddpm import data, diffusion, embeddings, rng, samplers, unets, weights
+from jax_ddpm.config import DataConfig, DiffusionConfig, RunConfig, SamplerConfig, TrainingConfig
+from jax_ddpm.network_config import ConvBlockConfig, DDPMConfig, NetworkConfig
+from jax_ddpm.schedules import make_tables
+from jax_ddpm.training.state import create_state
+from jax_ddpm.training.step import make_optimizer, make_train_step
+from parity_tests.golden_weights import rule
+from parity_tests.networks import Case
+
+NETWORK = ConvBlockConfig(widths=(32, 64, 128), time_width=64)
+RUN = RunConfig(
+    data=DataConfig(image_size=8),
+    network=NETWORK,
+    training=TrainingConfig(steps=50, batch_size=16, learning_rate=1e-3, ema_decay=0.9, seed=3),
+)
+LEARNED = replace(
+    RUN,
+    network=DDPMConfig(
+        widths=(32, 64),
+        layers_per_block=1,
+        down_attention=(False, True),
+        up_attention=(True, False),
+        learned_variance=True,
+    ),
+    diffusion=DiffusionConfig(variance="learned_range"),
+)
+STEPS = 50
+QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast: for what is computed once in float64
+TORCH = {np.float32: torch.float32, np.float64: torch.float64}
+
+
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+def channels_first(x) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
+
+
+def compiled(function: Callable, dtype) -> Callable:
+    return jax.jit(function, compiler_options=QUICK if dtype == np.float64 else None)
+
+
+def relative(ours, theirs) -> float:
+    """The largest difference, as a share of the largest magnitude."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+# Random numbers, tables, embeddings, noising
+
+
+def bits() -> float:
+    """How many of 2^16 words, uniforms and integers at one address differ."""
+    k, twin = rng.key(7, rng.NOISE, 5), torch_ref.rng.key(7, torch_ref.rng.NOISE, 5)
+    pairs = [
+        (jax.random.bits(k, (2**16,)), torch_ref.rng.bits(twin, (2**16,))),
+        (jax.random.uniform(k, (2**16,)), torch_ref.rng.uniform(twin, (2**16,)).numpy()),
+        (rng.timesteps(k, 2**16, 1000), torch_ref.rng.timesteps(twin, 2**16, 1000).numpy()),
+    ]
+    return float(sum(np.sum(np.asarray(a) != b) for a, b in pairs))
+
+
+def normals() -> float:
+    ours = rng.normal(rng.key(7, rng.NOISE, 5), (2**16,))
+    theirs = torch_ref.rng.normal(torch_ref.rng.key(7, torch_ref.rng.NOISE, 5), (2**16,))
+    return float(np.abs(np.asarray(ours) - theirs.numpy()).max())
+
+
+def tables() -> float:
+    """How many entries of all tables of all schedules differ."""
+    count = 0
+    for schedule in ("linear", "cosine", "sigmoid"):
+        ours, theirs = vars(make_tables(schedule)), vars(torch_ref.schedules.make_tables(schedule))
+        count += sum(np.sum(ours[name] != theirs[name]) for name in ours)
+    return float(count)
+
+
+def embedding() -> float:
+    t, table = np.arange(1000), embeddings.interleaved_frequencies(256)
+    ours = embeddings.interleaved(jnp.asarray(t), jnp.asarray(table))
+    theirs = torch_ref.embeddings.interleaved(
+        torch.from_numpy(t), torch.from_numpy(torch_ref.embeddings.interleaved_frequencies(256))
+    )
+    return float(np.abs(np.asarray(ours) - theirs.numpy()).max())
+
+
+def noising() -> float:
+    g = np.random.default_rng(1)
+    x_0, noise = (
+        g.uniform(-1, 1, (100, 8, 8, 3)).astype(np.float32),
+        g.standard_normal((100, 8, 8, 3)).astype(np.float32),
+    )
+    t = np.linspace(0, 999, 100).astype(int)
+    ours = diffusion.q_sample(make_tables(), x_0, jnp.asarray(t), noise)
+    theirs = torch_ref.diffusion.q_sample(
+        torch_ref.schedules.make_tables(), channels_first(x_0), torch.from_numpy(t), channels_first(noise)
+    )
+    return relative(ours, channels_last(theirs))
+
+
+# Networks
+
+
+def random_weights(config: NetworkConfig, channels: int) -> dict[str, np.ndarray]:
+    """Weights by the golden rule: norms and biases are not at their special initial values."""
+    values = {}
+    for e in weights.entries(unets.build(config, channels)):
+        computed = e.layer is None and not np.isnan(e.variable[...]).any()
+        values[e.name] = e.to_torch(e.variable[...]) if computed else rule(e.name, e.shape)
+        if e.name == "time_embed.embed.0.weight":
+            values[e.name] /= 1000  # strided takes t as it is: else t drowns all features, and every fault in them
+    return values
+
+
+@cache
+def random(config: NetworkConfig, channels: int) -> Callable:
+    """`random_weights` to come: one function for one network, by which jax_ddpm's side is remembered."""
+    return cache(partial(random_weights, config, channels))
+
+
+def twin(values: dict[str, np.ndarray], config: NetworkConfig, channels: int, dtype) -> torch.nn.Module:
+    """torch_ref's network with these weights."""
+    theirs = torch_ref.unets.build(config, channels)
+    torch_ref.weights.load_state_dict(theirs, values, dtype)
+    return theirs
+
+
+def pair(values: dict[str, np.ndarray], config: NetworkConfig, channels: int, dtype):
+    """The network in both frameworks with the same weights."""
+    ours = unets.build(config, channels)
+    weights.load_state_dict(ours, values, dtype)
+    return ours, twin(values, config, channels, dtype)
+
+
+def inputs(batch: int, size: int, channels: int, dtype):
+    g = np.random.default_rng(2)
+    return g.standard_normal((batch, size, size, channels)).astype(dtype), g.integers(0, 1000, batch)
+
+
+@cache
+def outputs_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: int, batch: int, dtype):
+    ours = unets.build(config, channels)
+    with jax.enable_x64(dtype == np.float64):
+        weights.load_state_dict(ours, make_values(), dtype)
+        graph, state = nnx.split(ours)
+        y = compiled(lambda state, x, t: nnx.merge(graph, state)(x, t), dtype)(
+            state, *inputs(batch, size, channels, dtype)
+        )
+    assert y.dtype == dtype
+    return np.asarray(y)
+
+
+def network(make_values: Callable, config=NETWORK, *, channels=1, size=16, batch=3, dtype=np.float32) -> float:
+    """Of the network's outputs."""
+    theirs = twin(make_values(), config, channels, dtype)
+    x, t = inputs(batch, size, channels, dtype)
+    y = theirs(channels_first(x), torch.from_numpy(t))
+    return relative(outputs_of_jax(make_values, config, channels, size, batch, dtype), channels_last(y))
+
+
+def block() -> float:
+    """Of one ConvBlock alone, float64."""
+    values = random_weights(NETWORK, 1)
+    with jax.enable_x64(True):
+        ours, theirs = pair(values, NETWORK, 1, np.float64)
+        g = np.random.default_rng(3)
+        x, time = g.standard_normal((2, 8, 8, 32)), g.standard_normal((2, 64))
+        y = ours.encoder[1](jnp.asarray(x), jnp.asarray(time))
+        return relative(y, channels_last(theirs.enc_convs[1](channels_first(x), torch.from_numpy(time))))
+
+
+@cache
+def gradients_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: int, batch: int, dtype):
+    ours = unets.build(config, channels)
+    with jax.enable_x64(dtype == np.float64):
+        weights.load_state_dict(ours, make_values(), dtype)
+        x, t = inputs(batch, size, channels, dtype)
+        graph, params, rest = nnx.split(ours, nnx.Param, ...)
+        grads = compiled(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))), dtype)(params)
+        return weights.state_dict(nnx.merge(graph, grads, rest))
+
+
+def gradients(make_values: Callable, config=NETWORK, *, channels=1, size=8, batch=3, dtype=np.float64) -> float:
+    """Of every parameter's gradient, as a share of the largest gradient of all."""
+    theirs = twin(make_values(), config, channels, dtype)
+    x, t = inputs(batch, size, channels, dtype)
+    torch.mean(torch.square(theirs(channels_first(x), torch.from_numpy(t)))).backward()
+    wanted = {n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in theirs.named_parameters()}
+    largest = max(np.abs(g).max() for g in wanted.values())
+    ours = gradients_of_jax(make_values, config, channels, size, batch, dtype)
+    return float(max(np.abs(ours[name] - g).max() for name, g in wanted.items()) / largest)
+
+
+def of_case(measure: Callable, case: Case, dtype) -> float:
+    """`network` or `gradients` of a small configuration with random weights."""
+    return measure(random(case.config, case.channels), case.config, channels=case.channels, size=case.size, dtype=dtype)
+
+
+# Training
+
+
+@cache
+def digits() -> np.ndarray:
+    return data.load("digits", 8, log=lambda line: None).train
+
+
+def batch(step: int, images: np.ndarray) -> np.ndarray:
+    return images[data.batch_indices(RUN.training.seed, step, len(images), RUN.training.batch_size)]
+
+
+@cache
+def train_jax(run: RunConfig, steps: int, dtype=np.float32, make_images: Callable[[], np.ndarray] = digits):
+    """Losses, parameters and EMA after `steps` steps on images, uint8 (N, H, W, C)."""
+    images = make_images()
+    with jax.enable_x64(dtype == np.float64):
+        net = unets.build(run.network, images.shape[-1])
+        weights.initialise(net, run.training.seed)
+        optimizer = make_optimizer(run.training)
+        graph, state = create_state(net, optimizer, True, dtype)
+        step = compiled(make_train_step(graph, optimizer, run, STEPS), dtype)
+        losses = []
+        for number in range(steps):
+            state, metrics = step(state, batch(number, images))
+            losses.append(float(metrics["loss"]))
+        return losses, *(weights.state_dict(nnx.merge(graph, p, state.buffers)) for p in (state.params, state.ema))
+
+
+def train_torch(run: RunConfig, steps: int, dtype=np.float32, make_images: Callable[[], np.ndarray] = digits):
+    images = make_images()
+    net = torch_ref.unets.build(run.network, images.shape[-1])
+    torch_ref.weights.initialise(net, run.training.seed)
+    net.to(TORCH[dtype])
+    state = torch_ref.step.create_state(net, torch_ref.step.make_optimizer(run.training, net), True, TORCH[dtype])
+    step, losses = torch_ref.step.make_train_step(run, STEPS), []
+    for number in range(steps):
+        state, metrics = step(state, batch(number, images))
+        losses.append(metrics["loss"])
+    return losses, *(torch_ref.weights.state_dict(n) for n in (state.network, state.ema))
+
+
+def in_double(run: RunConfig, **changes) -> RunConfig:
+    return replace(run, training=replace(run.training, precision="float64", **changes))
+
+
+def furthest(ours: dict, theirs: dict) -> float:
+    return float(max(np.abs(ours[name] - theirs[name]).max() for name in ours))
+
+
+def optimiser_step(run: RunConfig = RUN, make_images: Callable[[], np.ndarray] = digits, **changes) -> float:
+    """Of the parameters after one step in float64, in units of the learning rate."""
+    run = in_double(run, **changes)
+    ours, theirs = (train(run, 1, np.float64, make_images) for train in (train_jax, train_torch))
+    return furthest(ours[1], theirs[1]) / run.training.learning_rate
+
+
+def ema() -> float:
+    """Of the averaged weights after three steps in float64, in units of the learning rate."""
+    run = in_double(RUN)
+    ours, theirs = train_jax(run, 3, np.float64), train_torch(run, 3, np.float64)
+    return furthest(ours[2], theirs[2]) / run.training.learning_rate
+
+
+def broken_digits() -> np.ndarray:
+    """Step 1 takes an image that is not finite."""
+    images = digits().astype(np.float32)
+    images[data.batch_indices(RUN.training.seed, 1, len(images), RUN.training.batch_size)[0]] = np.nan
+    return images
+
+
+def skipped_step() -> float:
+    """Of the parameters after three steps in float64, the second of them not finite, in units of the learning rate."""
+    run = in_double(RUN)
+    ours, theirs = (train(run, 3, np.float64, broken_digits) for train in (train_jax, train_torch))
+    assert np.isnan(ours[0][1]) and np.isfinite(ours[0][2])
+    return furthest(ours[1], theirs[1]) / run.training.learning_rate
+
+
+def trained():
+    """50 steps of jax_ddpm: losses, parameters, EMA."""
+    return train_jax(RUN, STEPS)
+
+
+def trained_parameters() -> dict[str, np.ndarray]:
+    return trained()[1]
+
+
+def fifty_losses() -> float:
+    """The largest relative difference of 50 losses on real images, float32."""
+    ours, theirs = trained()[0], train_torch(RUN, STEPS)[0]
+    return float(np.max(np.abs(np.array(ours) / np.array(theirs) - 1)))
+
+
+def fifty_parameters() -> float:
+    """Root mean square difference of the parameters after 50 steps, as a share of how far they came from the start."""
+    ours, theirs = trained()[1], train_torch(RUN, STEPS)[1]
+    start = unets.build(NETWORK, 1)
+    weights.initialise(start, RUN.training.seed)
+    start = weights.state_dict(start)
+    apart = sum(np.sum((ours[name] - theirs[name]) ** 2) for name in ours)
+    way = sum(np.sum((ours[name] - start[name]) ** 2) for name in ours)
+    return float(np.sqrt(apart / way))
+
+
+# Sampling
+
+
+def reverse_steps() -> float:
+    """One reverse step at several t, for each objective, variance and clipping, float32."""
+    g, worst = np.random.default_rng(4), 0.0
+    x, prediction, noise = (g.standard_normal((3, 8, 8, 1)).astype(np.float32) for _ in range(3))
+    ours, theirs = make_tables(), torch_ref.schedules.make_tables()
+    for objective in ("eps", "x0", "v"):
+        for variance in ("beta", "posterior"):
+            for clip in ("x0", "state", "none"):
+                settings = {"objective": objective, "variance": variance, "clip": clip}
+                for t in (0, 1, 500, 999):
+                    a = samplers.ancestral_step(ours, x, prediction, jnp.int32(t), noise, **settings)
+                    b = torch_ref.samplers.ancestral_step(
+                        theirs, *(channels_first(v) for v in (x, prediction)), t, channels_first(noise), **settings
+                    )
+                    worst = max(worst, relative(a, channels_last(b)))
+    return worst
+
+
+@cache
+def sampled_by_jax(dtype, sampler: SamplerConfig) -> np.ndarray:
+    """Eight whole samples of the trained network, (8, 8, 8, 1)."""
+    with jax.enable_x64(dtype == np.float64):
+        ours, _ = pair(trained()[2], NETWORK, 1, dtype)
+        settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (8, 8, 1)}
+        return samplers.sample(ours, 8, 11, **settings, dtype=dtype)
+
+
+def sampled(dtype, sampler: SamplerConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The same eight from both frameworks."""
+    theirs = twin(trained()[2], NETWORK, 1, dtype)
+    settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (8, 8, 1)}
+    return sampled_by_jax(dtype, sampler), torch_ref.samplers.sample(theirs, 8, 11, **settings, dtype=TORCH[dtype])
+
+
+def reverse_process(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL) -> float:
+    return float(np.abs(np.subtract(*sampled(dtype, sampler))).max())
+
+
+def pixels(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL) -> float:
+    """The share of 8-bit pixels that differ; 1 (all) if any is more than one level apart."""
+    a, b = (data.to_uint8(x).astype(int) for x in sampled(dtype, sampler))
+    return 1.0 if np.abs(a - b).max() > 1 else float(np.mean(a != b))
