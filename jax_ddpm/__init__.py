@@ -5,6 +5,10 @@ The names below are loaded when they are first used: `import jax_ddpm` itself lo
 
 import importlib
 
+from jax_ddpm.cpu_flags import set_cpu_flags
+
+set_cpu_flags()
+
 PUBLIC = {
     "ConvBlockConfig": "network_config",
     "DataConfig": "config",

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jax_ddpm import rng
+from jax_ddpm import cpu, rng
 
 HIGHEST = lax.Precision.HIGHEST  # float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs
 
@@ -46,6 +46,10 @@ def remat_block(call: Callable) -> Callable:
 
 class Buffer(nnx.Variable):
     """A constant that belongs to a network's state but is not trained: no gradient, no optimiser, no EMA."""
+
+
+def on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def empty(*shape: int) -> nnx.Param:
@@ -83,8 +87,9 @@ def convolve(x, kernel, stride: int, padding: int):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
         return jnp.dot(x, kernel[0, 0], precision=HIGHEST)
-    if (*x.shape[1:3], *kernel.shape[:2], stride, padding) == (2, 2, 3, 3, 1, 1) and jax.default_backend() == "cpu":
-        return convolve_2x2(x, kernel)
+    if on_cpu() and stride == 1:
+        small = (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1)
+        return cpu.convolve_2x2(x, kernel) if small else cpu.convolve(x, kernel, padding)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -93,21 +98,6 @@ def convolve(x, kernel, stride: int, padding: int):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=HIGHEST,
     )
-
-
-def convolve_2x2(x, kernel):
-    """A 3x3 convolution of 2x2 maps, where each output pixel sees all four input pixels: one matrix per output pixel.
-
-    XLA's own convolution on the CPU is some 300 times slower at this shape.
-    """
-    b, _, _, channels = x.shape
-    x = x.reshape(b, 4 * channels)
-    pixels = [
-        jnp.dot(x, kernel[1 - i : 3 - i, 1 - j : 3 - j].reshape(4 * channels, -1), precision=HIGHEST)
-        for i in (0, 1)
-        for j in (0, 1)
-    ]
-    return jnp.stack(pixels, axis=1).reshape(b, 2, 2, -1)
 
 
 class ConvTranspose(nnx.Module):
@@ -160,6 +150,9 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x):
         dtype = jnp.promote_types(x.dtype, jnp.float32)
+        if on_cpu():
+            scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
+            return cpu.group_norm(x.astype(dtype), scale, bias, self.num_groups, self.epsilon).astype(x.dtype)
         groups = x.astype(dtype).reshape(x.shape[0], -1, self.num_groups, x.shape[-1] // self.num_groups)
         mean = jnp.mean(groups, axis=(1, 3), keepdims=True)
         variance = jnp.mean(jnp.square(groups - mean), axis=(1, 3), keepdims=True)

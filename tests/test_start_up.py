@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import samplers, unets, weights
+from jax_ddpm import cpu_flags, samplers, unets, weights
 from jax_ddpm.compilation import keep_compiled
 from jax_ddpm.config import DiffusionConfig
 from jax_ddpm.layers import rematerialised
@@ -177,3 +177,38 @@ def test_the_users_choice_and_a_home_that_cannot_be_written(tmp_path, monkeypatc
     (tmp_path / "a file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
     assert keep_compiled() is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+FLAG = "xla_cpu_experimental_ynn_fusion_type"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", f"--{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
+        ("--xla_dump_to=x", f"--xla_dump_to=x --{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
+        (f"--{FLAG}=LIBRARY_FUSION_TYPE_DOT", f"--{FLAG}=LIBRARY_FUSION_TYPE_DOT"),
+    ],
+)
+def test_the_cpu_flag_is_added_never_over_ones_own(monkeypatch, before, after):
+    monkeypatch.setattr(cpu_flags, "jaxlib_has", lambda *names: True)
+    monkeypatch.setenv("XLA_FLAGS", before)
+    cpu_flags.set_cpu_flags()
+    assert os.environ["XLA_FLAGS"] == after
+
+
+def test_a_flag_that_jaxlib_lacks_is_not_set(monkeypatch):
+    assert cpu_flags.jaxlib_has("xla_backend_optimization_level")
+    assert not cpu_flags.jaxlib_has("xla_backend_optimization_level", "xla_no_such_" + "flag")
+    monkeypatch.setattr(cpu_flags, "jaxlib_has", lambda *names: False)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    cpu_flags.set_cpu_flags()
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
+
+
+def test_jax_takes_the_flag():
+    """XLA ends the process for a flag or a value that it does not know."""
+    program = "import jax_ddpm, os, jax; print(jax.jit(lambda x: x @ x)(jax.numpy.ones((2, 2)))[0, 0])"
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "2.0", done.stderr

@@ -1,0 +1,116 @@
+"""Layers rewritten where XLA's compiler for CPUs is slow: the same numbers up to rounding, other orders of summation.
+
+Which route is taken is decided in `layers`; on GPUs and TPUs XLA's own is best.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+HIGHEST = lax.Precision.HIGHEST
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve_2x2(x, kernel):
+    """A 3x3 convolution of 2x2 maps, where each output pixel sees all four input pixels: one matrix per output pixel.
+
+    XLA's own convolution is some 300 times slower at this shape.
+    """
+    b, _, _, channels = x.shape
+    x = x.reshape(b, 4 * channels)
+    pixels = [
+        jnp.dot(x, kernel[1 - i : 3 - i, 1 - j : 3 - j].reshape(4 * channels, -1), precision=HIGHEST)
+        for i in (0, 1)
+        for j in (0, 1)
+    ]
+    return jnp.stack(pixels, axis=1).reshape(b, 2, 2, -1)
+
+
+def plain(x, kernel, padding: int):
+    """Cross-correlation with stride 1, XLA's own."""
+    edges = ((padding, padding), (padding, padding))
+    return lax.conv_general_dilated(x, kernel, (1, 1), edges, dimension_numbers=NHWC, precision=HIGHEST)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x, kernel, padding: int):
+    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), stride 1.
+
+    The kernel's gradient is a convolution of transposed arrays. XLA would merge the transpositions with whatever
+    computes the arrays, into loops that jump through memory and take five times as long as the parts.
+    """
+    return plain(x, kernel, padding)
+
+
+def convolve_forward(x, kernel, padding):
+    return plain(x, kernel, padding), (x, kernel)
+
+
+def convolve_backward(padding, saved, g):
+    x, kernel = saved
+    (dx,) = jax.vjp(lambda x: plain(x, kernel, padding), x)[1](g)
+    dkernel = plain(transpose(x, (3, 1, 2, 0), g), transpose(g, (1, 2, 0, 3), g), padding)
+    return dx, dkernel.transpose(1, 2, 0, 3)
+
+
+convolve.defvjp(convolve_forward, convolve_backward)
+
+
+def transpose(x, axes, g):
+    """x.transpose(axes), kept from being merged with its neighbours by standing in a branch; NaN where g[0] is NaN."""
+    shape = tuple(x.shape[axis] for axis in axes)
+    return lax.cond(
+        jnp.isnan(g[0, 0, 0, 0]), lambda x: jnp.full(shape, jnp.nan, x.dtype), lambda x: x.transpose(axes), x
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def group_norm(x, scale, bias, num_groups: int, epsilon: float):
+    """GroupNorm (Wu & He 2018, eq. 1 to 3) of x (B, ..., C), with sums over pixels first, then over a group's channels.
+
+    XLA would recompute SiLU's gradient, which follows, in each of the sums.
+    """
+    return group_norm_forward(x, scale, bias, num_groups, epsilon)[0]
+
+
+def group_norm_forward(x, scale, bias, num_groups, epsilon):
+    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
+    count = pixels.shape[1] * x.shape[-1] // num_groups
+    mean = group_sum(pixel_sum(pixels), num_groups)[:, None] / count
+    variance = group_sum(pixel_sum(jnp.square(pixels - mean)), num_groups)[:, None] / count
+    rstd = lax.rsqrt(variance + epsilon)
+    y = (pixels - mean) * (rstd * scale) + bias
+    return y.reshape(x.shape), (x, scale, mean, rstd)
+
+
+def group_norm_backward(num_groups, epsilon, saved, dy):
+    x, scale, mean, rstd = saved
+    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
+    dy = dy.reshape(pixels.shape)
+    count = pixels.shape[1] * x.shape[-1] // num_groups
+    sum_dy = pixel_sum(dy)
+    sum_dy_normal = pixel_sum(dy * (pixels - mean)) * rstd[:, 0]
+    a = group_sum(sum_dy * scale, num_groups)[:, None] / count
+    b = group_sum(sum_dy_normal * scale, num_groups)[:, None] / count
+    dx = (dy * scale - a - (pixels - mean) * (rstd * b)) * rstd
+    ones = jnp.ones(x.shape[0], x.dtype)
+    dscale, dbias = (jnp.dot(ones, s, precision=HIGHEST) for s in (sum_dy_normal, sum_dy))
+    return dx.reshape(x.shape), dscale, dbias
+
+
+group_norm.defvjp(group_norm_forward, group_norm_backward)
+
+
+def group_sum(x, num_groups: int):
+    """x (B, C) summed within each group of channels, for every channel of the group: (B, C)."""
+    group = jnp.arange(x.shape[1]) * num_groups // x.shape[1]
+    return jnp.dot(x, (group[:, None] == group).astype(x.dtype), precision=HIGHEST)
+
+
+def pixel_sum(x):
+    """x (B, P, C) summed over its pixels: first in windows of at most 32, into which XLA merges no other work."""
+    window = max(size for size in range(1, 33) if x.shape[1] % size == 0)
+    windows = (1, window, 1)
+    return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, windows, windows, "VALID").sum(1)

@@ -1,0 +1,64 @@
+"""The routes for CPUs against XLA's own: values and gradients in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jax_ddpm import cpu, layers
+from tests.small import jit
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """The layers as on a GPU."""
+    monkeypatch.setattr(layers, "on_cpu", lambda: False)
+
+
+def check(ours, reference, *arguments):
+    """Values and all gradients, for a random cotangent, and under vmap."""
+
+    def both(function):
+        def run(*arguments):
+            y, pull = jax.vjp(function, *arguments)
+            return y, pull(normal(9, *y.shape))
+
+        return jit(run)(*arguments)
+
+    with jax.enable_x64():
+        for one, other in zip(jax.tree.leaves(both(ours)), jax.tree.leaves(both(reference)), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-13 * np.abs(other).max(), rtol=0)
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "padding"), [(2, 3, 1), (5, 3, 1), (4, 3, 0), (6, 5, 2), (3, 2, 1)])
+def test_convolution(elsewhere, size, kernel_size, padding):
+    with jax.enable_x64():
+        x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, 6)
+        route = cpu.convolve_2x2 if size == 2 else lambda x, kernel: cpu.convolve(x, kernel, padding)
+        check(route, lambda x, kernel: layers.convolve(x, kernel, 1, padding), x, kernel)
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 7, 8), (2, 28, 28, 4), (2, 1, 1, 8), (2, 67, 4)])
+def test_group_norm(elsewhere, shape):
+    with jax.enable_x64():
+        x, scale, bias = 3 * normal(0, *shape) + 5, normal(1, shape[-1]), normal(2, shape[-1])
+
+        def reference(x, scale, bias):
+            norm = layers.GroupNorm(2, shape[-1])
+            norm.scale, norm.bias = nnx.Param(scale), nnx.Param(bias)
+            return norm(x)
+
+        check(lambda x, scale, bias: cpu.group_norm(x, scale, bias, 2, 1e-5), reference, x, scale, bias)
+
+
+def test_a_gradient_that_is_nan_stays_one():
+    x, kernel = jnp.ones((1, 3, 3, 1), jnp.float32), jnp.ones((3, 3, 1, 1), jnp.float32)
+    _, pull = jax.vjp(lambda kernel: cpu.convolve(x, kernel, 1), kernel)
+    for place in ((0, 0, 0, 0), (0, 1, 1, 0)):
+        (gradient,) = pull(jnp.ones_like(x).at[place].set(jnp.nan))
+        assert np.isnan(gradient).any()
