@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from jax_ddpm.benchmark import results
+from jax_ddpm.benchmark import results, scaling
 from jax_ddpm.benchmark.contest import contest
 from jax_ddpm.benchmark.job import CONTENDERS, Job, Size, What, recipe
 from jax_ddpm.command_line import run_command
@@ -26,6 +26,10 @@ class BenchmarkFlags:
     preset: tuple[Size, ...] = ("tiny",)
     """paper: the network of its preset, a job for an accelerator; tiny: a small one."""
     batch_size: tuple[int, ...] = (16,)
+    image_size: tuple[int, ...] = ()
+    """Height and width of the images; those of the recipe if none. Several give a scaling curve, as do batch sizes."""
+    width: tuple[int, ...] = ()
+    """conv_block's channels at its first level, as many levels as the recipe has; the recipe's if none."""
     precision: tuple[str, ...] = ("float32",)
     """float32 (no TF32), bfloat16 (in PyTorch by autocast)."""
     what: tuple[What, ...] = ("train", "sample")
@@ -50,10 +54,12 @@ def main():
     flags = tyro.cli(BenchmarkFlags)
     flags.check()
     jobs = [
-        job(flags, network, size, batch_size, precision, what)
+        job(flags, network, size, batch_size, image_size, width, precision, what)
         for network in flags.network
         for size in flags.preset
         for batch_size in flags.batch_size
+        for image_size in flags.image_size or (None,)
+        for width in flags.width or (None,)
         for precision in flags.precision
         for what in flags.what
     ]
@@ -67,15 +73,23 @@ def main():
         cases.append(case)
         print(results.table(case), end="\n\n", flush=True)
         found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "cases": cases}
+        found["scaling"] = scaling.curves(cases)
         (flags.out / "results.json").write_text(json.dumps(found, indent=2))
         results.plot(cases).savefig(flags.out / "results.png", dpi=120)
+    print(*scaling.lines(found["scaling"]), sep="\n")
     print(f"Saved {flags.out / 'results.json'} and {flags.out / 'results.png'}")
     if not any(case["rows"] for case in cases):
         raise UserError("No contender could take part: see above why.")
 
 
-def job(flags: BenchmarkFlags, network: str, size: Size, batch_size: int, precision: str, what: What) -> Job:
+def job(flags: BenchmarkFlags, network, size: Size, batch_size, image_size, width, precision, what: What) -> Job:
     run = recipe(network, size)
+    if image_size is not None:
+        run = replace(run, data=replace(run.data, image_size=image_size))
+    if width is not None:
+        require(network == "conv_block", "width", width, "expected none for any network but conv_block")
+        widths = tuple(width * 2**level for level in range(len(run.network.widths)))
+        run = replace(run, network=replace(run.network, widths=widths))
     training = replace(run.training, batch_size=batch_size, precision=precision)
     diffusion = replace(run.diffusion, timesteps=flags.sampling_steps) if what == "sample" else run.diffusion
     run = replace(run, training=training, diffusion=diffusion)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_ddpm.benchmark import contest, results
+from jax_ddpm.benchmark import contest, results, scaling
 from jax_ddpm.benchmark.contest import ALLOWED, Entry, judge
 from jax_ddpm.benchmark.job import MATRIX_PRODUCTS, Job
 from tests.small import small
@@ -111,3 +111,29 @@ def test_wrong_input(flags, expected, monkeypatch, capsys):
         command(monkeypatch, *flags)
     said = capsys.readouterr().err
     assert end.value.code == 2 and expected in said and "Traceback" not in said and len(said.splitlines()) <= 2
+
+
+def test_scaling_curves():
+    """Exponents interval by interval, for cases that differ in one thing only."""
+
+    def case(batch_size, width, seconds):
+        rows = [{"contender": "jax", "seconds": seconds}, {"contender": "torch", "seconds": 2 * batch_size}]
+        about = {"network": "conv_block", "what": "train", "precision": "float32", "image_shape": (16, 16, 1)}
+        return about | {"batch_size": batch_size, "arguments": {"widths": [width]}, "rows": rows}
+
+    ours, theirs, wider, _ = scaling.curves([case(16, 32, 3.0), case(4, 32, 1.0), case(8, 32, 1.0), case(4, 64, 4.0)])
+    assert (ours["contender"], ours["axis"], ours["values"]) == ("jax", "batch size", [4, 8, 16])
+    assert ours["seconds"] == [1.0, 1.0, 3.0]
+    np.testing.assert_allclose(ours["exponents"], [0, np.log2(3)])
+    np.testing.assert_allclose(theirs["exponents"], [1, 1])
+    assert (wider["axis"], wider["values"]) == ("width", [32, 64])
+    (line,) = scaling.lines([ours])
+    assert line == "conv_block train float32 jax: time grows with batch size 4 to 8 to 16 to the power 0.00, 1.58"
+
+
+def test_the_command_measures_sizes(quick, monkeypatch, tmp_path, capsys):
+    flags = ["--network", "conv_block", "--batch-size", 2, "--what", "sample", "--sampling-steps", 2, "--rounds", 1]
+    command(monkeypatch, *flags, "--contenders", "jax", "--image-size", 8, 16, "--width", 32, "--out", tmp_path)
+    assert "time grows with image size 8 to 16" in capsys.readouterr().out
+    (curve,) = json.loads((tmp_path / "results.json").read_text())["scaling"]
+    assert curve["values"] == [8, 16]

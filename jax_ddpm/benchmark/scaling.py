@@ -1,0 +1,45 @@
+"""How a step's time grows with batch size, image size and width: cases that differ in one of them, side by side."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+AXES = {
+    "batch size": lambda case: case["batch_size"],
+    "image size": lambda case: case["image_shape"][0],
+    "width": lambda case: case["arguments"].get("widths", [None])[0],
+}
+
+
+def curves(cases: Sequence[Mapping]) -> list[dict]:
+    """For each contender and what else stays the same: values along an axis (two or more), seconds a step, exponents.
+
+    exponents[i] is that of the i-th interval: seconds grow as value ** exponent from values[i] to values[i + 1].
+    """
+    found = []
+    for axis, place in AXES.items():
+        series = defaultdict(dict)
+        for case in cases:
+            same = tuple(value_of(case) for name, value_of in AXES.items() if name != axis)
+            for row in case["rows"]:
+                key = (case["network"], case["what"], case["precision"], row["contender"], *same)
+                series[key][place(case)] = row["seconds"]
+        for (network, what, precision, contender, *_), points in series.items():
+            if len(points) < 2:
+                continue
+            values = sorted(points)
+            seconds = [points[value] for value in values]
+            exponents = np.diff(np.log(seconds)) / np.diff(np.log(values))
+            about = {"network": network, "what": what, "precision": precision, "contender": contender}
+            found.append(about | {"axis": axis, "values": values, "seconds": seconds, "exponents": exponents.tolist()})
+    return found
+
+
+def lines(found: Sequence[Mapping]) -> list[str]:
+    """The curves for people: `conv_block train float32 jax: batch size 8 to 16 to 32: 0.9, 1.0`."""
+    return [
+        f"{c['network']} {c['what']} {c['precision']} {c['contender']}: time grows with {c['axis']} "
+        f"{' to '.join(map(str, c['values']))} to the power {', '.join(f'{e:.2f}' for e in c['exponents'])}"
+        for c in found
+    ]
