@@ -11,6 +11,12 @@ from jax import lax
 
 HIGHEST = lax.Precision.HIGHEST
 NHWC = ("NHWC", "HWIO", "NHWC")
+LARGE = 1 << 17  # numbers; below, transpositions cost less than compiling a branch for them
+
+
+def at_work() -> bool:
+    """Whether JAX computes on a CPU."""
+    return jax.default_backend() == "cpu"
 
 
 def convolve_2x2(x, kernel):
@@ -51,6 +57,8 @@ def convolve_forward(x, kernel, padding):
 def convolve_backward(padding, saved, g):
     x, kernel = saved
     (dx,) = jax.vjp(lambda x: plain(x, kernel, padding), x)[1](g)
+    if x.size < LARGE:
+        return dx, jax.vjp(lambda kernel: plain(x, kernel, padding), kernel)[1](g)[0]
     dkernel = plain(transpose(x, (3, 1, 2, 0), g), transpose(g, (1, 2, 0, 3), g), padding)
     return dx, dkernel.transpose(1, 2, 0, 3)
 

@@ -48,10 +48,6 @@ class Buffer(nnx.Variable):
     """A constant that belongs to a network's state but is not trained: no gradient, no optimiser, no EMA."""
 
 
-def on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def empty(*shape: int) -> nnx.Param:
     return nnx.Param(np.broadcast_to(np.float32(np.nan), shape))  # takes no memory
 
@@ -87,7 +83,7 @@ def convolve(x, kernel, stride: int, padding: int):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
         return jnp.dot(x, kernel[0, 0], precision=HIGHEST)
-    if on_cpu() and stride == 1:
+    if cpu.at_work() and stride == 1:
         small = (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1)
         return cpu.convolve_2x2(x, kernel) if small else cpu.convolve(x, kernel, padding)
     return lax.conv_general_dilated(
@@ -150,7 +146,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x):
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        if on_cpu():
+        if cpu.at_work():
             scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
             return cpu.group_norm(x.astype(dtype), scale, bias, self.num_groups, self.epsilon).astype(x.dtype)
         groups = x.astype(dtype).reshape(x.shape[0], -1, self.num_groups, x.shape[-1] // self.num_groups)

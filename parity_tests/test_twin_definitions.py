@@ -55,7 +55,6 @@ LAYERS = [
     "Linear",
     "Conv",
     "convolve",
-    "convolve_2x2",
     "ConvTranspose",
     "ConvTranspose2x2",
     "GroupNorm",

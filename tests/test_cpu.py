@@ -17,7 +17,7 @@ def normal(seed, *shape):
 @pytest.fixture
 def elsewhere(monkeypatch):
     """The layers as on a GPU."""
-    monkeypatch.setattr(layers, "on_cpu", lambda: False)
+    monkeypatch.setattr(cpu, "at_work", lambda: False)
 
 
 def check(ours, reference, *arguments):
@@ -35,8 +35,10 @@ def check(ours, reference, *arguments):
             np.testing.assert_allclose(one, other, atol=1e-13 * np.abs(other).max(), rtol=0)
 
 
+@pytest.mark.parametrize("large", [0, cpu.LARGE])
 @pytest.mark.parametrize(("size", "kernel_size", "padding"), [(2, 3, 1), (5, 3, 1), (4, 3, 0), (6, 5, 2), (3, 2, 1)])
-def test_convolution(elsewhere, size, kernel_size, padding):
+def test_convolution(elsewhere, monkeypatch, size, kernel_size, padding, large):
+    monkeypatch.setattr(cpu, "LARGE", large)
     with jax.enable_x64():
         x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, 6)
         route = cpu.convolve_2x2 if size == 2 else lambda x, kernel: cpu.convolve(x, kernel, padding)
@@ -56,7 +58,8 @@ def test_group_norm(elsewhere, shape):
         check(lambda x, scale, bias: cpu.group_norm(x, scale, bias, 2, 1e-5), reference, x, scale, bias)
 
 
-def test_a_gradient_that_is_nan_stays_one():
+def test_a_gradient_that_is_nan_stays_one(monkeypatch):
+    monkeypatch.setattr(cpu, "LARGE", 0)
     x, kernel = jnp.ones((1, 3, 3, 1), jnp.float32), jnp.ones((3, 3, 1, 1), jnp.float32)
     _, pull = jax.vjp(lambda kernel: cpu.convolve(x, kernel, 1), kernel)
     for place in ((0, 0, 0, 0), (0, 1, 1, 0)):
