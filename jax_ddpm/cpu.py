@@ -1,6 +1,7 @@
 """Layers rewritten where XLA's compiler for CPUs is slow: the same numbers up to rounding, other orders of summation.
 
-Which route is taken is decided in `layers`; on GPUs and TPUs XLA's own is best.
+Which route is taken is decided in `layers`; on GPUs and TPUs XLA's own is best. Those with gradients of their own are
+differentiable in reverse mode only.
 """
 
 from functools import partial
@@ -78,7 +79,7 @@ def transpose(x, axes, g):
 def group_norm(x, scale, bias, num_groups: int, epsilon: float):
     """GroupNorm (Wu & He 2018, eq. 1 to 3) of x (B, ..., C), with sums over pixels first, then over a group's channels.
 
-    XLA would recompute SiLU's gradient, which follows, in each of the sums.
+    Sums over pixels and channels at once would be compiled into slow loops, with SiLU's gradient recomputed in each.
     """
     return group_norm_forward(x, scale, bias, num_groups, epsilon)[0]
 

@@ -17,7 +17,7 @@ from jax_ddpm.config import to_json
 TURN_SECONDS = 1.0  # a turn takes at least about so long
 # How far outputs may be from jax_ddpm's: a share of the largest magnitude for loss and gradient norm, absolute for
 # pictures in [-1, 1]. float32: sums in other orders; measured 1e-6, 6e-6 and 2e-6. bfloat16: eight bits of mantissa,
-# and torch's autocast rounds at other places; measured .
+# and torch's autocast rounds at other places.
 ALLOWED = {
     "float32": {"loss": 1e-5, "grad_norm": 1e-4, "x_0": 1e-4},
     "bfloat16": {"loss": 1e-2, "grad_norm": 1e-1, "x_0": 1e-1},
