@@ -76,7 +76,8 @@ def main():
         found["scaling"] = scaling.curves(cases)
         (flags.out / "results.json").write_text(json.dumps(found, indent=2))
         results.plot(cases).savefig(flags.out / "results.png", dpi=120)
-    print(*scaling.lines(found["scaling"]), sep="\n")
+    for line in scaling.lines(found["scaling"]):
+        print(line)
     print(f"Saved {flags.out / 'results.json'} and {flags.out / 'results.png'}")
     if not any(case["rows"] for case in cases):
         raise UserError("No contender could take part: see above why.")

@@ -21,7 +21,7 @@ def elsewhere(monkeypatch):
 
 
 def check(ours, reference, *arguments):
-    """Values and all gradients, for a random cotangent, and under vmap."""
+    """Values and all gradients, for a random cotangent."""
 
     def both(function):
         def run(*arguments):

@@ -21,7 +21,8 @@ def curves(cases: Sequence[Mapping]) -> list[dict]:
     for axis, place in AXES.items():
         series = defaultdict(dict)
         for case in cases:
-            same = tuple(value_of(case) for name, value_of in AXES.items() if name != axis)
+            others = str(case["arguments"] | {"widths": len(case["arguments"].get("widths", []))})
+            same = others, *(value_of(case) for name, value_of in AXES.items() if name != axis)
             for row in case["rows"]:
                 key = (case["network"], case["what"], case["precision"], row["contender"], *same)
                 series[key][place(case)] = row["seconds"]
@@ -37,7 +38,7 @@ def curves(cases: Sequence[Mapping]) -> list[dict]:
 
 
 def lines(found: Sequence[Mapping]) -> list[str]:
-    """The curves for people: `conv_block train float32 jax: batch size 8 to 16 to 32: 0.9, 1.0`."""
+    """The curves for people: `... jax: time grows with batch size 8 to 16 to 32 to the power 0.90, 1.00`."""
     return [
         f"{c['network']} {c['what']} {c['precision']} {c['contender']}: time grows with {c['axis']} "
         f"{' to '.join(map(str, c['values']))} to the power {', '.join(f'{e:.2f}' for e in c['exponents'])}"
