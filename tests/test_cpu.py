@@ -1,12 +1,14 @@
 """The routes for CPUs against XLA's own: values and gradients in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import cpu, layers
+from jax_ddpm import cpu, layers, winograd
 from tests.small import jit
 
 
@@ -41,8 +43,30 @@ def test_convolution(elsewhere, monkeypatch, size, kernel_size, padding, large):
     monkeypatch.setattr(cpu, "LARGE", large)
     with jax.enable_x64():
         x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, 6)
-        route = cpu.convolve_2x2 if size == 2 else lambda x, kernel: cpu.convolve(x, kernel, padding)
-        check(route, lambda x, kernel: layers.convolve(x, kernel, 1, padding), x, kernel)
+        xla = partial(layers.convolve, stride=1, padding=padding)
+        check(partial(cpu.convolve, padding=padding), xla, x, kernel)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 8), (10, 6)])
+def test_winograd(elsewhere, size):
+    with jax.enable_x64():
+        x, kernel = normal(0, 3, *size, 5), normal(1, 3, 3, 5, 7)
+        check(winograd.convolve, lambda x, kernel: layers.convolve(x, kernel, 1, 1), x, kernel)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_winograd_rounds_little(elsewhere, dtype):
+    """Against the direct convolution in float64: an error of at most three times the direct one's own."""
+    with jax.enable_x64():
+        x, kernel = normal(0, 4, 8, 8, 128), normal(1, 3, 3, 128, 256)
+        exact = layers.convolve(x, kernel, 1, 1)
+        rounded = x.astype(dtype), kernel.astype(dtype)
+        direct = layers.convolve(*rounded, 1, 1)
+        assert winograd.pays(*rounded, 1)
+        filtered = winograd.convolve(*rounded)
+        assert direct.dtype == filtered.dtype == dtype
+        error, own = (float(jnp.sqrt(jnp.mean(jnp.square(y - exact)))) for y in (filtered, direct))
+        assert error < 3 * own
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 7, 8), (2, 28, 28, 4), (2, 1, 1, 8), (2, 67, 4)])
