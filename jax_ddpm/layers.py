@@ -129,9 +129,10 @@ class ConvTranspose2x2(nnx.Module):
         self.bias = empty(out_channels)
 
     def __call__(self, x):
-        b, h, w, _ = x.shape
-        blocks = jnp.einsum("bhwc,ijcd->bhiwjd", x, self.kernel[...].astype(x.dtype), precision=HIGHEST)
-        return blocks.reshape(b, 2 * h, 2 * w, -1) + self.bias[...].astype(x.dtype)
+        b, h, w, c = x.shape
+        kernel = self.kernel[...].astype(x.dtype).transpose(2, 0, 1, 3).reshape(c, -1)  # (C, i j D)
+        rows = jnp.dot(x.reshape(-1, c), kernel, precision=HIGHEST).reshape(b, h, w, 2, -1)  # (B, H, W, i, j D)
+        return rows.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1) + self.bias[...].astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):
