@@ -83,8 +83,8 @@ def convolve(x, kernel, stride: int, padding: int):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
         return jnp.dot(x, kernel[0, 0], precision=HIGHEST)
-    if cpu.at_work() and stride == 1:
-        return cpu.convolve(x, kernel, padding)
+    if cpu.at_work():
+        return cpu.convolve(x, kernel, stride, padding)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -38,13 +38,16 @@ def check(ours, reference, *arguments):
 
 
 @pytest.mark.parametrize("large", [0, cpu.LARGE])
-@pytest.mark.parametrize(("size", "kernel_size", "padding"), [(2, 3, 1), (5, 3, 1), (4, 3, 0), (6, 5, 2), (3, 2, 1)])
-def test_convolution(elsewhere, monkeypatch, size, kernel_size, padding, large):
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "stride", "padding"),
+    [(2, 3, 1, 1), (5, 3, 1, 1), (4, 3, 1, 0), (6, 5, 1, 2), (3, 2, 1, 1), (6, 3, 2, 1), (7, 3, 2, 0), (8, 4, 2, 1)],
+)
+def test_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding, large):
     monkeypatch.setattr(cpu, "LARGE", large)
     with jax.enable_x64():
         x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, 6)
-        xla = partial(layers.convolve, stride=1, padding=padding)
-        check(partial(cpu.convolve, padding=padding), xla, x, kernel)
+        xla = partial(layers.convolve, stride=stride, padding=padding)
+        check(partial(cpu.convolve, stride=stride, padding=padding), xla, x, kernel)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 8), (10, 6)])
@@ -85,7 +88,7 @@ def test_group_norm(elsewhere, shape):
 def test_a_gradient_that_is_nan_stays_one(monkeypatch):
     monkeypatch.setattr(cpu, "LARGE", 0)
     x, kernel = jnp.ones((1, 3, 3, 1), jnp.float32), jnp.ones((3, 3, 1, 1), jnp.float32)
-    _, pull = jax.vjp(lambda kernel: cpu.convolve(x, kernel, 1), kernel)
+    _, pull = jax.vjp(lambda kernel: cpu.convolve(x, kernel, 1, 1), kernel)
     for place in ((0, 0, 0, 0), (0, 1, 1, 0)):
         (gradient,) = pull(jnp.ones_like(x).at[place].set(jnp.nan))
         assert np.isnan(gradient).any()
