@@ -24,7 +24,8 @@ def main() -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     try:
-        contender = prepare(from_json(Job, sys.stdin.readline(), "The job"))
+        job = from_json(Job, sys.stdin.readline(), "The job")
+        contender = prepare(job)
         check = {name: np.asarray(value, np.float64).tolist() for name, value in contender.check.items()}
         answer(steps=contender.steps, unit_seconds=timed(contender, 1), check=check, about=contender.about)
     except (Absent, ImportError, MemoryError) as error:
@@ -32,6 +33,8 @@ def main() -> None:
         return
     forget_peak()
     for line in sys.stdin:
+        if job.what == "train":  # as amid a run: memory that the last turn gave back is slow to come again
+            contender.run(1)
         seconds = timed(contender, json.loads(line)["units"])
         answer(seconds=seconds, peak_memory=contender.peak_memory() or resident_peak())
 
