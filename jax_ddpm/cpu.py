@@ -1,6 +1,6 @@
 """Layers rewritten where XLA's compiler for CPUs is slow: the same numbers up to rounding, other orders of summation.
 
-Which route is taken is decided in `layers`; on GPUs and TPUs XLA's own is best. Those with gradients of their own are
+`layers` takes these routes on CPUs only; on GPUs and TPUs XLA's own is best. Those with gradients of their own are
 differentiable in reverse mode only.
 """
 

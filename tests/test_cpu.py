@@ -57,6 +57,14 @@ def test_winograd(elsewhere, size):
         check(winograd.convolve, lambda x, kernel: layers.convolve(x, kernel, 1, 1), x, kernel)
 
 
+@pytest.mark.parametrize(("size", "stride", "padding"), [((4, 6), 1, 1), ((5, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 0)])
+def test_many_channels_of_any_size(elsewhere, size, stride, padding):
+    with jax.enable_x64():
+        x, kernel = normal(0, 2, *size, 256), normal(1, 3, 3, 256, 128)
+        xla = partial(layers.convolve, stride=stride, padding=padding)
+        check(partial(cpu.convolve, stride=stride, padding=padding), xla, x, kernel)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_winograd_rounds_little(elsewhere, dtype):
     """Against the direct convolution in float64: an error of at most three times the direct one's own."""
