@@ -57,7 +57,9 @@ def test_winograd(elsewhere, size):
         check(winograd.convolve, lambda x, kernel: layers.convolve(x, kernel, 1, 1), x, kernel)
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [((4, 6), 1, 1), ((5, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 0)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [((4, 6), 1, 1), ((5, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 0)]
+)
 def test_many_channels_of_any_size(elsewhere, size, stride, padding):
     with jax.enable_x64():
         x, kernel = normal(0, 2, *size, 256), normal(1, 3, 3, 256, 128)
