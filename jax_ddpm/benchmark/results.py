@@ -110,7 +110,8 @@ def plot(cases: Sequence[Mapping]):
     columns = min(3, len(cases))
     lines = -(-len(cases) // columns)
     figure = Figure(figsize=(5.5 * columns, 2.8 * lines), layout="constrained")
-    for axes, case in zip(figure.subplots(lines, columns, squeeze=False).ravel(), cases, strict=False):
+    for number, case in enumerate(cases, start=1):
+        axes = figure.add_subplot(lines, columns, number)
         names = [row["contender"] for row in case["rows"]][::-1]
         speeds = [row["images_per_second"] for row in case["rows"]][::-1]
         axes.barh(names, speeds, color=["tab:orange" if name == "jax" else "tab:blue" for name in names])
