@@ -25,25 +25,10 @@ def at_work() -> bool:
 def convolve(x, kernel, stride: int, padding: int):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
     if stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
-        return convolve_2x2(x, kernel)
+        return winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
     if stride == 1 and winograd.pays(x, kernel, padding):
         return winograd.convolve(x, kernel)
     return convolve_directly(x, kernel, stride, padding)
-
-
-def convolve_2x2(x, kernel):
-    """A 3x3 convolution of 2x2 maps, where each output pixel sees all four input pixels: one matrix per output pixel.
-
-    XLA's own convolution is some 300 times slower at this shape.
-    """
-    b, _, _, channels = x.shape
-    x = x.reshape(b, 4 * channels)
-    pixels = [
-        jnp.dot(x, kernel[1 - i : 3 - i, 1 - j : 3 - j].reshape(4 * channels, -1), precision=HIGHEST)
-        for i in (0, 1)
-        for j in (0, 1)
-    ]
-    return jnp.stack(pixels, axis=1).reshape(b, 2, 2, -1)
 
 
 def plain(x, kernel, stride: int, padding: int):
@@ -143,3 +128,20 @@ def pixel_sum(x):
     window = max(size for size in range(1, 33) if x.shape[1] % size == 0)
     windows = (1, window, 1)
     return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, windows, windows, "VALID").sum(1)
+
+
+def computed_first(arrays):
+    """arrays, on CPUs computed before anything reads them.
+
+    XLA would compute them anew for each reader, and copy what they were computed from where they are to replace it.
+    """
+    return lax.optimization_barrier(arrays) if at_work() else arrays
+
+
+def sum_of_squares(x):
+    """Scalar sum of x squared; of large arrays on CPUs the sum of 32 parts first, where XLA's sum is 8 times slower."""
+    squares = jnp.square(x)
+    if at_work() and x.size >= LARGE and x.size % 32 == 0:
+        parts = jnp.square(x.reshape(32, -1))
+        squares = sum(parts[i] for i in range(32))
+    return jnp.sum(squares)

@@ -109,7 +109,6 @@ ONLY_IN_TORCH = {
     },
     "samplers": dict.fromkeys(["device_of", "numpy_dtype", "channels_first"], "between NumPy (N, H, W, C) and tensors"),
     "step": {
-        "clip_by_global_norm": "what optax has",
         "draw": "with the permutation of noise; one line in JAX",
     },
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},

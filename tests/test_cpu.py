@@ -82,6 +82,22 @@ def test_winograd_rounds_little(elsewhere, dtype):
         assert error < 3 * own
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_2x2_maps_round_little(dtype):
+    """An output pixel as one matrix product, in float64: an error of at most three times the same product's own."""
+    with jax.enable_x64():
+        x, kernel = normal(0, 64, 2, 2, 128), normal(1, 3, 3, 128, 256)
+
+        def pixel(x, kernel):
+            return jnp.dot(x.reshape(64, -1), kernel[1:, 1:].reshape(-1, 256), precision="highest")
+
+        rounded = x.astype(dtype), kernel.astype(dtype)
+        direct, fewer = pixel(*rounded), winograd.convolve_2x2(*rounded)[:, 0, 0]
+        assert direct.dtype == fewer.dtype == dtype
+        error, own = (float(jnp.sqrt(jnp.mean(jnp.square(y - pixel(x, kernel))))) for y in (fewer, direct))
+        assert error < 3 * own
+
+
 @pytest.mark.parametrize("shape", [(3, 7, 7, 8), (2, 28, 28, 4), (2, 1, 1, 8), (2, 67, 4)])
 def test_group_norm(elsewhere, shape):
     with jax.enable_x64():
@@ -93,6 +109,13 @@ def test_group_norm(elsewhere, shape):
             return norm(x)
 
         check(lambda x, scale, bias: cpu.group_norm(x, scale, bias, 2, 1e-5), reference, x, scale, bias)
+
+
+def test_sum_of_squares():
+    with jax.enable_x64():
+        for shape in [(3, 5), (cpu.LARGE // 32, 32), (cpu.LARGE + 1,)]:
+            x = normal(0, *shape)
+            np.testing.assert_allclose(cpu.sum_of_squares(x), np.sum(np.square(x)), rtol=1e-12)
 
 
 def test_a_gradient_that_is_nan_stays_one(monkeypatch):

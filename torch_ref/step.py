@@ -67,9 +67,11 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.sqrt(sum(torch.sum(torch.square(g)) for g in gradients))
 
 
-def clip_by_global_norm(gradients: Sequence[Tensor], max_norm: float) -> None:
-    """Scale gradients down to a global norm, in place, by optax's formula; torch's own adds 1e-6 to the norm."""
-    norm = global_norm(gradients)
+def clip_by_global_norm(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Gradients of global norm `norm`, scaled down in place to `max_norm` where that is smaller.
+
+    By optax's formula; torch's own adds 1e-6 to the norm.
+    """
     if not norm < max_norm:
         for g in gradients:
             g.copy_(g / norm * max_norm)
@@ -150,7 +152,7 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
         if finite:
             if training.clip_norm is not None:
-                clip_by_global_norm(grads, training.clip_norm)
+                clip_by_global_norm(grads, norm, training.clip_norm)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             state.optimizer.step()

@@ -10,11 +10,12 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm import diffusion, rng
+from jax_ddpm import cpu, diffusion, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.config import DiffusionConfig, RunConfig, TrainingConfig
 from jax_ddpm.layers import Dropout, rematerialised
 from jax_ddpm.schedules import Tables, make_tables
+from jax_ddpm.training.adam import scale_by_adam
 from jax_ddpm.training.state import TrainState
 
 Metrics = dict[str, Array]
@@ -33,21 +34,24 @@ def learning_rate(config: TrainingConfig, step: Array | int, total_steps: int) -
     return rate
 
 
-def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """Adam or AdamW with PyTorch's constants, after clipping the global norm where asked for.
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformationExtraArgs:
+    """Adam or AdamW with PyTorch's constants.
 
     It turns gradients into directions; the step goes against them, times the learning rate of its number.
     """
-    parts = [optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)]
-    if config.clip_norm is not None:
-        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    parts = [scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)]
     if config.optimizer == "adamw":
         parts.append(optax.add_decayed_weights(config.weight_decay))
     return optax.chain(*parts)
 
 
 def global_norm(gradients) -> Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)))
+    return jnp.sqrt(sum(cpu.sum_of_squares(g) for g in jax.tree.leaves(gradients)))
+
+
+def clip_by_global_norm(gradients, norm: Array, max_norm: float):
+    """Gradients of global norm `norm`, scaled down to `max_norm` where that is smaller."""
+    return jax.tree.map(lambda g: jnp.where(norm < max_norm, g, g / norm * max_norm), gradients)
 
 
 def ema_update(ema, params, step: Array, decay: float):
@@ -121,7 +125,11 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callab
 
 
 def make_train_step(
-    graph, optimizer: optax.GradientTransformation, config: RunConfig, total_steps: int, mesh: Mesh | None = None
+    graph,
+    optimizer: optax.GradientTransformationExtraArgs,
+    config: RunConfig,
+    total_steps: int,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), pure.
 
@@ -133,14 +141,20 @@ def make_train_step(
     def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
         loss, grads = gradients(state, images)
         norm, rate = global_norm(grads), learning_rate(training, state.step, total_steps)
-        directions, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, state.params, directions)
-        ema = None if state.ema is None else ema_update(state.ema, params, state.step, training.ema_decay)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        old, new = (state.params, state.ema, state.optimizer), (params, ema, optimizer_state)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        def keep(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        if training.clip_norm is not None:
+            grads = clip_by_global_norm(grads, norm, training.clip_norm)
+        directions, adam = optimizer.update(grads, state.optimizer, state.params, finite=finite)
+        params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, state.params, directions)
+        params, ema = keep(params, state.params), state.ema
+        if ema is not None:
+            ema = keep(ema_update(ema, params, state.step, training.ema_decay), ema)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
-        return TrainState(state.step + 1, *new, state.buffers), metrics
+        return TrainState(state.step + 1, params, ema, adam, state.buffers), metrics
 
     return train_step
 
