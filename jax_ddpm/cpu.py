@@ -109,12 +109,48 @@ def group_norm_backward(num_groups, epsilon, saved, dy):
     a = group_sum(sum_dy * scale, num_groups)[:, None] / count
     b = group_sum(sum_dy_normal * scale, num_groups)[:, None] / count
     dx = (dy * scale - a - (pixels - mean) * (rstd * b)) * rstd
-    ones = jnp.ones(x.shape[0], x.dtype)
-    dscale, dbias = (jnp.dot(ones, s, precision=HIGHEST) for s in (sum_dy_normal, sum_dy))
-    return dx.reshape(x.shape), dscale, dbias
+    return dx.reshape(x.shape), batch_sum(sum_dy_normal), batch_sum(sum_dy)
 
 
 group_norm.defvjp(group_norm_forward, group_norm_backward)
+
+
+@jax.custom_vjp
+def matmul(x, kernel):
+    """x (..., I) @ kernel (I, O), whose gradient XLA would compute from a transposed copy."""
+    return jnp.dot(x, kernel, precision=HIGHEST)
+
+
+def matmul_forward(x, kernel):
+    return matmul(x, kernel), (x, kernel)
+
+
+def matmul_backward(saved, g):
+    x, kernel = saved
+    pixels = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return jnp.dot(g, kernel.T, precision=HIGHEST), jnp.einsum("pi,po->io", *pixels, precision=HIGHEST)
+
+
+matmul.defvjp(matmul_forward, matmul_backward)
+
+
+@jax.custom_vjp
+def add_bias(x, bias):
+    """x (B, ..., C) + bias (C,), whose gradient XLA would compute together with its neighbours in slow loops."""
+    return x + bias
+
+
+def add_bias_backward(bias, g):
+    pixels = g.reshape(len(g), -1, g.shape[-1]).astype(jnp.promote_types(g.dtype, jnp.float32))
+    return g, batch_sum(pixel_sum(pixels)).astype(bias.dtype)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), add_bias_backward)
+
+
+def batch_sum(x):
+    """x (B, C) summed over the batch."""
+    return jnp.dot(jnp.ones(len(x), x.dtype), x, precision=HIGHEST)
 
 
 def group_sum(x, num_groups: int):

@@ -52,6 +52,17 @@ def empty(*shape: int) -> nnx.Param:
     return nnx.Param(np.broadcast_to(np.float32(np.nan), shape))  # takes no memory
 
 
+def matmul(x, kernel):
+    """x (..., I) @ kernel (I, O)."""
+    return cpu.matmul(x, kernel) if cpu.at_work() else jnp.dot(x, kernel, precision=HIGHEST)
+
+
+def add_bias(x, bias):
+    """x (B, ..., C) + bias (C,), in x's precision."""
+    bias = bias.astype(x.dtype)
+    return cpu.add_bias(x, bias) if cpu.at_work() else x + bias
+
+
 class Linear(nnx.Module):
     """y = x W + b; kernel (in, out)."""
 
@@ -60,7 +71,7 @@ class Linear(nnx.Module):
         self.bias = empty(out_features)
 
     def __call__(self, x):
-        return jnp.dot(x, self.kernel[...].astype(x.dtype), precision=HIGHEST) + self.bias[...].astype(x.dtype)
+        return add_bias(matmul(x, self.kernel[...].astype(x.dtype)), self.bias[...])
 
 
 class Conv(nnx.Module):
@@ -76,13 +87,13 @@ class Conv(nnx.Module):
 
     def __call__(self, x):
         kernel = self.kernel[...].astype(x.dtype)
-        return convolve(x, kernel, self.stride, self.padding) + self.bias[...].astype(x.dtype)
+        return add_bias(convolve(x, kernel, self.stride, self.padding), self.bias[...])
 
 
 def convolve(x, kernel, stride: int, padding: int):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        return jnp.dot(x, kernel[0, 0], precision=HIGHEST)
+        return matmul(x, kernel[0, 0])
     if cpu.at_work():
         return cpu.convolve(x, kernel, stride, padding)
     return lax.conv_general_dilated(
@@ -115,7 +126,7 @@ class ConvTranspose(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=HIGHEST,
         )
-        return y + self.bias[...].astype(x.dtype)
+        return add_bias(y, self.bias[...])
 
 
 class ConvTranspose2x2(nnx.Module):
@@ -131,8 +142,8 @@ class ConvTranspose2x2(nnx.Module):
     def __call__(self, x):
         b, h, w, c = x.shape
         kernel = self.kernel[...].astype(x.dtype).transpose(2, 0, 1, 3).reshape(c, -1)  # (C, i j D)
-        rows = jnp.dot(x.reshape(-1, c), kernel, precision=HIGHEST).reshape(b, h, w, 2, -1)  # (B, H, W, i, j D)
-        return rows.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1) + self.bias[...].astype(x.dtype)
+        rows = matmul(x.reshape(-1, c), kernel).reshape(b, h, w, 2, -1)  # (B, H, W, i, j D)
+        return add_bias(rows.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1), self.bias[...])
 
 
 class GroupNorm(nnx.Module):

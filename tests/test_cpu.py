@@ -111,6 +111,14 @@ def test_group_norm(elsewhere, shape):
         check(lambda x, scale, bias: cpu.group_norm(x, scale, bias, 2, 1e-5), reference, x, scale, bias)
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 4, 5)])
+def test_dense(elsewhere, shape):
+    with jax.enable_x64():
+        arguments = normal(0, *shape), normal(1, 5, 7), normal(2, 7)
+        ours = lambda x, kernel, bias: cpu.add_bias(cpu.matmul(x, kernel), bias)  # noqa: E731
+        check(ours, lambda x, kernel, bias: x @ kernel + bias, *arguments)
+
+
 def test_sum_of_squares():
     with jax.enable_x64():
         for shape in [(3, 5), (cpu.LARGE // 32, 32), (cpu.LARGE + 1,)]:
