@@ -10,74 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm import winograd
-
 HIGHEST = lax.Precision.HIGHEST
-NHWC = ("NHWC", "HWIO", "NHWC")
-LARGE = 1 << 17  # numbers; below, transpositions cost less than compiling a branch for them
+LARGE = 1 << 17  # numbers
 
 
 def at_work() -> bool:
     """Whether JAX computes on a CPU."""
     return jax.default_backend() == "cpu"
-
-
-def convolve(x, kernel, stride: int, padding: int):
-    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
-    if stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
-        return winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
-    if stride == 1 and winograd.pays(x, kernel, padding):
-        return winograd.convolve(x, kernel)
-    return convolve_directly(x, kernel, stride, padding)
-
-
-def plain(x, kernel, stride: int, padding: int):
-    """Cross-correlation, XLA's own."""
-    edges = ((padding, padding), (padding, padding))
-    return lax.conv_general_dilated(x, kernel, (stride, stride), edges, dimension_numbers=NHWC, precision=HIGHEST)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve_directly(x, kernel, stride: int, padding: int):
-    """XLA's own convolution, with a gradient of its own.
-
-    The kernel's gradient is a convolution of transposed arrays. XLA would merge the transpositions with whatever
-    computes the arrays, into loops that jump through memory and take five times as long as the parts.
-    """
-    return plain(x, kernel, stride, padding)
-
-
-def convolve_forward(x, kernel, stride, padding):
-    return plain(x, kernel, stride, padding), (x, kernel)
-
-
-def convolve_backward(stride, padding, saved, g):
-    x, kernel = saved
-    (dx,) = jax.vjp(lambda x: plain(x, kernel, stride, padding), x)[1](g)
-    if x.size < LARGE:
-        return dx, jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
-    ends = [kernel.shape[i] + stride * (g.shape[1 + i] - 1) - x.shape[1 + i] - padding for i in (0, 1)]
-    dkernel = lax.conv_general_dilated(
-        transpose(x, (3, 1, 2, 0), g),
-        transpose(g, (1, 2, 0, 3), g),
-        window_strides=(1, 1),
-        padding=[(padding, end) for end in ends],
-        rhs_dilation=(stride, stride),
-        dimension_numbers=NHWC,
-        precision=HIGHEST,
-    )
-    return dx, dkernel.transpose(1, 2, 0, 3)
-
-
-convolve_directly.defvjp(convolve_forward, convolve_backward)
-
-
-def transpose(x, axes, g):
-    """x.transpose(axes), kept from being merged with its neighbours by standing in a branch; NaN where g[0] is NaN."""
-    shape = tuple(x.shape[axis] for axis in axes)
-    return lax.cond(
-        jnp.isnan(g[0, 0, 0, 0]), lambda x: jnp.full(shape, jnp.nan, x.dtype), lambda x: x.transpose(axes), x
-    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jax_ddpm import cpu, rng
+from jax_ddpm import cpu, cpu_convolution, rng
 
 HIGHEST = lax.Precision.HIGHEST  # float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs
 
@@ -95,7 +95,7 @@ def convolve(x, kernel, stride: int, padding: int):
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
         return matmul(x, kernel[0, 0])
     if cpu.at_work():
-        return cpu.convolve(x, kernel, stride, padding)
+        return cpu_convolution.convolve(x, kernel, stride, padding)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -115,18 +115,25 @@ class ConvTranspose(nnx.Module):
         self.bias = empty(out_channels)
 
     def __call__(self, x):
-        kernel = self.kernel[...][::-1, ::-1].astype(x.dtype)  # a convolution's gradient: flipped in space
-        edge = kernel.shape[0] - 1 - self.padding
-        y = lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(1, 1),
-            padding=((edge, edge), (edge, edge)),
-            lhs_dilation=(self.stride, self.stride),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=HIGHEST,
-        )
-        return add_bias(y, self.bias[...])
+        kernel = self.kernel[...].astype(x.dtype)
+        return add_bias(transpose_convolve(x, kernel, self.stride, self.padding), self.bias[...])
+
+
+def transpose_convolve(x, kernel, stride: int, padding: int):
+    """Transposed convolution of x (B, H, W, I) with a kernel (K, K, I, O): a convolution's gradient for its input."""
+    if cpu.at_work():
+        size = tuple((n - 1) * stride - 2 * padding + len(kernel) for n in x.shape[1:3])
+        return cpu_convolution.transpose_convolve(x, kernel.swapaxes(2, 3), stride, padding, size)
+    edge = len(kernel) - 1 - padding
+    return lax.conv_general_dilated(
+        x,
+        kernel[::-1, ::-1],
+        window_strides=(1, 1),
+        padding=((edge, edge), (edge, edge)),
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=HIGHEST,
+    )
 
 
 class ConvTranspose2x2(nnx.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import cpu, layers, winograd
+from jax_ddpm import cpu, cpu_convolution, layers, winograd
 from tests.small import jit
 
 
@@ -37,17 +37,42 @@ def check(ours, reference, *arguments):
             np.testing.assert_allclose(one, other, atol=1e-13 * np.abs(other).max(), rtol=0)
 
 
-@pytest.mark.parametrize("large", [0, cpu.LARGE])
+@pytest.mark.parametrize("large", [0, cpu_convolution.LARGE])
 @pytest.mark.parametrize(
     ("size", "kernel_size", "stride", "padding"),
     [(2, 3, 1, 1), (5, 3, 1, 1), (4, 3, 1, 0), (6, 5, 1, 2), (3, 2, 1, 1), (6, 3, 2, 1), (7, 3, 2, 0), (8, 4, 2, 1)],
 )
 def test_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding, large):
-    monkeypatch.setattr(cpu, "LARGE", large)
+    monkeypatch.setattr(cpu_convolution, "LARGE", large)
     with jax.enable_x64():
         x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, 6)
         xla = partial(layers.convolve, stride=stride, padding=padding)
-        check(partial(cpu.convolve, stride=stride, padding=padding), xla, x, kernel)
+        check(partial(cpu_convolution.convolve, stride=stride, padding=padding), xla, x, kernel)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "stride", "padding"), [(7, 4, 2, 1), (4, 3, 2, 0), (5, 5, 3, 1), (4, 3, 1, 1)]
+)
+def test_transposed_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding):
+    monkeypatch.setattr(cpu_convolution, "LARGE", 0)
+    with jax.enable_x64():
+        x, kernel = normal(0, 3, size, size + 1, 6), normal(1, kernel_size, kernel_size, 6, 4)
+        xla = partial(layers.transpose_convolve, stride=stride, padding=padding)
+        sizes = tuple((n - 1) * stride - 2 * padding + kernel_size for n in (size, size + 1))
+
+        def ours(x, kernel):
+            return cpu_convolution.transpose_convolve(x, kernel.swapaxes(2, 3), stride, padding, sizes)
+
+        check(ours, xla, x, kernel)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"), [((1, 10), (3, 8)), ((10, 1), (3, 6)), ((64, 3), (2, 4)), ((5, 20), (5, 5))]
+)
+def test_few_channels(elsewhere, channels, size):
+    with jax.enable_x64():
+        x, kernel = normal(0, 2, *size, channels[0]), normal(1, 3, 3, *channels)
+        check(lambda *a: cpu_convolution.convolve(*a, 1, 1), lambda *a: layers.convolve(*a, 1, 1), x, kernel)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 8), (10, 6)])
@@ -64,7 +89,7 @@ def test_many_channels_of_any_size(elsewhere, size, stride, padding):
     with jax.enable_x64():
         x, kernel = normal(0, 2, *size, 256), normal(1, 3, 3, 256, 128)
         xla = partial(layers.convolve, stride=stride, padding=padding)
-        check(partial(cpu.convolve, stride=stride, padding=padding), xla, x, kernel)
+        check(partial(cpu_convolution.convolve, stride=stride, padding=padding), xla, x, kernel)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -127,9 +152,9 @@ def test_sum_of_squares():
 
 
 def test_a_gradient_that_is_nan_stays_one(monkeypatch):
-    monkeypatch.setattr(cpu, "LARGE", 0)
+    monkeypatch.setattr(cpu_convolution, "LARGE", 0)
     x, kernel = jnp.ones((1, 3, 3, 1), jnp.float32), jnp.ones((3, 3, 1, 1), jnp.float32)
-    _, pull = jax.vjp(lambda kernel: cpu.convolve(x, kernel, 1, 1), kernel)
+    _, pull = jax.vjp(lambda kernel: cpu_convolution.convolve(x, kernel, 1, 1), kernel)
     for place in ((0, 0, 0, 0), (0, 1, 1, 0)):
         (gradient,) = pull(jnp.ones_like(x).at[place].set(jnp.nan))
         assert np.isnan(gradient).any()

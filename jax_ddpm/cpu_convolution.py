@@ -1,0 +1,140 @@
+"""Convolutions by routes that XLA's compiler for CPUs makes fast: the same numbers up to rounding.
+
+Differentiable in reverse mode only.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jax_ddpm import winograd
+
+HIGHEST = lax.Precision.HIGHEST
+NHWC = ("NHWC", "HWIO", "NHWC")
+LARGE = 1 << 17  # numbers; below, transpositions cost less than compiling a branch for them
+
+
+def convolve(x, kernel, stride: int, padding: int):
+    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
+    if stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
+        return winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
+    if stride == 1 and winograd.pays(x, kernel, padding):
+        return winograd.convolve(x, kernel)
+    return convolve_directly(x, kernel, stride, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve_directly(x, kernel, stride: int, padding: int):
+    """Cross-correlation without a transform of its factors."""
+    return correlate(x, kernel, stride, padding)
+
+
+def convolve_forward(x, kernel, stride, padding):
+    return correlate(x, kernel, stride, padding), (x, kernel)
+
+
+def convolve_backward(stride, padding, saved, g):
+    x, kernel = saved
+    dx = spread(g, kernel, stride, padding, x.shape[1:3])
+    return dx, kernel_gradient(x, g, kernel, stride, padding)
+
+
+convolve_directly.defvjp(convolve_forward, convolve_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def transpose_convolve(x, kernel, stride: int, padding: int, size: tuple[int, int]):
+    """Transposed convolution of x (B, H, W, I) with a kernel (K, K, O, I) to maps of `size`: a convolution's dx."""
+    return spread(x, kernel, stride, padding, size)
+
+
+def transpose_forward(x, kernel, stride, padding, size):
+    return spread(x, kernel, stride, padding, size), (x, kernel)
+
+
+def transpose_backward(stride, padding, size, saved, g):
+    x, kernel = saved
+    return correlate(g, kernel, stride, padding), kernel_gradient(g, x, kernel, stride, padding)
+
+
+transpose_convolve.defvjp(transpose_forward, transpose_backward)
+
+
+def plain(x, kernel, stride, padding: int):
+    """Cross-correlation, XLA's own. stride: one number or two."""
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    edges = ((padding, padding), (padding, padding))
+    return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=NHWC, precision=HIGHEST)
+
+
+def correlate(x, kernel, stride: int, padding: int):
+    """Cross-correlation; with few channels, several neighbouring columns of the output at once as channels.
+
+    XLA gathers every window of x anew: one window for `at_once` columns is not much larger than one for one.
+    """
+    at_once = columns_at_once(x, kernel, stride, padding)
+    if at_once == 1:
+        return plain(x, kernel, stride, padding)
+    shifted = [jnp.pad(kernel, ((0, 0), (j, at_once - 1 - j), (0, 0), (0, 0))) for j in range(at_once)]
+    y = plain(x, jnp.concatenate(shifted, axis=-1), (1, at_once), padding)
+    return y.reshape(*x.shape[:3], kernel.shape[-1])
+
+
+def columns_at_once(x, kernel, stride: int, padding: int) -> int:
+    """As measured."""
+    width, (k, _, i, o) = x.shape[2], kernel.shape
+    if stride != 1 or k != 3 or padding != 1:
+        return 1
+    if min(i, o) <= 4 and width % 4 == 0:
+        return 4
+    return 2 if i * o <= 400 and width % 2 == 0 else 1
+
+
+def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
+    """A convolution's gradient for its input: y[s m + a - padding] += kernel[a]^T x[m], maps of `size`.
+
+    The s x s output pixels of a block as channels of one convolution (Shi et al. 2016), no multiplication by zeros.
+    """
+    k, b, out = len(kernel), len(x), kernel.shape[2]
+    if stride == 1:
+        return correlate(x, kernel[::-1, ::-1].swapaxes(2, 3), 1, k - 1 - padding)
+    taps = -(-k // stride)
+    kernel = jnp.pad(kernel, 2 * [(0, taps * stride - k)] + 2 * [(0, 0)])
+    blocks = kernel.reshape(taps, stride, taps, stride, out, -1)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
+    y = plain(x, blocks.reshape(taps, taps, x.shape[3], -1), 1, taps - 1)
+    height, width = y.shape[1:3]
+    y = y.reshape(b, height, width, stride, stride, out).swapaxes(2, 3).reshape(b, height * stride, width * stride, out)
+    missing = [(0, max(0, padding + size[i] - y.shape[1 + i])) for i in (0, 1)]
+    y = jnp.pad(y, [(0, 0), *missing, (0, 0)])
+    return y[:, padding : padding + size[0], padding : padding + size[1]]
+
+
+def kernel_gradient(x, g, kernel, stride: int, padding: int):
+    """Of the sum of g (B, H', W', O) times the convolution of x (B, H, W, I): (K, K, I, O).
+
+    A convolution of transposed arrays. XLA would merge the transpositions with whatever computes the arrays, into
+    loops that jump through memory and take five times as long as the parts.
+    """
+    if x.size < LARGE:
+        return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
+    ends = [kernel.shape[i] + stride * (g.shape[1 + i] - 1) - x.shape[1 + i] - padding for i in (0, 1)]
+    gradient = lax.conv_general_dilated(
+        transpose(x, (3, 1, 2, 0), g),
+        transpose(g, (1, 2, 0, 3), g),
+        window_strides=(1, 1),
+        padding=[(padding, end) for end in ends],
+        rhs_dilation=(stride, stride),
+        dimension_numbers=NHWC,
+        precision=HIGHEST,
+    )
+    return gradient.transpose(1, 2, 0, 3)
+
+
+def transpose(x, axes, g):
+    """x.transpose(axes), kept from being merged with its neighbours by standing in a branch; NaN where g[0] is NaN."""
+    shape = tuple(x.shape[axis] for axis in axes)
+    return lax.cond(
+        jnp.isnan(g[0, 0, 0, 0]), lambda x: jnp.full(shape, jnp.nan, x.dtype), lambda x: x.transpose(axes), x
+    )
