@@ -3,6 +3,7 @@
 Differentiable in reverse mode only.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -62,10 +63,10 @@ def transpose_backward(stride, padding, size, saved, g):
 transpose_convolve.defvjp(transpose_forward, transpose_backward)
 
 
-def plain(x, kernel, stride, padding: int):
-    """Cross-correlation, XLA's own. stride: one number or two."""
+def plain(x, kernel, stride, padding):
+    """Cross-correlation, XLA's own. stride: one number, or one per axis; padding: one number, or pairs."""
     strides = (stride, stride) if isinstance(stride, int) else stride
-    edges = ((padding, padding), (padding, padding))
+    edges = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
     return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=NHWC, precision=HIGHEST)
 
 
@@ -93,22 +94,35 @@ def columns_at_once(x, kernel, stride: int, padding: int) -> int:
 
 
 def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
-    """A convolution's gradient for its input: y[s m + a - padding] += kernel[a]^T x[m], maps of `size`.
+    """A convolution's gradient for its input: y[stride m + a - padding] += kernel[a]^T x[m], maps of `size`.
 
-    The s x s output pixels of a block as channels of one convolution (Shi et al. 2016), no multiplication by zeros.
+    The stride x stride pixels of each block of y as channels of one convolution (Shi et al. 2016, section 3.2), with
+    no multiplication by zeros between the pixels of x. Blocks begin at y[0], or `padding` before it: what costs less.
     """
-    k, b, out = len(kernel), len(x), kernel.shape[2]
+    k, (b, *maps, _), out = len(kernel), x.shape, kernel.shape[2]
     if stride == 1:
         return correlate(x, kernel[::-1, ::-1].swapaxes(2, 3), 1, k - 1 - padding)
-    taps = -(-k // stride)
-    kernel = jnp.pad(kernel, 2 * [(0, taps * stride - k)] + 2 * [(0, 0)])
+
+    def plan(start):
+        """y[0] is pixel `start` of the blocks: taps a block, the first and the last block of y along each axis."""
+        ends = [(start + n - 1) // stride for n in size]
+        return -(-(k + start - padding) // stride), start // stride, ends
+
+    def cost(start):
+        taps, first, ends = plan(start)
+        return taps**2 * math.prod(end - first + 1 for end in ends)
+
+    start = min(padding, padding + -padding % stride, key=cost)
+    taps, first, ends = plan(start)
+    front = start - padding
+    kernel = jnp.pad(kernel, 2 * [(front, taps * stride - k - front)] + 2 * [(0, 0)])
     blocks = kernel.reshape(taps, stride, taps, stride, out, -1)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
-    y = plain(x, blocks.reshape(taps, taps, x.shape[3], -1), 1, taps - 1)
+    edges = [(taps - 1 - first, end - (n - 1)) for n, end in zip(maps, ends, strict=True)]
+    y = plain(x, blocks.reshape(taps, taps, x.shape[3], -1), 1, edges)
     height, width = y.shape[1:3]
     y = y.reshape(b, height, width, stride, stride, out).swapaxes(2, 3).reshape(b, height * stride, width * stride, out)
-    missing = [(0, max(0, padding + size[i] - y.shape[1 + i])) for i in (0, 1)]
-    y = jnp.pad(y, [(0, 0), *missing, (0, 0)])
-    return y[:, padding : padding + size[0], padding : padding + size[1]]
+    crop = [slice(start % stride, start % stride + n) for n in size]
+    return y[:, crop[0], crop[1]]
 
 
 def kernel_gradient(x, g, kernel, stride: int, padding: int):
