@@ -131,19 +131,28 @@ def kernel_gradient(x, g, kernel, stride: int, padding: int):
     A convolution of transposed arrays. XLA would merge the transpositions with whatever computes the arrays, into
     loops that jump through memory and take five times as long as the parts.
     """
+    k, _, i, o = kernel.shape
     if x.size < LARGE:
         return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
-    ends = [kernel.shape[i] + stride * (g.shape[1 + i] - 1) - x.shape[1 + i] - padding for i in (0, 1)]
-    gradient = lax.conv_general_dilated(
-        transpose(x, (3, 1, 2, 0), g),
-        transpose(g, (1, 2, 0, 3), g),
+    if stride == 1 and o < i:  # windows of g in place of the more channels of x: each is copied k * k times
+        edge = k - 1 - padding
+        flipped = correlate_batches(g, x, 1, [(edge, edge), (edge, edge)], g)  # (O, K, K, I)
+        return flipped[:, ::-1, ::-1].transpose(1, 2, 3, 0)
+    ends = [k + stride * (g.shape[1 + axis] - 1) - x.shape[1 + axis] - padding for axis in (0, 1)]
+    return correlate_batches(x, g, stride, [(padding, end) for end in ends], g).transpose(1, 2, 0, 3)
+
+
+def correlate_batches(image, window, dilation: int, padding, g):
+    """Of image (B, H, W, C) and a window (B, K, K, D), summed over the batch: (C, H', W', D)."""
+    return lax.conv_general_dilated(
+        transpose(image, (3, 1, 2, 0), g),
+        transpose(window, (1, 2, 0, 3), g),
         window_strides=(1, 1),
-        padding=[(padding, end) for end in ends],
-        rhs_dilation=(stride, stride),
+        padding=padding,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=NHWC,
         precision=HIGHEST,
     )
-    return gradient.transpose(1, 2, 0, 3)
 
 
 def transpose(x, axes, g):

@@ -37,15 +37,15 @@ def check(ours, reference, *arguments):
             np.testing.assert_allclose(one, other, atol=1e-13 * np.abs(other).max(), rtol=0)
 
 
-@pytest.mark.parametrize("large", [0, cpu_convolution.LARGE])
+@pytest.mark.parametrize(("large", "out"), [(0, 6), (0, 3), (cpu_convolution.LARGE, 6)])
 @pytest.mark.parametrize(
     ("size", "kernel_size", "stride", "padding"),
     [(2, 3, 1, 1), (5, 3, 1, 1), (4, 3, 1, 0), (6, 5, 1, 2), (3, 2, 1, 1), (6, 3, 2, 1), (7, 3, 2, 0), (8, 4, 2, 1)],
 )
-def test_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding, large):
+def test_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding, large, out):
     monkeypatch.setattr(cpu_convolution, "LARGE", large)
     with jax.enable_x64():
-        x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, 6)
+        x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, out)
         xla = partial(layers.convolve, stride=stride, padding=padding)
         check(partial(cpu_convolution.convolve, stride=stride, padding=padding), xla, x, kernel)
 
