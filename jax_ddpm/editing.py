@@ -21,13 +21,15 @@ from jax_ddpm.sampler_steps import ddim_inverse_step
 from jax_ddpm.samplers import (
     ANCESTRAL,
     addresses,
+    advance,
+    begin,
     chain_of,
     check_images,
     in_batches,
+    in_parts,
     noise_at,
     parts_of,
     picture_keys,
-    reverse_process,
     sample,
     schedule_tables,
     spread,
@@ -80,18 +82,17 @@ def interpolate(
     return sample(model, batch_size=batch_size, x_T=x_T, **settings)
 
 
-@partial(jax.jit, static_argnames=("graph", "config", "sampler", "progress"))
-def _invert(graph, state, images, config, sampler, progress):
+@partial(jax.jit, static_argnames=("graph", "config", "sampler"))
+def _invert(graph, state, carry, along, config, sampler):
     network, chain = nnx.merge(graph, state), chain_of(config, sampler)
-    tables = schedule_tables(config, images.dtype, chain)
+    tables = schedule_tables(config, carry[0].dtype, chain)
     below = jnp.asarray(np.maximum(timesteps_below(chain, config.timesteps), chain[-1]))
 
     def eps_below(x, t):
         prediction, _ = diffusion.split_prediction(network(x, below[t]), x)
         return diffusion.predicted_eps(tables, config.objective, x, below[t], prediction)
 
-    step = partial(ddim_inverse_step, tables)
-    return reverse_process(step, eps_below, images, chain[::-1], lambda t: None, progress=progress)[0]
+    return advance(partial(ddim_inverse_step, tables), eps_below, lambda t: None, carry, along)
 
 
 def invert(
@@ -120,7 +121,13 @@ def invert(
         )
 
     def draw(indices):
-        return _invert(*spread(network, images[indices]), config, sampler, progress)
+        graph, state, x_0 = spread(network, images[indices])
+        carry, along = begin(jnp.asarray(x_0), chain_of(config, sampler)[::-1])
+
+        def run(carry, along):
+            return _invert(graph, state, carry, along, config, sampler)
+
+        return in_parts(run, carry, along, progress)[0]
 
     return in_batches(draw, len(images), batch_size)
 

@@ -15,14 +15,17 @@ from jax_ddpm.errors import UserError, require
 from jax_ddpm.samplers import (
     ANCESTRAL,
     addresses,
+    advance,
+    begin,
     chain_of,
     check_images,
+    compiled_noise_at,
     in_batches,
+    in_parts,
     make_step,
     noise_at,
     parts_of,
     picture_keys,
-    reverse_process,
     schedule_tables,
     spread,
 )
@@ -56,8 +59,8 @@ def jumps(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
     return np.where(following >= timesteps, tables.alpha_bars[following] / tables.alpha_bars_prev[timesteps], 1.0)
 
 
-@partial(jax.jit, static_argnames=("graph", "config", "sampler", "resamplings", "jump", "progress"))
-def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, config, sampler, resamplings, jump, progress):
+@partial(jax.jit, static_argnames=("graph", "config", "sampler", "resamplings", "jump"))
+def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, carry, along, config, sampler, resamplings, jump):
     network, chain = nnx.merge(graph, state), chain_of(config, sampler)
     tables = schedule_tables(config, images.dtype, chain)
     timesteps, visits = repaint_schedule(chain, resamplings, jump)
@@ -80,9 +83,7 @@ def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, config, sa
 
         return jax.lax.cond(kept[n] < 1, jumped, lambda: x)
 
-    x_T = noise_at(keys, config.timesteps, images.shape[1:], images.dtype)
-    numbers = np.arange(len(timesteps))
-    return reverse_process(step, lambda x, n: network(x, ts[n]), x_T, numbers, draw_noise, progress=progress)[0]
+    return advance(step, lambda x, n: network(x, ts[n]), draw_noise, carry, along)
 
 
 def inpaint(
@@ -115,13 +116,19 @@ def inpaint(
     sampler.check(config.timesteps)
     if sampler.sampler != "ddpm":
         raise UserError(f"sampler = {sampler.sampler}: inpainting takes ancestral steps. Use --sampler ddpm.")
-    repaint_schedule(chain_of(config, sampler), resamplings, jump)  # refused before anything is compiled
+    steps = len(repaint_schedule(chain_of(config, sampler), resamplings, jump)[0])
     of = addresses(seed, seeds, len(images))
     keys = [picture_keys(*of, purpose) for purpose in (rng.SAMPLING, rng.KNOWN, rng.JUMP)]
     known = jnp.asarray(mask != 0)[..., None]
 
     def draw(indices):
         arrays = spread(network, images[indices], *(k[indices] for k in keys))
-        return _inpaint(*arrays, known, config, sampler, resamplings, jump, progress)
+        x_T = compiled_noise_at(arrays[3], config.timesteps, tuple(images.shape[1:]), images.dtype)
+        carry, along = begin(x_T, np.arange(steps))
+
+        def run(carry, along):
+            return _inpaint(*arrays, known, carry, along, config, sampler, resamplings, jump)
+
+        return in_parts(run, carry, along, progress)[0]
 
     return in_batches(draw, len(images), batch_size)

@@ -152,7 +152,7 @@ def dpmpp_step(
 
 def first_history(x_T: Images) -> History:
     """Before the first step of `dpmpp_step`: infinitely far away, so that it counts for nothing."""
-    return jnp.zeros_like(x_T), jnp.full((x_T.shape[0], 1, 1, 1), -jnp.inf, x_T.dtype)
+    return jnp.zeros_like(x_T), jnp.full_like(x_T[:, :1, :1, :1], -jnp.inf)
 
 
 def edm_step(

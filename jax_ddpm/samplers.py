@@ -70,38 +70,67 @@ def reverse_process(
     timesteps: the chain's, descending; an integer T means T-1, ..., 0. predict takes t as integers (B,); step and
     draw_noise take one integer. With a `history` step takes it too and returns (x, history). Returns x_0 and
     `num_frames` states evenly spaced from x_T to x_0 (none unless asked for), or, for a tuple, the states after so many
-    steps. Memory does not grow with the steps. `progress` is called on the host with the number of steps done, about
-    fifty times.
+    steps. Memory does not grow with the steps. `progress` is called with the number of steps done, about fifty times,
+    between the scans of as many parts of the chain; not within jit.
     """
     chain = np.arange(timesteps - 1, -1, -1) if isinstance(timesteps, int) else timesteps
+    carry, along = begin(x_T, chain, num_frames, history)
+    return in_parts(partial(advance, step, predict, draw_noise), carry, along, progress)
+
+
+def begin(x_T: Images, chain: np.ndarray, num_frames: int | tuple[int, ...] = 0, history=None) -> tuple:
+    """What `advance` carries, (x_T, frames or None, history), and what it goes along: (timesteps, slots) of the chain.
+
+    slots: the number of the frame that the state after a step becomes; beyond the last frame if none.
+    """
     steps = len(chain)
     if isinstance(num_frames, int):
         num_frames = tuple(np.round(np.linspace(0, steps, num_frames)).astype(int))
     kept = np.asarray(num_frames, int)
-    slots = np.full(steps + 1, len(kept), np.int32)  # after k steps the state goes to frame slots[k]; len: nowhere
+    slots = np.full(steps + 1, len(kept), np.int32)
     slots[kept] = np.arange(len(kept))
-    frames = jnp.zeros((len(kept), *x_T.shape), x_T.dtype)
-    every = max(1, steps // 50)
+    frames = jnp.zeros((len(kept), *x_T.shape), x_T.dtype).at[slots[0]].set(x_T, mode="drop") if len(kept) else None
+    return (x_T, frames, history), (chain.astype(np.int32), slots[1:])
+
+
+def advance(step: Callable, predict: Callable, draw_noise: Callable, carry: tuple, along: tuple) -> tuple:
+    """`carry` after the steps `along` (part of) the chain, in one scan; arguments as in `reverse_process`."""
 
     def body(carry, at):
         x, frames, history = carry
-        done, t = at
+        t, slot = at
         arguments = x, predict(x, jnp.full((x.shape[0],), t)), t, draw_noise(t)
         if history is None:
             x = step(*arguments)
         else:
             x, history = step(*arguments, history)
-        if num_frames:
-            frames = frames.at[jnp.asarray(slots)[done]].set(x, mode="drop")
-        if progress is not None:
-            jax.lax.cond(done % every == 0, lambda: jax.debug.callback(progress, done), lambda: None)
+        if frames is not None:
+            frames = frames.at[slot].set(x, mode="drop")
         return (x, frames, history), None
 
-    if num_frames:
-        frames = frames.at[slots[0]].set(x_T, mode="drop")
-    along = jnp.arange(1, steps + 1), jnp.asarray(chain, jnp.int32)
-    (x, frames, _), _ = jax.lax.scan(body, (x_T, frames, history), along)
-    return x, frames
+    return jax.lax.scan(body, carry, along)[0]
+
+
+def in_parts(run: Callable, carry: tuple, along: tuple, progress: Callable | None) -> tuple[Images, Array]:
+    """x_0 and the frames by run(carry, along) -> carry: at once, or in some fifty parts between which progress is told.
+
+    The device never waits for the host: a part is sent off before the part before it is waited for.
+    """
+    if progress is None:
+        carry = run(carry, along)
+    else:
+        steps = len(along[0])
+        every = max(1, steps // 50)
+        for done in range(0, steps, every):
+            before, carry = carry, run(carry, tuple(a[done : done + every] for a in along))
+            jax.block_until_ready(before)
+            if done:
+                progress(done)
+        jax.block_until_ready(carry)
+        if steps % every == 0:
+            progress(steps)
+    x, frames, _ = carry
+    return x, jnp.zeros((0, *x.shape), x.dtype) if frames is None else frames
 
 
 def noise_at(keys: Array, number, shape: tuple[int, int, int], dtype) -> Images:
@@ -109,18 +138,18 @@ def noise_at(keys: Array, number, shape: tuple[int, int, int], dtype) -> Images:
     return jax.vmap(lambda k: rng.normal(jax.random.fold_in(k, number), shape, dtype))(keys)
 
 
-@partial(jax.jit, static_argnames=("graph", "config", "sampler", "shape", "dtype", "num_frames", "progress", "start_t"))
-def _sample(graph, state, keys, config, sampler, shape, dtype, num_frames, progress, x_T=None, start_t=None):
+compiled_noise_at = jax.jit(noise_at, static_argnames=("shape", "dtype"))
+
+
+@partial(jax.jit, static_argnames=("graph", "config", "sampler", "dtype"))
+def _sample(graph, state, keys, carry, along, config, sampler, dtype):
     network, chain = nnx.merge(graph, state), chain_of(config, sampler)
     step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, network)
 
     def draw_noise(t):
-        return noise_at(keys, t, shape, dtype)
+        return None if sampler.is_deterministic else noise_at(keys, t, carry[0].shape[1:], dtype)
 
-    x_T = draw_noise(config.timesteps) if x_T is None else x_T
-    history = first_history(x_T) if sampler.sampler == "dpmpp" else None
-    noise = (lambda t: None) if sampler.is_deterministic else draw_noise
-    return reverse_process(step, network, x_T, chain_of(config, sampler, start_t), noise, num_frames, progress, history)
+    return advance(step, network, draw_noise, carry, along)
 
 
 def picture_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:
@@ -174,7 +203,14 @@ def sample_indices(
     sampler.check(config.timesteps)
     graph, state, keys, x_T = spread(network, picture_keys(seed, indices), x_T)
     shape, dtype = tuple(image_shape), jnp.dtype(dtype)
-    return _sample(graph, state, keys, config, sampler, shape, dtype, num_frames, progress, x_T, start_t)
+    x_T = compiled_noise_at(keys, config.timesteps, shape, dtype) if x_T is None else jnp.asarray(x_T)
+    history = first_history(x_T) if sampler.sampler == "dpmpp" else None
+    carry, along = begin(x_T, chain_of(config, sampler, start_t), num_frames, history)
+
+    def run(carry, along):
+        return _sample(graph, state, keys, carry, along, config, sampler, dtype)
+
+    return in_parts(run, carry, along, progress)
 
 
 def in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
@@ -189,7 +225,6 @@ def in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
     for first in range(0, num_images, batch_size):
         indices = np.minimum(np.arange(first, first + batch_size), num_images - 1)
         parts.append(np.asarray(draw(indices)))
-        jax.effects_barrier()  # progress is told before the next batch begins
     return np.concatenate(parts)[:num_images]
 
 

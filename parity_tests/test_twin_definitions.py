@@ -52,10 +52,13 @@ JAX_RANDOM = "what jax.random has"
 LAYERS = [
     "Buffer",
     "empty",
+    "matmul",
+    "add_bias",
     "Linear",
     "Conv",
     "convolve",
     "ConvTranspose",
+    "transpose_convolve",
     "ConvTranspose2x2",
     "GroupNorm",
     "fan_in",
@@ -76,6 +79,7 @@ ONLY_IN_JAX = {
         **dict.fromkeys(["check_output", "convert_to", "atomically"], CONVERT),
     },
     "samplers": {
+        **dict.fromkeys(["begin", "advance", "in_parts"], "the parts of reverse_process, whose scan is jitted"),
         "_sample": "the jitted part of sample_indices",
         "spread": "several devices are JAX's",
     },

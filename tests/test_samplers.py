@@ -11,6 +11,7 @@ from jax_ddpm import rng, samplers, unets, weights
 from jax_ddpm.config import DiffusionConfig, SamplerConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.network_config import ConvBlockConfig
+from jax_ddpm.sampler_steps import first_history
 from jax_ddpm.schedules import make_tables
 
 SHAPE = (8, 8, 1)
@@ -96,8 +97,21 @@ def test_frames_are_the_asked_for_states(network):
 def test_progress_is_told(network):
     told = []
     samplers.sample_indices(network, CONFIG, SHAPE, 1, [0], progress=lambda done: told.append(int(done)))
-    jax.effects_barrier()
-    assert sorted(told) == list(range(1, 26))
+    assert told == list(range(1, 26))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp"])
+def test_parts_are_the_whole(network, sampler):
+    """And all of them are one compiled program: also the parts between which progress is told."""
+    settings = {"sampler": SamplerConfig(sampler), "num_frames": 3}
+    config = DiffusionConfig(timesteps=150, beta_end=0.1)
+    whole = samplers.sample_indices(network, config, SHAPE, 1, [0, 1], **settings)
+    compiled, told = samplers._sample._cache_size(), []
+    parts = samplers.sample_indices(network, config, SHAPE, 1, [0, 1], **settings, progress=told.append)
+    assert told == list(range(3, 151, 3))
+    assert samplers._sample._cache_size() == compiled + 1
+    for a, b in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp", "heun"])
@@ -109,7 +123,10 @@ def test_memory_does_not_grow_with_the_steps(network, sampler):
 
     def temporary(steps):
         config, settings = DiffusionConfig(beta_end=0.01), SamplerConfig(sampler, steps)
-        lowered = samplers._sample.lower(graph, state, keys, config, settings, SHAPE, jnp.dtype("float32"), 0, None)
+        x_T = jnp.zeros((4, *SHAPE))
+        history = first_history(x_T) if sampler == "dpmpp" else None
+        carry = samplers.begin(x_T, samplers.chain_of(config, settings), 0, history)
+        lowered = samplers._sample.lower(graph, state, keys, *carry, config, settings, jnp.dtype("float32"))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     few, many = temporary(10), temporary(1000)

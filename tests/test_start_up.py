@@ -98,7 +98,8 @@ def test_sampling_takes_the_same_memory_for_any_number_of_steps():
 
     def bytes_for(timesteps):
         config = DiffusionConfig(timesteps=timesteps, beta_end=0.4)
-        arguments = (graph, state, keys, config, samplers.ANCESTRAL, (8, 8, 1), jnp.dtype("float32"), 0, None)
+        start = samplers.begin(jnp.zeros((4, 8, 8, 1)), samplers.chain_of(config, samplers.ANCESTRAL))
+        arguments = (graph, state, keys, *start, config, samplers.ANCESTRAL, jnp.dtype("float32"))
         return samplers._sample.lower(*arguments).compile(FAST_COMPILE).memory_analysis().temp_size_in_bytes
 
     assert bytes_for(1000) - bytes_for(10) < 16 * 1000  # a few numbers a step

@@ -32,7 +32,6 @@ class Pictures:
     def __init__(self, folder: Path, graph, config: RunConfig, image_shape: tuple[int, int, int]):
         self.folder, self.graph, self.config, self.image_shape = folder / "samples", graph, config, image_shape
         self.seconds: float | None = None  # that the network takes for an image
-        self.bar: tqdm | None = None
 
     def sample(
         self, network: nnx.Module, sampler: SamplerConfig, kept: tuple[int, ...] = ()
@@ -44,7 +43,7 @@ class Pictures:
         steps = sampler.num_steps or config.diffusion.timesteps
         calls = 2 * steps if sampler.sampler == "heun" else steps
         count = max(1, min(wanted, int(SECONDS / (calls * self.seconds))))
-        with tqdm(total=steps, desc=f"sampling {count}", unit="step", leave=False, mininterval=1) as self.bar:
+        with tqdm(total=steps, desc=f"sampling {count}", unit="step", leave=False, mininterval=1) as bar:
             x, frames = sample_indices(
                 network,
                 config.diffusion,
@@ -53,14 +52,9 @@ class Pictures:
                 np.arange(count),
                 sampler=sampler,
                 num_frames=kept,
-                progress=self.show,
+                progress=lambda done: bar.update(done - bar.n),
             )
-            jax.effects_barrier()
         return np.asarray(x), np.asarray(frames)
-
-    def show(self, done: jax.Array) -> None:
-        """A method, and no function made anew for each grid: for that the sampler would be compiled anew."""
-        self.bar.update(int(done) - self.bar.n)
 
     def save_grid(self, weights: nnx.State, buffers: nnx.State, step: int) -> Path:
         """A sample grid of this step, drawn in few steps."""
