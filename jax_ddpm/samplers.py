@@ -169,13 +169,18 @@ def addresses(seed: int, seeds: Sequence[int] | None, num_images: int) -> tuple[
 
 
 def spread(network: nnx.Module, *arrays: Array | None) -> tuple:
-    """The network's graph and state, and arrays of one row per image, over all devices where they divide the images."""
+    """The network's graph and state, and arrays of one row per image, over all devices where they divide the images.
+
+    On one device the arrays are placed as the state is, as is what comes of both: else it would be compiled for twice.
+    """
     graph, state = nnx.split(network)
     devices = jax.local_devices()
     if len(devices) > 1 and len(arrays[0]) % len(devices) == 0:
         mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
         arrays = jax.device_put(arrays, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
         state = jax.device_put(state, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    elif isinstance(leaf := next(iter(jax.tree.leaves(state)), None), jax.Array) and leaf.committed:
+        arrays = jax.device_put(arrays, leaf.sharding)
     return graph, state, *arrays
 
 
