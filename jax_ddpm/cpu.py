@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 HIGHEST = lax.Precision.HIGHEST
-LARGE = 1 << 17  # numbers
+LARGE = 1 << 17  # numbers; a sum of fewer is quick anyhow
 
 
 def at_work() -> bool:

@@ -123,7 +123,8 @@ def inpaint(
 
     def draw(indices):
         arrays = spread(network, images[indices], *(k[indices] for k in keys))
-        x_T = compiled_noise_at(arrays[3], config.timesteps, tuple(images.shape[1:]), images.dtype)
+        _, _, _, picture_key, *_ = arrays
+        x_T = compiled_noise_at(picture_key, config.timesteps, tuple(images.shape[1:]), images.dtype)
         carry, along = begin(x_T, np.arange(steps))
 
         def run(carry, along):

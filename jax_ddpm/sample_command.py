@@ -181,6 +181,6 @@ def follow(bar: tqdm, steps: int):
     """The `progress` that moves a bar along reverse processes of so many steps, one after another."""
 
     def progress(done):
-        bar.update((int(done) - bar.n + (steps - 1) // 2) % steps - (steps - 1) // 2)
+        bar.update((done - bar.n - 1) % steps + 1)
 
     return progress

@@ -1,4 +1,4 @@
-"""Adam's direction (Kingma & Ba 2015, Algorithm 1) and the gradients' norm, in few passes over the parameters."""
+"""Adam's direction (Kingma & Ba 2015, Algorithm 1) in few passes over the parameters."""
 
 import jax
 import jax.numpy as jnp
