@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -29,3 +30,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder, and so 
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 torch.set_num_threads(1)  # its threads and JAX's, side by side on two cores, make it ten times slower
+
+
+@pytest.fixture(autouse=True)
+def compiled_programs_are_kept():
+    """Again, where an earlier test called `onednn`, which turns that off for the rest of a process."""
+    import jax
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

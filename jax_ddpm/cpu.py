@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_ddpm import onednn
+
 HIGHEST = lax.Precision.HIGHEST
 LARGE = 1 << 17  # numbers; a sum of fewer is quick anyhow
 
@@ -57,6 +59,8 @@ group_norm.defvjp(group_norm_forward, group_norm_backward)
 @jax.custom_vjp
 def matmul(x, kernel):
     """x (..., I) @ kernel (I, O), whose gradient XLA would compute from a transposed copy."""
+    if x.dtype == jnp.bfloat16 and onednn.serves(x.dtype):
+        return onednn.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
     return jnp.dot(x, kernel, precision=HIGHEST)
 
 
@@ -67,6 +71,9 @@ def matmul_forward(x, kernel):
 def matmul_backward(saved, g):
     x, kernel = saved
     pixels = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    if x.dtype == jnp.bfloat16 and onednn.serves(x.dtype):
+        dx = onednn.matmul(pixels[1], kernel, transpose_b=True).reshape(x.shape)
+        return dx, onednn.matmul(*pixels, transpose_a=True)
     return jnp.dot(g, kernel.T, precision=HIGHEST), jnp.einsum("pi,po->io", *pixels, precision=HIGHEST)
 
 
@@ -74,17 +81,72 @@ matmul.defvjp(matmul_forward, matmul_backward)
 
 
 @jax.custom_vjp
+def add_to_pixels(x, vectors):
+    """x (B, ..., C) + vectors (B, C), whose gradient XLA would compute together with its neighbours in slow loops."""
+    return x + jnp.expand_dims(vectors, tuple(range(1, x.ndim - 1)))
+
+
+def add_to_pixels_backward(vectors, g):
+    return g, image_sum(g).astype(vectors.dtype)
+
+
+add_to_pixels.defvjp(lambda x, vectors: (add_to_pixels(x, vectors), vectors), add_to_pixels_backward)
+
+
+@jax.custom_vjp
 def add_bias(x, bias):
-    """x (B, ..., C) + bias (C,), whose gradient XLA would compute together with its neighbours in slow loops."""
+    """x (B, ..., C) + bias (C,)."""
     return x + bias
 
 
 def add_bias_backward(bias, g):
-    pixels = g.reshape(len(g), -1, g.shape[-1]).astype(jnp.promote_types(g.dtype, jnp.float32))
-    return g, batch_sum(pixel_sum(pixels)).astype(bias.dtype)
+    return g, batch_sum(image_sum(g)).astype(bias.dtype)
 
 
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), add_bias_backward)
+
+
+@jax.custom_vjp
+def max_pool_2x2(x):
+    """The first of the largest of each 2x2 block, its gradient in one pass; XLA's own would be slow in bfloat16."""
+    return max_pool_forward(x)[0]
+
+
+def max_pool_forward(x):
+    b, h, w, c = x.shape
+    left, right = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(4, 0, 1, 2, 3, 5)
+    to_right = larger(right, left)
+    top, bottom = jnp.where(to_right, right, left).transpose(2, 0, 1, 3, 4)
+    to_bottom = larger(bottom, top)
+    place = 2 * to_bottom + jnp.where(to_bottom, to_right[:, :, 1], to_right[:, :, 0])  # 0 to 3, in a block's order
+    return jnp.where(to_bottom, bottom, top), place.astype(jnp.int8)
+
+
+def max_pool_backward(place, g):
+    b, h, w, c = g.shape
+    chosen = place[:, :, None, :, None] == jnp.arange(4, dtype=jnp.int8).reshape(2, 1, 2, 1)
+    return (jnp.where(chosen, g[:, :, None, :, None], 0).reshape(b, 2 * h, 2 * w, c),)
+
+
+max_pool_2x2.defvjp(max_pool_forward, max_pool_backward)
+
+
+def larger(a, b):
+    """Where a is to be chosen, coming after b: NaN is larger than any number."""
+    return (a > b) | (a != a)
+
+
+def image_sum(x):
+    """x (B, ..., C) summed over pixels, in float32 or better: (B, C)."""
+    return pixel_sum(x.reshape(len(x), -1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+def transpose(x, axes, g):
+    """x.transpose(axes), kept from being merged with its neighbours by standing in a branch; NaN where g begins so."""
+    shape = tuple(x.shape[axis] for axis in axes)
+    return lax.cond(
+        jnp.isnan(g.ravel()[0]), lambda x: jnp.full(shape, jnp.nan, x.dtype), lambda x: x.transpose(axes), x
+    )
 
 
 def batch_sum(x):

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_ddpm import onednn_convolution as by_onednn
 from jax_ddpm import winograd
+from jax_ddpm.cpu import transpose
 
 HIGHEST = lax.Precision.HIGHEST
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -19,6 +21,8 @@ LARGE = 1 << 17  # numbers; below, transpositions cost less than compiling a bra
 
 def convolve(x, kernel, stride: int, padding: int):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
+    if by_onednn.serves(x, kernel):
+        return convolve_directly(x, kernel, stride, padding)
     if stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
         return winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
     if stride == 1 and winograd.pays(x, kernel, padding):
@@ -64,9 +68,11 @@ transpose_convolve.defvjp(transpose_forward, transpose_backward)
 
 
 def plain(x, kernel, stride, padding):
-    """Cross-correlation, XLA's own. stride: one number, or one per axis; padding: one number, or pairs."""
+    """Cross-correlation in one call. stride: one number, or one per axis; padding: one number, or pairs."""
     strides = (stride, stride) if isinstance(stride, int) else stride
     edges = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
+    if by_onednn.serves(x, kernel):
+        return by_onednn.correlate(x, kernel, strides, edges)
     return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=NHWC, precision=HIGHEST)
 
 
@@ -86,7 +92,7 @@ def correlate(x, kernel, stride: int, padding: int):
 def columns_at_once(x, kernel, stride: int, padding: int) -> int:
     """How many columns of the output: fewer windows, but up to twice the multiplications. The limits are measured."""
     width, (k, _, i, o) = x.shape[2], kernel.shape
-    if stride != 1 or k != 3 or padding != 1:
+    if stride != 1 or k != 3 or padding != 1 or by_onednn.serves(x, kernel):
         return 1
     if min(i, o) <= 4 and width % 4 == 0:
         return 4
@@ -101,7 +107,10 @@ def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
     """
     k, (b, *maps, _), out = len(kernel), x.shape, kernel.shape[2]
     if stride == 1:
-        return correlate(x, kernel[::-1, ::-1].swapaxes(2, 3), 1, k - 1 - padding)
+        edge = k - 1 - padding
+        if by_onednn.serves(x, kernel):
+            return by_onednn.correlate_flipped(x, kernel, [(edge, edge), (edge, edge)])
+        return correlate(x, kernel[::-1, ::-1].swapaxes(2, 3), 1, edge)
 
     def plan(start):
         """y[0] is pixel `start` of the blocks: taps a block, the first and the last block of y along each axis."""
@@ -132,6 +141,8 @@ def kernel_gradient(x, g, kernel, stride: int, padding: int):
     loops that jump through memory and take five times as long as the parts.
     """
     k, _, i, o = kernel.shape
+    if by_onednn.serves(x, kernel):
+        return by_onednn.kernel_gradient(x, g, k, stride, padding)
     if x.size < LARGE:
         return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
     if stride == 1 and o < i:  # windows of g in place of the more channels of x: each is copied k * k times
@@ -152,12 +163,4 @@ def correlate_batches(image, window, dilation: int, padding, g):
         rhs_dilation=(dilation, dilation),
         dimension_numbers=NHWC,
         precision=HIGHEST,
-    )
-
-
-def transpose(x, axes, g):
-    """x.transpose(axes), kept from being merged with its neighbours by standing in a branch; NaN where g[0] is NaN."""
-    shape = tuple(x.shape[axis] for axis in axes)
-    return lax.cond(
-        jnp.isnan(g[0, 0, 0, 0]), lambda x: jnp.full(shape, jnp.nan, x.dtype), lambda x: x.transpose(axes), x
     )

@@ -63,6 +63,11 @@ def add_bias(x, bias):
     return cpu.add_bias(x, bias) if cpu.at_work() else x + bias
 
 
+def add_to_pixels(x, vectors):
+    """x (B, H, W, C) + vectors (B, C)."""
+    return cpu.add_to_pixels(x, vectors) if cpu.at_work() else x + vectors[:, None, None, :]
+
+
 class Linear(nnx.Module):
     """y = x W + b; kernel (in, out)."""
 
@@ -172,6 +177,19 @@ class GroupNorm(nnx.Module):
         variance = jnp.mean(jnp.square(groups - mean), axis=(1, 3), keepdims=True)
         normal = ((groups - mean) * lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
         return (normal * self.scale[...].astype(dtype) + self.bias[...].astype(dtype)).astype(x.dtype)
+
+
+def max_pool_2x2(x):
+    """The largest of each 2x2 block. As in PyTorch, the gradient goes to the first of equals, and NaN wins."""
+    if cpu.at_work():
+        return cpu.max_pool_2x2(x)
+
+    def larger(a, b):
+        return jnp.where((b > a) | (b != b), b, a)
+
+    top = larger(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
+    bottom = larger(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
+    return larger(top, bottom)
 
 
 def fan_in(layer: Linear | Conv | ConvTranspose | ConvTranspose2x2) -> int:

@@ -54,6 +54,7 @@ LAYERS = [
     "empty",
     "matmul",
     "add_bias",
+    "add_to_pixels",
     "Linear",
     "Conv",
     "convolve",
@@ -61,6 +62,7 @@ LAYERS = [
     "transpose_convolve",
     "ConvTranspose2x2",
     "GroupNorm",
+    "max_pool_2x2",
     "fan_in",
 ]
 ONLY_IN_JAX = {
@@ -93,7 +95,6 @@ ONLY_IN_JAX = {
         ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
     ),
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
-    "unets/conv_block": {"max_pool_2x2": "torch.nn.functional has it"},
     "weights": {
         "Entry": NAMES,
         "entries": NAMES,

@@ -144,6 +144,23 @@ def test_dense(elsewhere, shape):
         check(ours, lambda x, kernel, bias: x @ kernel + bias, *arguments)
 
 
+def test_add_to_pixels(elsewhere):
+    with jax.enable_x64():
+        check(cpu.add_to_pixels, layers.add_to_pixels, normal(0, 3, 8, 6, 5), normal(1, 3, 5))
+
+
+def test_max_pool(elsewhere):
+    """Among equals too; with NaN the values alone, and that its gradient goes where it came from."""
+    with jax.enable_x64():
+        x = jnp.round(normal(0, 3, 6, 8, 5))
+        check(cpu.max_pool_2x2, layers.max_pool_2x2, x)
+        y, pull = jax.vjp(cpu.max_pool_2x2, x.at[0, 1, 0, 0].set(jnp.nan))
+        (dx,) = pull(jnp.ones_like(y))
+        assert (
+            np.isnan(y).sum() == 1 and np.isnan(y[0, 0, 0, 0]) and dx[0, 1, 0, 0] == 1 and dx[0, :2, :2, 0].sum() == 1
+        )
+
+
 def test_sum_of_squares():
     with jax.enable_x64():
         for shape in [(3, 5), (cpu.LARGE // 32, 32), (cpu.LARGE + 1,)]:

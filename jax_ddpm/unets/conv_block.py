@@ -7,7 +7,16 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import interleaved, interleaved_frequencies
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
+from jax_ddpm.layers import (
+    Buffer,
+    Conv,
+    ConvTranspose2x2,
+    GroupNorm,
+    Linear,
+    add_to_pixels,
+    max_pool_2x2,
+    remat_block,
+)
 
 
 class TimeEmbedding(nnx.Module):
@@ -36,7 +45,7 @@ class ConvBlock(nnx.Module):
     @remat_block
     def __call__(self, x, time):
         h = jax.nn.silu(self.norm1(self.conv1(x)))
-        h = h + jax.nn.silu(self.time_linear(time))[:, None, None, :]
+        h = add_to_pixels(h, jax.nn.silu(self.time_linear(time)))
         h = jax.nn.silu(self.norm2(self.conv2(h)))
         return h + (x if self.residual is None else self.residual(x))
 
@@ -76,14 +85,3 @@ class ConvBlockUNet(nnx.Module):
         for upsample, block in zip(self.upsamplers, self.decoder, strict=True):
             h = block(jnp.concatenate([skips.pop(), upsample(h)], axis=-1), time)
         return self.output(h).astype(result_dtype)
-
-
-def max_pool_2x2(x):
-    """The largest of each 2x2 block. As in PyTorch, the gradient goes to the first of equals, and NaN wins."""
-
-    def larger(a, b):
-        return jnp.where((b > a) | (b != b), b, a)
-
-    top = larger(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
-    bottom = larger(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
-    return larger(top, bottom)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import halved, halved_frequencies
-from jax_ddpm.layers import HIGHEST, Conv, GroupNorm, Linear, keep, remat_block
+from jax_ddpm.layers import HIGHEST, Conv, GroupNorm, Linear, add_to_pixels, keep, remat_block
 
 
 class TimeEmbedding(nnx.Module):
@@ -42,7 +42,7 @@ class ResidualBlock(nnx.Module):
     @remat_block
     def __call__(self, x, time, dropout):
         h = self.conv1(jax.nn.silu(self.norm1(x)))
-        h = h + self.time_linear(jax.nn.silu(time))[:, None, None, :]
+        h = add_to_pixels(h, self.time_linear(jax.nn.silu(time)))
         h = self.conv2(dropout(jax.nn.silu(self.norm2(h))))
         return h + (x if self.shortcut is None else self.shortcut(x))
 

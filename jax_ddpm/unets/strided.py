@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
+from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, add_to_pixels, remat_block
 
 TIME_WIDTH = 256
 
@@ -45,7 +45,7 @@ class DownBlock(nnx.Module):
         self.down = Conv(out_channels, out_channels, 3, stride=2)
 
     def __call__(self, x, time):
-        h = self.conv(x) + self.time_linear(time)[:, None, None, :]
+        h = add_to_pixels(self.conv(x), self.time_linear(time))
         return h, self.down(h)
 
 
@@ -59,7 +59,7 @@ class UpBlock(nnx.Module):
 
     def __call__(self, x, skip, time):
         h = self.conv(jnp.concatenate([self.up(x), skip], axis=-1))
-        return h + self.time_linear(time)[:, None, None, :]
+        return add_to_pixels(h, self.time_linear(time))
 
 
 class StridedUNet(nnx.Module):

@@ -1,0 +1,83 @@
+"""oneDNN's convolutions and products, which jaxlib's library for x86 CPUs holds, called by the names XLA has for them.
+
+They are as fast as PyTorch's, which are the same. XLA itself never calls them for a convolution, and what they expect
+is written down nowhere but in its source (xla/service/cpu/onednn_config.proto, onednn_convolution.cc of XLA); a call
+that oneDNN refuses ends the process. So they are called only in versions of jaxlib that were tried, on kinds of CPU
+that were tried. Programs with such calls cannot be kept by JAX's compilation cache.
+"""
+
+import functools
+import json
+import platform
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+VERSIONS = ("0.10.2",)  # of jaxlib
+INSTRUCTIONS = {"float32": {"avx512f"}, "bfloat16": {"avx512_bf16"}}
+
+
+def serves(dtype) -> bool:
+    """Whether oneDNN computes in this dtype here: on one device of a CPU that has the instructions for it."""
+    wanted = INSTRUCTIONS.get(jnp.dtype(dtype).name)
+    return wanted is not None and wanted <= instructions() and jax.device_count() == 1
+
+
+@functools.cache
+def instructions() -> frozenset[str]:
+    """What this CPU can do, in Linux's words; nothing where jaxlib was not tried."""
+    info = Path("/proc/cpuinfo")
+    if jaxlib.__version__ not in VERSIONS or platform.machine() != "x86_64" or not info.is_file():
+        return frozenset()
+    flags = (line for line in info.read_text().splitlines() if line.startswith("flags"))
+    return frozenset(next(flags, "").split())
+
+
+def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3)):
+    """Cross-correlation of x (B, H, W, I) with a kernel whose `axes` are its rows, columns, I and O: (B, H', W', O).
+
+    strides, dilation: a number per axis of the maps; padding: a pair per axis.
+    """
+    sizes = [kernel.shape[axis] for axis in axes]
+    maps = [
+        (n + low + high - d * (k - 1) - 1) // s + 1
+        for n, k, s, d, (low, high) in zip(x.shape[1:3], sizes[:2], strides, dilation, padding, strict=True)
+    ]
+    image = {"data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}
+    filters = {"input_feature_dim": axes[2], "output_feature_dim": axes[3], "spatial_dims": axes[:2]}
+    window = {
+        "pad_left": [low for low, _ in padding],
+        "pad_right": [high for _, high in padding],
+        "strides": strides,
+        "window_dilations": dilation,
+    }
+    config = {"dims": 4, "feature_groups": 1, "input": image, "output": image}
+    config |= {"kernel": {"filter": filters}, "window": window}
+    return call("convolution", (len(x), *maps, sizes[3]), {"onednn_conv_config": config}, x, kernel)
+
+
+def matmul(a, b, transpose_a: bool = False, transpose_b: bool = False, dtype=None):
+    """a @ b of matrices, either transposed before, in their dtype or a wider one."""
+    shape = a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]
+    config = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    return call("matmul", shape, {"onednn_matmul_config": config}, a, b, dtype=dtype)
+
+
+def transpose(x):
+    """x (M, N) transposed, NaN where x is not finite.
+
+    A product with the identity: XLA would merge a transposition with whatever computes x, into loops that jump through
+    memory.
+    """
+    return matmul(x, jnp.eye(len(x), dtype=x.dtype), transpose_a=True)
+
+
+def call(name: str, shape, config: dict, *operands, dtype=None):
+    """The result, of this shape, and the operands' dtype if no other is given."""
+    # XLA would write down such a call as if it were one of another kind, and fail.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
+    result = jax.ShapeDtypeStruct(shape, dtype or operands[0].dtype)
+    options = {"custom_call_api_version": 2, "legacy_backend_config": json.dumps(config)}
+    return jax.ffi.ffi_call(f"__onednn${name}", result, vmap_method="sequential", **options)(*operands)

@@ -1,0 +1,81 @@
+"""Convolutions and their gradients by oneDNN's calls, for `cpu_convolution`."""
+
+import jax.numpy as jnp
+
+from jax_ddpm import cpu, onednn
+
+
+def serves(x, kernel) -> bool:
+    """Whether oneDNN convolves: in half precision, and where channels do not fill whole vectors of sixteen.
+
+    Elsewhere in float32 it would be a little faster than XLA, but programs with its calls are compiled at each start.
+    """
+    vectors = all(channels % 16 == 0 or channels <= 4 for channels in kernel.shape[2:])
+    return onednn.serves(x.dtype) and (x.dtype == jnp.bfloat16 or not vectors)
+
+
+def correlate(x, kernel, strides, padding):
+    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O). strides: one per axis; padding: pairs."""
+    if is_2x2(x, kernel, strides, padding):
+        return correlate_2x2(x, kernel)
+    return onednn.convolve(x, kernel, strides, padding)
+
+
+def correlate_flipped(x, kernel, padding):
+    """The same, stride 1, with a kernel (K, K, O, I) as in a convolution's gradient: flipped in space."""
+    if is_2x2(x, kernel, (1, 1), padding):
+        return correlate_2x2(x, kernel, flipped=True)
+    return onednn.convolve(x, kernel[::-1, ::-1], (1, 1), padding, axes=(0, 1, 3, 2))
+
+
+def is_2x2(x, kernel, strides, padding) -> bool:
+    """Whether x are maps of 2x2 that keep their size, with half a kernel of 3x3 hanging over every edge."""
+    sizes = x.shape[1:3], kernel.shape[:2], tuple(strides), tuple(map(tuple, padding))
+    return sizes == ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1)))
+
+
+def correlate_2x2(x, kernel, flipped: bool = False):
+    """Cross-correlation of maps of 2x2: a product of matrices for each of a kernel's nine pixels, no padding."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    pixels = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    y = dict.fromkeys(pixels, 0)
+    for a, b in [(a, b) for a in range(3) for b in range(3)]:
+        meeting = [(i, j) for i, j in pixels if (i + a - 1, j + b - 1) in pixels]
+        rows = jnp.concatenate([x[:, i + a - 1, j + b - 1] for i, j in meeting])
+        tap = kernel[2 - a, 2 - b] if flipped else kernel[a, b]
+        products = onednn.matmul(rows, tap, transpose_b=flipped, dtype=dtype)
+        for pixel, part in zip(meeting, jnp.split(products, len(meeting)), strict=True):
+            y[pixel] = y[pixel] + part
+    return jnp.stack([y[pixel] for pixel in pixels], axis=1).reshape(len(x), 2, 2, -1).astype(x.dtype)
+
+
+def kernel_gradient(x, g, k: int, stride: int, padding: int):
+    """Of the sum of g (B, H', W', O) times the convolution of x (B, H, W, I): (K, K, I, O)."""
+    if stride == 1 and g.shape[3] < x.shape[3] and x.shape[3] * g.shape[3] < g[..., 0].size:
+        edge = k - 1 - padding  # fewer channels to transpose, and little to turn around
+        flipped = correlate_batches(g, x, k, 1, [(edge, edge), (edge, edge)])
+        return flipped[::-1, ::-1].swapaxes(2, 3)
+    ends = [k + stride * (n_g - 1) - n_x - padding for n_x, n_g in zip(x.shape[1:3], g.shape[1:3], strict=True)]
+    x = x[:, : x.shape[1] + min(ends[0], 0), : x.shape[2] + min(ends[1], 0)]  # what windows reach
+    return correlate_batches(x, g, k, stride, [(padding, max(end, 0)) for end in ends])
+
+
+def correlate_batches(image, window, k: int, dilation: int, padding):
+    """Of image (B, H, W, C) and a window (B, H', W', D), summed over the batch: (K, K, C, D).
+
+    With the batch as channels, and every column's channels as neighbouring columns: the windows have gaps of C columns,
+    and the results of a row, K C columns for K rows, are the wanted numbers in their order.
+    """
+    b, h, w, c = image.shape
+    pixels = image.reshape(b, -1)
+    columns = onednn.transpose(pixels) if b <= 64 else cpu.transpose(pixels, (1, 0), window)  # what is faster
+    edges, (low, high) = padding
+    sums = onednn.convolve(
+        columns.reshape(1, h, w * c, b),
+        window,
+        (1, 1),
+        [edges, (low * c, high * c)],
+        dilation=(dilation, dilation * c),
+        axes=(1, 2, 0, 3),
+    )
+    return sums.reshape(k, k, c, -1)

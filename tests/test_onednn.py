@@ -1,0 +1,171 @@
+"""oneDNN's calls against XLA's own: values and gradients, what they serve, and what JAX keeps of their programs."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_ddpm import cpu, cpu_convolution, layers, onednn, onednn_convolution
+from tests.test_cpu import elsewhere  # noqa: F401
+
+here = pytest.mark.skipif(not onednn.serves("bfloat16"), reason="this jaxlib or this CPU has no such calls")
+ALL = [jnp.float32, jnp.bfloat16]
+
+
+def both(function, dtype, *arguments):
+    """Values and all gradients, for a random cotangent, the arguments rounded to dtype: in dtype, and in float32."""
+
+    def run(*arguments):
+        y, pull = jax.vjp(function, *arguments)
+        g = np.random.default_rng(9).standard_normal(y.shape)
+        return y, *pull(jnp.asarray(g, dtype).astype(y.dtype))
+
+    rounded = [jnp.asarray(a, dtype) for a in arguments]
+    return jax.jit(run), rounded, [a.astype(jnp.float32) for a in rounded]
+
+
+def check(ours, reference, dtype, *arguments):
+    """Against float32: to its rounding, or to that of numbers of eight bits."""
+    run, rounded, _ = both(ours, dtype, *arguments)
+    expected, _, exact = both(reference, dtype, *arguments)
+    for one, other in zip(run(*rounded), expected(*exact), strict=True):
+        assert one.dtype == dtype and one.shape == other.shape
+        bound = 2e-6 if dtype == jnp.float32 else 2**-7
+        np.testing.assert_allclose(one.astype(jnp.float32), other, atol=bound * np.abs(other).max(), rtol=0)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+@here
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "kernel_size", "stride", "padding"),
+    [
+        (3, (7, 5), (10, 20), 3, 1, 1),
+        (3, (8, 8), (20, 10), 3, 1, 1),  # fewer channels come out: the other gradient of the kernel
+        (65, (4, 6), (10, 20), 3, 1, 1),  # a large batch
+        (2, (2, 2), (20, 10), 3, 1, 1),
+        (4, (6, 6), (1, 5), 3, 1, 1),
+        (3, (5, 5), (10, 3), 3, 1, 0),
+        (3, (8, 8), (5, 7), 4, 2, 1),
+        (3, (6, 7), (5, 7), 3, 2, 0),
+        (3, (6, 6), (5, 7), 5, 1, 2),
+        (3, (3, 3), (5, 7), 2, 1, 1),
+        (2, (1, 1), (8, 12), 3, 1, 1),
+    ],
+)
+def test_convolution(elsewhere, monkeypatch, dtype, batch, size, channels, kernel_size, stride, padding):  # noqa: F811
+    monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
+    x, kernel = normal(0, batch, *size, channels[0]), normal(1, kernel_size, kernel_size, *channels)
+    check(
+        lambda *a: cpu_convolution.convolve(*a, stride, padding),
+        lambda *a: layers.convolve(*a, stride, padding),
+        dtype,
+        x,
+        kernel,
+    )
+
+
+@here
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "stride", "padding"), [(7, 4, 2, 1), (4, 3, 2, 0), (5, 5, 3, 1), (4, 3, 1, 1), (2, 3, 1, 1)]
+)
+def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size, stride, padding):  # noqa: F811
+    monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
+    x, kernel = normal(0, 3, size, size, 6), normal(1, kernel_size, kernel_size, 6, 5)
+    sizes = 2 * ((size - 1) * stride - 2 * padding + kernel_size,)
+    check(
+        lambda x, kernel: cpu_convolution.transpose_convolve(x, kernel.swapaxes(2, 3), stride, padding, sizes),
+        lambda x, kernel: layers.transpose_convolve(x, kernel, stride, padding),
+        dtype,
+        x,
+        kernel,
+    )
+
+
+@here
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 4, 5)])
+def test_dense(shape):
+    check(cpu.matmul, lambda x, k: jnp.dot(x, k, precision="highest"), jnp.bfloat16, normal(0, *shape), normal(1, 5, 7))
+
+
+@here
+def test_repeats_itself_in_loops_and_maps():
+    x, kernel = (jnp.asarray(normal(i, *s), jnp.bfloat16) for i, s in enumerate([(4, 8, 8, 16), (3, 3, 16, 16)]))
+    step = jax.jit(lambda x: cpu_convolution.convolve(x, kernel, 1, 1) / 12)
+    scan = jax.jit(lambda x: jax.lax.scan(lambda x, _: (step(x), None), x, length=3)[0])
+    assert (scan(x) == step(step(step(x)))).all() and (scan(x) == scan(x)).all()
+    each = jax.vmap(lambda image: cpu_convolution.convolve(image[None], kernel, 1, 1)[0])(x)
+    np.testing.assert_allclose(each.astype(float), 12 * step(x).astype(float), atol=0.2)
+
+
+@here
+@pytest.mark.parametrize(
+    ("dtype", "channels", "served"),
+    [
+        ("bfloat16", (64, 64), True),
+        ("float32", (10, 20), True),
+        ("float32", (32, 40), True),
+        ("float32", (64, 128), False),
+        ("float32", (3, 64), False),
+        ("float32", (64, 1), False),
+        ("float64", (10, 20), False),
+    ],
+)
+def test_what_is_served(monkeypatch, dtype, channels, served):
+    with jax.enable_x64():
+        x, kernel = jnp.zeros((1, 4, 4, channels[0]), dtype), jnp.zeros((3, 3, *channels), dtype)
+        assert onednn_convolution.serves(x, kernel) == served
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "device_count", lambda: 4)
+            assert not onednn_convolution.serves(x, kernel), "the calls are not divided among devices"
+
+
+def test_not_where_it_was_not_tried(monkeypatch):
+    def instructions():
+        onednn.instructions.cache_clear()
+        return onednn.instructions()
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(onednn.jaxlib, "__version__", "99.0")
+            assert not instructions() and not onednn.serves("float32")
+        with monkeypatch.context() as patch:
+            patch.setattr(onednn.platform, "machine", lambda: "aarch64")
+            assert not instructions()
+        with monkeypatch.context() as patch:
+            patch.setattr(onednn.Path, "is_file", lambda self: False)
+            assert not instructions()
+    finally:
+        onednn.instructions.cache_clear()
+    monkeypatch.setattr(onednn, "instructions", lambda: {"avx2", "avx512f"})
+    assert onednn.serves("float32") and not onednn.serves("bfloat16"), "without its instructions it may not compute"
+
+
+COMPILE = """
+import sys, warnings
+warnings.simplefilter("error")
+from jax_ddpm import cpu_convolution
+import jax, jax.numpy as jnp
+dtype = sys.argv[1]
+x, kernel = jnp.ones((2, 8, 8, 16), dtype), jnp.ones((3, 3, 16, 16), dtype)
+jax.jit(lambda x: cpu_convolution.convolve(x, kernel, 1, 1))(x).block_until_ready()
+"""
+
+
+@here
+@pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", False), ("float32", True)])
+def test_programs_that_jax_cannot_keep_are_not_offered_to_it(tmp_path, dtype, kept):
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    subprocess.run([sys.executable, "-c", COMPILE, dtype], env=environment, check=True)
+    assert any("lambda" in path.name for path in tmp_path.iterdir()) == kept
