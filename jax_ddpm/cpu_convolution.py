@@ -12,7 +12,7 @@ from jax import lax
 
 from jax_ddpm import onednn_convolution as by_onednn
 from jax_ddpm import winograd
-from jax_ddpm.cpu import transpose
+from jax_ddpm.cpu import apart
 
 HIGHEST = lax.Precision.HIGHEST
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -147,17 +147,17 @@ def kernel_gradient(x, g, kernel, stride: int, padding: int):
         return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
     if stride == 1 and o < i:  # windows of g in place of the more channels of x: each is copied k * k times
         edge = k - 1 - padding
-        flipped = correlate_batches(g, x, 1, [(edge, edge), (edge, edge)], g)  # (O, K, K, I)
+        flipped = correlate_batches(g, x, 1, [(edge, edge), (edge, edge)])  # (O, K, K, I)
         return flipped[:, ::-1, ::-1].transpose(1, 2, 3, 0)
     ends = [k + stride * (g.shape[1 + axis] - 1) - x.shape[1 + axis] - padding for axis in (0, 1)]
-    return correlate_batches(x, g, stride, [(padding, end) for end in ends], g).transpose(1, 2, 0, 3)
+    return correlate_batches(x, g, stride, [(padding, end) for end in ends]).transpose(1, 2, 0, 3)
 
 
-def correlate_batches(image, window, dilation: int, padding, g):
+def correlate_batches(image, window, dilation: int, padding):
     """Of image (B, H, W, C) and a window (B, K, K, D), summed over the batch: (C, H', W', D)."""
     return lax.conv_general_dilated(
-        transpose(image, (3, 1, 2, 0), g),
-        transpose(window, (1, 2, 0, 3), g),
+        apart(lambda x: x.transpose(3, 1, 2, 0), image),
+        apart(lambda x: x.transpose(1, 2, 0, 3), window),
         window_strides=(1, 1),
         padding=padding,
         rhs_dilation=(dilation, dilation),

@@ -68,6 +68,11 @@ def add_to_pixels(x, vectors):
     return cpu.add_to_pixels(x, vectors) if cpu.at_work() else x + vectors[:, None, None, :]
 
 
+def silu(x):
+    """x sigmoid(x) (Elfwing et al. 2017), for maps of few channels; `jax.nn.silu` is as good elsewhere."""
+    return cpu.silu(x) if cpu.at_work() and x.shape[-1] % 16 else jax.nn.silu(x)
+
+
 class Linear(nnx.Module):
     """y = x W + b; kernel (in, out)."""
 
@@ -177,6 +182,16 @@ class GroupNorm(nnx.Module):
         variance = jnp.mean(jnp.square(groups - mean), axis=(1, 3), keepdims=True)
         normal = ((groups - mean) * lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
         return (normal * self.scale[...].astype(dtype) + self.bias[...].astype(dtype)).astype(x.dtype)
+
+
+def layer_norm(x, scale, bias, epsilon: float):
+    """Ba et al. 2016, over all axes of x (B, ...) but the first, variance in two passes."""
+    if cpu.at_work():
+        return cpu.layer_norm(x, scale, bias, epsilon)
+    axes = tuple(range(1, x.ndim))
+    h = x - jnp.mean(x, axis=axes, keepdims=True)
+    h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=axes, keepdims=True) + epsilon)
+    return h * scale + bias
 
 
 def max_pool_2x2(x):

@@ -55,6 +55,7 @@ LAYERS = [
     "matmul",
     "add_bias",
     "add_to_pixels",
+    "silu",
     "Linear",
     "Conv",
     "convolve",
@@ -62,6 +63,7 @@ LAYERS = [
     "transpose_convolve",
     "ConvTranspose2x2",
     "GroupNorm",
+    "layer_norm",
     "max_pool_2x2",
     "fan_in",
 ]

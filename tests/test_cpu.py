@@ -144,6 +144,19 @@ def test_dense(elsewhere, shape):
         check(ours, lambda x, kernel, bias: x @ kernel + bias, *arguments)
 
 
+@pytest.mark.parametrize("shape", [(3, 7, 7, 5), (2, 67)])
+def test_layer_norm(elsewhere, shape):
+    with jax.enable_x64():
+        arguments = normal(0, *shape), normal(1, *shape[1:]), normal(2, *shape[1:])
+        check(lambda *a: cpu.layer_norm(*a, 1e-5), lambda *a: layers.layer_norm(*a, 1e-5), *arguments)
+
+
+def test_silu():
+    with jax.enable_x64():
+        check(cpu.silu, jax.nn.silu, normal(0, 3, 5, 5, 10))
+    assert np.isinf(cpu.silu(jnp.array([jnp.inf, 1])[None]))[0, 0], "the branch is taken whatever comes first"
+
+
 def test_add_to_pixels(elsewhere):
     with jax.enable_x64():
         check(cpu.add_to_pixels, layers.add_to_pixels, normal(0, 3, 8, 6, 5), normal(1, 3, 5))

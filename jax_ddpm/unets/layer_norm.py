@@ -3,12 +3,11 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import sinusoid_table
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, empty, remat_block
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, empty, layer_norm, remat_block, silu
 
 TIME_WIDTH = 100
 
@@ -23,10 +22,8 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x):
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        h = x.astype(dtype)
-        h = h - jnp.mean(h, axis=(1, 2, 3), keepdims=True)
-        h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=(1, 2, 3), keepdims=True) + self.epsilon)
-        return (h * self.scale[...].astype(dtype) + self.bias[...].astype(dtype)).astype(x.dtype)
+        scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
+        return layer_norm(x.astype(dtype), scale, bias, self.epsilon).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -40,7 +37,7 @@ class Block(nnx.Module):
 
     def __call__(self, x):
         h = self.norm(x) if self.normalize else x
-        return jax.nn.silu(self.conv2(jax.nn.silu(self.conv1(h))))
+        return silu(self.conv2(silu(self.conv1(h))))
 
 
 class TimeLinears(nnx.Module):
@@ -103,8 +100,8 @@ class LayerNormUNet(nnx.Module):
         h1 = self.stage1(x.astype(dtype), time)
         h2 = self.stage2(self.down1(h1), time)
         h3 = self.stage3(self.down2(h2), time)
-        h = self.middle(self.down3b(jax.nn.silu(self.down3a(h3))), time)
-        h = self.up1b(jax.nn.silu(self.up1a(h)))
+        h = self.middle(self.down3b(silu(self.down3a(h3))), time)
+        h = self.up1b(silu(self.up1a(h)))
         h = self.stage4(jnp.concatenate([h3, h], axis=-1), time)
         h = self.stage5(jnp.concatenate([h2, self.up2(h)], axis=-1), time)
         h = self.stage6(jnp.concatenate([h1, self.up3(h)], axis=-1), time)
