@@ -10,40 +10,42 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_ddpm import cpu, winograd
 from jax_ddpm import onednn_convolution as by_onednn
-from jax_ddpm import winograd
-from jax_ddpm.cpu import apart
 
 HIGHEST = lax.Precision.HIGHEST
 NHWC = ("NHWC", "HWIO", "NHWC")
 LARGE = 1 << 17  # numbers; below, transpositions cost less than compiling a branch for them
 
 
-def convolve(x, kernel, stride: int, padding: int):
-    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
+def convolve(x, kernel, stride: int, padding: int, bias=None):
+    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), plus bias (O,), by what is fast for the shape."""
     if by_onednn.serves(x, kernel):
-        return convolve_directly(x, kernel, stride, padding)
+        return convolve_directly(x, kernel, bias, stride, padding)
     if stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
-        return winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
-    if stride == 1 and winograd.pays(x, kernel, padding):
-        return winograd.convolve(x, kernel)
-    return convolve_directly(x, kernel, stride, padding)
+        y = winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
+    elif stride == 1 and winograd.pays(x, kernel, padding):
+        y = winograd.convolve(x, kernel)
+    else:
+        y = convolve_directly(x, kernel, None, stride, padding)
+    return y if bias is None else cpu.add_bias(y, bias)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve_directly(x, kernel, stride: int, padding: int):
-    """Cross-correlation without a transform of its factors."""
-    return correlate(x, kernel, stride, padding)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def convolve_directly(x, kernel, bias, stride: int, padding: int):
+    """Cross-correlation without a transform of its factors; with a bias, or None, where oneDNN serves."""
+    return correlate(x, kernel, stride, padding, bias)
 
 
-def convolve_forward(x, kernel, stride, padding):
-    return correlate(x, kernel, stride, padding), (x, kernel)
+def convolve_forward(x, kernel, bias, stride, padding):
+    return correlate(x, kernel, stride, padding, bias), (x, kernel, bias)
 
 
 def convolve_backward(stride, padding, saved, g):
-    x, kernel = saved
+    x, kernel, bias = saved
     dx = spread(g, kernel, stride, padding, x.shape[1:3])
-    return dx, kernel_gradient(x, g, kernel, stride, padding)
+    dbias = None if bias is None else cpu.add_bias_backward(bias, g)[1]
+    return dx, kernel_gradient(x, g, kernel, stride, padding), dbias
 
 
 convolve_directly.defvjp(convolve_forward, convolve_backward)
@@ -67,23 +69,23 @@ def transpose_backward(stride, padding, size, saved, g):
 transpose_convolve.defvjp(transpose_forward, transpose_backward)
 
 
-def plain(x, kernel, stride, padding):
+def plain(x, kernel, stride, padding, bias=None):
     """Cross-correlation in one call. stride: one number, or one per axis; padding: one number, or pairs."""
     strides = (stride, stride) if isinstance(stride, int) else stride
     edges = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
     if by_onednn.serves(x, kernel):
-        return by_onednn.correlate(x, kernel, strides, edges)
+        return by_onednn.correlate(x, kernel, strides, edges, bias)
     return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=NHWC, precision=HIGHEST)
 
 
-def correlate(x, kernel, stride: int, padding: int):
+def correlate(x, kernel, stride: int, padding: int, bias=None):
     """Cross-correlation; with few channels, several neighbouring columns of the output at once as channels.
 
     XLA gathers every window of x anew: one window for `at_once` columns is not much larger than one for one.
     """
     at_once = columns_at_once(x, kernel, stride, padding)
     if at_once == 1:
-        return plain(x, kernel, stride, padding)
+        return plain(x, kernel, stride, padding, bias)
     shifted = [jnp.pad(kernel, ((0, 0), (j, at_once - 1 - j), (0, 0), (0, 0))) for j in range(at_once)]
     y = plain(x, jnp.concatenate(shifted, axis=-1), (1, at_once), padding)
     return y.reshape(*x.shape[:3], kernel.shape[-1])
@@ -156,8 +158,8 @@ def kernel_gradient(x, g, kernel, stride: int, padding: int):
 def correlate_batches(image, window, dilation: int, padding):
     """Of image (B, H, W, C) and a window (B, K, K, D), summed over the batch: (C, H', W', D)."""
     return lax.conv_general_dilated(
-        apart(lambda x: x.transpose(3, 1, 2, 0), image),
-        apart(lambda x: x.transpose(1, 2, 0, 3), window),
+        cpu.apart(lambda x: x.transpose(3, 1, 2, 0), image),
+        cpu.apart(lambda x: x.transpose(1, 2, 0, 3), window),
         window_strides=(1, 1),
         padding=padding,
         rhs_dilation=(dilation, dilation),

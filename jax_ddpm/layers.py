@@ -97,15 +97,22 @@ class Conv(nnx.Module):
 
     def __call__(self, x):
         kernel = self.kernel[...].astype(x.dtype)
-        return add_bias(convolve(x, kernel, self.stride, self.padding), self.bias[...])
+        return convolve(x, kernel, self.stride, self.padding, self.bias[...])
 
 
-def convolve(x, kernel, stride: int, padding: int):
-    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), by the route that is fast for its shape."""
+def convolve(x, kernel, stride: int, padding: int, bias=None):
+    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), plus bias (O,), by what is fast for the shape."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        return matmul(x, kernel[0, 0])
-    if cpu.at_work():
-        return cpu_convolution.convolve(x, kernel, stride, padding)
+        y = matmul(x, kernel[0, 0])
+    elif cpu.at_work():
+        return cpu_convolution.convolve(x, kernel, stride, padding, None if bias is None else bias.astype(x.dtype))
+    else:
+        y = correlate(x, kernel, stride, padding)
+    return y if bias is None else add_bias(y, bias)
+
+
+def correlate(x, kernel, stride: int, padding: int):
+    """The same without a bias, by XLA's own route."""
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -35,8 +35,10 @@ def instructions() -> frozenset[str]:
     return frozenset(next(flags, "").split())
 
 
-def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3)):
+def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3), bias=None):
     """Cross-correlation of x (B, H, W, I) with a kernel whose `axes` are its rows, columns, I and O: (B, H', W', O).
+
+    Plus bias (O,), before the sum is rounded.
 
     strides, dilation: a number per axis of the maps; padding: a pair per axis.
     """
@@ -55,7 +57,11 @@ def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3)):
     }
     config = {"dims": 4, "feature_groups": 1, "input": image, "output": image}
     config |= {"kernel": {"filter": filters}, "window": window}
-    return call("convolution", (len(x), *maps, sizes[3]), {"onednn_conv_config": config}, x, kernel)
+    operands = [x, kernel]
+    if bias is not None:
+        config["fusions"] = {"ops": ["BIAS"]}
+        operands.append(bias)
+    return call("convolution", (len(x), *maps, sizes[3]), {"onednn_conv_config": config}, *operands)
 
 
 def matmul(a, b, transpose_a: bool = False, transpose_b: bool = False, dtype=None):

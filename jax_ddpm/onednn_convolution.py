@@ -14,11 +14,11 @@ def serves(x, kernel) -> bool:
     return onednn.serves(x.dtype) and (x.dtype == jnp.bfloat16 or not vectors)
 
 
-def correlate(x, kernel, strides, padding):
-    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O). strides: one per axis; padding: pairs."""
+def correlate(x, kernel, strides, padding, bias=None):
+    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), plus bias (O,). One stride, pair per axis."""
     if is_2x2(x, kernel, strides, padding):
-        return correlate_2x2(x, kernel)
-    return onednn.convolve(x, kernel, strides, padding)
+        return correlate_2x2(x, kernel) + (0 if bias is None else bias)
+    return onednn.convolve(x, kernel, strides, padding, bias=bias)
 
 
 def correlate_flipped(x, kernel, padding):

@@ -59,6 +59,7 @@ LAYERS = [
     "Linear",
     "Conv",
     "convolve",
+    "correlate",
     "ConvTranspose",
     "transpose_convolve",
     "ConvTranspose2x2",

@@ -64,11 +64,12 @@ def test_convolution(elsewhere, monkeypatch, dtype, batch, size, channels, kerne
     monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
     x, kernel = normal(0, batch, *size, channels[0]), normal(1, kernel_size, kernel_size, *channels)
     check(
-        lambda *a: cpu_convolution.convolve(*a, stride, padding),
-        lambda *a: layers.convolve(*a, stride, padding),
+        lambda x, kernel, bias: cpu_convolution.convolve(x, kernel, stride, padding, bias),
+        lambda x, kernel, bias: layers.convolve(x, kernel, stride, padding, bias),
         dtype,
         x,
         kernel,
+        normal(2, channels[1]),
     )
 
 
