@@ -69,8 +69,8 @@ def add_to_pixels(x, vectors):
 
 
 def silu(x):
-    """x sigmoid(x) (Elfwing et al. 2017), for maps of few channels; `jax.nn.silu` is as good elsewhere."""
-    return cpu.silu(x) if cpu.at_work() and x.shape[-1] % 16 else jax.nn.silu(x)
+    """x sigmoid(x) (Elfwing et al. 2017)."""
+    return cpu.silu(x) if cpu.at_work() and (x.shape[-1] % 16 or x.dtype == jnp.bfloat16) else jax.nn.silu(x)
 
 
 class Linear(nnx.Module):

@@ -19,6 +19,7 @@ from jax_ddpm.layers import (
     add_to_pixels,
     keep,
     remat_block,
+    silu,
 )
 
 
@@ -38,7 +39,7 @@ class TimeEmbedding(nnx.Module):
         dtype = self.linear1.kernel.dtype  # phases never in bfloat16: 998 would become 1000
         phase = t.astype(dtype)[:, None] * self.frequencies[...].astype(dtype)
         time = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
-        return self.linear2(jax.nn.silu(self.linear1(time)))
+        return self.linear2(silu(self.linear1(time)))
 
 
 class ResidualBlock(nnx.Module):
@@ -53,9 +54,9 @@ class ResidualBlock(nnx.Module):
         self.shortcut = Conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def __call__(self, x, time, dropout):
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
-        h = add_to_pixels(h, self.time_linear(jax.nn.silu(time)))
-        h = self.conv2(dropout(jax.nn.silu(self.norm2(h))))
+        h = self.conv1(silu(self.norm1(x)))
+        h = add_to_pixels(h, self.time_linear(silu(time)))
+        h = self.conv2(dropout(silu(self.norm2(h))))
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -189,4 +190,4 @@ class AttentionUNet(nnx.Module):
                 h = layer(h)
             else:
                 h = layer(jnp.concatenate([h, skips.pop()], axis=-1), time, dropout)
-        return self.output(jax.nn.silu(self.norm(h))).astype(result_dtype)
+        return self.output(silu(self.norm(h))).astype(result_dtype)

@@ -16,6 +16,7 @@ from jax_ddpm.layers import (
     add_to_pixels,
     max_pool_2x2,
     remat_block,
+    silu,
 )
 
 
@@ -44,9 +45,9 @@ class ConvBlock(nnx.Module):
 
     @remat_block
     def __call__(self, x, time):
-        h = jax.nn.silu(self.norm1(self.conv1(x)))
-        h = add_to_pixels(h, jax.nn.silu(self.time_linear(time)))
-        h = jax.nn.silu(self.norm2(self.conv2(h)))
+        h = silu(self.norm1(self.conv1(x)))
+        h = add_to_pixels(h, silu(self.time_linear(time)))
+        h = silu(self.norm2(self.conv2(h)))
         return h + (x if self.residual is None else self.residual(x))
 
 

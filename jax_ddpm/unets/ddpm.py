@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import halved, halved_frequencies
-from jax_ddpm.layers import HIGHEST, Conv, GroupNorm, Linear, add_to_pixels, keep, remat_block
+from jax_ddpm.layers import HIGHEST, Conv, GroupNorm, Linear, add_to_pixels, keep, remat_block, silu
 
 
 class TimeEmbedding(nnx.Module):
@@ -25,7 +25,7 @@ class TimeEmbedding(nnx.Module):
     def __call__(self, t):
         dtype = self.linear1.kernel.dtype  # phases never in bfloat16: 998 would become 1000
         frequencies = jnp.asarray(halved_frequencies(self.width, self.freq_shift), dtype)
-        return self.linear2(jax.nn.silu(self.linear1(halved(t, frequencies, self.flip_sin_to_cos))))
+        return self.linear2(silu(self.linear1(halved(t, frequencies, self.flip_sin_to_cos))))
 
 
 class ResidualBlock(nnx.Module):
@@ -41,9 +41,9 @@ class ResidualBlock(nnx.Module):
 
     @remat_block
     def __call__(self, x, time, dropout):
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
-        h = add_to_pixels(h, self.time_linear(jax.nn.silu(time)))
-        h = self.conv2(dropout(jax.nn.silu(self.norm2(h))))
+        h = self.conv1(silu(self.norm1(x)))
+        h = add_to_pixels(h, self.time_linear(silu(time)))
+        h = self.conv2(dropout(silu(self.norm2(h))))
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -203,4 +203,4 @@ class DDPMUNet(nnx.Module):
         h = self.middle(skips[-1], time, dropout)
         for level in self.up:
             h = level(h, skips, time, dropout)
-        return self.output(jax.nn.silu(self.norm(h))).astype(result_dtype)
+        return self.output(silu(self.norm(h))).astype(result_dtype)

@@ -1,6 +1,5 @@
 """LayerNormUNet: a small UNet for 28x28 gray images with LayerNorm over whole maps; 506,852 trained parameters."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
@@ -48,7 +47,7 @@ class TimeLinears(nnx.Module):
         self.linear2 = Linear(channels, channels)
 
     def __call__(self, time):
-        return self.linear2(jax.nn.silu(self.linear1(time)))[:, None, None, :]
+        return self.linear2(silu(self.linear1(time)))[:, None, None, :]
 
 
 class Stage(nnx.Module):

@@ -1,12 +1,11 @@
 """StridedUNet: strided convolutions down, transposed ones up; 4,544,323 parameters at three image channels."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, add_to_pixels, remat_block
+from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, add_to_pixels, remat_block, silu
 
 TIME_WIDTH = 256
 
@@ -19,7 +18,7 @@ class TimeEmbedding(nnx.Module):
         self.linear2 = Linear(TIME_WIDTH, TIME_WIDTH)
 
     def __call__(self, t):
-        return self.linear2(jax.nn.silu(self.linear1(t[:, None].astype(self.linear1.kernel.dtype))))
+        return self.linear2(silu(self.linear1(t[:, None].astype(self.linear1.kernel.dtype))))
 
 
 class DoubleConv(nnx.Module):
@@ -33,7 +32,7 @@ class DoubleConv(nnx.Module):
 
     @remat_block
     def __call__(self, x):
-        return jax.nn.silu(self.norm2(self.conv2(jax.nn.silu(self.norm1(self.conv1(x))))))
+        return silu(self.norm2(self.conv2(silu(self.norm1(self.conv1(x))))))
 
 
 class DownBlock(nnx.Module):
