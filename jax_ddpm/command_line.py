@@ -12,6 +12,7 @@ import tyro
 
 from jax_ddpm.compilation import keep_compiled
 from jax_ddpm.config import Clip, Objective, RunConfig, Schedule, Variance
+from jax_ddpm.cpu_flags import keep_freed_memory
 from jax_ddpm.errors import UserError
 from jax_ddpm.presets import PRESETS, preset
 from jax_ddpm.training import run_folder
@@ -124,6 +125,7 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
 def run_command(main: Callable[[], object]) -> None:
     """Call a command's main; what the user got wrong becomes its one or two lines on stderr and exit code 2."""
     keep_compiled()
+    keep_freed_memory()
     try:
         main()
     except (UserError, TorchUserError) as error:

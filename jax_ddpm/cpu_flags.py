@@ -1,11 +1,13 @@
-"""The compiler flag that makes XLA quicker on CPUs. Does not import jax."""
+"""What makes JAX quicker on CPUs: a flag of XLA's compiler, and memory that is kept. Does not import jax."""
 
+import ctypes
 import importlib.util
 import mmap
 import os
 from pathlib import Path
 
 # XLA's newer matrix products on CPUs; its convolutions run up to twice as fast beside them.
+MALLOC = {-8: 1, -4: 0, -1: 2**31 - 1}  # glibc's M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
 CPU_FLAG, CPU_PRODUCTS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 
 
@@ -29,3 +31,20 @@ def jaxlib_has(*names: str) -> bool:
             return all(content.find(name.encode()) >= 0 for name in names)
     except (OSError, TypeError, ValueError):
         return False
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's malloc, for the rest of the process, to keep what is freed for the next request.
+
+    XLA frees its memory after each step and asks for it anew; the system's zeroing it each time takes up to an eighth
+    of a step on a CPU. A process then holds the most that it ever held. Changes nothing with another C library, or
+    where the environment says how malloc is to work.
+    """
+    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return
+    for parameter, value in MALLOC.items():
+        library.mallopt(parameter, value)

@@ -1,6 +1,7 @@
 """What a start and a step cost: programs that are kept, memory that is reused, nothing that is done twice."""
 
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -213,3 +214,25 @@ def test_jax_takes_the_flag():
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "2.0", done.stderr
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from jax_ddpm.cpu_flags import keep_freed_memory
+keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(64 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(), faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+@pytest.mark.parametrize(("own", "kept"), [({}, True), ({"MALLOC_TOP_PAD_": "0"}, False)])
+def test_freed_memory_is_kept_unless_the_environment_says_how(own, kept):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))} | own
+    result = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    first, second = map(int, result.stdout.split())
+    assert first > 100 and (second < first / 10) == kept

@@ -14,6 +14,7 @@ import numpy as np
 
 from jax_ddpm.benchmark.job import Absent, Contender, Job
 from jax_ddpm.config import from_json
+from jax_ddpm.cpu_flags import keep_freed_memory
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     def answer(**content):
         print(json.dumps(content), file=answers, flush=True)
 
+    keep_freed_memory()  # as the commands do
     try:
         job = from_json(Job, sys.stdin.readline(), "The job")
         contender = prepare(job)
