@@ -3,11 +3,13 @@
 They are as fast as PyTorch's, which are the same. XLA itself never calls them for a convolution, and what they expect
 is written down nowhere but in its source (xla/service/cpu/onednn_config.proto, onednn_convolution.cc of XLA); a call
 that oneDNN refuses ends the process. So they are called only in versions of jaxlib that were tried, on kinds of CPU
-that were tried. Programs with such calls cannot be kept by JAX's compilation cache.
+that were tried, unless the environment has JAX_DDPM_ONEDNN=0. JAX's compilation cache cannot keep programs with such
+calls: a process that made one writes no more programs to it.
 """
 
 import functools
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -27,8 +29,10 @@ def serves(dtype) -> bool:
 
 @functools.cache
 def instructions() -> frozenset[str]:
-    """What this CPU can do, in Linux's words; nothing where jaxlib was not tried."""
+    """What this CPU can do, in Linux's words; nothing where jaxlib was not tried, or oneDNN is not wanted."""
     info = Path("/proc/cpuinfo")
+    if os.environ.get("JAX_DDPM_ONEDNN") == "0":
+        return frozenset()
     if jaxlib.__version__ not in VERSIONS or platform.machine() != "x86_64" or not info.is_file():
         return frozenset()
     flags = (line for line in info.read_text().splitlines() if line.startswith("flags"))

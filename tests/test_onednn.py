@@ -129,7 +129,7 @@ def test_what_is_served(monkeypatch, dtype, channels, served):
             assert not onednn_convolution.serves(x, kernel), "the calls are not divided among devices"
 
 
-def test_not_where_it_was_not_tried(monkeypatch):
+def test_not_where_it_was_not_tried_or_is_not_wanted(monkeypatch):
     def instructions():
         onednn.instructions.cache_clear()
         return onednn.instructions()
@@ -143,6 +143,9 @@ def test_not_where_it_was_not_tried(monkeypatch):
             assert not instructions()
         with monkeypatch.context() as patch:
             patch.setattr(onednn.Path, "is_file", lambda self: False)
+            assert not instructions()
+        with monkeypatch.context() as patch:
+            patch.setenv("JAX_DDPM_ONEDNN", "0")
             assert not instructions()
     finally:
         onednn.instructions.cache_clear()
