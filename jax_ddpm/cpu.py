@@ -1,7 +1,7 @@
 """Layers rewritten where XLA's compiler for CPUs is slow: the same numbers up to rounding, other orders of summation.
 
 `layers` takes these routes on CPUs only; on GPUs and TPUs XLA's own is best. Those with gradients of their own are
-differentiable in reverse mode only.
+differentiable once, in reverse mode.
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
 """Convolutions by routes that XLA's compiler for CPUs makes fast: the same numbers up to rounding.
 
-Differentiable in reverse mode only.
+Differentiable once, in reverse mode.
 """
 
 import math
@@ -69,23 +69,23 @@ def transpose_backward(stride, padding, size, saved, g):
 transpose_convolve.defvjp(transpose_forward, transpose_backward)
 
 
-def plain(x, kernel, stride, padding, bias=None):
-    """Cross-correlation in one call. stride: one number, or one per axis; padding: one number, or pairs."""
+def plain(x, kernel, stride, padding):
+    """Cross-correlation, XLA's own. stride: one number, or one per axis; padding: one number, or pairs."""
     strides = (stride, stride) if isinstance(stride, int) else stride
     edges = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
-    if by_onednn.serves(x, kernel):
-        return by_onednn.correlate(x, kernel, strides, edges, bias)
     return lax.conv_general_dilated(x, kernel, strides, edges, dimension_numbers=NHWC, precision=HIGHEST)
 
 
 def correlate(x, kernel, stride: int, padding: int, bias=None):
-    """Cross-correlation; with few channels, several neighbouring columns of the output at once as channels.
+    """Cross-correlation, plus a bias where oneDNN serves; with few channels, neighbouring columns at once as channels.
 
     XLA gathers every window of x anew: one window for `at_once` columns is not much larger than one for one.
     """
+    if by_onednn.serves(x, kernel):
+        return by_onednn.correlate(x, kernel, (stride, stride), 2 * ((padding, padding),), bias)
     at_once = columns_at_once(x, kernel, stride, padding)
     if at_once == 1:
-        return plain(x, kernel, stride, padding, bias)
+        return plain(x, kernel, stride, padding)
     shifted = [jnp.pad(kernel, ((0, 0), (j, at_once - 1 - j), (0, 0), (0, 0))) for j in range(at_once)]
     y = plain(x, jnp.concatenate(shifted, axis=-1), (1, at_once), padding)
     return y.reshape(*x.shape[:3], kernel.shape[-1])
@@ -94,7 +94,7 @@ def correlate(x, kernel, stride: int, padding: int, bias=None):
 def columns_at_once(x, kernel, stride: int, padding: int) -> int:
     """How many columns of the output: fewer windows, but up to twice the multiplications. The limits are measured."""
     width, (k, _, i, o) = x.shape[2], kernel.shape
-    if stride != 1 or k != 3 or padding != 1 or by_onednn.serves(x, kernel):
+    if stride != 1 or k != 3 or padding != 1:
         return 1
     if min(i, o) <= 4 and width % 4 == 0:
         return 4
@@ -129,7 +129,8 @@ def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
     kernel = jnp.pad(kernel, 2 * [(front, taps * stride - k - front)] + 2 * [(0, 0)])
     blocks = kernel.reshape(taps, stride, taps, stride, out, -1)[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
     edges = [(taps - 1 - first, end - (n - 1)) for n, end in zip(maps, ends, strict=True)]
-    y = plain(x, blocks.reshape(taps, taps, x.shape[3], -1), 1, edges)
+    blocks = blocks.reshape(taps, taps, x.shape[3], -1)
+    y = by_onednn.correlate(x, blocks, (1, 1), edges) if by_onednn.serves(x, kernel) else plain(x, blocks, 1, edges)
     height, width = y.shape[1:3]
     y = y.reshape(b, height, width, stride, stride, out).swapaxes(2, 3).reshape(b, height * stride, width * stride, out)
     crop = [slice(start % stride, start % stride + n) for n in size]

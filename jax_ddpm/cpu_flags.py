@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 # XLA's newer matrix products on CPUs; its convolutions run up to twice as fast beside them.
-MALLOC = {-8: 1, -4: 0, -1: 2**31 - 1}  # glibc's M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
 CPU_FLAG, CPU_PRODUCTS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+MALLOC = {-8: 1, -4: 0, -1: -1}  # glibc's M_ARENA_MAX; M_MMAP_MAX: none; M_TRIM_THRESHOLD: never
 
 
 def set_cpu_flags() -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import jaxlib
 
 VERSIONS = ("0.10.2",)  # of jaxlib
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # with which oneDNN does not use what the CPU has
 INSTRUCTIONS = {"float32": {"avx512f"}, "bfloat16": {"avx512_bf16"}}
 
 
@@ -31,7 +32,7 @@ def serves(dtype) -> bool:
 def instructions() -> frozenset[str]:
     """What this CPU can do, in Linux's words; nothing where jaxlib was not tried, or oneDNN is not wanted."""
     info = Path("/proc/cpuinfo")
-    if os.environ.get("JAX_DDPM_ONEDNN") == "0":
+    if os.environ.get("JAX_DDPM_ONEDNN") == "0" or any(name in os.environ for name in LIMITS):
         return frozenset()
     if jaxlib.__version__ not in VERSIONS or platform.machine() != "x86_64" or not info.is_file():
         return frozenset()
@@ -42,10 +43,11 @@ def instructions() -> frozenset[str]:
 def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3), bias=None):
     """Cross-correlation of x (B, H, W, I) with a kernel whose `axes` are its rows, columns, I and O: (B, H', W', O).
 
-    Plus bias (O,), before the sum is rounded.
-
-    strides, dilation: a number per axis of the maps; padding: a pair per axis.
+    Plus bias (O,), before the sum is rounded. strides, dilation: a number per axis of the maps; padding: a pair per
+    axis, negative where x is to be cropped.
     """
+    rows, columns = (slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(x.shape[1:3], padding, strict=True))
+    x, padding = x[:, rows, columns], [(max(a, 0), max(b, 0)) for a, b in padding]
     sizes = [kernel.shape[axis] for axis in axes]
     maps = [
         (n + low + high - d * (k - 1) - 1) // s + 1
@@ -86,7 +88,8 @@ def transpose(x):
 
 def call(name: str, shape, config: dict, *operands, dtype=None):
     """The result, of this shape, and the operands' dtype if no other is given."""
-    # XLA would write down such a call as if it were one of another kind, and fail.
+    # XLA would write down such a call as if it were one of another kind, and fail (JAX warns, and goes on). Programs
+    # are written when they are compiled: what puts this back between tracing and compiling brings the warning.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     result = jax.ShapeDtypeStruct(shape, dtype or operands[0].dtype)
     options = {"custom_call_api_version": 2, "legacy_backend_config": json.dumps(config)}

@@ -17,7 +17,7 @@ def serves(x, kernel) -> bool:
 def correlate(x, kernel, strides, padding, bias=None):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), plus bias (O,). One stride, pair per axis."""
     if is_2x2(x, kernel, strides, padding):
-        return correlate_2x2(x, kernel) + (0 if bias is None else bias)
+        return correlate_2x2(x, kernel, bias)
     return onednn.convolve(x, kernel, strides, padding, bias=bias)
 
 
@@ -34,11 +34,11 @@ def is_2x2(x, kernel, strides, padding) -> bool:
     return sizes == ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1)))
 
 
-def correlate_2x2(x, kernel, flipped: bool = False):
+def correlate_2x2(x, kernel, bias=None, flipped: bool = False):
     """Cross-correlation of maps of 2x2: a product of matrices for each of a kernel's nine pixels, no padding."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     pixels = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    y = dict.fromkeys(pixels, 0)
+    y = dict.fromkeys(pixels, 0 if bias is None else bias.astype(dtype))
     for a, b in [(a, b) for a in range(3) for b in range(3)]:
         meeting = [(i, j) for i, j in pixels if (i + a - 1, j + b - 1) in pixels]
         rows = jnp.concatenate([x[:, i + a - 1, j + b - 1] for i, j in meeting])
@@ -50,7 +50,7 @@ def correlate_2x2(x, kernel, flipped: bool = False):
 
 
 def kernel_gradient(x, g, k: int, stride: int, padding: int):
-    """Of the sum of g (B, H', W', O) times the convolution of x (B, H, W, I): (K, K, I, O)."""
+    """Of the sum of g (B, H', W', O) times the convolution of x (B, H, W, I): (K, K, I, O). NaN if x is not finite."""
     if stride == 1 and g.shape[3] < x.shape[3] and x.shape[3] * g.shape[3] < g[..., 0].size:
         edge = k - 1 - padding  # fewer channels to transpose, and little to turn around
         flipped = correlate_batches(g, x, k, 1, [(edge, edge), (edge, edge)])

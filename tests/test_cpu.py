@@ -157,6 +157,12 @@ def test_silu():
     assert np.isinf(cpu.silu(jnp.array([jnp.inf, 1])[None]))[0, 0], "the branch is taken whatever comes first"
 
 
+def test_silu_of_bfloat16_is_rounded_once():
+    x = normal(0, 3, 4, 4, 16).astype(jnp.bfloat16)
+    exact = jax.nn.silu(x.astype(jnp.float32))
+    assert layers.silu(x).dtype == jnp.bfloat16 and (layers.silu(x) == exact.astype(jnp.bfloat16)).all()
+
+
 def test_add_to_pixels(elsewhere):
     with jax.enable_x64():
         check(cpu.add_to_pixels, layers.add_to_pixels, normal(0, 3, 8, 6, 5), normal(1, 3, 5))

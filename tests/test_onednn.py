@@ -58,6 +58,8 @@ def normal(seed, *shape):
         (3, (6, 6), (5, 7), 5, 1, 2),
         (3, (3, 3), (5, 7), 2, 1, 1),
         (2, (1, 1), (8, 12), 3, 1, 1),
+        (2, (5, 4), (5, 7), 1, 1, 1),  # more padding than the kernel reaches: gradients crop
+        (2, (5, 4), (7, 5), 2, 1, 2),
     ],
 )
 def test_convolution(elsewhere, monkeypatch, dtype, batch, size, channels, kernel_size, stride, padding):  # noqa: F811
@@ -76,7 +78,8 @@ def test_convolution(elsewhere, monkeypatch, dtype, batch, size, channels, kerne
 @here
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize(
-    ("size", "kernel_size", "stride", "padding"), [(7, 4, 2, 1), (4, 3, 2, 0), (5, 5, 3, 1), (4, 3, 1, 1), (2, 3, 1, 1)]
+    ("size", "kernel_size", "stride", "padding"),
+    [(7, 4, 2, 1), (4, 3, 2, 0), (5, 5, 3, 1), (4, 3, 1, 1), (2, 3, 1, 1), (4, 2, 2, 2)],
 )
 def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size, stride, padding):  # noqa: F811
     monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
@@ -95,6 +98,40 @@ def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size
 @pytest.mark.parametrize("shape", [(6, 5), (3, 4, 4, 5)])
 def test_dense(shape):
     check(cpu.matmul, lambda x, k: jnp.dot(x, k, precision="highest"), jnp.bfloat16, normal(0, *shape), normal(1, 5, 7))
+
+
+@here
+@pytest.mark.parametrize("batch", [3, 65])
+def test_gradients_of_what_is_not_finite(monkeypatch, batch):
+    monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
+    x, kernel = np.ones((batch, 4, 4, 5), np.float32), jnp.ones((3, 3, 5, 6), jnp.float32)
+    x[1, 2, 2, 1] = np.inf
+    y, pull = jax.vjp(lambda kernel: cpu_convolution.convolve(jnp.asarray(x), kernel, 1, 1), kernel)
+    assert not np.isfinite(pull(jnp.ones_like(y))[0][:, :, 1]).any() and np.isfinite(y[0]).all()
+
+
+@here
+def test_rematerialised_and_mapped_gradients():
+    x, kernel = jnp.asarray(normal(0, 2, 3, 4, 4, 10), jnp.float32), jnp.asarray(normal(1, 3, 3, 10, 10), jnp.float32)
+
+    def loss(kernel, x):
+        return jnp.sum(cpu.silu(cpu_convolution.convolve(x, kernel, 1, 1)) ** 2)
+
+    one = jnp.stack([jax.grad(loss)(kernel, image) for image in x])
+    np.testing.assert_allclose(jax.vmap(jax.grad(loss), (None, 0))(kernel, x), one, rtol=1e-4, atol=1e-4)
+    again = jax.grad(jax.checkpoint(loss))(kernel, x[0])
+    np.testing.assert_allclose(again, one[0], rtol=1e-5, atol=1e-5)
+
+
+@here
+@pytest.mark.parametrize(
+    ("channels", "stride"), [((64, 3), 1), ((3, 64), 1), ((128, 2), 1), ((3, 64), 2), ((64, 1), 1)]
+)
+def test_float32_networks_for_pictures_are_left_to_xla(channels, stride):
+    x, kernel = jnp.zeros((1, 8, 8, channels[0])), jnp.zeros((3, 3, *channels))
+    gradient = jax.grad(lambda x, kernel: jnp.sum(cpu_convolution.convolve(x, kernel, stride, 1)), (0, 1))
+    assert "__onednn" not in str(jax.make_jaxpr(gradient)(x, kernel))
+    assert "__onednn" in str(jax.make_jaxpr(gradient)(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)))
 
 
 @here
@@ -146,6 +183,9 @@ def test_not_where_it_was_not_tried_or_is_not_wanted(monkeypatch):
             assert not instructions()
         with monkeypatch.context() as patch:
             patch.setenv("JAX_DDPM_ONEDNN", "0")
+            assert not instructions()
+        with monkeypatch.context() as patch:
+            patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
             assert not instructions()
     finally:
         onednn.instructions.cache_clear()
