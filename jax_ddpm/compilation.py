@@ -11,8 +11,8 @@ def keep_compiled() -> Path | None:
     """Tell JAX, before it is imported, to keep its programs in ~/.cache/jax_ddpm/compiled; the folder.
 
     Changes nothing, and returns None, where JAX_COMPILATION_CACHE_DIR is set (to nothing: no cache) or the folder
-    cannot be written. Programs that call back into Python are never kept, nor
-    what a process compiles after its first call of `onednn`.
+    cannot be written. Programs that call back into Python are never kept, nor what a process compiles after its first
+    call of `onednn`.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return None

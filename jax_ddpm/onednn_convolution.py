@@ -50,7 +50,7 @@ def correlate_2x2(x, kernel, bias=None, flipped: bool = False):
 
 
 def kernel_gradient(x, g, k: int, stride: int, padding: int):
-    """Of the sum of g (B, H', W', O) times the convolution of x (B, H, W, I): (K, K, I, O). NaN if x is not finite."""
+    """Of the sum of g (B, H', W', O) times the convolution of x (B, H, W, I): (K, K, I, O); not finite if x is not."""
     if stride == 1 and g.shape[3] < x.shape[3] and x.shape[3] * g.shape[3] < g[..., 0].size:
         edge = k - 1 - padding  # fewer channels to transpose, and little to turn around
         flipped = correlate_batches(g, x, k, 1, [(edge, edge), (edge, edge)])
