@@ -4,7 +4,7 @@
 differentiable once, in reverse mode.
 """
 
-from functools import partial
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -19,80 +19,6 @@ LARGE = 1 << 17  # numbers; a sum of fewer is quick anyhow
 def at_work() -> bool:
     """Whether JAX computes on a CPU."""
     return jax.default_backend() == "cpu"
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def group_norm(x, scale, bias, num_groups: int, epsilon: float):
-    """GroupNorm (Wu & He 2018, eq. 1 to 3) of x (B, ..., C), with sums over pixels first, then over a group's channels.
-
-    Sums over pixels and channels at once would be compiled into slow loops, with SiLU's gradient recomputed in each.
-    """
-    return group_norm_forward(x, scale, bias, num_groups, epsilon)[0]
-
-
-def group_norm_forward(x, scale, bias, num_groups, epsilon):
-    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
-    count = pixels.shape[1] * x.shape[-1] // num_groups
-    mean = group_sum(pixel_sum(pixels), num_groups)[:, None] / count
-    variance = group_sum(pixel_sum(jnp.square(pixels - mean)), num_groups)[:, None] / count
-    rstd = lax.rsqrt(variance + epsilon)
-    y = (pixels - mean) * (rstd * scale) + bias
-    return y.reshape(x.shape), (x, scale, mean, rstd)
-
-
-def group_norm_backward(num_groups, epsilon, saved, dy):
-    x, scale, mean, rstd = saved
-    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
-    dy = dy.reshape(pixels.shape)
-    count = pixels.shape[1] * x.shape[-1] // num_groups
-    sum_dy = pixel_sum(dy)
-    sum_dy_normal = pixel_sum(dy * (pixels - mean)) * rstd[:, 0]
-    a = group_sum(sum_dy * scale, num_groups)[:, None] / count
-    b = group_sum(sum_dy_normal * scale, num_groups)[:, None] / count
-    dx = (dy * scale - a - (pixels - mean) * (rstd * b)) * rstd
-    return dx.reshape(x.shape), batch_sum(sum_dy_normal), batch_sum(sum_dy)
-
-
-group_norm.defvjp(group_norm_forward, group_norm_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x, scale, bias, epsilon: float):
-    """LayerNorm (Ba et al. 2016) of x (B, ...) over all axes but the first, in rows."""
-    return layer_norm_forward(x, scale, bias, epsilon)[0]
-
-
-def layer_norm_forward(x, scale, bias, epsilon):
-    def normalised(rows, scale, bias):
-        mean = row_mean(rows)
-        rstd = lax.rsqrt(row_mean(jnp.square(rows - mean)) + epsilon)
-        return (rows - mean) * rstd * scale + bias
-
-    rows = x.reshape(len(x), -1)
-    return apart(normalised, rows, scale.ravel(), bias.ravel()).reshape(x.shape), (x, scale)
-
-
-def layer_norm_backward(epsilon, saved, dy):
-    x, scale = saved
-
-    def gradients(rows, scale, dy):
-        mean = row_mean(rows)
-        rstd = lax.rsqrt(row_mean(jnp.square(rows - mean)) + epsilon)
-        normal = (rows - mean) * rstd
-        dnormal = dy * scale
-        dx = (dnormal - row_mean(dnormal) - normal * row_mean(dnormal * normal)) * rstd
-        return dx, batch_sum(dy * normal), batch_sum(dy)
-
-    dx, dscale, dbias = apart(gradients, x.reshape(len(x), -1), scale.ravel(), dy.reshape(len(x), -1))
-    return dx.reshape(x.shape), dscale.reshape(scale.shape), dbias.reshape(scale.shape)
-
-
-layer_norm.defvjp(layer_norm_forward, layer_norm_backward)
-
-
-def row_mean(x):
-    """x (B, N) averaged over N: (B, 1)."""
-    return (jnp.dot(x, jnp.ones(x.shape[1], x.dtype), precision=HIGHEST) / x.shape[1])[:, None]
 
 
 @jax.custom_vjp
@@ -183,6 +109,28 @@ def max_pool_backward(place, g):
 max_pool_2x2.defvjp(max_pool_forward, max_pool_backward)
 
 
+@jax.custom_vjp
+def concatenate_channels(*arrays):
+    """Arrays (B, H, W, C_i) side by side: (B, H, W, sum of C_i)."""
+    dtype = arrays[0].dtype
+    if dtype != jnp.bfloat16:
+        return jnp.concatenate(arrays, axis=-1)
+    as_integers = [lax.bitcast_convert_type(a, jnp.uint16) for a in arrays]  # XLA would go by way of float32
+    return lax.bitcast_convert_type(jnp.concatenate(as_integers, axis=-1), dtype)
+
+
+def concatenate_forward(*arrays):
+    return concatenate_channels(*arrays), [a.shape[-1] for a in arrays]
+
+
+def concatenate_backward(channels, g):
+    ends = list(itertools.accumulate(channels))
+    return tuple(g[..., end - c : end] for c, end in zip(channels, ends, strict=True))
+
+
+concatenate_channels.defvjp(concatenate_forward, concatenate_backward)
+
+
 def larger(a, b):
     """Where a is to be chosen, coming after b: NaN is larger than any number."""
     return (a > b) | (a != a)
@@ -201,7 +149,7 @@ def of_numbers(function, *arrays):
         return function(*(a.astype(jnp.promote_types(dtype, jnp.float32)) for a in arrays)).astype(dtype)
 
     if shape[-1] % 16 == 0:
-        return rounded(*arrays)
+        return once(rounded(*arrays))
     return apart(rounded, *(a.ravel() for a in arrays)).reshape(shape)
 
 
@@ -217,17 +165,23 @@ def batch_sum(x):
     return jnp.dot(jnp.ones(len(x), x.dtype), x, precision=HIGHEST)
 
 
-def group_sum(x, num_groups: int):
-    """x (B, C) summed within each group of channels, for every channel of the group: (B, C)."""
-    group = jnp.arange(x.shape[1]) * num_groups // x.shape[1]
-    return jnp.dot(x, (group[:, None] == group).astype(x.dtype), precision=HIGHEST)
-
-
 def pixel_sum(x):
-    """x (B, P, C) summed over its pixels: first in windows of at most 32, into which XLA merges no other work."""
-    window = max(size for size in range(1, 33) if x.shape[1] % size == 0)
+    """x (B, P, C) summed over its pixels: by eights, together with what computes x; then in windows of at most 32.
+
+    XLA merges no other work into windows, and would compile a sum over all at once into slow loops.
+    """
+    b, pixels, c = x.shape
+    at_once = next(size for size in (8, 4, 2, 1) if pixels % size == 0)
+    parts = x.reshape(b, -1, at_once, c)
+    sums = once(sum(parts[:, :, i] for i in range(at_once)))
+    window = max(size for size in range(1, 33) if sums.shape[1] % size == 0)
     windows = (1, window, 1)
-    return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, windows, windows, "VALID").sum(1)
+    return lax.reduce_window(sums, jnp.zeros((), x.dtype), lax.add, windows, windows, "VALID").sum(1)
+
+
+def once(x):
+    """x, computed before anything reads it; XLA would compute parts of it anew for each reader, or keep them all."""
+    return lax.optimization_barrier(x)
 
 
 def computed_first(arrays):
@@ -235,7 +189,7 @@ def computed_first(arrays):
 
     XLA would compute them anew for each reader, and copy what they were computed from where they are to replace it.
     """
-    return lax.optimization_barrier(arrays) if at_work() else arrays
+    return once(arrays) if at_work() else arrays
 
 
 def sum_of_squares(x):

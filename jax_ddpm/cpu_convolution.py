@@ -20,11 +20,12 @@ LARGE = 1 << 17  # numbers; below, transpositions cost less than compiling a bra
 
 def convolve(x, kernel, stride: int, padding: int, bias=None):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), plus bias (O,), by what is fast for the shape."""
-    if by_onednn.serves(x, kernel):
+    filtered = stride == 1 and winograd.pays(x, kernel, padding)
+    if by_onednn.serves(x, kernel) and (x.dtype == jnp.bfloat16 or not filtered):
         return convolve_directly(x, kernel, bias, stride, padding)
     if stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
         y = winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
-    elif stride == 1 and winograd.pays(x, kernel, padding):
+    elif filtered:
         y = winograd.convolve(x, kernel)
     else:
         y = convolve_directly(x, kernel, None, stride, padding)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jax_ddpm import cpu, cpu_convolution, rng
+from jax_ddpm import cpu, cpu_convolution, cpu_norm, rng
 
 HIGHEST = lax.Precision.HIGHEST  # float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs
 
@@ -68,9 +68,14 @@ def add_to_pixels(x, vectors):
     return cpu.add_to_pixels(x, vectors) if cpu.at_work() else x + vectors[:, None, None, :]
 
 
+def concatenate_channels(*arrays):
+    """Arrays (B, H, W, C_i) side by side: (B, H, W, sum of C_i)."""
+    return cpu.concatenate_channels(*arrays) if cpu.at_work() else jnp.concatenate(arrays, axis=-1)
+
+
 def silu(x):
     """x sigmoid(x) (Elfwing et al. 2017)."""
-    return cpu.silu(x) if cpu.at_work() and (x.shape[-1] % 16 or x.dtype == jnp.bfloat16) else jax.nn.silu(x)
+    return cpu.silu(x) if cpu.at_work() else jax.nn.silu(x)
 
 
 class Linear(nnx.Module):
@@ -183,7 +188,7 @@ class GroupNorm(nnx.Module):
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         if cpu.at_work():
             scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
-            return cpu.group_norm(x.astype(dtype), scale, bias, self.num_groups, self.epsilon).astype(x.dtype)
+            return cpu_norm.group_norm(x, scale, bias, self.num_groups, self.epsilon)
         groups = x.astype(dtype).reshape(x.shape[0], -1, self.num_groups, x.shape[-1] // self.num_groups)
         mean = jnp.mean(groups, axis=(1, 3), keepdims=True)
         variance = jnp.mean(jnp.square(groups - mean), axis=(1, 3), keepdims=True)
@@ -194,7 +199,7 @@ class GroupNorm(nnx.Module):
 def layer_norm(x, scale, bias, epsilon: float):
     """Ba et al. 2016, over all axes of x (B, ...) but the first, variance in two passes."""
     if cpu.at_work():
-        return cpu.layer_norm(x, scale, bias, epsilon)
+        return cpu_norm.layer_norm(x, scale, bias, epsilon)
     axes = tuple(range(1, x.ndim))
     h = x - jnp.mean(x, axis=axes, keepdims=True)
     h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=axes, keepdims=True) + epsilon)

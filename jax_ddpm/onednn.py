@@ -40,11 +40,11 @@ def instructions() -> frozenset[str]:
     return frozenset(next(flags, "").split())
 
 
-def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3), bias=None):
+def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3), bias=None, dtype=None):
     """Cross-correlation of x (B, H, W, I) with a kernel whose `axes` are its rows, columns, I and O: (B, H', W', O).
 
-    Plus bias (O,), before the sum is rounded. strides, dilation: a number per axis of the maps; padding: a pair per
-    axis, negative where x is to be cropped.
+    Plus bias (O,), before the sum is rounded to x's dtype, or the wider one given. strides, dilation: a number per axis
+    of the maps; padding: a pair per axis, negative where x is to be cropped.
     """
     rows, columns = (slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(x.shape[1:3], padding, strict=True))
     x, padding = x[:, rows, columns], [(max(a, 0), max(b, 0)) for a, b in padding]
@@ -67,7 +67,7 @@ def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3), bi
     if bias is not None:
         config["fusions"] = {"ops": ["BIAS"]}
         operands.append(bias)
-    return call("convolution", (len(x), *maps, sizes[3]), {"onednn_conv_config": config}, *operands)
+    return call("convolution", (len(x), *maps, sizes[3]), {"onednn_conv_config": config}, *operands, dtype=dtype)
 
 
 def matmul(a, b, transpose_a: bool = False, transpose_b: bool = False, dtype=None):

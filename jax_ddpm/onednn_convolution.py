@@ -4,14 +4,17 @@ import jax.numpy as jnp
 
 from jax_ddpm import cpu, onednn
 
+LARGE_MAPS = 1 << 23  # numbers
+CACHE = 1 << 25  # bytes; larger factors of a kernel's gradient are taken in parts
+
 
 def serves(x, kernel) -> bool:
-    """Whether oneDNN convolves: in half precision, and where channels do not fill whole vectors of sixteen.
+    """Whether oneDNN convolves: in half precision, maps that are large, and channels that fill no vectors of sixteen.
 
     Elsewhere in float32 it would be a little faster than XLA, but programs with its calls are compiled at each start.
     """
     vectors = all(channels % 16 == 0 or channels <= 4 for channels in kernel.shape[2:])
-    return onednn.serves(x.dtype) and (x.dtype == jnp.bfloat16 or not vectors)
+    return onednn.serves(x.dtype) and (x.dtype == jnp.bfloat16 or not vectors or x.size >= LARGE_MAPS)
 
 
 def correlate(x, kernel, strides, padding, bias=None):
@@ -66,16 +69,20 @@ def correlate_batches(image, window, k: int, dilation: int, padding):
     With the batch as channels, and every column's channels as neighbouring columns: the windows have gaps of C columns,
     and the results of a row, K C columns for K rows, are the wanted numbers in their order.
     """
-    b, h, w, c = image.shape
-    pixels = image.reshape(b, -1)
-    columns = onednn.transpose(pixels) if b <= 64 else cpu.apart(jnp.transpose, pixels)  # what is faster
-    edges, (low, high) = padding
-    sums = onednn.convolve(
-        columns.reshape(1, h, w * c, b),
-        window,
-        (1, 1),
-        [edges, (low * c, high * c)],
-        dilation=(dilation, dilation * c),
-        axes=(1, 2, 0, 3),
-    )
-    return sums.reshape(k, k, c, -1)
+    (b, h, w, c), (edges, (low, high)) = image.shape, padding
+    part = b if image.nbytes + window.nbytes < CACHE else 64 // image.dtype.itemsize
+    sums = 0
+    for first in range(0, b, part):
+        some = slice(first, first + part)
+        pixels = image[some].reshape(-1, h * w * c)
+        columns = onednn.transpose(pixels) if len(pixels) <= 64 else cpu.apart(jnp.transpose, pixels)  # what is faster
+        sums += onednn.convolve(
+            columns.reshape(1, h, w * c, -1),
+            window[some],
+            (1, 1),
+            [edges, (low * c, high * c)],
+            dilation=(dilation, dilation * c),
+            axes=(1, 2, 0, 3),
+            dtype=jnp.float32,
+        )
+    return sums.astype(image.dtype).reshape(k, k, c, -1)

@@ -40,7 +40,7 @@ class BenchmarkFlags:
     sampling_steps: int = 20
     """Length of the diffusion that is sampled; its time per step counts. 1000 on an accelerator."""
     out: Path = Path("benchmark")
-    """Folder for results.json and results.png."""
+    """Folder for results.json, results.png, and scaling.png if there are curves."""
 
     def check(self) -> None:
         require(self.rounds >= 1, "rounds", self.rounds, "expected at least 1")
@@ -76,9 +76,12 @@ def main():
         found["scaling"] = scaling.curves(cases)
         (flags.out / "results.json").write_text(json.dumps(found, indent=2))
         results.plot(cases).savefig(flags.out / "results.png", dpi=120)
-    for line in scaling.lines(found["scaling"]):
-        print(line)
-    print(f"Saved {flags.out / 'results.json'} and {flags.out / 'results.png'}")
+    saved = [flags.out / "results.json", flags.out / "results.png"]
+    if found["scaling"]:
+        print(*scaling.lines(found["scaling"]), sep="\n")
+        saved.append(flags.out / "scaling.png")
+        scaling.plot(found["scaling"]).savefig(saved[-1], dpi=120)
+    print(f"Saved {', '.join(map(str, saved))}")
     if not any(case["rows"] for case in cases):
         raise UserError("No contender could take part: see above why.")
 

@@ -44,3 +44,29 @@ def lines(found: Sequence[Mapping]) -> list[str]:
         f"{' to '.join(map(str, c['values']))} to the power {', '.join(f'{e:.2f}' for e in c['exponents'])}"
         for c in found
     ]
+
+
+def plot(found: Sequence[Mapping]):
+    """Seconds per step along each axis, both logarithmic, a panel per network and kind of work; a matplotlib Figure."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    panels = defaultdict(list)
+    for curve in found:
+        panels[curve["network"], curve["what"], curve["precision"], curve["axis"]].append(curve)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.5 * columns, 3.3 * lines), layout="constrained")
+    for number, ((network, what, precision, axis), curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        for curve in curves:
+            color = "tab:orange" if curve["contender"] == "jax" else None
+            axes.loglog(curve["values"], curve["seconds"], "o-", label=curve["contender"], color=color)
+        values = sorted({value for curve in curves for value in curve["values"]})
+        axes.set_xticks(values, map(str, values))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_title(f"{network}, {'training' if what == 'train' else 'sampling'}, {precision}", fontsize=9)
+        axes.set_xlabel(axis)
+        axes.set_ylabel("seconds per step")
+        axes.legend(fontsize=8)
+    return figure

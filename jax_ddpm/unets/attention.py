@@ -17,6 +17,7 @@ from jax_ddpm.layers import (
     GroupNorm,
     Linear,
     add_to_pixels,
+    concatenate_channels,
     keep,
     remat_block,
     silu,
@@ -186,8 +187,5 @@ class AttentionUNet(nnx.Module):
             skips.append(h)
         h = self.middle(h, time, dropout)
         for layer in self.up:
-            if isinstance(layer, Upsample):
-                h = layer(h)
-            else:
-                h = layer(jnp.concatenate([h, skips.pop()], axis=-1), time, dropout)
+            h = layer(h) if isinstance(layer, Upsample) else layer(concatenate_channels(h, skips.pop()), time, dropout)
         return self.output(silu(self.norm(h))).astype(result_dtype)

@@ -1,7 +1,6 @@
 """ConvBlockUNet: the ConvBlock UNet, 33,260,417 parameters at its default widths and one image channel."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
@@ -14,6 +13,7 @@ from jax_ddpm.layers import (
     GroupNorm,
     Linear,
     add_to_pixels,
+    concatenate_channels,
     max_pool_2x2,
     remat_block,
     silu,
@@ -84,5 +84,5 @@ class ConvBlockUNet(nnx.Module):
             skips.append(h)
             h = block(max_pool_2x2(h), time)
         for upsample, block in zip(self.upsamplers, self.decoder, strict=True):
-            h = block(jnp.concatenate([skips.pop(), upsample(h)], axis=-1), time)
+            h = block(concatenate_channels(skips.pop(), upsample(h)), time)
         return self.output(h).astype(result_dtype)

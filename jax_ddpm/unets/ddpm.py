@@ -11,7 +11,17 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import halved, halved_frequencies
-from jax_ddpm.layers import HIGHEST, Conv, GroupNorm, Linear, add_to_pixels, keep, remat_block, silu
+from jax_ddpm.layers import (
+    HIGHEST,
+    Conv,
+    GroupNorm,
+    Linear,
+    add_to_pixels,
+    concatenate_channels,
+    keep,
+    remat_block,
+    silu,
+)
 
 
 class TimeEmbedding(nnx.Module):
@@ -136,7 +146,7 @@ class Up(nnx.Module):
 
     def __call__(self, x, skips, time, dropout):
         for number, residual in enumerate(self.residuals):
-            x = residual(jnp.concatenate([x, skips.pop()], axis=-1), time, dropout)
+            x = residual(concatenate_channels(x, skips.pop()), time, dropout)
             x = self.attentions[number](x) if self.attentions else x
         return x if self.upsample is None else self.upsample(x)
 

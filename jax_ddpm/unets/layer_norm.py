@@ -6,7 +6,17 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import sinusoid_table
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, empty, layer_norm, remat_block, silu
+from jax_ddpm.layers import (
+    Buffer,
+    Conv,
+    ConvTranspose,
+    Linear,
+    concatenate_channels,
+    empty,
+    layer_norm,
+    remat_block,
+    silu,
+)
 
 TIME_WIDTH = 100
 
@@ -101,7 +111,7 @@ class LayerNormUNet(nnx.Module):
         h3 = self.stage3(self.down2(h2), time)
         h = self.middle(self.down3b(silu(self.down3a(h3))), time)
         h = self.up1b(silu(self.up1a(h)))
-        h = self.stage4(jnp.concatenate([h3, h], axis=-1), time)
-        h = self.stage5(jnp.concatenate([h2, self.up2(h)], axis=-1), time)
-        h = self.stage6(jnp.concatenate([h1, self.up3(h)], axis=-1), time)
+        h = self.stage4(concatenate_channels(h3, h), time)
+        h = self.stage5(concatenate_channels(h2, self.up2(h)), time)
+        h = self.stage6(concatenate_channels(h1, self.up3(h)), time)
         return self.output(h).astype(result_dtype)

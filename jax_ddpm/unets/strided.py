@@ -1,11 +1,19 @@
 """StridedUNet: strided convolutions down, transposed ones up; 4,544,323 parameters at three image channels."""
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, add_to_pixels, remat_block, silu
+from jax_ddpm.layers import (
+    Conv,
+    ConvTranspose2x2,
+    GroupNorm,
+    Linear,
+    add_to_pixels,
+    concatenate_channels,
+    remat_block,
+    silu,
+)
 
 TIME_WIDTH = 256
 
@@ -57,7 +65,7 @@ class UpBlock(nnx.Module):
         self.time_linear = Linear(TIME_WIDTH, out_channels)
 
     def __call__(self, x, skip, time):
-        h = self.conv(jnp.concatenate([self.up(x), skip], axis=-1))
+        h = self.conv(concatenate_channels(self.up(x), skip))
         return add_to_pixels(h, self.time_linear(time))
 
 
