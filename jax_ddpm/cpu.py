@@ -24,7 +24,7 @@ def at_work() -> bool:
 @jax.custom_vjp
 def matmul(x, kernel):
     """x (..., I) @ kernel (I, O), whose gradient XLA would compute from a transposed copy."""
-    if x.dtype == jnp.bfloat16 and onednn.serves(x.dtype):
+    if onednn.pays(x):
         return onednn.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
     return jnp.dot(x, kernel, precision=HIGHEST)
 
@@ -36,7 +36,7 @@ def matmul_forward(x, kernel):
 def matmul_backward(saved, g):
     x, kernel = saved
     pixels = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    if x.dtype == jnp.bfloat16 and onednn.serves(x.dtype):
+    if onednn.pays(x):
         dx = onednn.matmul(pixels[1], kernel, transpose_b=True).reshape(x.shape)
         return dx, onednn.matmul(*pixels, transpose_a=True)
     return jnp.dot(g, kernel.T, precision=HIGHEST), jnp.einsum("pi,po->io", *pixels, precision=HIGHEST)

@@ -171,7 +171,7 @@ class ConvTranspose2x2(nnx.Module):
     def __call__(self, x):
         b, h, w, c = x.shape
         kernel = self.kernel[...].astype(x.dtype).transpose(2, 0, 1, 3).reshape(c, -1)  # (C, i j D)
-        rows = matmul(x.reshape(-1, c), kernel).reshape(b, h, w, 2, -1)  # (B, H, W, i, j D)
+        rows = matmul(x, kernel).reshape(b, h, w, 2, -1)  # (B, H, W, i, j D)
         return add_bias(rows.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1), self.bias[...])
 
 

@@ -20,12 +20,21 @@ import jaxlib
 VERSIONS = ("0.10.2",)  # of jaxlib
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # with which oneDNN does not use what the CPU has
 INSTRUCTIONS = {"float32": {"avx512f"}, "bfloat16": {"avx512_bf16"}}
+LARGE_BATCH, LARGE_MAPS = 128, 1 << 21  # images; numbers
 
 
 def serves(dtype) -> bool:
     """Whether oneDNN computes in this dtype here: on one device of a CPU that has the instructions for it."""
     wanted = INSTRUCTIONS.get(jnp.dtype(dtype).name)
     return wanted is not None and wanted <= instructions() and jax.device_count() == 1
+
+
+def pays(x) -> bool:
+    """Whether oneDNN is to be called for a layer of x (B, ...): in bfloat16, and in float32 for large batches.
+
+    It is faster elsewhere too, but not by so much that compiling at each start is soon made up for.
+    """
+    return serves(x.dtype) and (x.dtype == jnp.bfloat16 or (len(x) >= LARGE_BATCH and x.size >= LARGE_MAPS))
 
 
 @functools.cache

@@ -4,17 +4,13 @@ import jax.numpy as jnp
 
 from jax_ddpm import cpu, onednn
 
-LARGE_MAPS = 1 << 23  # numbers
 CACHE = 1 << 25  # bytes; larger factors of a kernel's gradient are taken in parts
 
 
 def serves(x, kernel) -> bool:
-    """Whether oneDNN convolves: in half precision, maps that are large, and channels that fill no vectors of sixteen.
-
-    Elsewhere in float32 it would be a little faster than XLA, but programs with its calls are compiled at each start.
-    """
+    """Whether oneDNN convolves: where it pays, and where channels do not fill whole vectors of sixteen."""
     vectors = all(channels % 16 == 0 or channels <= 4 for channels in kernel.shape[2:])
-    return onednn.serves(x.dtype) and (x.dtype == jnp.bfloat16 or not vectors or x.size >= LARGE_MAPS)
+    return onednn.pays(x) or (onednn.serves(x.dtype) and not vectors)
 
 
 def correlate(x, kernel, strides, padding, bias=None):
