@@ -142,15 +142,18 @@ def image_sum(x):
 
 
 def of_numbers(function, *arrays):
-    """function of each number in float32 or better; in one row where XLA's loops over a few channels are slow."""
+    """function of each number in float32 or better, of large arrays once: XLA would compute it anew for each reader.
+
+    In one row where XLA's loops over a few channels would be slow.
+    """
     shape, dtype = arrays[0].shape, arrays[0].dtype
 
     def rounded(*arrays):
         return function(*(a.astype(jnp.promote_types(dtype, jnp.float32)) for a in arrays)).astype(dtype)
 
-    if shape[-1] % 16 == 0:
-        return once(rounded(*arrays))
-    return apart(rounded, *(a.ravel() for a in arrays)).reshape(shape)
+    if shape[-1] % 16 != 0:
+        return apart(rounded, *(a.ravel() for a in arrays)).reshape(shape)
+    return rounded(*arrays) if arrays[0].size < LARGE else apart(rounded, *arrays)
 
 
 def apart(function, *arrays):
@@ -173,15 +176,10 @@ def pixel_sum(x):
     b, pixels, c = x.shape
     at_once = next(size for size in (8, 4, 2, 1) if pixels % size == 0)
     parts = x.reshape(b, -1, at_once, c)
-    sums = once(sum(parts[:, :, i] for i in range(at_once)))
+    sums = sum(parts[:, :, i] for i in range(at_once))
     window = max(size for size in range(1, 33) if sums.shape[1] % size == 0)
     windows = (1, window, 1)
     return lax.reduce_window(sums, jnp.zeros((), x.dtype), lax.add, windows, windows, "VALID").sum(1)
-
-
-def once(x):
-    """x, computed before anything reads it; XLA would compute parts of it anew for each reader, or keep them all."""
-    return lax.optimization_barrier(x)
 
 
 def computed_first(arrays):
@@ -189,7 +187,7 @@ def computed_first(arrays):
 
     XLA would compute them anew for each reader, and copy what they were computed from where they are to replace it.
     """
-    return once(arrays) if at_work() else arrays
+    return lax.optimization_barrier(arrays) if at_work() else arrays
 
 
 def sum_of_squares(x):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm.cpu import HIGHEST, apart, batch_sum, once, pixel_sum
+from jax_ddpm.cpu import HIGHEST, apart, batch_sum, pixel_sum
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -28,19 +28,19 @@ def group_norm_forward(x, scale, bias, num_groups, epsilon):
     variance = group_sum(pixel_sum(jnp.square(pixels - mean)), num_groups)[:, None] / count
     rstd = lax.rsqrt(variance + epsilon)
     y = (pixels - mean) * (rstd * scale) + bias
-    return once(y.astype(x.dtype).reshape(x.shape)), (x, scale, mean, rstd)
+    return y.astype(x.dtype).reshape(x.shape), (x, scale, mean, rstd)
 
 
 def group_norm_backward(num_groups, epsilon, saved, dy):
     x, scale, mean, rstd = saved
-    pixels, dy = (a.reshape(len(a), -1, a.shape[-1]).astype(scale.dtype) for a in (x, once(dy)))
+    pixels, dy = (a.reshape(len(a), -1, a.shape[-1]).astype(scale.dtype) for a in (x, dy))
     count = pixels.shape[1] * x.shape[-1] // num_groups
     sum_dy = pixel_sum(dy)
     sum_dy_normal = pixel_sum(dy * (pixels - mean)) * rstd[:, 0]
     a = group_sum(sum_dy * scale, num_groups)[:, None] / count
     b = group_sum(sum_dy_normal * scale, num_groups)[:, None] / count
     dx = (dy * scale - a - (pixels - mean) * (rstd * b)) * rstd
-    return once(dx.astype(x.dtype).reshape(x.shape)), batch_sum(sum_dy_normal), batch_sum(sum_dy)
+    return dx.astype(x.dtype).reshape(x.shape), batch_sum(sum_dy_normal), batch_sum(sum_dy)
 
 
 group_norm.defvjp(group_norm_forward, group_norm_backward)
