@@ -3,10 +3,13 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jax_ddpm.benchmark import contest, results, scaling
 from jax_ddpm.benchmark.contest import ALLOWED, Entry, judge
@@ -52,6 +55,26 @@ def test_training_steps_agree_and_are_timed(quick):
     assert set(entries["torch"].check) == {"loss", "grad_norm"}
     about = entries["jax"].about
     assert 1 <= about["donated_bytes"] / (4 * about["parameter_bytes"]) < 1.01  # parameters, average, two moments
+
+
+def test_operations_of_a_network_do_not_depend_on_how_it_computes():
+    """3x3 convolutions alone: two operations for each pair of channels, tap and pixel that is not padding."""
+    from jax_ddpm.benchmark import jax_side
+    from jax_ddpm.layers import Conv
+
+    class Network(nnx.Module):
+        def __init__(self, dtype):
+            self.conv, self.dtype = Conv(3, 5, 3), dtype
+
+        def __call__(self, x, t):
+            return self.conv(x.astype(self.dtype))
+
+    job = Job("", "train", small(widths=(32,), batch_size=8))
+    b, (h, w, _) = 8, job.image_shape
+    job = replace(job, image_channels=3)
+    expected = 2 * b * 15 * (3 * h - 2) * (3 * w - 2)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        assert jax_side.forward_flops(Network(dtype), job) == pytest.approx(expected, rel=0.05)  # and sums, casts
 
 
 def entry(loss=1.0, norm=2.0, platform="cpu", **more) -> Entry:
@@ -136,4 +159,4 @@ def test_the_command_measures_sizes(quick, monkeypatch, tmp_path, capsys):
     command(monkeypatch, *flags, "--contenders", "jax", "--image-size", 8, 16, "--width", 32, "--out", tmp_path)
     assert "time grows with image size 8 to 16" in capsys.readouterr().out
     (curve,) = json.loads((tmp_path / "results.json").read_text())["scaling"]
-    assert curve["values"] == [8, 16]
+    assert curve["values"] == [8, 16] and (tmp_path / "scaling.png").stat().st_size > 1000

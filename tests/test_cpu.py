@@ -157,6 +157,31 @@ def test_silu():
     assert np.isinf(cpu.silu(jnp.array([jnp.inf, 1])[None]))[0, 0], "the branch is taken whatever comes first"
 
 
+def test_silu_of_large_arrays(monkeypatch):
+    monkeypatch.setattr(cpu, "LARGE", 0)
+    with jax.enable_x64():
+        check(cpu.silu, jax.nn.silu, normal(0, 3, 5, 5, 16))
+
+
+def test_concatenated_channels():
+    """In bfloat16 bits are copied: not even those of a NaN are touched."""
+    a, b = (normal(i, 2, 3, 4, c).astype(jnp.bfloat16).at[0, 0, 0, 0].set(jnp.nan) for i, c in ((0, 3), (1, 5)))
+    g = normal(2, 2, 3, 4, 8).astype(jnp.bfloat16)
+    y, pull = jax.vjp(layers.concatenate_channels, a, b)
+    for one, other in zip((y, *pull(g)), (np.concatenate([a, b], axis=-1), g[..., :3], g[..., 3:]), strict=True):
+        np.testing.assert_array_equal(np.asarray(one).view(np.uint16), np.asarray(other).view(np.uint16))
+
+
+def test_group_norm_of_bfloat16(elsewhere):
+    """Statistics in float32, as elsewhere: the result is rounded once."""
+    norm = layers.GroupNorm(2, 6)
+    norm.scale, norm.bias = nnx.Param(normal(0, 6)), nnx.Param(normal(1, 6))
+    x, scale, bias = normal(2, 3, 4, 5, 6).astype(jnp.bfloat16), norm.scale[...], norm.bias[...]
+    ours, theirs = cpu_norm.group_norm(x, scale, bias, 2, norm.epsilon), norm(x)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=2**-7, atol=1e-6)
+
+
 def test_silu_of_bfloat16_is_rounded_once():
     x = normal(0, 3, 4, 4, 16).astype(jnp.bfloat16)
     exact = jax.nn.silu(x.astype(jnp.float32))

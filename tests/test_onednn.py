@@ -95,9 +95,35 @@ def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size
 
 
 @here
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize(("stride", "channels"), [(1, (5, 7)), (1, (7, 5)), (2, (5, 7))])
+def test_kernel_gradient_in_parts(elsewhere, monkeypatch, dtype, stride, channels):  # noqa: F811
+    """A large batch is taken in parts, the last one smaller; in half precision the sum of all is rounded once."""
+    monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
+    monkeypatch.setattr(onednn_convolution, "CACHE", 0)
+    check(
+        lambda x, kernel: cpu_convolution.convolve(x, kernel, stride, 1),
+        lambda x, kernel: layers.convolve(x, kernel, stride, 1),
+        dtype,
+        normal(0, 37, 6, 5, channels[0]),
+        normal(1, 3, 3, *channels),
+    )
+
+
+@here
+@pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("shape", [(6, 5), (3, 4, 4, 5)])
-def test_dense(shape):
-    check(cpu.matmul, lambda x, k: jnp.dot(x, k, precision="highest"), jnp.bfloat16, normal(0, *shape), normal(1, 5, 7))
+def test_dense(monkeypatch, dtype, shape):
+    monkeypatch.setattr(onednn, "pays", lambda x: True)
+    check(cpu.matmul, lambda x, k: jnp.dot(x, k, precision="highest"), dtype, normal(0, *shape), normal(1, 5, 7))
+
+
+@here
+def test_what_pays():
+    """What is small stays XLA's own in float32, so that its programs can be kept."""
+    assert onednn.pays(jnp.zeros((2, 4, 4, 16), jnp.bfloat16)) and not onednn.pays(jnp.zeros((2, 4, 4, 16)))
+    assert not onednn.pays(jnp.zeros((256, 8, 8, 32))) and not onednn.pays(jnp.zeros((64, 32, 32, 64)))
+    assert onednn.pays(jnp.zeros((128, 32, 32, 16)))
 
 
 @here
