@@ -13,7 +13,7 @@ from jax import lax
 from jax_ddpm import onednn
 
 HIGHEST = lax.Precision.HIGHEST
-LARGE = 1 << 17  # numbers; a sum of fewer is quick anyhow
+LARGE = 1 << 17  # numbers; of fewer, sums and activations are quick anyhow
 
 
 def at_work() -> bool:

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 
 from jax_ddpm import cpu, onednn
 
-CACHE = 1 << 25  # bytes; larger factors of a kernel's gradient are taken in parts
+LARGE = 1 << 25  # bytes of both factors of a kernel's gradient; from there on parts are faster than the whole
+PARTS = 16  # at most, for each of them is compiled
 
 
 def serves(x, kernel) -> bool:
@@ -66,7 +67,8 @@ def correlate_batches(image, window, k: int, dilation: int, padding):
     and the results of a row, K C columns for K rows, are the wanted numbers in their order.
     """
     (b, h, w, c), (edges, (low, high)) = image.shape, padding
-    part = b if image.nbytes + window.nbytes < CACHE else 64 // image.dtype.itemsize
+    large = image.nbytes + window.nbytes >= LARGE
+    part = max(64 // image.dtype.itemsize, -(-b // PARTS)) if large else b
     sums = 0
     for first in range(0, b, part):
         some = slice(first, first + part)

@@ -55,6 +55,7 @@ LAYERS = [
     "matmul",
     "add_bias",
     "add_to_pixels",
+    "concatenate_channels",
     "silu",
     "Linear",
     "Conv",

@@ -151,7 +151,10 @@ def test_scaling_curves():
     np.testing.assert_allclose(theirs["exponents"], [1, 1])
     assert (wider["axis"], wider["values"]) == ("width", [32, 64])
     (line,) = scaling.lines([ours])
-    assert line == "conv_block train float32 jax: time grows with batch size 4 to 8 to 16 to the power 0.00, 1.58"
+    assert line == (
+        "conv_block, training, float32, jax, image size 16, width 32: "
+        "time grows with batch size 4 to 8 to 16 to the power 0.00, 1.58"
+    )
 
 
 def test_the_command_measures_sizes(quick, monkeypatch, tmp_path, capsys):

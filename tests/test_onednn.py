@@ -96,26 +96,26 @@ def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size
 
 @here
 @pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize(("stride", "channels"), [(1, (5, 7)), (1, (7, 5)), (2, (5, 7))])
+@pytest.mark.parametrize(("stride", "channels"), [(1, (5, 7)), (1, (7, 1)), (2, (5, 7))])
 def test_kernel_gradient_in_parts(elsewhere, monkeypatch, dtype, stride, channels):  # noqa: F811
     """A large batch is taken in parts, the last one smaller; in half precision the sum of all is rounded once."""
     monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
-    monkeypatch.setattr(onednn_convolution, "CACHE", 0)
+    monkeypatch.setattr(onednn_convolution, "LARGE", 0)
     check(
         lambda x, kernel: cpu_convolution.convolve(x, kernel, stride, 1),
         lambda x, kernel: layers.convolve(x, kernel, stride, 1),
         dtype,
-        normal(0, 37, 6, 5, channels[0]),
+        normal(0, 33, 6, 5, channels[0]),
         normal(1, 3, 3, *channels),
     )
 
 
 @here
 @pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 4, 5)])
-def test_dense(monkeypatch, dtype, shape):
+@pytest.mark.parametrize(("shape", "out"), [((6, 5), 7), ((3, 4, 4, 5), 1), ((1, 5), 3)])
+def test_dense(monkeypatch, dtype, shape, out):
     monkeypatch.setattr(onednn, "pays", lambda x: True)
-    check(cpu.matmul, lambda x, k: jnp.dot(x, k, precision="highest"), dtype, normal(0, *shape), normal(1, 5, 7))
+    check(cpu.matmul, lambda x, k: jnp.dot(x, k, precision="highest"), dtype, normal(0, *shape), normal(1, 5, out))
 
 
 @here
