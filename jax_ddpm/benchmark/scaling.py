@@ -10,6 +10,7 @@ AXES = {
     "image size": lambda case: case["image_shape"][0],
     "width": lambda case: case["arguments"].get("widths", [None])[0],
 }
+COLORS = [f"tab:{name}" for name in ("orange", "blue", "green", "red", "purple", "brown", "pink", "gray")]
 
 
 def curves(cases: Sequence[Mapping]) -> list[dict]:
@@ -64,17 +65,19 @@ def plot(found: Sequence[Mapping]):
     panels = defaultdict(list)
     for curve in found:
         panels[f"{title(curve)}\n{others(curve)}", curve["axis"]].append(curve)
-    names = list(dict.fromkeys(curve["contender"] for curve in found))
+    colors = dict(zip(dict.fromkeys(curve["contender"] for curve in found), COLORS, strict=False))
     columns = min(3, len(panels))
     figure = Figure(figsize=(4.5 * columns, 3.4 * -(-len(panels) // columns)), layout="constrained")
     for number, ((heading, axis), curves) in enumerate(panels.items()):
         axes = figure.add_subplot(-(-len(panels) // columns), columns, number + 1)
         for curve in curves:
             name = curve["contender"]
-            axes.loglog(curve["values"], curve["seconds"], "o-", label=name, color=f"C{names.index(name)}")
+            axes.loglog(curve["values"], curve["seconds"], "o-", label=name, color=colors.get(name))
         values = sorted({value for curve in curves for value in curve["values"]})
         axes.set_xticks(values, map(str, values))
         axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_title(heading, fontsize=9)
         axes.set_xlabel(axis)
         axes.set_ylabel("seconds per step")
