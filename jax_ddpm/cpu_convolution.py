@@ -23,7 +23,9 @@ def convolve(x, kernel, stride: int, padding: int, bias=None):
     filtered = stride == 1 and winograd.pays(x, kernel, padding)  # in float32 faster than oneDNN, too
     if by_onednn.serves(x, kernel) and (x.dtype == jnp.bfloat16 or not filtered):
         return convolve_directly(x, kernel, bias, stride, padding)
-    if stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
+    if stride == 1 and x.shape[1:3] == (1, 1) and 2 * padding + 1 == len(kernel):
+        y = cpu.matmul(x, kernel[padding, padding])  # all other taps meet padding only
+    elif stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
         y = winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
     elif filtered:
         y = winograd.convolve(x, kernel)

@@ -40,7 +40,18 @@ def check(ours, reference, *arguments):
 @pytest.mark.parametrize(("large", "out"), [(0, 6), (0, 3), (cpu_convolution.LARGE, 6)])
 @pytest.mark.parametrize(
     ("size", "kernel_size", "stride", "padding"),
-    [(2, 3, 1, 1), (5, 3, 1, 1), (4, 3, 1, 0), (6, 5, 1, 2), (3, 2, 1, 1), (6, 3, 2, 1), (7, 3, 2, 0), (8, 4, 2, 1)],
+    [
+        (1, 3, 1, 1),
+        (1, 5, 1, 2),
+        (2, 3, 1, 1),
+        (5, 3, 1, 1),
+        (4, 3, 1, 0),
+        (6, 5, 1, 2),
+        (3, 2, 1, 1),
+        (6, 3, 2, 1),
+        (7, 3, 2, 0),
+        (8, 4, 2, 1),
+    ],
 )
 def test_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding, large, out):
     monkeypatch.setattr(cpu_convolution, "LARGE", large)
