@@ -1,10 +1,17 @@
-"""What XLA compiled is kept on disk, so that the next start need not compile it again. Does not import jax."""
+"""What XLA compiled is kept on disk, so that the next start need not compile it again; the memory it took is not kept.
 
+Does not import jax.
+"""
+
+import functools
 import os
 import zlib
 from pathlib import Path
 
+from jax_ddpm.cpu_flags import return_freed_memory
 from jax_ddpm.data.cache import default_dir
+
+LONG = 1.0  # seconds of compiling, from which on it took memory worth a tenth of a second
 
 
 def keep_compiled() -> Path | None:
@@ -26,6 +33,18 @@ def keep_compiled() -> Path | None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # of what compiled longer; JAX's own: 1
     return folder
+
+
+@functools.cache
+def return_memory_of_compiling() -> None:
+    """From now on give back what compiling took and `cpu_flags.keep_freed_memory` would keep: up to gigabytes."""
+    import jax  # not before it is wanted
+
+    def told(event: str, seconds: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and seconds > LONG:
+            return_freed_memory()
+
+    jax.monitoring.register_event_duration_secs_listener(told)
 
 
 def cpu_features() -> bytes:

@@ -37,14 +37,25 @@ def keep_freed_memory() -> None:
     """Tell glibc's malloc, for the rest of the process, to keep what is freed for the next request.
 
     XLA frees its memory after each step and asks for it anew; the system's zeroing it each time takes up to an eighth
-    of a step on a CPU. A process then holds the most that it ever held. Changes nothing with another C library, or
-    where the environment says how malloc is to work.
+    of a step on a CPU. A process then holds the most that it ever held since `return_freed_memory`. Changes nothing
+    with another C library, or where the environment says how malloc is to work.
     """
-    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
-        return
-    try:
-        library = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
     for parameter, value in MALLOC.items():
-        library.mallopt(parameter, value)
+        if library := c_library():
+            library.mallopt(parameter, value)
+
+
+def return_freed_memory() -> None:
+    """Give the system what `keep_freed_memory` has kept until now; takes a tenth of a second."""
+    if library := c_library():
+        library.malloc_trim(0)
+
+
+def c_library() -> ctypes.CDLL | None:
+    """glibc, where it is at hand and its malloc was not spoken for."""
+    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+        return None
+    try:
+        return ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None

@@ -238,3 +238,33 @@ def test_freed_memory_is_kept_unless_the_environment_says_how(own, kept):
     result = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
     first, second = map(int, result.stdout.split())
     assert first > 100 and (second < first / 10) == kept
+
+
+RESIDENT = """
+from pathlib import Path
+import numpy as np
+from jax_ddpm import compilation, cpu_flags
+def resident():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) >> 10
+cpu_flags.keep_freed_memory()
+compilation.LONG = 0
+compilation.return_memory_of_compiling()
+compilation.return_memory_of_compiling()  # told once is enough
+import jax
+program = jax.jit(lambda x: x * x + 1).lower(1.0)
+jax.block_until_ready(jax.device_put(0.0))
+np.ones(256 << 20, np.uint8)
+before = resident()
+program.compile()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_what_is_free_after_compiling_goes_back_to_the_system():
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", RESIDENT], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) > 200, "megabytes"

@@ -14,7 +14,7 @@ import numpy as np
 
 from jax_ddpm.benchmark.job import Absent, Contender, Job
 from jax_ddpm.config import from_json
-from jax_ddpm.cpu_flags import keep_freed_memory
+from jax_ddpm.cpu_flags import keep_freed_memory, return_freed_memory
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def main() -> None:
     except (Absent, ImportError, MemoryError) as error:
         answer(absent=" ".join(str(error).split()) or type(error).__name__)
         return
+    return_freed_memory()  # what compiling and comparing took
     forget_peak()
     for line in sys.stdin:
         if job.what == "train":  # as amid a run: memory that the last turn gave back is slow to come again

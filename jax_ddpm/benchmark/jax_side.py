@@ -82,8 +82,10 @@ def train(job: Job) -> Contender:
 
     def work(units):
         nonlocal state, done
-        for _ in range(units):
-            state, last = program(state, *feed.batches(done, steps))
+        for _ in range(units):  # as in `training.loop`
+            batches = feed.batches(done, steps)
+            feed.ready(state)
+            state, last = program(state, *batches)
             done += steps
         jax.block_until_ready((state, last))
 

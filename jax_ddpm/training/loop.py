@@ -124,7 +124,9 @@ def run(
     interruption.deferring = True
     while step < total_steps and interruption.number is None:
         n = min(feed.steps_per_dispatch, intervals.next(step) - step)
-        state, metrics = dispatch(state, *feed.batches(step, n))
+        batches = feed.batches(step, n)
+        feed.ready(state)
+        state, metrics = dispatch(state, *batches)
         if in_flight is not None:
             progress.read(*in_flight)  # waits for the dispatch before, while the device works at this one
         in_flight = (step, n, metrics)
