@@ -20,7 +20,7 @@ import jaxlib
 VERSIONS = ("0.10.2",)  # of jaxlib
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # with which oneDNN does not use what the CPU has
 INSTRUCTIONS = {"float32": {"avx512f"}, "bfloat16": {"avx512_bf16"}}
-LARGE_BATCH, LARGE_MAPS = 128, 1 << 21  # images; numbers
+LARGE = 1 << 19  # numbers
 
 
 def serves(dtype) -> bool:
@@ -30,11 +30,11 @@ def serves(dtype) -> bool:
 
 
 def pays(x) -> bool:
-    """Whether oneDNN is to be called for a layer of x (B, ...): in bfloat16, and in float32 for large batches.
+    """Whether oneDNN is to be called for a layer of x (B, ...): in bfloat16, and in float32 where x is large.
 
-    It is faster elsewhere too, but not by so much that compiling at each start is soon made up for.
+    It is faster elsewhere too, but programs of small layers that are kept start sooner.
     """
-    return serves(x.dtype) and (x.dtype == jnp.bfloat16 or (len(x) >= LARGE_BATCH and x.size >= LARGE_MAPS))
+    return serves(x.dtype) and (x.dtype == jnp.bfloat16 or x.size >= LARGE)
 
 
 @functools.cache
