@@ -11,7 +11,7 @@ from pathlib import Path
 from jax_ddpm.cpu_flags import return_freed_memory
 from jax_ddpm.data.cache import default_dir
 
-LONG = 1.0  # seconds of compiling, from which on it took memory worth a tenth of a second
+LONG = 1.0  # seconds of compiling, after which giving back, a tenth of a second, is worth while
 
 
 def keep_compiled() -> Path | None:

@@ -40,8 +40,8 @@ def keep_freed_memory() -> None:
     of a step on a CPU. A process then holds the most that it ever held since `return_freed_memory`. Changes nothing
     with another C library, or where the environment says how malloc is to work.
     """
-    for parameter, value in MALLOC.items():
-        if library := c_library():
+    if library := c_library():
+        for parameter, value in MALLOC.items():
             library.mallopt(parameter, value)
 
 

@@ -84,7 +84,7 @@ def train(job: Job) -> Contender:
         nonlocal state, done
         for _ in range(units):  # as in `training.loop`
             batches = feed.batches(done, steps)
-            feed.ready(state)
+            feed.wait_for(state)
             state, last = program(state, *batches)
             done += steps
         jax.block_until_ready((state, last))

@@ -41,10 +41,10 @@ class Feed:
             indices = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
         return images, *jax.device_put((indices, np.int32(n)), (self.by_image, self.everywhere))
 
-    def ready(self, before) -> None:
-        """Wait for what the steps before gave, on a CPU: each step that is under way would take memory of its own."""
+    def wait_for(self, state) -> None:
+        """On a CPU, wait until the steps before have made it: each step under way would take memory of its own."""
         if jax.default_backend() == "cpu":
-            jax.block_until_ready(before)
+            jax.block_until_ready(state)
 
 
 class Validation:

@@ -125,7 +125,7 @@ def run(
     while step < total_steps and interruption.number is None:
         n = min(feed.steps_per_dispatch, intervals.next(step) - step)
         batches = feed.batches(step, n)
-        feed.ready(state)
+        feed.wait_for(state)
         state, metrics = dispatch(state, *batches)
         if in_flight is not None:
             progress.read(*in_flight)  # waits for the dispatch before, while the device works at this one
