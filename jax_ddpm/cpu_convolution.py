@@ -149,8 +149,6 @@ def kernel_gradient(x, g, kernel, stride: int, padding: int):
     k, _, i, o = kernel.shape
     if by_onednn.serves(x, kernel):
         return by_onednn.kernel_gradient(x, g, k, stride, padding)
-    if x.size < LARGE:
-        return jax.vjp(lambda kernel: plain(x, kernel, stride, padding), kernel)[1](g)[0]
     if stride == 1 and o < i:  # windows of g in place of the more channels of x: each is copied k * k times
         edge = k - 1 - padding
         flipped = correlate_batches(g, x, 1, [(edge, edge), (edge, edge)])  # (O, K, K, I)
@@ -161,9 +159,13 @@ def kernel_gradient(x, g, kernel, stride: int, padding: int):
 
 def correlate_batches(image, window, dilation: int, padding):
     """Of image (B, H, W, C) and a window (B, K, K, D), summed over the batch: (C, H', W', D)."""
+
+    def transposed(x, *axes):
+        return x.transpose(axes) if x.size < LARGE else cpu.apart(lambda x: x.transpose(axes), x)
+
     return lax.conv_general_dilated(
-        cpu.apart(lambda x: x.transpose(3, 1, 2, 0), image),
-        cpu.apart(lambda x: x.transpose(1, 2, 0, 3), window),
+        transposed(image, 3, 1, 2, 0),
+        transposed(window, 1, 2, 0, 3),
         window_strides=(1, 1),
         padding=padding,
         rhs_dilation=(dilation, dilation),

@@ -78,17 +78,17 @@ def train(job: Job) -> Contender:
         state, metrics = program(state, *feed.batches(0, 1))
     check = {name: np.asarray(metrics[name])[:1] for name in ("loss", "grad_norm")}
     memory, parameters = program.memory_analysis(), sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
-    done, steps = 1, feed.steps_per_dispatch
+    done, steps = 1, 1
 
     def work(units):
         nonlocal state, done
         for _ in range(units):  # as in `training.loop`
-            batches = feed.batches(done, steps)
-            feed.wait_for(state)
-            state, last = program(state, *batches)
+            state, last = feed.run(program, state, done, steps)
             done += steps
         jax.block_until_ready((state, last))
 
+    work(3)
+    steps = feed.at_once
     work(2)
     sizes = {
         "parameter_bytes": parameters,

@@ -1,5 +1,8 @@
 """Batches on their way to the devices, and the held-out images on theirs."""
 
+import time
+from collections.abc import Callable, Mapping
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -11,18 +14,23 @@ from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import make_validation
 
 ON_DEVICE = 2 * 2**30  # bytes of images up to which the whole data set lives on the devices
+AT_ONCE = 10  # steps of one dispatch; what the host does for a dispatch takes milliseconds
+PATIENCE = 0.25  # seconds that a dispatch of several steps may take on a CPU: the progress bar and Ctrl-C wait for it
 
 
 class Feed:
-    """What `dispatch` needs for its next steps: uint8 images on the devices, and which of them make each batch.
+    """Gives `dispatch` its next steps: uint8 images on the devices, and which of them make each batch.
 
     A small data set is put there once and only indices travel; of a large one the images of the next dispatch.
     """
 
     def __init__(self, images: np.ndarray, config: RunConfig, mesh: Mesh):
         self.images, self.config = images, config
-        # On the CPU one step at a time: XLA's convolution gradients are very slow inside a loop there.
-        self.steps_per_dispatch = 1 if jax.default_backend() == "cpu" else 10
+        self.steps_per_dispatch = AT_ONCE
+        self.on_cpu = jax.default_backend() == "cpu"
+        self.at_once = 1 if self.on_cpu else AT_ONCE
+        """How many steps the next dispatch is to run: on a CPU as many as PATIENCE allows."""
+        self.last: tuple[float, int] | None = None  # on a CPU: when the last dispatch began, and its steps
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.by_image = NamedSharding(mesh, PartitionSpec(None, "data"))
         self.resident = jax.device_put(np.asarray(images), self.everywhere) if images.nbytes <= ON_DEVICE else None
@@ -41,10 +49,20 @@ class Feed:
             indices = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
         return images, *jax.device_put((indices, np.int32(n)), (self.by_image, self.everywhere))
 
-    def wait_for(self, state) -> None:
-        """On a CPU, wait until the steps before have made it: each step under way would take memory of its own."""
-        if jax.default_backend() == "cpu":
+    def run(self, dispatch: Callable, state: TrainState, step: int, n: int) -> tuple[TrainState, Mapping]:
+        """The n steps from `step` on by a `dispatch` of `step.make_dispatch`: (state, metrics).
+
+        On a CPU it waits for the steps before: each dispatch under way would take memory of its own.
+        """
+        batches = self.batches(step, n)
+        if self.on_cpu:
             jax.block_until_ready(state)
+            now = time.perf_counter()
+            if self.last is not None:
+                seconds = (now - self.last[0]) / self.last[1]
+                self.at_once = max(1, min(self.steps_per_dispatch, int(PATIENCE / seconds)))
+            self.last = now, n
+        return dispatch(state, *batches)
 
 
 class Validation:

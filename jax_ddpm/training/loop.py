@@ -123,10 +123,8 @@ def run(
     step, in_flight, saved = start, None, start
     interruption.deferring = True
     while step < total_steps and interruption.number is None:
-        n = min(feed.steps_per_dispatch, intervals.next(step) - step)
-        batches = feed.batches(step, n)
-        feed.wait_for(state)
-        state, metrics = dispatch(state, *batches)
+        n = min(feed.at_once, intervals.next(step) - step)
+        state, metrics = feed.run(dispatch, state, step, n)
         if in_flight is not None:
             progress.read(*in_flight)  # waits for the dispatch before, while the device works at this one
         in_flight = (step, n, metrics)

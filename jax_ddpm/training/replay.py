@@ -14,7 +14,8 @@ from jax_ddpm import data, rng, weights
 from jax_ddpm.config import RunConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.checkpoint import Checkpoints
-from jax_ddpm.training.loop import lengths, load_images, make_network
+from jax_ddpm.training.feed import Feed
+from jax_ddpm.training.loop import lengths, load_images, make_mesh, make_network
 from jax_ddpm.training.run_folder import default_out
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import global_norm, make_dispatch, make_gradients, make_optimizer, make_train_step
@@ -44,13 +45,16 @@ def replay(config: RunConfig, out: Path | None, number: int, log: Callable[[str]
         start, state, _ = found
     log(f"From step {start:,} on ...")
 
-    def batch(step):
-        return data.batch_indices(training.seed, step, len(images), training.batch_size)
-
-    dispatch = make_dispatch(make_train_step(graph, optimizer, config, total_steps), 1)
-    for step in range(start, number - 1):
-        state, _ = dispatch(state, images[batch(step)], np.arange(training.batch_size)[None], 1)
-    indices = batch(number - 1)
+    mesh = make_mesh(training.batch_size // training.accumulate)
+    feed = Feed(images, config, mesh)
+    state = jax.device_put(state, feed.everywhere)
+    dispatch = make_dispatch(make_train_step(graph, optimizer, config, total_steps, mesh), feed.steps_per_dispatch)
+    step = start
+    while step < number - 1:
+        n = min(feed.at_once, number - 1 - step)
+        state, _ = feed.run(dispatch, state, step, n)
+        step += n
+    indices = data.batch_indices(training.seed, number - 1, len(images), training.batch_size)
     gradients = jax.jit(make_gradients(graph, config))
     loss, grads = gradients(state, images[indices])
     key = rng.key(training.seed, rng.TIMESTEPS, number - 1)

@@ -101,16 +101,11 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callab
             x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:])
             return split_by_device(x.swapaxes(0, 1), None, "data")
 
-        on_cpu = jax.default_backend() == "cpu"  # where XLA's convolution gradients are very slow inside a loop
-
         def add(total, part):
-            x_0, *draws = part
-            if on_cpu:  # no loop orders the parts, and side by side they would take the memory of the whole batch
-                x_0 = x_0 + 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(total))
-            return jax.tree.map(jnp.add, total, grad(state.params, state, x_0, *draws)), None
+            return jax.tree.map(jnp.add, total, grad(state.params, state, *part)), None
 
         zero = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = lax.scan(add, zero, jax.tree.map(parts, batch), unroll=on_cpu)
+        total, _ = lax.scan(add, zero, jax.tree.map(parts, batch))
         return jax.tree.map(lambda x: x / training.accumulate, total)
 
     def gradients(state: TrainState, images: Array):
@@ -166,11 +161,7 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
     metrics of steps beyond n are zero.
     """
 
-    def one(state, images, indices, n):
-        state, metrics = train_step(state, images[indices[0]])
-        return state, {name: value[None] for name, value in metrics.items()}
-
-    def several(state, images, indices, n):
+    def dispatch(state, images, indices, n):
         shapes = jax.eval_shape(train_step, state, images[indices[0]])[1]
         record = {name: jnp.zeros((steps_per_dispatch,), value.dtype) for name, value in shapes.items()}
 
@@ -181,7 +172,7 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
 
         return lax.fori_loop(0, n, body, (state, record))
 
-    return jax.jit(one if steps_per_dispatch == 1 else several, donate_argnums=0)
+    return jax.jit(dispatch, donate_argnums=0)
 
 
 def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State, Array, Array, int], Array]:
