@@ -5,6 +5,7 @@ differentiable once, in reverse mode.
 """
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +189,34 @@ def computed_first(arrays):
     XLA would compute them anew for each reader, and copy what they were computed from where they are to replace it.
     """
     return lax.optimization_barrier(arrays) if at_work() else arrays
+
+
+def rematerialised(call, *arguments):
+    """call(*arguments), whose gradient computes what it needs of the way anew: jax.checkpoint for XLA on CPUs.
+
+    XLA forgets there what jax.checkpoint orders, and does the second computation along with the first.
+    """
+    call, inputs = jax.closure_convert(lambda: call(*arguments))
+    return recomputed(call, *inputs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recomputed(call, *inputs):
+    return call(*inputs)
+
+
+def recomputed_backward(call, inputs, g):
+    inputs = jax.tree.map(lambda x: after(g, x), inputs)
+    return jax.vjp(call, *inputs)[1](g)
+
+
+recomputed.defvjp(lambda call, *inputs: (call(*inputs), inputs), recomputed_backward)
+
+
+def after(g, x):
+    """x, which XLA cannot have before it has g; NaN where a number of g that is looked at is."""
+    first = g.ravel()[0]
+    return jnp.where(jnp.isnan(first), first.astype(x.dtype), x)
 
 
 def sum_of_squares(x):

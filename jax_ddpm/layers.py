@@ -39,7 +39,9 @@ def remat_block(call: Callable) -> Callable:
 
     @functools.wraps(call)
     def wrapped(*arguments):
-        return jax.checkpoint(lambda: call(*arguments))() if rematerialising.get() else call(*arguments)
+        if not rematerialising.get():
+            return call(*arguments)
+        return cpu.rematerialised(call, *arguments) if cpu.at_work() else jax.checkpoint(lambda: call(*arguments))()
 
     return wrapped
 

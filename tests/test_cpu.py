@@ -1,5 +1,6 @@
 """The routes for CPUs against XLA's own: values and gradients in float64."""
 
+import re
 from functools import partial
 
 import jax
@@ -59,6 +60,21 @@ def test_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding,
         x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, out)
         xla = partial(layers.convolve, stride=stride, padding=padding)
         check(partial(cpu_convolution.convolve, stride=stride, padding=padding), xla, x, kernel)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA on CPUs")
+@pytest.mark.parametrize(("size", "stride"), [(8, 1), (9, 1), (8, 2)])
+@pytest.mark.parametrize("layer", [layers.convolve, layers.transpose_convolve])
+def test_convolutions_inside_loops_are_of_the_kind_that_is_fast_there(layer, size, stride):
+    """Of any other kind XLA makes loops, 100 times slower, where it stands in a loop."""
+
+    def descend(_, kernel):
+        return kernel - jax.grad(lambda kernel, x: jnp.sum(layer(x, kernel, stride, 1) ** 2))(kernel, x)
+
+    x, kernel = jnp.ones((2, size, size, 16)), jnp.ones((3, 3, 16, 16))
+    program = jax.jit(lambda n, kernel: jax.lax.fori_loop(0, n, descend, kernel)).lower(3, kernel).compile()
+    kinds = re.findall(r" convolution\(.*dim_labels=(\S+?),", program.as_text())
+    assert set(kinds) == {"b01f_01io->b01f"}
 
 
 @pytest.mark.parametrize(
