@@ -2,7 +2,8 @@
 
 `python tests/killing.py HOOKS FLAG ...` trains with these flags. HOOKS is JSON, a list of (function, n, action): when
 the function is called for the nth time, the process sends itself a signal (the action is its name), or takes on a
-limit of that many bytes for each file it writes (the action is a number; -1 lifts it).
+limit of that many bytes for each file it writes (the action is a number; -1 lifts it). With HOOKS each dispatch is one
+step, so that calls can be counted.
 """
 
 import functools
@@ -65,6 +66,7 @@ def hook(function: str, n: int, action) -> None:
 
 if __name__ == "__main__":
     for each in json.loads(sys.argv[1]):
+        importlib.import_module("jax_ddpm.training.feed").PATIENCE = 0
         hook(*each)
     sys.argv = [str(TRAIN), *sys.argv[2:]]
     runpy.run_path(str(TRAIN), run_name="__main__")
