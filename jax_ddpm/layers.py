@@ -59,6 +59,11 @@ def matmul(x, kernel):
     return cpu.matmul(x, kernel) if cpu.at_work() else jnp.dot(x, kernel, precision=HIGHEST)
 
 
+def einsum(equation: str, a, b):
+    """jnp.einsum of two arrays that is a product of matrices, or many, as those of attention."""
+    return cpu.einsum(equation, a, b) if cpu.at_work() else jnp.einsum(equation, a, b, precision=HIGHEST)
+
+
 def add_bias(x, bias):
     """x (B, ..., C) + bias (C,), in x's precision."""
     bias = bias.astype(x.dtype)

@@ -80,8 +80,8 @@ def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3), bi
 
 
 def matmul(a, b, transpose_a: bool = False, transpose_b: bool = False, dtype=None):
-    """a @ b of matrices, either transposed before, in their dtype or a wider one."""
-    shape = a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]
+    """a @ b of (..., M, K) and (..., K, N), either transposed before, in their dtype or a wider one."""
+    shape = *a.shape[:-2], a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1]
     config = {"transpose_a": transpose_a, "transpose_b": transpose_b}
     return call("matmul", shape, {"onednn_matmul_config": config}, a, b, dtype=dtype)
 

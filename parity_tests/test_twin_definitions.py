@@ -56,6 +56,7 @@ LAYERS = [
     "add_bias",
     "add_to_pixels",
     "concatenate_channels",
+    "einsum",
     "silu",
     "Linear",
     "Conv",

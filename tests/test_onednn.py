@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,17 @@ def test_dense(monkeypatch, dtype, shape, out):
 
 
 @here
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("by_onednn", [False, pytest.param(True, marks=here)])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_products_of_attention(monkeypatch, dtype, by_onednn, heads):
+    monkeypatch.setattr(onednn, "pays", lambda x: by_onednn)
+    query, key, value = normal(0, 2, 6, heads, 5), normal(1, 2, 7, heads, 5), normal(2, 2, 7, heads, 5)
+    share = normal(3, 2, heads, 6, 7)
+    for equation, *arguments in (("bqhd,bkhd->bhqk", query, key), ("bhqk,bkhd->bqhd", share, value)):
+        check(partial(cpu.einsum, equation), partial(jnp.einsum, equation), dtype, *arguments)
+
+
 def test_what_pays():
     """What is small stays XLA's own in float32, so that its programs can be kept."""
     assert onednn.pays(jnp.zeros((2, 4, 4, 16), jnp.bfloat16)) and not onednn.pays(jnp.zeros((2, 4, 4, 16)))

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import (
-    HIGHEST,
     Buffer,
     Conv,
     ConvTranspose,
@@ -18,6 +17,7 @@ from jax_ddpm.layers import (
     Linear,
     add_to_pixels,
     concatenate_channels,
+    einsum,
     keep,
     remat_block,
     silu,
@@ -81,9 +81,9 @@ class SelfAttention(nnx.Module):
         b, h, w, c = x.shape
         qkv = self.projection(x).reshape(b, h * w, 3, self.heads, c // self.heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=HIGHEST) / np.sqrt(c // self.heads).astype(x.dtype)
+        scores = einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(c // self.heads).astype(x.dtype)
         share = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1).astype(x.dtype)  # eq. 1
-        heads = jnp.einsum("bhqk,bkhd->bqhd", share, value, precision=HIGHEST)
+        heads = einsum("bhqk,bkhd->bqhd", share, value)
         return self.output(heads.reshape(b, h, w, c))
 
 

@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import halved, halved_frequencies
 from jax_ddpm.layers import (
-    HIGHEST,
     Conv,
     GroupNorm,
     Linear,
     add_to_pixels,
     concatenate_channels,
+    einsum,
     keep,
     remat_block,
     silu,
@@ -76,9 +76,9 @@ class SelfAttention(nnx.Module):
             layer(h).reshape(b, height * width, self.heads, c // self.heads)
             for layer in (self.query, self.key, self.value)
         )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision=HIGHEST) / np.sqrt(c // self.heads).astype(x.dtype)
+        scores = einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(c // self.heads).astype(x.dtype)
         share = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1).astype(x.dtype)  # eq. 1
-        h = jnp.einsum("bhqk,bkhd->bqhd", share, value, precision=HIGHEST)
+        h = einsum("bhqk,bkhd->bqhd", share, value)
         return x + self.output(h.reshape(x.shape))
 
 
