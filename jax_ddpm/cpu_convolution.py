@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm import cpu, winograd
+from jax_ddpm import cpu, cpu_products, winograd
 from jax_ddpm import onednn_convolution as by_onednn
 
 HIGHEST = lax.Precision.HIGHEST
@@ -24,7 +24,7 @@ def convolve(x, kernel, stride: int, padding: int, bias=None):
     if by_onednn.serves(x, kernel) and (x.dtype == jnp.bfloat16 or not filtered):
         return convolve_directly(x, kernel, bias, stride, padding)
     if stride == 1 and x.shape[1:3] == (1, 1) and 2 * padding + 1 == len(kernel):
-        y = cpu.matmul(x, kernel[padding, padding])  # all other taps meet padding only
+        y = cpu_products.matmul(x, kernel[padding, padding])  # all other taps meet padding only
     elif stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
         y = winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
     elif filtered:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jax_ddpm import cpu, cpu_convolution, cpu_norm, rng
+from jax_ddpm import cpu, cpu_convolution, cpu_norm, cpu_products, rng
 
 HIGHEST = lax.Precision.HIGHEST  # float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs
 
@@ -56,12 +56,12 @@ def empty(*shape: int) -> nnx.Param:
 
 def matmul(x, kernel):
     """x (..., I) @ kernel (I, O)."""
-    return cpu.matmul(x, kernel) if cpu.at_work() else jnp.dot(x, kernel, precision=HIGHEST)
+    return cpu_products.matmul(x, kernel) if cpu.at_work() else jnp.dot(x, kernel, precision=HIGHEST)
 
 
 def einsum(equation: str, a, b):
     """jnp.einsum of two arrays that is a product of matrices, or many, as those of attention."""
-    return cpu.einsum(equation, a, b) if cpu.at_work() else jnp.einsum(equation, a, b, precision=HIGHEST)
+    return cpu_products.einsum(equation, a, b) if cpu.at_work() else jnp.einsum(equation, a, b, precision=HIGHEST)
 
 
 def add_bias(x, bias):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import cpu, cpu_convolution, cpu_norm, layers, winograd
+from jax_ddpm import cpu, cpu_convolution, cpu_norm, cpu_products, layers, winograd
 from tests.small import jit
 
 
@@ -167,7 +167,7 @@ def test_group_norm(elsewhere, shape):
 def test_dense(elsewhere, shape):
     with jax.enable_x64():
         arguments = normal(0, *shape), normal(1, 5, 7), normal(2, 7)
-        ours = lambda x, kernel, bias: cpu.add_bias(cpu.matmul(x, kernel), bias)  # noqa: E731
+        ours = lambda x, kernel, bias: cpu.add_bias(cpu_products.matmul(x, kernel), bias)  # noqa: E731
         check(ours, lambda x, kernel, bias: x @ kernel + bias, *arguments)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm import cpu, cpu_convolution, layers, onednn, onednn_convolution
+from jax_ddpm import cpu, cpu_convolution, cpu_products, layers, onednn, onednn_convolution
 from tests.test_cpu import elsewhere  # noqa: F401
 
 here = pytest.mark.skipif(not onednn.serves("bfloat16"), reason="this jaxlib or this CPU has no such calls")
@@ -116,7 +116,8 @@ def test_kernel_gradient_in_parts(elsewhere, monkeypatch, dtype, stride, channel
 @pytest.mark.parametrize(("shape", "out"), [((6, 5), 7), ((3, 4, 4, 5), 1), ((1, 5), 3)])
 def test_dense(monkeypatch, dtype, shape, out):
     monkeypatch.setattr(onednn, "pays", lambda x: True)
-    check(cpu.matmul, lambda x, k: jnp.dot(x, k, precision="highest"), dtype, normal(0, *shape), normal(1, 5, out))
+    exact = partial(jnp.dot, precision="highest")
+    check(cpu_products.matmul, exact, dtype, normal(0, *shape), normal(1, 5, out))
 
 
 @here
@@ -128,7 +129,7 @@ def test_products_of_attention(monkeypatch, dtype, by_onednn, heads):
     query, key, value = normal(0, 2, 6, heads, 5), normal(1, 2, 7, heads, 5), normal(2, 2, 7, heads, 5)
     share = normal(3, 2, heads, 6, 7)
     for equation, *arguments in (("bqhd,bkhd->bhqk", query, key), ("bhqk,bkhd->bqhd", share, value)):
-        check(partial(cpu.einsum, equation), partial(jnp.einsum, equation), dtype, *arguments)
+        check(partial(cpu_products.einsum, equation), partial(jnp.einsum, equation), dtype, *arguments)
 
 
 def test_what_pays():
