@@ -143,13 +143,17 @@ def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
 def kernel_gradient(x, g, kernel, stride: int, padding: int):
     """Of the sum of g (B, H', W', O) times the convolution of x (B, H, W, I): (K, K, I, O).
 
-    A convolution of transposed arrays. XLA would merge the transpositions with whatever computes the arrays, into
-    loops that jump through memory and take five times as long as the parts.
+    A convolution of transposed arrays, of the kind that XLA makes fast inside loops too; jax.vjp's would be naive loops
+    there. Of large arrays XLA would merge the transpositions with whatever computes them, into loops that jump
+    through memory and take five times as long as the parts.
     """
     k, _, i, o = kernel.shape
     if by_onednn.serves(x, kernel):
         return by_onednn.kernel_gradient(x, g, k, stride, padding)
-    if stride == 1 and o < i:  # windows of g in place of the more channels of x: each is copied k * k times
+    narrow = (
+        2 * padding == k - 1 and o < i
+    )  # windows of g in place of the more channels of x: each is copied k * k times
+    if stride == 1 and (narrow or 2 * padding >= k):  # maps of g that are larger must not be windows: XLA would swap
         edge = k - 1 - padding
         flipped = correlate_batches(g, x, 1, [(edge, edge), (edge, edge)])  # (O, K, K, I)
         return flipped[:, ::-1, ::-1].transpose(1, 2, 3, 0)

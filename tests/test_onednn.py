@@ -120,7 +120,6 @@ def test_dense(monkeypatch, dtype, shape, out):
     check(cpu_products.matmul, exact, dtype, normal(0, *shape), normal(1, 5, out))
 
 
-@here
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("by_onednn", [False, pytest.param(True, marks=here)])
 @pytest.mark.parametrize("heads", [1, 3])
@@ -132,6 +131,7 @@ def test_products_of_attention(monkeypatch, dtype, by_onednn, heads):
         check(partial(cpu_products.einsum, equation), partial(jnp.einsum, equation), dtype, *arguments)
 
 
+@here
 def test_what_pays():
     """What is small stays XLA's own in float32, so that its programs can be kept."""
     assert onednn.pays(jnp.zeros((2, 4, 4, 16), jnp.bfloat16)) and not onednn.pays(jnp.zeros((2, 4, 4, 16)))

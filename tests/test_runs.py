@@ -218,13 +218,8 @@ def test_two_fresh_runs_and_one_from_a_config_file_end_in_the_same_bits(finished
 
 def test_several_steps_per_dispatch_and_a_resume_in_the_middle(finished, tmp_path, monkeypatch):
     """As on a GPU: a run stopped at a step within a dispatch of others, and one that never was."""
-    make = feed.Feed.__init__
-
-    def three_at_a_time(self, *arguments):
-        make(self, *arguments)
-        self.steps_per_dispatch = 3
-
-    monkeypatch.setattr(feed.Feed, "__init__", three_at_a_time)
+    monkeypatch.setattr(feed, "AT_ONCE", 3)
+    monkeypatch.setattr(feed, "PATIENCE", 1e9)
     whole = train(small(), tmp_path / "whole", log=quiet)
     with monkeypatch.context() as patch:
         stop_after(patch, 19)

@@ -4,8 +4,10 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.monitoring
@@ -20,6 +22,7 @@ from jax_ddpm.config import DiffusionConfig
 from jax_ddpm.layers import rematerialised
 from jax_ddpm.training.feed import Feed
 from jax_ddpm.training.loop import make_mesh
+from jax_ddpm.training.progress import Intervals, Progress
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import make_dispatch, make_gradients, make_optimizer, make_train_step
 from parity_tests.networks import CASES
@@ -65,13 +68,50 @@ def test_the_loop_sends_nothing_unasked_and_compiles_once():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     with jax.transfer_guard("disallow"):
-        for step in range(1, 9):  # over the end of an epoch
-            state, metrics = dispatch(state, *feed.batches(step, 1))
-    assert np.isfinite(np.asarray(metrics["loss"])).all() and int(state.step) == 9
+        step = 1
+        for n in (1, 3, 10, 2):  # over the end of an epoch
+            state, metrics = feed.run(dispatch, state, step, n)
+            step += n
+    assert np.isfinite(np.asarray(metrics["loss"])).all() and int(state.step) == step
     assert compilations == []
     with jax.transfer_guard("disallow"), pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
         jax.jit(lambda x: x)(1)
     assert compilations  # guard and counter work
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about CPUs")
+def test_a_dispatch_on_a_cpu_takes_no_longer_than_one_is_patient(monkeypatch):
+    """Its steps: one until it is known how long they take, ten at most; what comes between two does not count."""
+    config, clock = small(), [0.0]
+    feed = Feed(IMAGES, config, make_mesh(config.training.batch_size))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    at_once = []
+    for seconds in (30, 1, 0.1, 0.06, 0.001, 0.001, 1):  # a step of each dispatch
+        at_once.append(feed.at_once)
+        feed.run(lambda state, *_: (state, {}), None, 0, at_once[-1])
+        clock[0] += seconds * at_once[-1]
+    assert at_once == [1, 1, 1, 1, 2, 4, 10]
+    feed.pause()
+    clock[0] += 100
+    feed.run(lambda state, *_: (state, {}), None, 0, 1)
+    assert feed.at_once == 10
+
+
+def test_rows_of_one_dispatch_share_its_time(monkeypatch):
+    config, clock, rows = small(), [0.0], []
+    config = replace(config, output=replace(config.output, log_every=2))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    log = SimpleNamespace(add=lambda row: None, write_row=lambda epoch, **row: rows.append(row["images_per_second"]))
+    progress = Progress(0, 99, config, log, 99, Intervals(config, 99, 99, False), True, None, lambda text: None)
+    metrics = dict.fromkeys(("loss", "grad_norm", "learning_rate", "skipped"), np.zeros(5))
+    for step, n, seconds in ((0, 1, 1), (1, 5, 10), (6, 4, 8), (10, 2, 4)):
+        clock[0] += seconds
+        progress.read(step, n, metrics)
+        with progress.pause():
+            clock[0] += 1000
+    progress.close()
+    images = config.training.batch_size
+    assert rows == [round(2 * images / 3, 1), *[images / 2] * 5]
 
 
 def test_the_state_is_donated():
@@ -122,9 +162,11 @@ def test_xla_too_keeps_less_where_it_rematerialises():
     assert memory(small(**settings, remat=True))[0] < 0.7 * whole
 
 
-def test_rematerialisation_changes_nothing():
+@pytest.mark.parametrize(("name", "accumulate"), [("attention", 1), ("ddpm", 2)])
+def test_rematerialisation_changes_nothing(name, accumulate):
     """Gradients in float64, with dropout."""
-    config = replace(small(precision="float64"), network=replace(CASES["attention"].config, dropout=0.5))
+    settings = {"precision": "float64", "accumulate": accumulate}
+    config = replace(small(**settings), network=replace(CASES[name].config, dropout=0.5))
     with jax.enable_x64(True):
         network = unets.build(config.network, 1)
         weights.initialise(network, 0)

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from jax_ddpm import unets
 from jax_ddpm.config import RunConfig
 from jax_ddpm.data import batch_indices
 from jax_ddpm.training.state import TrainState
@@ -15,7 +16,7 @@ from jax_ddpm.training.step import make_validation
 
 ON_DEVICE = 2 * 2**30  # bytes of images up to which the whole data set lives on the devices
 AT_ONCE = 10  # steps of one dispatch; what the host does for a dispatch takes milliseconds
-PATIENCE = 0.25  # seconds that a dispatch of several steps may take on a CPU: the progress bar and Ctrl-C wait for it
+PATIENCE = 0.25  # seconds that a dispatch of several steps may take on a CPU: the bar and Ctrl-C wait for one or two
 
 
 class Feed:
@@ -26,14 +27,15 @@ class Feed:
 
     def __init__(self, images: np.ndarray, config: RunConfig, mesh: Mesh):
         self.images, self.config = images, config
-        self.steps_per_dispatch = AT_ONCE
         self.on_cpu = jax.default_backend() == "cpu"
-        self.at_once = 1 if self.on_cpu else AT_ONCE
-        """How many steps the next dispatch is to run: on a CPU as many as PATIENCE allows."""
-        self.last: tuple[float, int] | None = None  # on a CPU: when the last dispatch began, and its steps
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.by_image = NamedSharding(mesh, PartitionSpec(None, "data"))
         self.resident = jax.device_put(np.asarray(images), self.everywhere) if images.nbytes <= ON_DEVICE else None
+        several = unets.fast_in_loops(config.network) and not (self.on_cpu and self.resident is None)
+        self.steps_per_dispatch = AT_ONCE if several else 1
+        self.at_once = 1 if self.on_cpu else self.steps_per_dispatch
+        """How many steps the next dispatch is to run: on a CPU as many as PATIENCE allows."""
+        self.last: tuple[float, int] | None = None  # on a CPU: when the last dispatch began, and its steps
 
     def batches(self, step: int, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Images (N, H, W, C), int32 indices (K, B) of n steps from `step` on, rows beyond n like the last; n."""
@@ -63,6 +65,10 @@ class Feed:
                 self.at_once = max(1, min(self.steps_per_dispatch, int(PATIENCE / seconds)))
             self.last = now, n
         return dispatch(state, *batches)
+
+    def pause(self) -> None:
+        """What comes before the next dispatch is not the last one's time."""
+        self.last = None
 
 
 class Validation:

@@ -132,6 +132,7 @@ def run(
         if intervals.is_due(step):
             progress.read(*in_flight)
             in_flight = None
+            feed.pause()
             with progress.pause():
                 improved = False
                 if intervals.validation(step):

@@ -69,6 +69,7 @@ class Progress:
         self.announced = False
         self.paused: float | None = None  # since when
         self.row_time, self.row_step, self.shown_loss, self.speed = time.perf_counter(), start, None, None
+        self.read_time = self.row_time
         self.bar = tqdm(
             total=total,
             initial=start,
@@ -89,7 +90,8 @@ class Progress:
             self.metrics_log.add({"step": step + i + 1, **figures})
             self.judge(step + i, figures)
             if (step + i + 1) % self.config.output.log_every == 0 and not self.intervals.validation(step + i + 1):
-                self.row(step + i + 1)
+                self.row(step + i + 1, self.read_time + (now - self.read_time) * (i + 1) / n)
+        self.read_time = now
         if self.first is None:
             self.first = (step + n, now)
         else:
@@ -131,9 +133,9 @@ class Progress:
         if left > LONG and self.on_cpu and self.config.preset != "tiny":
             self.log("That is long for a CPU: --preset tiny trains a smaller network on the same data (another --out).")
 
-    def row(self, step: int, **extra) -> None:
-        """Write the row of the steps since the last one."""
-        now = self.paused or time.perf_counter()
+    def row(self, step: int, now: float | None = None, **extra) -> None:
+        """Write the row of the steps since the last one; `now`: when `step` was done."""
+        now = now or self.paused or time.perf_counter()
         images = (step - self.row_step) * self.config.training.batch_size
         self.row_step, elapsed, self.row_time = step, now - self.row_time, now
         epoch = (step - 1) // self.steps_per_epoch
@@ -146,6 +148,7 @@ class Progress:
         yield
         away, self.paused = time.perf_counter() - self.paused, None
         self.row_time += away
+        self.read_time += away
         if self.first is not None:
             self.first = (self.first[0], self.first[1] + away)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 import jax_ddpm
 from jax_ddpm import data, rng, weights
@@ -15,7 +16,7 @@ from jax_ddpm.config import RunConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.feed import Feed
-from jax_ddpm.training.loop import lengths, load_images, make_mesh, make_network
+from jax_ddpm.training.loop import lengths, load_images, make_network
 from jax_ddpm.training.run_folder import default_out
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import global_norm, make_dispatch, make_gradients, make_optimizer, make_train_step
@@ -45,7 +46,7 @@ def replay(config: RunConfig, out: Path | None, number: int, log: Callable[[str]
         start, state, _ = found
     log(f"From step {start:,} on ...")
 
-    mesh = make_mesh(training.batch_size // training.accumulate)
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))  # one device is enough, and shares any batch
     feed = Feed(images, config, mesh)
     state = jax.device_put(state, feed.everywhere)
     dispatch = make_dispatch(make_train_step(graph, optimizer, config, total_steps, mesh), feed.steps_per_dispatch)
@@ -55,7 +56,7 @@ def replay(config: RunConfig, out: Path | None, number: int, log: Callable[[str]
         state, _ = feed.run(dispatch, state, step, n)
         step += n
     indices = data.batch_indices(training.seed, number - 1, len(images), training.batch_size)
-    gradients = jax.jit(make_gradients(graph, config))
+    gradients = jax.jit(make_gradients(graph, config, mesh))
     loss, grads = gradients(state, images[indices])
     key = rng.key(training.seed, rng.TIMESTEPS, number - 1)
     t = np.asarray(rng.timesteps(key, training.batch_size, config.diffusion.timesteps))

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm import cpu, diffusion, rng
+from jax_ddpm import cpu, diffusion, rng, unets
 from jax_ddpm.arrays import Array
 from jax_ddpm.config import DiffusionConfig, RunConfig, TrainingConfig
 from jax_ddpm.layers import Dropout, rematerialised
@@ -101,11 +101,16 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callab
             x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:])
             return split_by_device(x.swapaxes(0, 1), None, "data")
 
+        unroll = not unets.fast_in_loops(config.network)
+
         def add(total, part):
-            return jax.tree.map(jnp.add, total, grad(state.params, state, *part)), None
+            x_0, *draws = part
+            if unroll:  # no loop orders the parts, and side by side they would take the memory of the whole batch
+                x_0 = x_0 + 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(total))
+            return jax.tree.map(jnp.add, total, grad(state.params, state, x_0, *draws)), None
 
         zero = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = lax.scan(add, zero, jax.tree.map(parts, batch))
+        total, _ = lax.scan(add, zero, jax.tree.map(parts, batch), unroll=unroll)
         return jax.tree.map(lambda x: x / training.accumulate, total)
 
     def gradients(state: TrainState, images: Array):
@@ -161,7 +166,11 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
     metrics of steps beyond n are zero.
     """
 
-    def dispatch(state, images, indices, n):
+    def one(state, images, indices, n):
+        state, metrics = train_step(state, images[indices[0]])
+        return state, {name: value[None] for name, value in metrics.items()}
+
+    def several(state, images, indices, n):
         shapes = jax.eval_shape(train_step, state, images[indices[0]])[1]
         record = {name: jnp.zeros((steps_per_dispatch,), value.dtype) for name, value in shapes.items()}
 
@@ -172,7 +181,7 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
 
         return lax.fori_loop(0, n, body, (state, record))
 
-    return jax.jit(dispatch, donate_argnums=0)
+    return jax.jit(one if steps_per_dispatch == 1 else several, donate_argnums=0)
 
 
 def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State, Array, Array, int], Array]:

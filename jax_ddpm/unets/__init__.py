@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import jax
 from flax import nnx
 
 from jax_ddpm import names
@@ -20,6 +21,7 @@ CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
 }
+PACKAGED = frozenset(CLASSES)
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Module:
@@ -28,6 +30,15 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Mod
     `dtype` is that of the activations; None means the parameters' own.
     """
     return CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
+
+
+def fast_in_loops(config: NetworkConfig) -> bool:
+    """Whether XLA makes a network's training step as fast inside a loop as outside.
+
+    On CPUs it does so for the convolutions of `jax_ddpm.layers` only; others' gradients are some hundred times slower
+    there. A network of one's own may have others.
+    """
+    return jax.default_backend() != "cpu" or config.name in PACKAGED
 
 
 def register(
