@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import jax_ddpm
 from jax_ddpm import layers, weights
 from jax_ddpm.errors import UserError
 from jax_ddpm.network_config import NETWORKS
+from jax_ddpm.training.feed import AT_ONCE, Feed
+from jax_ddpm.training.loop import make_mesh
 from jax_ddpm.unets import CLASSES
 from tests.small import small
 from tests.test_runs import quiet
@@ -39,6 +42,13 @@ class Plain(nnx.Module):
         time = jnp.broadcast_to((t * self.scale[...]).reshape(-1, 1, 1, 1), (*x.shape[:3], 1))
         h = nnx.relu(self.first(jnp.concatenate([x, time], axis=-1)))
         return self.last(nnx.relu(self.middle(h)))
+
+
+def test_on_a_cpu_it_stays_out_of_loops(registered):
+    """It may have convolutions that XLA makes slow there."""
+    images, mesh, own = np.zeros((16, 8, 8, 1), np.uint8), make_mesh(16), replace(small(), network=PlainConfig())
+    assert Feed(images, small(), mesh).steps_per_dispatch == AT_ONCE
+    assert Feed(images, own, mesh).steps_per_dispatch == (1 if jax.default_backend() == "cpu" else AT_ONCE)
 
 
 class WithDropout(Plain):

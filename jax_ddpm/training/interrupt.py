@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first lets a run finish its step and save, the second ends it at once."""
+"""SIGINT and SIGTERM: the first lets a run finish the steps under way and save, the second ends it at once."""
 
 import os
 import signal
