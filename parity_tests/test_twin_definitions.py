@@ -95,7 +95,10 @@ ONLY_IN_JAX = {
         "make_gradients": "a step of its own, for --replay-step; nested in make_train_step in torch_ref",
         "make_dispatch": "dispatching several steps at once is JAX's",
     },
-    "unets/__init__": {"register": "a network of one's own has no PyTorch twin"},
+    "unets/__init__": {
+        "fast_in_loops": "XLA's loops are JAX's",
+        "register": "a network of one's own has no PyTorch twin",
+    },
     "unets/attention": dict.fromkeys(
         ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
     ),
