@@ -20,7 +20,7 @@ import jaxlib
 VERSIONS = ("0.10.2",)  # of jaxlib
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # with which oneDNN does not use what the CPU has
 INSTRUCTIONS = {"float32": {"avx512f"}, "bfloat16": {"avx512_bf16"}}
-LARGE = 1 << 18  # numbers
+LARGE = 1 << 19  # numbers
 
 
 def serves(dtype) -> bool:
