@@ -150,10 +150,9 @@ def kernel_gradient(x, g, kernel, stride: int, padding: int):
     k, _, i, o = kernel.shape
     if by_onednn.serves(x, kernel):
         return by_onednn.kernel_gradient(x, g, k, stride, padding)
-    narrow = (
-        2 * padding == k - 1 and o < i
-    )  # windows of g in place of the more channels of x: each is copied k * k times
-    if stride == 1 and (narrow or 2 * padding >= k):  # maps of g that are larger must not be windows: XLA would swap
+    # Windows of g in place of x: where x has more channels, for each is copied k * k times; and where the maps of g are
+    # larger, for XLA would make windows of x by itself, and slow loops of that.
+    if stride == 1 and (2 * padding >= k or (2 * padding == k - 1 and o < i)):
         edge = k - 1 - padding
         flipped = correlate_batches(g, x, 1, [(edge, edge), (edge, edge)])  # (O, K, K, I)
         return flipped[:, ::-1, ::-1].transpose(1, 2, 3, 0)
