@@ -120,6 +120,7 @@ ONLY_IN_TORCH = {
         **dict.fromkeys(["fold_in", "split", "bits", "uniform", "randint", "bernoulli"], JAX_RANDOM),
         **dict.fromkeys(["threefry2x32", "erf_inv"], "what is inside jax.random"),
     },
+    "sampler_steps": {"of_images": "jnp.full, which takes arrays too"},
     "samplers": dict.fromkeys(["device_of", "numpy_dtype", "channels_first"], "between NumPy (N, H, W, C) and tensors"),
     "step": {
         "draw": "with the permutation of noise; one line in JAX",

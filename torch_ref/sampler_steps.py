@@ -1,7 +1,8 @@
 """The steps of the reverse process: from x_t and what the network says of it to x at the chain's next timestep below.
 
-`tables` are those of the chain (`schedules.make_tables(..., chain=chain)`); t is one integer for the batch. The
-settings are those of DiffusionConfig. Where a network predicts a variance too, only `ancestral_step` uses it.
+`tables` are those of the chain (`schedules.make_tables(..., chain=chain)`); t is one integer for the batch, or a tensor
+(B,) of it, with which a step can be compiled. The settings are those of DiffusionConfig. Where a network predicts a
+variance too, only `ancestral_step` uses it.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,11 @@ from torch_ref import diffusion
 from torch_ref.schedules import Tables
 
 History = tuple[Tensor, Tensor]
+
+
+def of_images(x: Tensor, t: int | Tensor) -> Tensor:
+    """t for every image of x: integers (B,)."""
+    return t if isinstance(t, Tensor) else torch.full((x.shape[0],), t, device=x.device)
 
 
 def threshold(x_0: Tensor, clip: str, clip_percentile: float) -> Tensor:
@@ -35,7 +41,7 @@ def denoised(
     tables: Tables, x_t: Tensor, prediction: Tensor, t: int, objective: str, clip: str, clip_percentile: float
 ) -> Tensor:
     """The predicted x_0, thresholded."""
-    ts = torch.full((x_t.shape[0],), t, device=x_t.device)
+    ts = of_images(x_t, t)
     prediction, _ = diffusion.split_prediction(prediction, x_t)
     return threshold(diffusion.predicted_x_0(tables, objective, x_t, ts, prediction), clip, clip_percentile)
 
@@ -62,7 +68,7 @@ def ancestral_step(
     clip: "x0" clips the predicted x_0 to [-1, 1] and takes the posterior mean, "dynamic" does so after dynamic
     thresholding; "state" clamps the new x to [-1, 1]; "none" does neither.
     """
-    ts = torch.full((x_t.shape[0],), t, device=x_t.device)
+    ts = of_images(x_t, t)
     if clip in ("x0", "dynamic"):
         x_0 = denoised(tables, x_t, prediction, t, objective, clip, clip_percentile)
         mean, _ = diffusion.posterior(tables, x_0, x_t, ts)  # eq. 7
@@ -96,7 +102,7 @@ def ddim_step(
 
     The direction to x_t is computed from the thresholded x_0, so that both tell the same of x_t.
     """
-    ts = torch.full((x_t.shape[0],), t, device=x_t.device)
+    ts = of_images(x_t, t)
     x_0 = denoised(tables, x_t, prediction, t, objective, clip, clip_percentile)
     eps = diffusion.predicted_eps(tables, "x0", x_t, ts, x_0)
     sigma = eta * torch.sqrt(diffusion.at(tables.posterior_variance, ts))  # eq. 16
@@ -111,7 +117,7 @@ def ddim_inverse_step(tables: Tables, x: Tensor, eps: Tensor, t: int, noise: Non
 
     Euler's step along the ODE of Song et al. 2021, section 4.3, eq. 14. Below the chain's last timestep is the image.
     """
-    ts = torch.full((x.shape[0],), t, device=x.device)
+    ts = of_images(x, t)
     rest = diffusion.at(tables.sqrt_one_minus_alpha_bars_prev, ts)
     x_0 = (x - rest * eps) / diffusion.at(tables.sqrt_alpha_bars_prev, ts)
     return diffusion.q_sample(tables, x_0, ts, eps)
@@ -133,7 +139,7 @@ def dpmpp_step(
 
     history: x_0 and lambda of the step before. The first and the last step are of first order.
     """
-    ts = torch.full((x_t.shape[0],), t, device=x_t.device)
+    ts = of_images(x_t, t)
     x_0 = denoised(tables, x_t, prediction, t, objective, clip, clip_percentile)
     x_0_before, lambda_before = history
     lambda_t = diffusion.at(tables.half_log_snr, ts)
@@ -171,7 +177,7 @@ def edm_step(
     time, at the chain's next timestep below[t] (`spacing.timesteps_below`); the last step, to sigma = 0, stays Euler's.
     """
     settings = (objective, clip, clip_percentile)
-    ts = torch.full((x_t.shape[0],), t, device=x_t.device)
+    ts = of_images(x_t, t)
     scale, scale_next = diffusion.at(tables.sqrt_alpha_bars, ts), diffusion.at(tables.sqrt_alpha_bars_prev, ts)
     sigma = diffusion.at(tables.sqrt_one_minus_alpha_bars, ts) / scale
     sigma_next = diffusion.at(tables.sqrt_one_minus_alpha_bars_prev, ts) / scale_next
@@ -181,7 +187,7 @@ def edm_step(
 
     def corrected():
         t_next = int(below[t])
-        prediction = predict(x_next * scale_next, torch.full((x_t.shape[0],), t_next, device=x_t.device))
+        prediction = predict(x_next * scale_next, of_images(x_t, t_next))
         D = denoised(tables, x_next * scale_next, prediction, t_next, *settings)
         d_next = (x_next - D) / sigma_next  # line 7
         return x + (sigma_next - sigma) * (d + d_next) / 2  # line 8

@@ -34,12 +34,14 @@ def main() -> None:
         answer(absent=" ".join(str(error).split()) or type(error).__name__)
         return
     return_freed_memory()  # what compiling and comparing took
+    contender.forget_peak()
     forget_peak()
     for line in sys.stdin:
         if job.what == "train":  # as amid a run: memory that the last turn gave back is slow to come again
             contender.run(1)
         seconds = timed(contender, json.loads(line)["units"])
         answer(seconds=seconds, peak_memory=contender.peak_memory() or resident_peak())
+        contender.forget_peak()
 
 
 def prepare(job: Job) -> Contender:

@@ -42,16 +42,23 @@ def make_network(job: Job):
     return network
 
 
-def forward_flops(network, job: Job) -> float:
+def forward_flops(network, job: Job) -> float | None:
     """Of one call of the network on a batch, as XLA counts the operations of its graph before optimising it.
 
     Of the graph for accelerators: of that for CPUs, parts are hidden in calls and others use fewer multiplications.
+    Counted by XLA for CPUs, since that for GPUs counts optimised programs only; None where it is not at hand.
     """
+    try:
+        counting = jax.devices("cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
     graph, state = nnx.split(network)
+    state = jax.eval_shape(lambda: state)
     batch = job.run.training.batch_size
     x, t = jax.ShapeDtypeStruct((batch, *job.image_shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
-    with mock.patch.object(cpu, "at_work", return_value=False):
-        return jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t)).lower(state, x, t).cost_analysis()["flops"]
+    with mock.patch.object(cpu, "at_work", return_value=False), jax.default_device(counting):
+        lowered = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t)).lower(state, x, t)
+    return (lowered.cost_analysis() or {}).get("flops")
 
 
 def train(job: Job) -> Contender:
@@ -69,14 +76,15 @@ def train(job: Job) -> Contender:
         program = step.lower(state, *feed.batches(0, 1)).compile()
         return program, state, time.perf_counter() - start
 
-    program, state, seconds = compiled(run)
-    if getattr(run.network, "dropout", 0.0):
-        plain, plain_state, _ = compiled(replace(run, network=replace(run.network, dropout=0.0)))
-        _, metrics = plain(plain_state, *feed.batches(0, 1))
-        state, _ = program(state, *feed.batches(0, 1))
-    else:
+    def first_step(program, state):
         state, metrics = program(state, *feed.batches(0, 1))
-    check = {name: np.asarray(metrics[name])[:1] for name in ("loss", "grad_norm")}
+        return state, {name: np.asarray(metrics[name])[:1] for name in ("loss", "grad_norm")}
+
+    without = None
+    if getattr(run.network, "dropout", 0.0):  # its memory is free again before the other is made
+        without = first_step(*compiled(replace(run, network=replace(run.network, dropout=0.0)))[:2])[1]
+    program, state, seconds = compiled(run)
+    state, check = first_step(program, state)
     memory, parameters = program.memory_analysis(), sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     done, steps = 1, 1
 
@@ -95,9 +103,10 @@ def train(job: Job) -> Contender:
         "argument_bytes": memory.argument_size_in_bytes,
         "donated_bytes": memory.alias_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "flops_per_step": 3 * forward_flops(network, job),  # the backward pass takes twice the forward's
     }
-    return Contender(work, steps, check, about(seconds, **sizes), peak_memory)
+    if flops := forward_flops(network, job):
+        sizes["flops_per_step"] = 3 * flops  # the backward pass takes twice the forward's
+    return Contender(work, steps, without or check, about(seconds, **sizes), peak_memory)
 
 
 def sample(job: Job) -> Contender:
@@ -118,7 +127,8 @@ def sample(job: Job) -> Contender:
         start = time.perf_counter()
         x = pictures().block_until_ready()
         seconds.append(time.perf_counter() - start)
-    more = {"flops_per_step": forward_flops(network, job)}
+    flops = forward_flops(network, job)
+    more = {"flops_per_step": flops} if flops else {}
     return Contender(
         work, config.timesteps, {"x_0": np.asarray(x)}, about(seconds[0] - seconds[1], **more), peak_memory
     )

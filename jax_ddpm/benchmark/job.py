@@ -21,13 +21,14 @@ TORCH_SETTINGS = {
     "torch-compile": {"compile_mode": "default"},
     "torch-compile-channels-last": {"compile_mode": "default", "channels_last": True},
     "torch-cuda-graphs": {"compile_mode": "reduce-overhead", "channels_last": True},
+    "torch-max-autotune": {"compile_mode": "max-autotune", "channels_last": True},
     "diffusers": {},
 }
 CONTENDERS = ("jax", *TORCH_SETTINGS)
 MATRIX_PRODUCTS = ("matrix product, jax", "matrix product, torch")
 
 SEED = 0
-NUM_IMAGES = 1024  # of the data set that training draws its batches from
+NUM_IMAGES = 1024  # of the data set that training draws its batches from, where batches are not larger
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Job:
 
     def images(self) -> np.ndarray:
         """The data set: uint8 (N, H, W, C), random."""
-        return np.random.default_rng(SEED).integers(0, 256, (NUM_IMAGES, *self.image_shape), np.uint8)
+        count = max(NUM_IMAGES, self.run.training.batch_size)
+        return np.random.default_rng(SEED).integers(0, 256, (count, *self.image_shape), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Contender:
 
     run(n): do n units of `steps` steps each, and wait for them. check: its output for fixed weights and input, by name.
     about: device, seconds of compilation and the like, for people. peak_memory: bytes on a GPU, None on a CPU, where
-    the process knows better.
+    the process knows better. forget_peak: before and after a turn, where the framework can begin to count anew and give
+    the others what it does not use.
     """
 
     run: Callable[[int], None]
@@ -63,6 +66,7 @@ class Contender:
     check: dict[str, np.ndarray]
     about: dict
     peak_memory: Callable[[], int | None] = lambda: None
+    forget_peak: Callable[[], None] = lambda: None
 
 
 class Absent(Exception):

@@ -47,14 +47,26 @@ def peak_memory() -> int | None:
     return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else None
 
 
+def peak_of_graphs() -> int | None:
+    """What CUDA graphs use is theirs for good, and not allocated when they run."""
+    return torch.cuda.max_memory_reserved() if DEVICE.type == "cuda" else None
+
+
+def forget_peak() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 class Network:
     """The network of a job, of torch_ref or of diffusers: predict(x, t, dropout), and its parameters in `module`."""
 
     def __init__(self, job: Job):
         settings = TORCH_SETTINGS[job.contender]
-        self.settings = settings
-        if "compile_mode" in settings:
-            refuse_to_compile(settings["compile_mode"])
+        self.compile_mode = settings.get("compile_mode")
+        if self.compile_mode:
+            refuse_to_compile(self.compile_mode)
+        self.peak_memory = peak_memory if self.compile_mode in (None, "default") else peak_of_graphs
         self.bfloat16 = job.run.training.precision == "bfloat16"
         self.rate = getattr(job.run.network, "dropout", 0.0)
         ours = unets.build(as_twin(job.run.network), job.image_channels, torch.bfloat16 if self.bfloat16 else None)
@@ -77,13 +89,11 @@ class Network:
         return self.module(x, t)
 
     def compiled(self, function: Callable) -> Callable:
-        if "compile_mode" not in self.settings:
-            return function
-        return torch.compile(function, mode=self.settings["compile_mode"], fullgraph=False)
+        return torch.compile(function, mode=self.compile_mode, fullgraph=False) if self.compile_mode else function
 
 
 def refuse_to_compile(mode: str) -> None:
-    if mode == "reduce-overhead" and DEVICE.type == "cpu":
+    if mode != "default" and DEVICE.type == "cpu":
         raise Absent("CUDA graphs need a GPU that torch can use")
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if DEVICE.type == "cpu" and shutil.which(compiler) is None:
@@ -128,6 +138,11 @@ def train(job: Job) -> Contender:
     kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(parameters, lr=0.0, weight_decay=training.weight_decay, fused=True)
     images = torch.as_tensor(job.images(), device=DEVICE)
+    epoch = [
+        batch_indices(training.seed, step, len(images), training.batch_size)
+        for step in range(len(images) // training.batch_size)
+    ]
+    epoch = torch.as_tensor(np.stack(epoch), device=DEVICE).long()  # sent once: a GPU would be waited for at each step
 
     def loss_of(x_0, t, noise, dropout):
         predict = partial(network.predict, dropout=dropout)
@@ -136,13 +151,12 @@ def train(job: Job) -> Contender:
     loss_of = network.compiled(loss_of)
 
     def batch(step: int) -> Tensor:
-        indices = batch_indices(training.seed, step, len(images), training.batch_size)
-        return images[torch.as_tensor(indices, device=DEVICE)]
+        return images[epoch[step % len(epoch)]]
 
     def gradients(x_0, t, noise, dropout) -> tuple[Tensor, Tensor]:
         """Loss and gradient norm; the gradients are left in the parameters."""
         optimizer.zero_grad()
-        if "compile_mode" in network.settings:
+        if network.compile_mode:
             torch.compiler.cudagraph_mark_step_begin()
         loss = loss_of(x_0, t, noise, dropout)
         loss.backward()
@@ -163,7 +177,8 @@ def train(job: Job) -> Contender:
         optimizer.step()
         if ema:
             decay = min(training.ema_decay, (1 + number) / (10 + number))
-            torch._foreach_lerp_(ema, parameters, 1 - decay)
+            with torch.no_grad():
+                torch._foreach_lerp_(ema, parameters, 1 - decay)
 
     flip = rng.key(training.seed, rng.FLIP, 0) if job.run.data.flip else None
     x_0 = prepare_images(batch(0), torch.float32, flip)
@@ -185,8 +200,8 @@ def train(job: Job) -> Contender:
         start = time.perf_counter()
         work(1)
         seconds.append(time.perf_counter() - start)
-    compiled = max(seconds) - min(seconds) if "compile_mode" in network.settings else 0.0
-    return Contender(work, 1, check, about(compiled), peak_memory)
+    compiled = max(seconds) - min(seconds) if network.compile_mode else 0.0
+    return Contender(work, 1, check, about(compiled), network.peak_memory, forget_peak)
 
 
 def sample(job: Job) -> Contender:
@@ -209,28 +224,36 @@ def sample(job: Job) -> Contender:
             pictures(own_noise)
         wait()
 
-    start = time.perf_counter()
-    x = pictures(shared_noise)
-    wait()
-    first = time.perf_counter() - start
-    check = {"x_0": x.permute(0, 2, 3, 1).cpu().numpy()}
-    start = time.perf_counter()
+    compiled = 0.0
+    if network.compile_mode:
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            work(1)
+            seconds.append(time.perf_counter() - start)
+        compiled = max(0.0, seconds[0] - seconds[1])
+    check = {"x_0": pictures(shared_noise).permute(0, 2, 3, 1).cpu().numpy()}
     work(1)
-    seconds = max(0.0, first - (time.perf_counter() - start)) if "compile_mode" in network.settings else 0.0
-    return Contender(work, config.timesteps, check, about(seconds), peak_memory)
+    return Contender(work, config.timesteps, check, about(compiled), network.peak_memory, forget_peak)
 
 
 def reverse_process(job: Job, network: Network) -> Callable[[Callable], Tensor]:
-    """pictures(draw_noise): torch_ref's sampler, the network compiled where that is asked for."""
+    """pictures(draw_noise): torch_ref's sampler, each of its steps compiled where that is asked for."""
     config = job.run.diffusion
     network.module.eval()
-    predict = network.compiled(network.predict)
     chain = samplers.chain_of(config, samplers.ANCESTRAL)
-    step = samplers.make_step(tables_on_device(config), config, samplers.ANCESTRAL, chain, predict)
+    step = samplers.make_step(tables_on_device(config), config, samplers.ANCESTRAL, chain, network.predict)
+    advance = network.compiled(lambda x, t, noise: step(x, network.predict(x, t), t, noise))
 
     @torch.no_grad()
     def pictures(draw_noise):
-        return samplers.reverse_process(step, predict, draw_noise(config.timesteps), chain, draw_noise)[0]
+        if not network.compile_mode:
+            return samplers.reverse_process(step, network.predict, draw_noise(config.timesteps), chain, draw_noise)[0]
+        x = draw_noise(config.timesteps)
+        for t in chain.tolist():
+            torch.compiler.cudagraph_mark_step_begin()
+            x = advance(x, torch.full((len(x),), t, device=DEVICE), draw_noise(t)).clone()  # graphs write over theirs
+        return x
 
     return pictures
 
@@ -274,4 +297,4 @@ def matrix_product(job: Job) -> Contender:
         wait()
 
     work(1)
-    return Contender(work, 1, {}, {**about(0.0), "flops_per_step": 2 * size**3}, peak_memory)
+    return Contender(work, 1, {}, {**about(0.0), "flops_per_step": 2 * size**3}, peak_memory, forget_peak)

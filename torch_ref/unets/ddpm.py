@@ -19,13 +19,14 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, flip_sin_to_cos: bool, freq_shift: int):
         super().__init__()
-        self.width, self.flip_sin_to_cos, self.freq_shift = width, flip_sin_to_cos, freq_shift
+        self.flip_sin_to_cos = flip_sin_to_cos
+        frequencies = torch.from_numpy(halved_frequencies(width, freq_shift))
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.linear_1 = nn.Linear(width, 4 * width)
         self.linear_2 = nn.Linear(4 * width, 4 * width)
 
     def forward(self, t):
-        frequencies = torch.from_numpy(halved_frequencies(self.width, self.freq_shift)).to(self.linear_1.weight)
-        return self.linear_2(F.silu(self.linear_1(halved(t, frequencies, self.flip_sin_to_cos))))
+        return self.linear_2(F.silu(self.linear_1(halved(t, self.frequencies, self.flip_sin_to_cos))))
 
 
 class ResidualBlock(nn.Module):
