@@ -18,9 +18,6 @@ from jax import lax
 
 from jax_ddpm import cpu, cpu_convolution, cpu_norm, cpu_products, rng
 
-HIGHEST = lax.Precision.HIGHEST  # float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs
-
-
 rematerialising = ContextVar("rematerialising", default=False)
 
 
@@ -46,6 +43,11 @@ def remat_block(call: Callable) -> Callable:
     return wrapped
 
 
+def exact(dtype) -> lax.Precision | None:
+    """float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs. Of bfloat16 there is nothing to lose."""
+    return None if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+
+
 class Buffer(nnx.Variable):
     """A constant that belongs to a network's state but is not trained: no gradient, no optimiser, no EMA."""
 
@@ -56,12 +58,14 @@ def empty(*shape: int) -> nnx.Param:
 
 def matmul(x, kernel):
     """x (..., I) @ kernel (I, O)."""
-    return cpu_products.matmul(x, kernel) if cpu.at_work() else jnp.dot(x, kernel, precision=HIGHEST)
+    return cpu_products.matmul(x, kernel) if cpu.at_work() else jnp.dot(x, kernel, precision=exact(x.dtype))
 
 
 def einsum(equation: str, a, b):
     """jnp.einsum of two arrays that is a product of matrices, or many, as those of attention."""
-    return cpu_products.einsum(equation, a, b) if cpu.at_work() else jnp.einsum(equation, a, b, precision=HIGHEST)
+    if cpu.at_work():
+        return cpu_products.einsum(equation, a, b)
+    return jnp.einsum(equation, a, b, precision=exact(a.dtype))
 
 
 def add_bias(x, bias):
@@ -131,7 +135,7 @@ def correlate(x, kernel, stride: int, padding: int):
         window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=HIGHEST,
+        precision=exact(x.dtype),
     )
 
 
@@ -161,7 +165,7 @@ def transpose_convolve(x, kernel, stride: int, padding: int):
         padding=((edge, edge), (edge, edge)),
         lhs_dilation=(stride, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=HIGHEST,
+        precision=exact(x.dtype),
     )
 
 

@@ -62,6 +62,7 @@ def load_model(
     values, info = read_model(path, image_size, **diffusion)
     network = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
     weights.load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
+    weights.to_device(network)
     return Model(network, info)
 
 

@@ -174,6 +174,7 @@ def spread(network: nnx.Module, *arrays: Array | None) -> tuple:
     On one device the arrays are placed as the state is, as is what comes of both: else it would be compiled for twice.
     """
     graph, state = nnx.split(network)
+    state = jax.device_put(state)  # once for all parts of the chain
     devices = jax.local_devices()
     if len(devices) > 1 and len(arrays[0]) % len(devices) == 0:
         mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))

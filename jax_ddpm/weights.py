@@ -127,6 +127,11 @@ def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype
         entry.variable.set_value(entry.from_torch(np.asarray(values[name]).astype(dtype)))
 
 
+def to_device(network: nnx.Module) -> None:
+    """Put a network's arrays on JAX's device, in place: NumPy's would go there anew at each call."""
+    nnx.update(network, jax.device_put(nnx.state(network)))
+
+
 def initialise(network: nnx.Module, seed: int) -> None:
     """Fill a network, in place, with PyTorch's default initial values, each drawn at (PARAMS, crc32 of its name there).
 

@@ -79,6 +79,7 @@ ONLY_IN_JAX = {
     "inpainting": {"_inpaint": "the jitted part of inpaint"},
     "layers": {
         **dict.fromkeys(["rematerialised", "remat_block"], "saves memory on the devices that JAX is for"),
+        "exact": "torch computes so unless told otherwise; unets.build tells cuDNN",
         **dict.fromkeys(LAYERS, "torch.nn has it"),
     },
     "model_files": {
@@ -107,6 +108,7 @@ ONLY_IN_JAX = {
         "Entry": NAMES,
         "entries": NAMES,
         "translated": NAMES,
+        "to_device": "nn.Module.to",
         "uniform": "NumPy does not compile, so that shapes are free",
     },
 }

@@ -1,9 +1,11 @@
 """Files of weights: whole, strict, and other people's."""
 
+import jax
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from flax import nnx
 from safetensors.numpy import save_file
 
 import jax_ddpm
@@ -37,6 +39,13 @@ def test_round_trip_is_exact(values, tmp_path):
     model_files.write_model(tmp_path / "model.safetensors", values, INFO)
     assert check(tmp_path / "model.safetensors", values).info == INFO
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_weights_are_on_the_device_once_and_for_all(values, tmp_path):
+    """NumPy arrays would travel to a GPU at every call."""
+    model_files.write_model(tmp_path / "model.safetensors", values, INFO)
+    network = model_files.load_model(tmp_path / "model.safetensors").network
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(nnx.state(network)))
 
 
 def tensors(values, prefix="", dtype=torch.float32):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jax_ddpm import cpu, unets, weights
 from jax_ddpm.benchmark.job import SEED, Contender, Job
-from jax_ddpm.layers import HIGHEST
+from jax_ddpm.layers import exact
 from jax_ddpm.samplers import sample_indices
 from jax_ddpm.training.feed import Feed
 from jax_ddpm.training.loop import make_mesh
@@ -39,6 +39,7 @@ def make_network(job: Job):
     dtype = jnp.bfloat16 if job.run.training.precision == "bfloat16" else None
     network = unets.build(job.run.network, job.image_channels, dtype)
     weights.initialise(network, SEED)
+    weights.to_device(network)
     return network
 
 
@@ -139,7 +140,7 @@ def matrix_product(job: Job) -> Contender:
     size = 3000 if jax.default_backend() == "cpu" else 8192
     dtype = jnp.dtype(job.run.training.precision)
     a = jnp.asarray(np.random.default_rng(SEED).standard_normal((size, size)), dtype)
-    product = jax.jit(lambda a: jnp.dot(a, a, precision=HIGHEST if dtype == jnp.float32 else None))
+    product = jax.jit(lambda a: jnp.dot(a, a, precision=exact(dtype)))
 
     def work(units):
         for _ in range(units):

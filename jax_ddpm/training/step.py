@@ -159,12 +159,15 @@ def make_train_step(
     return train_step
 
 
-def make_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
+def make_dispatch(train_step: Callable, steps_per_dispatch: int, all_rounds: bool | None = None) -> Callable:
     """dispatch(state, images (N, H, W, C), indices (K, B), n) -> (state, metrics of K steps): jitted, state donated.
 
     Runs the first n <= K = `steps_per_dispatch` steps, step i on images[indices[i]], in one device program; the
-    metrics of steps beyond n are zero.
+    metrics of steps beyond n are zero. all_rounds: go round K times whatever n is, steps beyond it changing nothing:
+    on GPUs, at each turn of a loop whose end the compiler does not know, the device would wait for the host. By default
+    on all devices but CPUs, where such steps would take their time and nothing waits.
     """
+    all_rounds = not cpu.at_work() if all_rounds is None else all_rounds
 
     def one(state, images, indices, n):
         state, metrics = train_step(state, images[indices[0]])
@@ -176,10 +179,13 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int) -> Callable:
 
         def body(i, carry):
             state, record = carry
-            state, metrics = train_step(state, images[indices[i]])
-            return state, {name: record[name].at[i].set(value) for name, value in metrics.items()}
+            new, metrics = train_step(state, images[indices[i]])
+            if all_rounds:
+                new = jax.tree.map(partial(jnp.where, i < n), new, state)
+                metrics = {name: jnp.where(i < n, value, 0) for name, value in metrics.items()}
+            return new, {name: record[name].at[i].set(value) for name, value in metrics.items()}
 
-        return lax.fori_loop(0, n, body, (state, record))
+        return lax.fori_loop(0, steps_per_dispatch if all_rounds else n, body, (state, record))
 
     return jax.jit(one if steps_per_dispatch == 1 else several, donate_argnums=0)
 
