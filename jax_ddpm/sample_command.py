@@ -150,7 +150,7 @@ def drawn(
         else:
             arrays["x_T"] = package.invert(model, images, **settings)
             x_0 = package.reconstruct(model, **arrays, **settings)
-        bar.update(bar.total - bar.n)
+        bar.update(max(0, bar.total - bar.n))
     return x_0, arrays
 
 

@@ -1,5 +1,6 @@
 """The reverse process: one lax.scan around the step of any sampler."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -222,15 +223,24 @@ def sample_indices(
 def in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
     """draw(indices) -> (B, H, W, C), `batch_size` at a time, as one NumPy array of num_images.
 
-    The last batch is filled up and cut, so that all are computed alike. Raises UserError for counts below 1.
+    The last batch is filled up and cut, so that all are computed alike. From where the device's memory does not hold
+    so many, half as many at a time. Raises UserError for counts below 1.
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         require(value >= 1, name, value, "expected at least 1")
     batch_size = min(batch_size, num_images)
-    parts = []
-    for first in range(0, num_images, batch_size):
+    first, parts = 0, []
+    while first < num_images:
         indices = np.minimum(np.arange(first, first + batch_size), num_images - 1)
-        parts.append(np.asarray(draw(indices)))
+        try:
+            parts.append(np.asarray(draw(indices)))
+            first += batch_size
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or batch_size == 1:
+                raise
+            text = f"The device's memory does not hold {batch_size} images at a time: now {batch_size // 2}."
+            warnings.warn(text, stacklevel=3)
+            batch_size //= 2
     return np.concatenate(parts)[:num_images]
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from jax_ddpm import rng, samplers, unets, weights
 from jax_ddpm.config import DiffusionConfig, SamplerConfig
@@ -13,6 +14,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.network_config import ConvBlockConfig
 from jax_ddpm.sampler_steps import first_history
 from jax_ddpm.schedules import make_tables
+from torch_ref import samplers as torch_samplers
 
 SHAPE = (8, 8, 1)
 
@@ -75,6 +77,28 @@ def test_a_picture_does_not_depend_on_its_batch(network):
     batched = samplers.sample(network, 7, 7, batch_size=3, config=CONFIG, image_shape=SHAPE)
     np.testing.assert_allclose(batched[6], alone[0], rtol=0, atol=1e-5)
     assert batched.shape == (7, *SHAPE)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved():
+    """In either framework, at whatever batch that happens; other errors and single images that are too much go on."""
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
+
+    def draw(indices, fits, error, module=np):
+        if len(indices) > (fits if indices[0] else 8):
+            raise error
+        return module.asarray(np.broadcast_to(indices[:, None, None, None], (len(indices), 1, 1, 1)).astype(np.float32))
+
+    for in_batches, error, module in (
+        (samplers.in_batches, full, np),
+        (torch_samplers.in_batches, torch.OutOfMemoryError(), torch),
+    ):
+        with pytest.warns(UserWarning, match="does not hold 8 images at a time: now 4"):
+            drawn = in_batches(partial(draw, fits=3, error=error, module=module), 21, 8)
+        np.testing.assert_array_equal(drawn.ravel(), np.arange(21))
+        with pytest.raises(type(error)), pytest.warns(UserWarning, match="now 1"):
+            in_batches(partial(draw, fits=0, error=error, module=module), 21, 8)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        samplers.in_batches(partial(draw, fits=3, error=jax.errors.JaxRuntimeError("INTERNAL: no")), 21, 8)
 
 
 def test_every_draw_has_its_address(network):
