@@ -5,13 +5,14 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm.benchmark import contest, results, scaling
+from jax_ddpm.benchmark import contest, device_profile, results, scaling
 from jax_ddpm.benchmark.contest import ALLOWED, Entry, judge
 from jax_ddpm.benchmark.job import MATRIX_PRODUCTS, Job
 from tests.small import small
@@ -134,6 +135,31 @@ def test_wrong_input(flags, expected, monkeypatch, capsys):
         command(monkeypatch, *flags)
     said = capsys.readouterr().err
     assert end.value.code == 2 and expected in said and "Traceback" not in said and len(said.splitlines()) <= 2
+
+
+def test_what_a_device_did():
+    """From a profile as a GPU's would be, by hand: streams overlap, and what is not theirs does not count."""
+
+    def line(name, *events):
+        return SimpleNamespace(
+            name=name, events=[SimpleNamespace(name=n, start_ns=s, duration_ns=d) for n, s, d in events]
+        )
+
+    streams = (
+        line("Stream #1(Compute)", ("fusion", 10, 20), ("convolution", 25, 15), ("fusion", 90, 20)),
+        line("Stream #2(Memcpy)", ("MemcpyH2D", 35, 10), ("MemcpyD2D", 50, 5), ("MemcpyD2H", 60, 10)),
+        line("XLA Ops", ("fusion", 0, 1000)),
+    )
+    planes = [
+        SimpleNamespace(name="/device:GPU:0", lines=streams),
+        SimpleNamespace(name="/host:CPU", lines=[line("Stream", ("MemcpyD2H", 0, 900))]),
+    ]
+    found = device_profile.on_device(planes, 4)
+    assert found == {"busy": pytest.approx((35 + 5 + 10 + 20) / 100), "host_copies": 0.5}
+    assert device_profile.on_device(planes[1:], 4) == {}
+    entries = {"jax": Entry(seconds=[0.1], about={"compile_seconds": 3.0, **found})}
+    text = results.table(results.summarise(Job("", "train", small(batch_size=16)), entries))
+    assert "jax: device at work 70% of the time, 0.5 copies from or to the host per step" in text
 
 
 def test_scaling_curves():

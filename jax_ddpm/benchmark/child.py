@@ -37,9 +37,13 @@ def main() -> None:
     contender.forget_peak()
     forget_peak()
     for line in sys.stdin:
+        order = json.loads(line)
+        if "profile" in order:
+            answer(profile=contender.profile())
+            continue
         if job.what == "train":  # as amid a run: memory that the last turn gave back is slow to come again
             contender.run(1)
-        seconds = timed(contender, json.loads(line)["units"])
+        seconds = timed(contender, order["units"])
         answer(seconds=seconds, peak_memory=contender.peak_memory() or resident_peak())
         contender.forget_peak()
 

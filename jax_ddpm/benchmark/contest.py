@@ -102,6 +102,9 @@ def contest(job: Job, contenders: Sequence[str], rounds: int, log: Callable[[str
                 take_turn(child, entries[name])
             medians = (f"{name} {np.median(entries[name].seconds):.3g} s" for name in children)
             log(f"  round {number + 1}: {', '.join(medians)}")
+        for name, child in children.items():  # after the turns: whoever watches slows
+            if not entries[name].left_out:
+                entries[name].about |= child.order({"profile": True}).get("profile", {})
     finally:
         for child in children.values():
             child.close()

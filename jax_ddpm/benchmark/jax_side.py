@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm import cpu, unets, weights
+from jax_ddpm.benchmark.device_profile import profiled
 from jax_ddpm.benchmark.job import SEED, Contender, Job
 from jax_ddpm.layers import exact
 from jax_ddpm.samplers import sample_indices
@@ -107,7 +109,8 @@ def train(job: Job) -> Contender:
     }
     if flops := forward_flops(network, job):
         sizes["flops_per_step"] = 3 * flops  # the backward pass takes twice the forward's
-    return Contender(work, steps, without or check, about(seconds, **sizes), peak_memory)
+    profile = partial(profiled, work, steps)
+    return Contender(work, steps, without or check, about(seconds, **sizes), peak_memory, profile=profile)
 
 
 def sample(job: Job) -> Contender:
@@ -131,7 +134,12 @@ def sample(job: Job) -> Contender:
     flops = forward_flops(network, job)
     more = {"flops_per_step": flops} if flops else {}
     return Contender(
-        work, config.timesteps, {"x_0": np.asarray(x)}, about(seconds[0] - seconds[1], **more), peak_memory
+        work,
+        config.timesteps,
+        {"x_0": np.asarray(x)},
+        about(seconds[0] - seconds[1], **more),
+        peak_memory,
+        profile=partial(profiled, work, config.timesteps),
     )
 
 

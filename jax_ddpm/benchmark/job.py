@@ -58,7 +58,7 @@ class Contender:
     run(n): do n units of `steps` steps each, and wait for them. check: its output for fixed weights and input, by name.
     about: device, seconds of compilation and the like, for people. peak_memory: bytes on a GPU, None on a CPU, where
     the process knows better. forget_peak: before and after a turn, where the framework can begin to count anew and give
-    the others what it does not use.
+    the others what it does not use. profile: what an accelerator does during a unit.
     """
 
     run: Callable[[int], None]
@@ -67,6 +67,7 @@ class Contender:
     about: dict
     peak_memory: Callable[[], int | None] = lambda: None
     forget_peak: Callable[[], None] = lambda: None
+    profile: Callable[[], dict[str, float]] = dict
 
 
 class Absent(Exception):
