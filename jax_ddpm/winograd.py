@@ -11,21 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_ddpm import onednn
+
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # Lavin & Gray 2016, eq. 7
 G_2X2 = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
+FEW = 1 << 15  # I x O
+CACHED = 1 << 23  # bytes of tiles and products of a part
+TRANSPOSED = {"tpi,tio->tpo": (False, False), "tpo,tio->tpi": (False, True), "tpi,tpo->tio": (True, False)}
 AS_IS, FLIPPED = (0, 1, 2, 3), (3, 1, 2, 0)  # a kernel flipped in space has the same transform, in this order
 
 
 def pays(x, kernel, padding: int) -> bool:
     """Whether fewer products outweigh the transforms on a CPU: work per tile I x O against I + O numbers."""
     (_, height, width, i), (k, _, _, o) = x.shape, kernel.shape
-    return k == 3 and padding == 1 and height % 2 == width % 2 == 0 and i * o >= 85 * (i + o)
+    least = 42 if onednn.pays(x) else 85  # measured
+    return k == 3 and padding == 1 and height % 2 == width % 2 == 0 and i * o >= least * (i + o)
 
 
 @jax.custom_vjp
 def convolve(x, kernel):
     """Cross-correlation of x (B, H, W, I), H and W even, with a kernel (3, 3, I, O)."""
-    return filtered(x, kernel, "tpi,tio->tpo", AS_IS)
+    product, u = product_for(x), kernel_transform(kernel, G)
+    y = lax.map(lambda x: filtered(x, u, product, "tpi,tio->tpo", AS_IS), parts(x, x, kernel))
+    return y.reshape(*x.shape[:3], -1)
 
 
 def forward(x, kernel):
@@ -34,28 +42,53 @@ def forward(x, kernel):
 
 def backward(saved, g):
     x, kernel = saved
-    dx = filtered(g, kernel, "tpo,tio->tpi", FLIPPED)
-    products = product("tpi,tpo->tio", input_tiles(x, AS_IS), output_gradients(g))
-    return dx, kernel_gradient(products, G, kernel)
+    product, u = product_for(x), kernel_transform(kernel, G)
+
+    def part(products, xg):
+        x, g = xg
+        dx = filtered(g, u, product, "tpo,tio->tpi", FLIPPED)
+        return products + product("tpi,tpo->tio", input_tiles(x, AS_IS), output_gradients(g)), dx
+
+    zero = jnp.zeros(u.shape, jnp.promote_types(x.dtype, jnp.float32))
+    products, dx = lax.scan(part, zero, (parts(x, x, kernel), parts(g, x, kernel)))
+    return dx.reshape(x.shape), kernel_gradient(products, G, kernel)
 
 
 convolve.defvjp(forward, backward)
 
 
-def filtered(x, kernel, channels: str, order):
-    """A^T [(G g G^T) * (B^T d B)] A, eq. 8, of the kernel g and the tiles d of x, the products as `channels` says."""
+def parts(a, x, kernel):
+    """An array (B, ...), x or of its batch, in parts (N, B / N, ...) whose tiles and products stay in a CPU's caches.
+
+    Only of few channels: of many, reading the kernel's transform once for each part would cost more.
+    """
+    count, (i, o) = 1, kernel.shape[2:]
+    while i * o <= FEW and len(x) % (2 * count) == 0 and 4 * (x.nbytes // i) * (i + o) > 2 * CACHED * count:
+        count *= 2
+    return a.reshape(count, len(x) // count, *a.shape[1:])
+
+
+def filtered(x, u, product, channels: str, order):
+    """A^T [u * (B^T d B)] A, eq. 8, of a kernel's transform u and the tiles d of x, the products as `channels` says."""
     b, height, width, _ = x.shape
-    m = product(channels, input_tiles(x, order), kernel_transform(kernel, G))
+    m = product(channels, input_tiles(x, order), u)
     m = m.reshape(4, 4, b, height // 2, width // 2, -1)
     blocks = [output_transform(row, order) for row in output_transform(m, order)]  # [i][j]: (B, H / 2, W / 2, C)
     y = jnp.stack([jnp.stack(row, axis=3) for row in blocks], axis=2)
     return y.reshape(b, height, width, -1).astype(x.dtype)
 
 
-def product(equation: str, a, b):
-    """Sixteen products of matrices at once; half precision is summed in float32."""
-    dtype = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)
+def product_for(x):
+    """product(equation, a, b) for a layer of x: sixteen or nine products of matrices at once, summed in float32."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+
+    def by_onednn(equation, a, b):
+        return onednn.matmul(a, b, *TRANSPOSED[equation], dtype=dtype)
+
+    def by_xla(equation, a, b):
+        return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)
+
+    return by_onednn if onednn.pays(x) else by_xla
 
 
 def kernel_transform(kernel, g):
@@ -111,7 +144,7 @@ def convolve_2x2(x, kernel):
     Along one axis the outputs k1 x0 + k2 x1 and k0 x0 + k1 x1 are m0 + m1 and m0 + m2 of three products instead of
     four: m0 = k1 (x0 + x1), m1 = (k2 - k1) x1, m2 = (k0 - k1) x0.
     """
-    m = product("tbi,tio->tbo", factors(x, 1, 0), kernel_transform(kernel, G_2X2))
+    m = product_for(x)("tpi,tio->tpo", factors(x, 1, 0), kernel_transform(kernel, G_2X2))
     return pairs(m, 1, 2).astype(x.dtype)
 
 
@@ -121,9 +154,9 @@ def forward_2x2(x, kernel):
 
 def backward_2x2(saved, g):
     x, kernel = saved
-    z = factors(g, 0, 1)
-    dx = pairs(product("tbo,tio->tbi", z, kernel_transform(kernel, G_2X2)), 2, 1).astype(x.dtype)
-    return dx, kernel_gradient(product("tbi,tbo->tio", factors(x, 1, 0), z), G_2X2, kernel)
+    product, z = product_for(x), factors(g, 0, 1)
+    dx = pairs(product("tpo,tio->tpi", z, kernel_transform(kernel, G_2X2)), 2, 1).astype(x.dtype)
+    return dx, kernel_gradient(product("tpi,tpo->tio", factors(x, 1, 0), z), G_2X2, kernel)
 
 
 convolve_2x2.defvjp(forward_2x2, backward_2x2)

@@ -117,6 +117,20 @@ def test_winograd(elsewhere, size):
         check(winograd.convolve, lambda x, kernel: layers.convolve(x, kernel, 1, 1), x, kernel)
 
 
+def test_winograd_in_parts(elsewhere, monkeypatch):
+    """Of few channels so many images at a time as caches hold, or the smallest part that divides the batch."""
+    with jax.enable_x64():
+        x, kernel = normal(0, 12, 4, 6, 5), normal(1, 3, 3, 5, 7)
+        counts = []
+        for cached in (winograd.CACHED, 4 * x.nbytes, 1):
+            monkeypatch.setattr(winograd, "CACHED", cached)
+            counts.append(len(winograd.parts(x, x, kernel)))
+            check(winograd.convolve, lambda x, kernel: layers.convolve(x, kernel, 1, 1), x, kernel)
+        assert counts == [1, 2, 4]
+        monkeypatch.setattr(winograd, "FEW", 34)
+        assert len(winograd.parts(x, x, kernel)) == 1
+
+
 @pytest.mark.parametrize(
     ("size", "stride", "padding"), [((4, 6), 1, 1), ((5, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 0)]
 )

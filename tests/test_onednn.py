@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm import cpu, cpu_convolution, cpu_products, layers, onednn, onednn_convolution
+from jax_ddpm import cpu, cpu_convolution, cpu_products, layers, onednn, onednn_convolution, winograd
 from tests.test_cpu import elsewhere  # noqa: F401
 
 here = pytest.mark.skipif(not onednn.serves("bfloat16"), reason="this jaxlib or this CPU has no such calls")
@@ -93,6 +93,18 @@ def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size
         x,
         kernel,
     )
+
+
+@here
+@pytest.mark.parametrize("size", [2, 6])
+def test_winograd(elsewhere, monkeypatch, size):  # noqa: F811
+    """Its products, in float32 alone: in half precision oneDNN convolves directly."""
+    monkeypatch.setattr(onednn, "LARGE", 0)
+    x, kernel = normal(0, 4, size, size, 16), normal(1, 3, 3, 16, 32)
+    ours = winograd.convolve_2x2 if size == 2 else winograd.convolve
+    text = jax.jit(ours).lower(*(jnp.asarray(a, jnp.float32) for a in (x, kernel))).as_text()
+    assert "__onednn$matmul" in text
+    check(ours, lambda x, kernel: layers.convolve(x, kernel, 1, 1), jnp.float32, x, kernel)
 
 
 @here

@@ -10,7 +10,7 @@ HOST_COPIES = ("MemcpyH2D", "MemcpyD2H")
 
 
 def profiled(run: Callable[[int], None], steps: int) -> dict[str, float]:
-    """`on_device` of one unit of `steps` steps, after one that is not looked at; {} on CPUs and where nothing is told."""
+    """`on_device` of one unit of `steps` steps; {} on CPUs and where a profile tells nothing."""
     if jax.default_backend() == "cpu":
         return {}
     run(1)
