@@ -9,6 +9,10 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+if "JAX_PLATFORMS" not in os.environ:  # budgets were measured on CPUs; JAX_PLATFORMS=cuda,cpu tries a GPU
+    os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests start processes that share a GPU
+
 ANNOTATED = (
     "arrays",
     "diffusion",

@@ -116,6 +116,8 @@ def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
         if by_onednn.serves(x, kernel):
             return by_onednn.correlate_flipped(x, kernel, [(edge, edge), (edge, edge)])
         return correlate(x, kernel[::-1, ::-1].swapaxes(2, 3), 1, edge)
+    if by_onednn.serves(x, kernel) and k >= stride and all(n % stride == 0 for n in size):
+        return by_onednn.spread(x, kernel, stride, padding, size)
 
     def plan(start):
         """y[0] is pixel `start` of the blocks: taps a block, the first and the last block of y along each axis."""

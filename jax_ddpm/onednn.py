@@ -26,7 +26,8 @@ LARGE = 1 << 19  # numbers
 def serves(dtype) -> bool:
     """Whether oneDNN computes in this dtype here: on one device of a CPU that has the instructions for it."""
     wanted = INSTRUCTIONS.get(jnp.dtype(dtype).name)
-    return wanted is not None and wanted <= instructions() and jax.device_count() == 1
+    here = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return wanted is not None and wanted <= instructions() and here
 
 
 def pays(x) -> bool:

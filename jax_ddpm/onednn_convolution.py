@@ -28,6 +28,26 @@ def correlate_flipped(x, kernel, padding):
     return onednn.convolve(x, kernel[::-1, ::-1], (1, 1), padding, axes=(0, 1, 3, 2))
 
 
+def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
+    """A convolution's gradient for its input, as `cpu_convolution.spread`: maps of `size`, multiples of the stride.
+
+    Every stride-th pixel, from r on, is a convolution of x with every stride-th tap, from (r + padding) mod stride on.
+    """
+
+    def phases(n_x, n_y):
+        """Of one axis: the first tap, and the padding before and behind x."""
+        for r in range(stride):
+            first = (r + padding) % stride
+            taps, ahead = len(range(first, len(kernel), stride)), (r + padding - first) // stride
+            yield first, (taps - 1 - ahead, n_y // stride - 1 + ahead - (n_x - 1))
+
+    down, across = (list(phases(*n)) for n in zip(x.shape[1:3], size, strict=True))
+    rows = [
+        [correlate_flipped(x, kernel[a::stride, b::stride], [above, left]) for b, left in across] for a, above in down
+    ]
+    return jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2).reshape(len(x), *size, -1)
+
+
 def is_2x2(x, kernel, strides, padding) -> bool:
     """Whether x are maps of 2x2 that keep their size, with half a kernel of 3x3 hanging over every edge."""
     sizes = x.shape[1:3], kernel.shape[:2], tuple(strides), tuple(map(tuple, padding))

@@ -238,9 +238,11 @@ def in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or batch_size == 1:
                 raise
-            text = f"The device's memory does not hold {batch_size} images at a time: now {batch_size // 2}."
+            half, devices = batch_size // 2, len(jax.local_devices())
+            half = half - half % devices or half  # all devices go on sharing it
+            text = f"The device's memory does not hold {batch_size} images at a time: now {half}."
             warnings.warn(text, stacklevel=3)
-            batch_size //= 2
+            batch_size = half
     return np.concatenate(parts)[:num_images]
 
 

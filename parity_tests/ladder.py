@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import jax
 import numpy as np
 import torch
 
@@ -105,6 +106,7 @@ for name, sampler in {
 
 def main():
     torch.set_num_threads(1)  # its threads and JAX's, side by side, make it ten times slower
+    print(f"On {jax.devices()[0]}; the budgets are for CPUs.")
     print(f"{'rung':45} {'measured':>10} {'budget':>10}")
     for name, rung in RUNGS.items():
         print(f"{name:45} {rung.measure():10.2g} {rung.budget:10.2g}", flush=True)

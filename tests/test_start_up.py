@@ -20,7 +20,7 @@ from jax_ddpm import cpu_flags, samplers, unets, weights
 from jax_ddpm.compilation import keep_compiled
 from jax_ddpm.config import DiffusionConfig
 from jax_ddpm.layers import rematerialised
-from jax_ddpm.training.feed import Feed
+from jax_ddpm.training.feed import Feed, even_share
 from jax_ddpm.training.loop import make_mesh
 from jax_ddpm.training.progress import Intervals, Progress
 from jax_ddpm.training.state import create_state
@@ -95,6 +95,14 @@ def test_a_dispatch_on_a_cpu_takes_no_longer_than_one_is_patient(monkeypatch):
     clock[0] += 100
     feed.run(lambda state, *_: (state, {}), None, 0, 1)
     assert feed.at_once == 10
+
+
+@pytest.mark.parametrize(
+    ("validate_every", "checkpoint_every", "expected"), [(0, 0, 10), (0, 1000, 10), (15, 0, 8), (12, 1, 1), (5, 7, 5)]
+)
+def test_dispatches_of_one_length_end_where_something_is_due(validate_every, checkpoint_every, expected):
+    output = replace(small().output, validate_every=validate_every, checkpoint_every=checkpoint_every, sample_every=0)
+    assert even_share(10, output) == expected
 
 
 def test_rows_of_one_dispatch_share_its_time(monkeypatch):

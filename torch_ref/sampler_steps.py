@@ -1,8 +1,8 @@
 """The steps of the reverse process: from x_t and what the network says of it to x at the chain's next timestep below.
 
-`tables` are those of the chain (`schedules.make_tables(..., chain=chain)`); t is one integer for the batch, or a tensor
-(B,) of it, with which a step can be compiled. The settings are those of DiffusionConfig. Where a network predicts a
-variance too, only `ancestral_step` uses it.
+`tables` are those of the chain (`schedules.make_tables(..., chain=chain)`); t is one integer for the batch, or, but
+for Heun's, a tensor (B,) of it, with which a step can be compiled. The settings are those of DiffusionConfig. Where a
+network predicts a variance too, only `ancestral_step` uses it.
 """
 
 from collections.abc import Callable

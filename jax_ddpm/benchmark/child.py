@@ -45,7 +45,8 @@ def main() -> None:
             contender.run(1)
         seconds = timed(contender, order["units"])
         answer(seconds=seconds, peak_memory=contender.peak_memory() or resident_peak())
-        contender.forget_peak()
+        if job.what == "train":
+            contender.forget_peak()
 
 
 def prepare(job: Job) -> Contender:

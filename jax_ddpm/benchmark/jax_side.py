@@ -41,7 +41,6 @@ def make_network(job: Job):
     dtype = jnp.bfloat16 if job.run.training.precision == "bfloat16" else None
     network = unets.build(job.run.network, job.image_channels, dtype)
     weights.initialise(network, SEED)
-    weights.to_device(network)
     return network
 
 
@@ -116,6 +115,7 @@ def train(job: Job) -> Contender:
 def sample(job: Job) -> Contender:
     """Check: the pictures of a seed after all steps."""
     network, config = make_network(job), job.run.diffusion
+    weights.to_device(network)
     indices = np.arange(job.run.training.batch_size)
 
     def pictures():

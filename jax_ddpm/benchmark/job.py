@@ -57,8 +57,8 @@ class Contender:
 
     run(n): do n units of `steps` steps each, and wait for them. check: its output for fixed weights and input, by name.
     about: device, seconds of compilation and the like, for people. peak_memory: bytes on a GPU, None on a CPU, where
-    the process knows better. forget_peak: before and after a turn, where the framework can begin to count anew and give
-    the others what it does not use. profile: what an accelerator does during a unit.
+    the process knows better. forget_peak: between turns, where the framework can begin to count anew and give the
+    others what it does not use. profile: what an accelerator does during a unit.
     """
 
     run: Callable[[int], None]

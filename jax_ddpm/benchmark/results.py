@@ -25,7 +25,7 @@ class Row:
     images_per_second: float
     compile_seconds: float
     peak_memory: int | None
-    """Bytes: resident on a CPU, allocated on a GPU."""
+    """Bytes: resident on a CPU; on a GPU allocated, by JAX ever and by PyTorch in a turn, or reserved for graphs."""
     flops_per_second: float | None
     share: float | None
     """Of what the best matrix product reached."""

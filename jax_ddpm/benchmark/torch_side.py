@@ -215,7 +215,8 @@ def sample(job: Job) -> Contender:
         return torch.randn((batch, channels, height, width), device=DEVICE)
 
     def shared_noise(t) -> Tensor:
-        return rng.normal(rng.fold_in(keys, t), job.image_shape).permute(0, 3, 1, 2).contiguous().to(DEVICE)
+        noise = rng.normal(rng.fold_in(keys, t), job.image_shape).permute(0, 3, 1, 2)
+        return noise.clone(memory_format=torch.contiguous_format).to(DEVICE)  # else it would be compiled for anew
 
     pictures = pipeline(job, network) if job.contender == "diffusers" else reverse_process(job, network)
 
@@ -252,7 +253,8 @@ def reverse_process(job: Job, network: Network) -> Callable[[Callable], Tensor]:
         x = draw_noise(config.timesteps)
         for t in chain.tolist():
             torch.compiler.cudagraph_mark_step_begin()
-            x = advance(x, torch.full((len(x),), t, device=DEVICE), draw_noise(t)).clone()  # graphs write over theirs
+            x = advance(x, torch.full((len(x),), t, device=DEVICE), draw_noise(t))
+            x = x.clone(memory_format=torch.contiguous_format)  # CUDA graphs write over theirs
         return x
 
     return pictures

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jax_ddpm import unets
-from jax_ddpm.config import RunConfig
+from jax_ddpm.config import OutputConfig, RunConfig
 from jax_ddpm.data import batch_indices
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import make_validation
@@ -32,7 +32,7 @@ class Feed:
         self.by_image = NamedSharding(mesh, PartitionSpec(None, "data"))
         self.resident = jax.device_put(np.asarray(images), self.everywhere) if images.nbytes <= ON_DEVICE else None
         several = unets.fast_in_loops(config.network) and not (self.on_cpu and self.resident is None)
-        self.steps_per_dispatch = AT_ONCE if several else 1
+        self.steps_per_dispatch = (AT_ONCE if self.on_cpu else even_share(AT_ONCE, config.output)) if several else 1
         self.at_once = 1 if self.on_cpu else self.steps_per_dispatch
         """How many steps the next dispatch is to run: on a CPU as many as PATIENCE allows."""
         self.last: tuple[float, int] | None = None  # on a CPU: when the last dispatch began, and its steps
@@ -69,6 +69,16 @@ class Feed:
     def pause(self) -> None:
         """What comes before the next dispatch is not the last one's time."""
         self.last = None
+
+
+def even_share(at_most: int, output: OutputConfig) -> int:
+    """Steps of a dispatch that goes round as often whatever is left to do: nearly even parts of what is due most often.
+
+    Of the default intervals, 500 steps or more, hardly anything is left over.
+    """
+    every = [e for e in (output.validate_every, output.checkpoint_every, output.sample_every) if e]
+    shortest = min(every, default=at_most)
+    return -(-shortest // -(-shortest // at_most))
 
 
 class Validation:
