@@ -15,6 +15,7 @@ from jax_ddpm import onednn
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # Lavin & Gray 2016, eq. 7
 G_2X2 = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
+LARGE = 1 << 20  # numbers; of fewer, of which caches hold all, a direct convolution is as fast
 FEW = 1 << 16  # I x O
 CACHED = 1 << 22  # bytes of tiles and products of a part, up to twice that
 TRANSPOSED = {"tpi,tio->tpo": (False, False), "tpo,tio->tpi": (False, True), "tpi,tpo->tio": (True, False)}
@@ -24,7 +25,7 @@ AS_IS, FLIPPED = (0, 1, 2, 3), (3, 1, 2, 0)  # a kernel flipped in space has the
 def pays(x, kernel, padding: int) -> bool:
     """Whether fewer products outweigh the transforms on a CPU: work per tile I x O against I + O numbers."""
     (_, height, width, i), (k, _, _, o) = x.shape, kernel.shape
-    least = 32 if onednn.pays(x) else 85  # measured
+    least = 32 if onednn.pays(x) and x.size >= LARGE else 85  # measured
     return k == 3 and padding == 1 and height % 2 == width % 2 == 0 and i * o >= least * (i + o)
 
 
