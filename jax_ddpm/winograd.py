@@ -15,7 +15,7 @@ from jax_ddpm import onednn
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # Lavin & Gray 2016, eq. 7
 G_2X2 = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
-LARGE = 1 << 20  # numbers; of fewer, of which caches hold all, a direct convolution is as fast
+LARGE = 1 << 20  # numbers; fewer a CPU's caches hold as a whole
 FEW = 1 << 16  # I x O
 CACHED = 1 << 22  # bytes of tiles and products of a part, up to twice that
 TRANSPOSED = {"tpi,tio->tpo": (False, False), "tpo,tio->tpi": (False, True), "tpi,tpo->tio": (True, False)}
@@ -25,8 +25,13 @@ AS_IS, FLIPPED = (0, 1, 2, 3), (3, 1, 2, 0)  # a kernel flipped in space has the
 def pays(x, kernel, padding: int) -> bool:
     """Whether fewer products outweigh the transforms on a CPU: work per tile I x O against I + O numbers."""
     (_, height, width, i), (k, _, _, o) = x.shape, kernel.shape
-    least = 32 if onednn.pays(x) and x.size >= LARGE else 85  # measured
+    least = 32 if by_onednn(x) else 85  # measured
     return k == 3 and padding == 1 and height % 2 == width % 2 == 0 and i * o >= least * (i + o)
+
+
+def by_onednn(x) -> bool:
+    """Whether oneDNN computes the products."""
+    return onednn.pays(x) and x.size >= LARGE
 
 
 @jax.custom_vjp
@@ -64,8 +69,10 @@ def parts(a, x, kernel):
     Only of few channels: of many, reading the kernel's transform once for each part would cost more.
     """
     count, (i, o) = 1, kernel.shape[2:]
-    while i * o <= FEW and len(x) % (2 * count) == 0 and 4 * (x.nbytes // i) * (i + o) > 2 * CACHED * count:
-        count *= 2
+    total = 4 * (x.nbytes // i) * (i + o)
+    if x.size >= LARGE and i * o <= FEW:
+        while len(x) % (2 * count) == 0 and total > 2 * CACHED * count:
+            count *= 2
     return a.reshape(count, len(x) // count, *a.shape[1:])
 
 
@@ -83,13 +90,12 @@ def product_for(x):
     """product(equation, a, b) for a layer of x: sixteen or nine products of matrices at once, summed in float32."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
 
-    def by_onednn(equation, a, b):
-        return onednn.matmul(a, b, *TRANSPOSED[equation], dtype=dtype)
-
-    def by_xla(equation, a, b):
+    def product(equation, a, b):
+        if by_onednn(x):
+            return onednn.matmul(a, b, *TRANSPOSED[equation], dtype=dtype)
         return jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST, preferred_element_type=dtype)
 
-    return by_onednn if onednn.pays(x) else by_xla
+    return product
 
 
 def kernel_transform(kernel, g):

@@ -121,6 +121,11 @@ def test_winograd_in_parts(elsewhere, monkeypatch):
     """Of few channels so many images at a time as caches hold, or the smallest part that divides the batch."""
     with jax.enable_x64():
         x, kernel = normal(0, 12, 4, 6, 5), normal(1, 3, 3, 5, 7)
+        monkeypatch.setattr(winograd, "CACHED", 1)
+        assert len(winograd.parts(x, x, kernel)) == 1, "caches hold it"
+        monkeypatch.undo()
+        monkeypatch.setattr(cpu, "at_work", lambda: False)
+        monkeypatch.setattr(winograd, "LARGE", 0)
         counts = []
         for cached in (winograd.CACHED, 4 * x.nbytes, 1):
             monkeypatch.setattr(winograd, "CACHED", cached)

@@ -100,6 +100,7 @@ def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size
 def test_winograd(elsewhere, monkeypatch, size):  # noqa: F811
     """Its products, in float32 alone: in half precision oneDNN convolves directly."""
     monkeypatch.setattr(onednn, "LARGE", 0)
+    monkeypatch.setattr(winograd, "LARGE", 0)
     x, kernel = normal(0, 4, size, size, 16), normal(1, 3, 3, 16, 32)
     ours = winograd.convolve_2x2 if size == 2 else winograd.convolve
     text = jax.jit(ours).lower(*(jnp.asarray(a, jnp.float32) for a in (x, kernel))).as_text()
