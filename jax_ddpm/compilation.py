@@ -1,9 +1,10 @@
-"""What XLA compiled is kept on disk, so that the next start need not compile it again; the memory it took is not kept.
+"""What XLA compiled is kept on disk, so that the next start need not compile it again; what compiling left is not.
 
 Does not import jax.
 """
 
 import functools
+import gc
 import os
 import zlib
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 from jax_ddpm.cpu_flags import return_freed_memory
 from jax_ddpm.data.cache import default_dir
 
-LONG = 1.0  # seconds of compiling, after which giving back, a tenth of a second, is worth while
+LONG = 1.0  # seconds of compiling, after which giving back memory, a tenth of a second, is worth while
+NOTABLE = 0.1  # seconds of compiling, or of reading what was kept, which leave many objects
 
 
 def keep_compiled() -> Path | None:
@@ -36,15 +38,29 @@ def keep_compiled() -> Path | None:
 
 
 @functools.cache
-def return_memory_of_compiling() -> None:
-    """From now on give back what compiling took and `cpu_flags.keep_freed_memory` would keep: up to gigabytes."""
+def tidy_after_compiling() -> None:
+    """From now on give back what compiling took and `cpu_flags.keep_freed_memory` would keep: up to gigabytes.
+
+    And keep Python's garbage collector away from what tracing left alive: else it looks at all of that again every few
+    dozen steps, for up to a quarter of a second in which one core less computes.
+    """
     import jax  # not before it is wanted
 
     def told(event: str, seconds: float, **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration" and seconds > LONG:
+        if event != "/jax/core/compile/backend_compile_duration":
+            return
+        if seconds > NOTABLE:
+            spare_the_living()
+        if seconds > LONG:
             return_freed_memory()
 
     jax.monitoring.register_event_duration_secs_listener(told)
+
+
+def spare_the_living() -> None:
+    """Python's garbage collector no longer looks at the objects that live now; reference counts still free them."""
+    gc.collect()
+    gc.freeze()
 
 
 def cpu_features() -> bytes:

@@ -9,6 +9,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
+from jax_ddpm import cpu, cpu_random
 from jax_ddpm.errors import UserError
 
 PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
@@ -27,7 +28,7 @@ def key(seed: int, purpose: int, *address) -> jax.Array:
 
     Raises UserError for a seed outside [0, 2^32).
     """
-    k = jax.random.key(check_seed(seed), impl="threefry2x32")
+    k = jax.random.key(check_seed(seed), impl=cpu_random.THREEFRY if cpu.at_work() else "threefry2x32")
     for number in (purpose, *address):
         k = jax.random.fold_in(k, jnp.asarray(number).astype(jnp.uint32) if hasattr(number, "dtype") else number)
     return k

@@ -7,7 +7,7 @@ from typing import Literal
 import tyro
 
 from jax_ddpm.command_line import DiffusionFlags, run_command
-from jax_ddpm.compilation import return_memory_of_compiling
+from jax_ddpm.compilation import tidy_after_compiling
 from jax_ddpm.config import Precision, SamplerConfig
 from jax_ddpm.errors import UserError
 from jax_ddpm.sample_command import EditingFlags, check_together, draw
@@ -61,7 +61,7 @@ def with_jax(flags: SampleFlags):
 
     if flags.precision == "float64":
         jax.config.update("jax_enable_x64", True)
-    return_memory_of_compiling()
+    tidy_after_compiling()
     model = model_files.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
     dtype = jnp.float64 if flags.precision == "float64" else jnp.float32
     described = model_files.describe(model.info, model.num_parameters)

@@ -1,12 +1,12 @@
 """Train a DDPM in JAX: python scripts/train_jax.py --dataset fashion_mnist"""
 
 from jax_ddpm.command_line import parse_run, run_command
-from jax_ddpm.compilation import return_memory_of_compiling
+from jax_ddpm.compilation import tidy_after_compiling
 
 
 def main():
     flags = parse_run()
-    return_memory_of_compiling()
+    tidy_after_compiling()
     if flags.replay_step is not None:
         from jax_ddpm.training.replay import replay
 

@@ -305,8 +305,8 @@ def resident():
     return int(line.split()[1]) >> 10
 cpu_flags.keep_freed_memory()
 compilation.LONG = 0
-compilation.return_memory_of_compiling()
-compilation.return_memory_of_compiling()  # told once is enough
+compilation.tidy_after_compiling()
+compilation.tidy_after_compiling()  # told once is enough
 import jax
 program = jax.jit(lambda x: x * x + 1).lower(1.0)
 jax.block_until_ready(jax.device_put(0.0))

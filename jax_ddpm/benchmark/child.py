@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jax_ddpm.benchmark.job import Absent, Contender, Job
+from jax_ddpm.compilation import spare_the_living
 from jax_ddpm.config import from_json
 from jax_ddpm.cpu_flags import keep_freed_memory, return_freed_memory
 
@@ -33,6 +34,7 @@ def main() -> None:
     except (Absent, ImportError, MemoryError) as error:
         answer(absent=" ".join(str(error).split()) or type(error).__name__)
         return
+    spare_the_living()  # as the commands do after compiling
     return_freed_memory()  # what compiling and comparing took
     contender.forget_peak()
     forget_peak()

@@ -16,7 +16,7 @@ from jax_ddpm.training.step import make_validation
 
 ON_DEVICE = 2 * 2**30  # bytes of images up to which the whole data set lives on the devices
 AT_ONCE = 10  # steps of one dispatch; what the host does for a dispatch takes milliseconds
-PATIENCE = 0.25  # seconds that a dispatch of several steps may take on a CPU: the bar and Ctrl-C wait for one or two
+PATIENCE = 0.5  # seconds that a dispatch of several steps may take on a CPU: the bar and Ctrl-C wait for one or two
 
 
 class Feed:
