@@ -138,6 +138,12 @@ def apart(function, *arrays):
     return lax.cond(never, lambda *_: jax.tree.map(jnp.empty_like, result), function, *arrays)
 
 
+def drawn_once(draw, key):
+    """draw(key) of one key of jax.random: XLA would draw anew for each reader, in the gradient once more."""
+    like = jax.random.key_impl(key)
+    return apart(lambda data: draw(jax.random.wrap_key_data(data, impl=like)), jax.random.key_data(key))
+
+
 def batch_sum(x):
     """x (B, C) summed over the batch."""
     return jnp.dot(jnp.ones(len(x), x.dtype), x, precision=HIGHEST)

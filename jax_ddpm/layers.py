@@ -261,6 +261,11 @@ class Dropout:
     def __call__(self, h):
         layer = jax.random.fold_in(self.key, self.calls)
         self.calls += 1
-        keys = jax.vmap(lambda image: jax.random.fold_in(layer, image))(jnp.asarray(self.images, jnp.uint32))
-        u = jax.vmap(lambda k: jax.random.uniform(k, h.shape[1:], jnp.float32))(keys)
-        return jnp.where(u >= jnp.float32(self.rate), h / (1 - self.rate), 0)
+
+        def kept(layer):
+            keys = jax.vmap(lambda image: jax.random.fold_in(layer, image))(jnp.asarray(self.images, jnp.uint32))
+            u = jax.vmap(lambda k: jax.random.uniform(k, h.shape[1:], jnp.float32))(keys)
+            return u >= jnp.float32(self.rate)
+
+        mask = cpu.drawn_once(kept, layer) if cpu.at_work() else kept(layer)
+        return jnp.where(mask, h / (1 - self.rate), 0)
