@@ -32,7 +32,7 @@ def threefry2x32(key, x0, x1):
 
 @partial(jax.jit, static_argnums=(1, 2), inline=True)
 def random_bits(key, bit_width: int, shape):
-    """Of unsigned integers: number i of an array is made of the counter i's two words."""
+    """Of unsigned integers: number i is of the two words of counter i (JAX: "partitionable")."""
     if bit_width not in (32, 64) or math.prod(shape) >= 2**32:
         return jax_random.random_bits(key, bit_width, shape)
     counter = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
@@ -55,5 +55,5 @@ THREEFRY = random.define_prng_impl(
     random_bits=random_bits,
     fold_in=fold_in,
     name="threefry2x32_unrolled",
-    tag="fry",
+    tag="fry_cpu",
 )

@@ -198,7 +198,7 @@ def test_dense(elsewhere, shape):
         check(ours, lambda x, kernel, bias: x @ kernel + bias, *arguments)
 
 
-@pytest.mark.parametrize("shape", [(3, 7, 7, 5), (2, 67)])
+@pytest.mark.parametrize("shape", [(3, 7, 7, 5), (2, 67), (16, 4, 4, 8), (4, 6, 2, 3)])
 def test_layer_norm(elsewhere, shape):
     with jax.enable_x64():
         arguments = normal(0, *shape), normal(1, *shape[1:]), normal(2, *shape[1:])

@@ -34,7 +34,7 @@ def main() -> None:
     except (Absent, ImportError, MemoryError) as error:
         answer(absent=" ".join(str(error).split()) or type(error).__name__)
         return
-    spare_the_living()  # as the commands do after compiling
+    spare_the_living()  # as the JAX commands do after compiling
     return_freed_memory()  # what compiling and comparing took
     contender.forget_peak()
     forget_peak()
