@@ -43,8 +43,8 @@ def test_draws(shape, x64):
             same(lambda k, dtype=dtype: jax.random.normal(k, shape, dtype), theirs, ours)
             same(lambda k, dtype=dtype: jax.random.uniform(k, shape, dtype), theirs, ours)
         same(lambda k: jax.random.randint(k, shape, 0, 1000), theirs, ours)
-        same(
-            jax.jit(jax.vmap(lambda k: jax.random.normal(k, shape))),
-            jax.random.split(theirs, 3),
-            jax.random.split(ours, 3),
-        )
+        many = jax.jit(jax.vmap(lambda k: jax.random.normal(k, shape)))
+        same(lambda k: many(jax.random.split(k, 3)), theirs, ours)
+        for dtype in (jnp.uint8, jnp.uint32) + x64 * (jnp.uint64,):
+            bits = jax.jit(jax.vmap(lambda k, dtype=dtype: jax.random.bits(k, shape, dtype)))
+            same(lambda k, bits=bits: bits(jax.random.split(k, 3)), theirs, ours)
