@@ -9,10 +9,10 @@ import os
 import zlib
 from pathlib import Path
 
-from jax_ddpm.cpu_flags import return_freed_memory
 from jax_ddpm.data.cache import default_dir
+from jax_ddpm.malloc import settle_memory
 
-LONG = 1.0  # seconds of compiling, after which giving back memory, a tenth of a second, is worth while
+LONG = 1.0  # seconds of compiling, after which settling memory, a third of a second, is worth while
 NOTABLE = 0.1  # seconds of compiling, or of reading what was kept, which leave many objects
 
 
@@ -39,7 +39,7 @@ def keep_compiled() -> Path | None:
 
 @functools.cache
 def tidy_after_compiling() -> None:
-    """From now on give back what compiling took and `cpu_flags.keep_freed_memory` would keep: up to gigabytes.
+    """From now on give back what compiling took and `malloc.keep_freed_memory` would keep: up to gigabytes.
 
     And keep Python's garbage collector away from what tracing left alive: else it looks at all of that again every few
     dozen steps, for up to a quarter of a second in which one core less computes.
@@ -52,7 +52,7 @@ def tidy_after_compiling() -> None:
         if seconds > NOTABLE:
             spare_the_living()
         if seconds > LONG:
-            return_freed_memory()
+            settle_memory()
 
     jax.monitoring.register_event_duration_secs_listener(told)
 

@@ -1,5 +1,7 @@
 """Convolutions and their gradients by oneDNN's calls, for `cpu_convolution`."""
 
+import math
+
 import jax.numpy as jnp
 
 from jax_ddpm import cpu, onednn
@@ -86,21 +88,33 @@ def correlate_batches(image, window, k: int, dilation: int, padding):
     With the batch as channels, and every column's channels as neighbouring columns: the windows have gaps of C columns,
     and the results of a row, K C columns for K rows, are the wanted numbers in their order.
     """
-    (b, h, w, c), (edges, (low, high)) = image.shape, padding
-    large = image.nbytes + window.nbytes >= LARGE
-    part = max(64 // image.dtype.itemsize, -(-b // PARTS)) if large else b
+    if image.nbytes + window.nbytes < LARGE:
+        return correlate_halves(image, window, k, dilation, padding)
+    part = max(64 // image.dtype.itemsize, -(-len(image) // PARTS))
     sums = 0
-    for first in range(0, b, part):
+    for first in range(0, len(image), part):
         some = slice(first, first + part)
-        pixels = image[some].reshape(-1, h * w * c)
+        pixels = image[some].reshape(-1, math.prod(image.shape[1:]))
         columns = onednn.transpose(pixels) if len(pixels) <= 64 else cpu.apart(jnp.transpose, pixels)  # what is faster
-        sums += onednn.convolve(
-            columns.reshape(1, h, w * c, -1),
-            window[some],
-            (1, 1),
-            [edges, (low * c, high * c)],
-            dilation=(dilation, dilation * c),
-            axes=(1, 2, 0, 3),
-            dtype=jnp.float32,
-        )
-    return sums.astype(image.dtype).reshape(k, k, c, -1)
+        columns = columns.reshape(1, *image.shape[1:], -1)
+        sums += correlate_columns(columns, window[some], k, dilation, padding)
+    return sums.astype(image.dtype).reshape(k, k, image.shape[3], -1)
+
+
+def correlate_halves(image, window, k: int, dilation: int, padding):
+    """The same, every half of the channels by itself where K is odd: K rows are no even work for two cores."""
+    b, h, w, c = image.shape
+    halves = 2 if k % 2 and c % 2 == 0 else 1
+    pixels = image.reshape(b, h * w, halves, c // halves)
+    columns = cpu.apart(lambda x: x.transpose(2, 1, 3, 0), pixels).reshape(halves, h, w, c // halves, b)
+    sums = correlate_columns(columns, window, k, dilation, padding).astype(image.dtype)
+    return sums.reshape(halves, k, k, c // halves, -1).transpose(1, 2, 0, 3, 4).reshape(k, k, c, -1)
+
+
+def correlate_columns(columns, window, k: int, dilation: int, padding):
+    """Of columns (N, H, W, C, B) and a window (B, H', W', D): N times the rows (K, K C, D), in float32."""
+    n, h, w, c, b = columns.shape
+    edges, (low, high) = padding
+    padding, dilation = [edges, (low * c, high * c)], (dilation, dilation * c)
+    columns = columns.reshape(n, h, w * c, b)
+    return onednn.convolve(columns, window, (1, 1), padding, dilation, axes=(1, 2, 0, 3), dtype=jnp.float32)

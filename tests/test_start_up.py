@@ -277,7 +277,7 @@ def test_jax_takes_the_flag():
 FAULTS = """
 import resource, sys
 import numpy as np
-from jax_ddpm.cpu_flags import keep_freed_memory
+from jax_ddpm.malloc import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -300,11 +300,11 @@ RESIDENT = """
 import gc
 from pathlib import Path
 import numpy as np
-from jax_ddpm import compilation, cpu_flags
+from jax_ddpm import compilation, malloc
 def resident():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) >> 10
-cpu_flags.keep_freed_memory()
+malloc.keep_freed_memory()
 compilation.LONG = compilation.NOTABLE = 0
 compilation.tidy_after_compiling()
 compilation.tidy_after_compiling()  # told once is enough
@@ -328,3 +328,37 @@ def test_what_is_free_after_compiling_goes_back_to_the_system():
     megabytes, spared = result.stdout.split()
     assert int(megabytes) > 200
     assert spared == "True", "the garbage collector does not look at what tracing left"
+
+
+PIECES = """
+import ctypes
+from jax_ddpm import malloc
+library = ctypes.CDLL("libc.so.6")
+library.malloc.restype, library.free.argtypes = ctypes.c_size_t, [ctypes.c_size_t]
+library.malloc.argtypes = [ctypes.c_size_t]
+malloc.keep_freed_memory()
+sizes = 200, 900, 5000
+pieces = [[library.malloc(size) for _ in range(4000)] for size in sizes]
+free = {piece for same in pieces for piece in same[::2]}
+for piece in free:
+    library.free(piece)
+def reused():
+    new = [library.malloc(size) for size in sizes for _ in range(100)]
+    for piece in new:
+        library.free(piece)
+    return sum(piece in free for piece in new)
+before = reused()
+malloc.settle_memory()
+settled, held = reused(), len(malloc.held)
+malloc.settle_memory()
+print(before, settled, reused(), held, len(malloc.held))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+def test_small_free_pieces_are_out_of_mallocs_way():
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    result = subprocess.run([sys.executable, "-c", PIECES], env=environment, capture_output=True, text=True, check=True)
+    before, settled, again, held, held_again = map(int, result.stdout.split())
+    assert before > 200 and settled < 20 and again < 20
+    assert held > 5000 and held_again < 1.1 * held, "what was held is given back first"

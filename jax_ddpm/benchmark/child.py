@@ -15,7 +15,7 @@ import numpy as np
 from jax_ddpm.benchmark.job import Absent, Contender, Job
 from jax_ddpm.compilation import spare_the_living
 from jax_ddpm.config import from_json
-from jax_ddpm.cpu_flags import keep_freed_memory, return_freed_memory
+from jax_ddpm.malloc import keep_freed_memory, settle_memory
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         answer(absent=" ".join(str(error).split()) or type(error).__name__)
         return
     spare_the_living()  # as the JAX commands do after compiling
-    return_freed_memory()  # what compiling and comparing took
+    settle_memory()  # after compiling and comparing
     contender.forget_peak()
     forget_peak()
     for line in sys.stdin:
