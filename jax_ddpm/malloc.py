@@ -2,11 +2,15 @@
 
 import ctypes
 import os
+import threading
 from array import array
+from pathlib import Path
 
 OPTIONS = {-8: 1, -4: 0, -1: -1}  # M_ARENA_MAX; M_MMAP_MAX: none; M_TRIM_THRESHOLD: never
-LARGEST, SMALL, LEAST = 1 << 30, 1 << 20, 64  # bytes: pieces below SMALL, down to LEAST, are held
+LARGE, LEAST = 1 << 20, 64  # bytes: of what is free, pieces of fewer and more are held
+MISSES = 16  # pieces of one size that are not of those looked for, one after another: there are no more
 held = array("Q")  # addresses
+one_at_a_time = threading.Lock()
 
 
 def keep_freed_memory() -> None:
@@ -22,47 +26,55 @@ def keep_freed_memory() -> None:
 
 
 def settle_memory() -> None:
-    """Give the system what `keep_freed_memory` has kept until now, and the small pieces to nobody; takes 0.3 seconds.
+    """Give the system what `keep_freed_memory` has kept until now, and the small free pieces to nobody; 0.3 seconds.
 
-    Tracing and compiling leave a hundred thousand free pieces between what lives on. malloc would look through them at
-    each of oneDNN's requests, ten thousand a step, while other cores wait: up to a tenth of a step. So they are taken,
-    until this is called again; most of their bytes are not resident.
+    Tracing and compiling a full-size network leave a hundred thousand of them between what lives on. malloc would look
+    through them at each of oneDNN's requests, ten thousand a step, while other cores wait: up to a tenth of a step. So
+    they are taken, until this is called again; of those larger than a page little is resident. They are left where
+    malloc's memory cannot grow in one piece.
     """
     library = c_library()
-    if not library:
-        return
-    library.malloc.restype = library.sbrk.restype = ctypes.c_size_t
-    library.malloc.argtypes = library.free.argtypes = (ctypes.c_size_t,)
-    while held:
-        library.free(held.pop())
-    library.malloc_trim(0)
-    end, large = library.sbrk(0), []
-    while 0 < (roof := library.malloc(LARGEST)) < end:
+    if library and one_at_a_time.acquire(blocking=False):
+        try:
+            library.malloc.restype = library.sbrk.restype = ctypes.c_size_t
+            library.malloc.argtypes = library.free.argtypes = (ctypes.c_size_t,)
+            while held:
+                library.free(held.pop())
+            library.malloc_trim(0)
+            hold_free_pieces(library)
+        finally:
+            one_at_a_time.release()
+
+
+def hold_free_pieces(library: ctypes.CDLL) -> None:
+    """Hold what is free, but for pieces of `LARGE` bytes: a step's memory is made of them."""
+    start, end = heap_start(), library.sbrk(0)
+    large = []
+    try:
+        while (roof := library.malloc(LARGE)) >= start and roof + LARGE <= end:  # else small ones came of it
+            large.append(roof)
         large.append(roof)
-    if end <= roof < library.sbrk(0):  # all that was free lies below, all that will be new above
-        take_pieces(library, roof, large)
-    for piece in [*large, roof]:
-        library.free(piece)
-
-
-def take_pieces(library: ctypes.CDLL, roof: int, large: list[int]) -> None:
-    """All free pieces below the roof: those to be given back are added to `large`, the others to `held`."""
-
-    def of_size(size: int, misses: int = 1):
-        beyond = []
-        while len(beyond) < misses and (piece := library.malloc(size)):
-            if piece < roof:
-                yield piece
-            else:  # a few may be what Python has just freed
-                beyond.append(piece)
-        for piece in beyond:
+        if not end < roof + LARGE <= library.sbrk(0):
+            return
+        size = LARGE  # now all that was free is below the roof, and what will be new above
+        while (size := size * 3 // 4) >= LEAST:
+            beyond = []  # Python, too, has freed a few pieces there
+            while len(beyond) < MISSES and (piece := library.malloc(size)):
+                (held if start <= piece < roof else beyond).append(piece)
+            for piece in beyond:
+                library.free(piece)
+    finally:
+        for piece in large:
             library.free(piece)
 
-    size = LARGEST
-    while (size := size // 2) >= SMALL:  # else smaller requests would be cut from them
-        large.extend(of_size(size))
-    while (size := size * 3 // 4) >= LEAST:
-        held.extend(of_size(size, misses=16))
+
+def heap_start() -> int:
+    """The address at which the memory begins that Linux lets grow for malloc, or one that no memory has."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        lines = []
+    return min((int(line.split("-")[0], 16) for line in lines if line.endswith("[heap]")), default=1 << 63)
 
 
 def c_library() -> ctypes.CDLL | None:
@@ -70,6 +82,7 @@ def c_library() -> ctypes.CDLL | None:
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return None
     try:
-        return ctypes.CDLL("libc.so.6")
+        library = ctypes.CDLL("libc.so.6")
     except OSError:
         return None
+    return library if hasattr(library, "malloc_trim") else None

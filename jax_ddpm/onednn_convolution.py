@@ -83,11 +83,7 @@ def kernel_gradient(x, g, k: int, stride: int, padding: int):
 
 
 def correlate_batches(image, window, k: int, dilation: int, padding):
-    """Of image (B, H, W, C) and a window (B, H', W', D), summed over the batch: (K, K, C, D).
-
-    With the batch as channels, and every column's channels as neighbouring columns: the windows have gaps of C columns,
-    and the results of a row, K C columns for K rows, are the wanted numbers in their order.
-    """
+    """Of image (B, H, W, C) and a window (B, H', W', D), summed over the batch: (K, K, C, D)."""
     if image.nbytes + window.nbytes < LARGE:
         return correlate_halves(image, window, k, dilation, padding)
     part = max(64 // image.dtype.itemsize, -(-len(image) // PARTS))
@@ -102,7 +98,7 @@ def correlate_batches(image, window, k: int, dilation: int, padding):
 
 
 def correlate_halves(image, window, k: int, dilation: int, padding):
-    """The same, every half of the channels by itself where K is odd: K rows are no even work for two cores."""
+    """The same of small arrays, each half of the channels by itself where K is odd: K rows do not suit two cores."""
     b, h, w, c = image.shape
     halves = 2 if k % 2 and c % 2 == 0 else 1
     pixels = image.reshape(b, h * w, halves, c // halves)
@@ -112,9 +108,19 @@ def correlate_halves(image, window, k: int, dilation: int, padding):
 
 
 def correlate_columns(columns, window, k: int, dilation: int, padding):
-    """Of columns (N, H, W, C, B) and a window (B, H', W', D): N times the rows (K, K C, D), in float32."""
+    """Of columns (N, H, W, C, B) and a window (B, H', W', D), summed over the batch: (N, K, K C, D), in float32.
+
+    With the batch as channels, and every column's channels as neighbouring columns: the windows have gaps of C columns,
+    and the results of a row, K C columns for K rows, are the wanted numbers in their order.
+    """
     n, h, w, c, b = columns.shape
     edges, (low, high) = padding
-    padding, dilation = [edges, (low * c, high * c)], (dilation, dilation * c)
-    columns = columns.reshape(n, h, w * c, b)
-    return onednn.convolve(columns, window, (1, 1), padding, dilation, axes=(1, 2, 0, 3), dtype=jnp.float32)
+    return onednn.convolve(
+        columns.reshape(n, h, w * c, b),
+        window,
+        (1, 1),
+        [edges, (low * c, high * c)],
+        dilation=(dilation, dilation * c),
+        axes=(1, 2, 0, 3),
+        dtype=jnp.float32,
+    )

@@ -49,7 +49,11 @@ def normal(seed, *shape):
     ("batch", "size", "channels", "kernel_size", "stride", "padding"),
     [
         (3, (7, 5), (10, 20), 3, 1, 1),
-        (3, (8, 8), (20, 10), 3, 1, 1),  # fewer channels come out: the other gradient of the kernel
+        (4, (8, 8), (20, 10), 3, 1, 1),  # fewer channels come out: the other gradient of the kernel
+        (3, (6, 7), (6, 8), 3, 2, 0),
+        (3, (6, 6), (6, 8), 5, 1, 2),
+        (2, (5, 4), (6, 8), 1, 1, 1),
+        (2, (5, 4), (8, 6), 1, 1, 1),
         (65, (4, 6), (10, 20), 3, 1, 1),  # a large batch
         (2, (2, 2), (20, 10), 3, 1, 1),
         (4, (6, 6), (1, 5), 3, 1, 1),

@@ -332,6 +332,7 @@ def test_what_is_free_after_compiling_goes_back_to_the_system():
 
 PIECES = """
 import ctypes
+from pathlib import Path
 from jax_ddpm import malloc
 library = ctypes.CDLL("libc.so.6")
 library.malloc.restype, library.free.argtypes = ctypes.c_size_t, [ctypes.c_size_t]
@@ -350,8 +351,13 @@ def reused():
 before = reused()
 malloc.settle_memory()
 settled, held = reused(), len(malloc.held)
-malloc.settle_memory()
-print(before, settled, reused(), held, len(malloc.held))
+def megabytes():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize:"))
+    return int(line.split()[1]) >> 10
+grown = megabytes()
+for _ in range(8):
+    malloc.settle_memory()
+print(before, settled, reused(), held, len(malloc.held), megabytes() - grown)
 """
 
 
@@ -359,6 +365,31 @@ print(before, settled, reused(), held, len(malloc.held))
 def test_small_free_pieces_are_out_of_mallocs_way():
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     result = subprocess.run([sys.executable, "-c", PIECES], env=environment, capture_output=True, text=True, check=True)
-    before, settled, again, held, held_again = map(int, result.stdout.split())
+    before, settled, again, held, held_again, grown = map(int, result.stdout.split())
     assert before > 200 and settled < 20 and again < 20
     assert held > 5000 and held_again < 1.1 * held, "what was held is given back first"
+    assert grown < 20
+
+
+WITHOUT_ROOM = """
+import resource
+from jax_ddpm import malloc
+malloc.keep_freed_memory()
+pieces = [bytearray(900) for _ in range(10000)]
+del pieces[::2]
+limit = 1 << 16 if {small} else resource.RLIM_INFINITY
+resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+malloc.settle_memory()
+print(len(malloc.held) > 1000)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc")
+@pytest.mark.parametrize("small", [False, True])
+def test_pieces_stay_where_malloc_cannot_grow(small):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    program = WITHOUT_ROOM.format(small=small)
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == str(not small)
