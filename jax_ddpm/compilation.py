@@ -41,8 +41,9 @@ def keep_compiled() -> Path | None:
 def tidy_after_compiling() -> None:
     """From now on give back what compiling took and `malloc.keep_freed_memory` would keep: up to gigabytes.
 
-    And keep Python's garbage collector away from what tracing left alive: else it looks at all of that again every few
-    dozen steps, for up to a quarter of a second in which one core less computes.
+    And hold the small pieces that it left free (`malloc.settle_memory`), and keep Python's garbage collector away from
+    what tracing left alive: else it looks at all of that again every few dozen steps, for up to a quarter of a second
+    in which one core less computes.
     """
     import jax  # not before it is wanted
 

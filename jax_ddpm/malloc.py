@@ -7,8 +7,8 @@ from array import array
 from pathlib import Path
 
 OPTIONS = {-8: 1, -4: 0, -1: -1}  # M_ARENA_MAX; M_MMAP_MAX: none; M_TRIM_THRESHOLD: never
-LARGE, LEAST = 1 << 20, 64  # bytes: of what is free, pieces of fewer and more are held
-MISSES = 16  # pieces of one size that are not of those looked for, one after another: there are no more
+LARGE, LEAST = 1 << 20, 64  # bytes; what is free is held in pieces below LARGE and down to LEAST
+MISSES = 16  # pieces of a size that lie elsewhere, after which there are no more of those looked for
 held = array("Q")  # addresses
 one_at_a_time = threading.Lock()
 
@@ -47,11 +47,11 @@ def settle_memory() -> None:
 
 
 def hold_free_pieces(library: ctypes.CDLL) -> None:
-    """Hold what is free, but for pieces of `LARGE` bytes: a step's memory is made of them."""
+    """Hold what is free, but for all that makes up whole pieces of `LARGE` bytes: a step needs those."""
     start, end = heap_start(), library.sbrk(0)
     large = []
     try:
-        while (roof := library.malloc(LARGE)) >= start and roof + LARGE <= end:  # else small ones came of it
+        while (roof := library.malloc(LARGE)) >= start and roof + LARGE <= end:  # not to be cut up
             large.append(roof)
         large.append(roof)
         if not end < roof + LARGE <= library.sbrk(0):

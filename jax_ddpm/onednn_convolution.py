@@ -1,7 +1,5 @@
 """Convolutions and their gradients by oneDNN's calls, for `cpu_convolution`."""
 
-import math
-
 import jax.numpy as jnp
 
 from jax_ddpm import cpu, onednn
@@ -83,44 +81,33 @@ def kernel_gradient(x, g, k: int, stride: int, padding: int):
 
 
 def correlate_batches(image, window, k: int, dilation: int, padding):
-    """Of image (B, H, W, C) and a window (B, H', W', D), summed over the batch: (K, K, C, D)."""
-    if image.nbytes + window.nbytes < LARGE:
-        return correlate_halves(image, window, k, dilation, padding)
-    part = max(64 // image.dtype.itemsize, -(-len(image) // PARTS))
-    sums = 0
-    for first in range(0, len(image), part):
-        some = slice(first, first + part)
-        pixels = image[some].reshape(-1, math.prod(image.shape[1:]))
-        columns = onednn.transpose(pixels) if len(pixels) <= 64 else cpu.apart(jnp.transpose, pixels)  # what is faster
-        columns = columns.reshape(1, *image.shape[1:], -1)
-        sums += correlate_columns(columns, window[some], k, dilation, padding)
-    return sums.astype(image.dtype).reshape(k, k, image.shape[3], -1)
-
-
-def correlate_halves(image, window, k: int, dilation: int, padding):
-    """The same of small arrays, each half of the channels by itself where K is odd: K rows do not suit two cores."""
-    b, h, w, c = image.shape
-    halves = 2 if k % 2 and c % 2 == 0 else 1
-    pixels = image.reshape(b, h * w, halves, c // halves)
-    columns = cpu.apart(lambda x: x.transpose(2, 1, 3, 0), pixels).reshape(halves, h, w, c // halves, b)
-    sums = correlate_columns(columns, window, k, dilation, padding).astype(image.dtype)
-    return sums.reshape(halves, k, k, c // halves, -1).transpose(1, 2, 0, 3, 4).reshape(k, k, c, -1)
-
-
-def correlate_columns(columns, window, k: int, dilation: int, padding):
-    """Of columns (N, H, W, C, B) and a window (B, H', W', D), summed over the batch: (N, K, K C, D), in float32.
+    """Of image (B, H, W, C) and a window (B, H', W', D), summed over the batch: (K, K, C, D).
 
     With the batch as channels, and every column's channels as neighbouring columns: the windows have gaps of C columns,
-    and the results of a row, K C columns for K rows, are the wanted numbers in their order.
+    and the results of a row, K C columns for K rows, are the wanted numbers in their order. Each half of the channels
+    by itself where K is odd and they fill no vectors of sixteen: K rows do not suit two cores.
     """
-    n, h, w, c, b = columns.shape
-    edges, (low, high) = padding
-    return onednn.convolve(
-        columns.reshape(n, h, w * c, b),
-        window,
-        (1, 1),
-        [edges, (low * c, high * c)],
-        dilation=(dilation, dilation * c),
-        axes=(1, 2, 0, 3),
-        dtype=jnp.float32,
-    )
+    (b, h, w, c), (edges, (low, high)) = image.shape, padding
+    large = image.nbytes + window.nbytes >= LARGE
+    part = max(64 // image.dtype.itemsize, -(-b // PARTS)) if large else b
+    halves = 2 if k % 2 and c % 2 == 0 and c % 16 and not large else 1
+    of_each = c // halves
+    sums = 0
+    for first in range(0, b, part):
+        some = slice(first, first + part)
+        pixels = image[some].reshape(-1, h * w, halves, of_each)
+        if halves == 1 and len(pixels) <= 64:  # what is faster
+            columns = onednn.transpose(pixels.reshape(len(pixels), -1))
+        else:
+            columns = cpu.apart(lambda x: x.transpose(2, 1, 3, 0), pixels)
+        sums += onednn.convolve(
+            columns.reshape(halves, h, w * of_each, -1),
+            window[some],
+            (1, 1),
+            [edges, (low * of_each, high * of_each)],
+            dilation=(dilation, dilation * of_each),
+            axes=(1, 2, 0, 3),
+            dtype=jnp.float32,
+        )
+    sums = sums.astype(image.dtype).reshape(halves, k, k, of_each, -1)
+    return sums.transpose(1, 2, 0, 3, 4).reshape(k, k, c, -1)

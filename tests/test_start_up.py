@@ -377,8 +377,8 @@ from jax_ddpm import malloc
 malloc.keep_freed_memory()
 pieces = [bytearray(900) for _ in range(10000)]
 del pieces[::2]
-limit = 1 << 16 if {small} else resource.RLIM_INFINITY
-resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+if {small}:
+    resource.setrlimit(resource.RLIMIT_DATA, (1 << 16, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 malloc.settle_memory()
 print(len(malloc.held) > 1000)
 """
