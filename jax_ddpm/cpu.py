@@ -20,10 +20,34 @@ def at_work() -> bool:
     return jax.default_backend() == "cpu"
 
 
+def wide(x):
+    """x in float32, or better if it is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def rounded(x, dtype):
+    """x in this dtype; in bfloat16 by shifting its bits, for XLA's own conversion takes twice as long. No gradient."""
+    if dtype != jnp.bfloat16 or x.dtype != jnp.float32:
+        return x.astype(dtype)
+    bits = lax.bitcast_convert_type(lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7), jnp.uint32)
+    return lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), dtype)
+
+
 @jax.custom_vjp
 def add_to_pixels(x, vectors):
-    """x (B, ..., C) + vectors (B, C), whose gradient XLA would compute together with its neighbours in slow loops."""
-    return x + jnp.expand_dims(vectors, tuple(range(1, x.ndim - 1)))
+    """x (B, ..., C) + vectors (B, C), whose gradient XLA would compute together with its neighbours in slow loops.
+
+    Where XLA's loops over a few channels would be slow, a row of pixels at once.
+    """
+
+    def added(x, vectors):
+        return rounded(wide(x) + jnp.expand_dims(wide(vectors), tuple(range(1, x.ndim - 1))), x.dtype)
+
+    if x.shape[-1] % 16 == 0:
+        return added(x, vectors)
+    columns = x.shape[-2]
+    rows = x.reshape(*x.shape[:-2], columns * x.shape[-1])
+    return apart(added, rows, jnp.tile(vectors, (1, columns))).reshape(x.shape)
 
 
 def add_to_pixels_backward(vectors, g):
@@ -113,7 +137,7 @@ def larger(a, b):
 
 def image_sum(x):
     """x (B, ..., C) summed over pixels, in float32 or better: (B, C)."""
-    return pixel_sum(x.reshape(len(x), -1, x.shape[-1]).astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return pixel_sum(wide(x.reshape(len(x), -1, x.shape[-1])))
 
 
 def of_numbers(function, *arrays):
@@ -123,12 +147,12 @@ def of_numbers(function, *arrays):
     """
     shape, dtype = arrays[0].shape, arrays[0].dtype
 
-    def rounded(*arrays):
-        return function(*(a.astype(jnp.promote_types(dtype, jnp.float32)) for a in arrays)).astype(dtype)
+    def result(*arrays):
+        return rounded(function(*map(wide, arrays)), dtype)
 
     if shape[-1] % 16 != 0:
-        return apart(rounded, *(a.ravel() for a in arrays)).reshape(shape)
-    return rounded(*arrays) if arrays[0].size < LARGE else apart(rounded, *arrays)
+        return apart(result, *(a.ravel() for a in arrays)).reshape(shape)
+    return result(*arrays) if arrays[0].size < LARGE else apart(result, *arrays)
 
 
 def apart(function, *arrays):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm.cpu import HIGHEST, apart, batch_sum, pixel_sum
+from jax_ddpm.cpu import HIGHEST, apart, batch_sum, pixel_sum, rounded
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -28,7 +28,7 @@ def group_norm_forward(x, scale, bias, num_groups, epsilon):
     variance = group_sum(pixel_sum(jnp.square(pixels - mean)), num_groups)[:, None] / count
     rstd = lax.rsqrt(variance + epsilon)
     y = (pixels - mean) * (rstd * scale) + bias
-    return y.astype(x.dtype).reshape(x.shape), (x, scale, mean, rstd)
+    return rounded(y, x.dtype).reshape(x.shape), (x, scale, mean, rstd)
 
 
 def group_norm_backward(num_groups, epsilon, saved, dy):
@@ -40,7 +40,7 @@ def group_norm_backward(num_groups, epsilon, saved, dy):
     a = group_sum(sum_dy * scale, num_groups)[:, None] / count
     b = group_sum(sum_dy_normal * scale, num_groups)[:, None] / count
     dx = (dy * scale - a - (pixels - mean) * (rstd * b)) * rstd
-    return dx.astype(x.dtype).reshape(x.shape), batch_sum(sum_dy_normal), batch_sum(sum_dy)
+    return rounded(dx, x.dtype).reshape(x.shape), batch_sum(sum_dy_normal), batch_sum(sum_dy)
 
 
 group_norm.defvjp(group_norm_forward, group_norm_backward)
@@ -48,29 +48,32 @@ group_norm.defvjp(group_norm_forward, group_norm_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x, scale, bias, epsilon: float):
-    """LayerNorm (Ba et al. 2016) of x (B, ...) over all axes but the first, in rows."""
+    """LayerNorm (Ba et al. 2016) of x (B, ...) over all axes but the first, in float32 or better, as scale and bias."""
     return layer_norm_forward(x, scale, bias, epsilon)[0]
 
 
 def layer_norm_forward(x, scale, bias, epsilon):
     def normalised(rows, mean, rstd, scale, bias):
-        return (rows - mean) * rstd * scale + bias
+        return rounded((rows - mean) * rstd * scale + bias, x.dtype)
 
-    rows = x.reshape(len(x), -1)
+    rows = x.reshape(len(x), -1).astype(scale.dtype)
     mean = row_mean(rows)
     rstd = lax.rsqrt(row_mean(jnp.square(rows - mean)) + epsilon)
-    return apart(normalised, rows, mean, rstd, scale.ravel(), bias.ravel()).reshape(x.shape), (x, scale, mean, rstd)
+    y = apart(normalised, x.reshape(len(x), -1), mean, rstd, scale.ravel(), bias.ravel())
+    return y.reshape(x.shape), (x, scale, mean, rstd)
 
 
 def layer_norm_backward(epsilon, saved, dy):
     x, scale, mean, rstd = saved
-    rows, dy, dnormal = x.reshape(len(x), -1), dy.reshape(len(x), -1), dy.reshape(len(x), -1) * scale.ravel()
-    a, b = row_mean(dnormal), row_mean(dnormal * (rows - mean)) * rstd
 
     def gradient(rows, dy, mean, rstd, scale, a, b):
-        return (dy * scale - a - (rows - mean) * (rstd * b)) * rstd
+        return rounded((dy * scale - a - (rows - mean) * (rstd * b)) * rstd, x.dtype)
 
-    dx = apart(gradient, rows, dy, mean, rstd, scale.ravel(), a, b)
+    given = x.reshape(len(x), -1), dy.reshape(len(x), -1)
+    rows, dy = (values.astype(scale.dtype) for values in given)
+    dnormal = dy * scale.ravel()
+    a, b = row_mean(dnormal), row_mean(dnormal * (rows - mean)) * rstd
+    dx = apart(gradient, *given, mean, rstd, scale.ravel(), a, b)
     dscale, dbias = (sum_by_parts(values, 0) for values in (dy * (rows - mean) * rstd, dy))
     return dx.reshape(x.shape), dscale.reshape(scale.shape), dbias.reshape(scale.shape)
 

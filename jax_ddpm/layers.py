@@ -208,13 +208,14 @@ class GroupNorm(nnx.Module):
 
 
 def layer_norm(x, scale, bias, epsilon: float):
-    """Ba et al. 2016, over all axes of x (B, ...) but the first, variance in two passes."""
+    """Ba et al. 2016, over all axes of x (B, ...) but the first, variance in two passes, in scale's and bias's dtype."""
     if cpu.at_work():
         return cpu_norm.layer_norm(x, scale, bias, epsilon)
     axes = tuple(range(1, x.ndim))
-    h = x - jnp.mean(x, axis=axes, keepdims=True)
+    h = x.astype(scale.dtype)
+    h = h - jnp.mean(h, axis=axes, keepdims=True)
     h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=axes, keepdims=True) + epsilon)
-    return h * scale + bias
+    return (h * scale + bias).astype(x.dtype)
 
 
 def max_pool_2x2(x):

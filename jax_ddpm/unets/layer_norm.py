@@ -11,6 +11,7 @@ from jax_ddpm.layers import (
     Conv,
     ConvTranspose,
     Linear,
+    add_to_pixels,
     concatenate_channels,
     empty,
     layer_norm,
@@ -32,7 +33,7 @@ class LayerNorm(nnx.Module):
     def __call__(self, x):
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
-        return layer_norm(x.astype(dtype), scale, bias, self.epsilon).astype(x.dtype)
+        return layer_norm(x, scale, bias, self.epsilon)
 
 
 class Block(nnx.Module):
@@ -57,7 +58,7 @@ class TimeLinears(nnx.Module):
         self.linear2 = Linear(channels, channels)
 
     def __call__(self, time):
-        return self.linear2(silu(self.linear1(time)))[:, None, None, :]
+        return self.linear2(silu(self.linear1(time)))
 
 
 class Stage(nnx.Module):
@@ -72,7 +73,7 @@ class Stage(nnx.Module):
 
     @remat_block
     def __call__(self, x, time):
-        return self.block3(self.block2(self.block1(x + self.time(time))))
+        return self.block3(self.block2(self.block1(add_to_pixels(x, self.time(time)))))
 
 
 class LayerNormUNet(nnx.Module):
