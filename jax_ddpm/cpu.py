@@ -163,7 +163,7 @@ def apart(function, *arrays):
 
 
 def drawn_once(draw, key):
-    """draw(key) of one key of jax.random: XLA would draw anew for each reader, in the gradient once more."""
+    """draw(key) of a key of jax.random, or many: XLA would draw anew for each reader, in the gradient once more."""
     like = jax.random.key_impl(key)
     return apart(lambda data: draw(jax.random.wrap_key_data(data, impl=like)), jax.random.key_data(key))
 

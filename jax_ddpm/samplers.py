@@ -136,7 +136,7 @@ def in_parts(run: Callable, carry: tuple, along: tuple, progress: Callable | Non
 
 def noise_at(keys: Array, number, shape: tuple[int, int, int], dtype) -> Images:
     """The draw at (..., image index, number) for each picture's key."""
-    return jax.vmap(lambda k: rng.normal(jax.random.fold_in(k, number), shape, dtype))(keys)
+    return rng.normal(jax.vmap(lambda k: jax.random.fold_in(k, number))(keys), shape, dtype)
 
 
 compiled_noise_at = jax.jit(noise_at, static_argnames=("shape", "dtype"))
