@@ -1,23 +1,34 @@
-"""A flag of XLA's compiler that makes JAX quicker on CPUs. Does not import jax."""
+"""Flags of XLA's compiler that make JAX quicker on CPUs. Does not import jax."""
 
 import importlib.util
 import mmap
 import os
 from pathlib import Path
 
+from jax_ddpm.compilation import cpu_features
+
 # XLA's newer matrix products on CPUs; its convolutions run up to twice as fast beside them.
 CPU_FLAG, CPU_PRODUCTS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+# Whole vectors instead of halves, on CPUs new enough for this instruction: older ones lower their clock for them.
+WIDTH_FLAG, WIDTH, NEW = "xla_cpu_prefer_vector_width", "512", b"avx512_bf16"
 
 
 def set_cpu_flags() -> None:
     """Add to XLA_FLAGS, before JAX first compiles, what makes XLA quicker on CPUs; the same numbers up to rounding.
 
-    Changes nothing where XLA_FLAGS has that flag already or this jaxlib lacks it: XLA ends a process with a flag that
-    it does not know.
+    Changes no flag that XLA_FLAGS has already, and sets none that this jaxlib lacks: XLA ends a process with a flag
+    that it does not know.
     """
+    add_flag(CPU_FLAG, CPU_PRODUCTS, CPU_FLAG, CPU_PRODUCTS)
+    if NEW in cpu_features():
+        add_flag(WIDTH_FLAG, WIDTH, WIDTH_FLAG)
+
+
+def add_flag(flag: str, value: str, *names: str) -> None:
+    """Add it to XLA_FLAGS, unless it is there, or jaxlib has not these names."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if CPU_FLAG not in flags and jaxlib_has(CPU_FLAG, CPU_PRODUCTS):
-        os.environ["XLA_FLAGS"] = f"{flags} --{CPU_FLAG}={CPU_PRODUCTS}".strip()
+    if flag not in flags and jaxlib_has(*names):
+        os.environ["XLA_FLAGS"] = f"{flags} --{flag}={value}".strip()
 
 
 def jaxlib_has(*names: str) -> bool:

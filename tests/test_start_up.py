@@ -239,19 +239,24 @@ def test_the_users_choice_and_a_home_that_cannot_be_written(tmp_path, monkeypatc
     assert keep_compiled() is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
-FLAG = "xla_cpu_experimental_ynn_fusion_type"
+PRODUCTS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+OTHERS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+WIDTH, HALF = "--xla_cpu_prefer_vector_width=512", "--xla_cpu_prefer_vector_width=256"
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "features", "after"),
     [
-        ("", f"--{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
-        ("--xla_dump_to=x", f"--xla_dump_to=x --{FLAG}=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
-        (f"--{FLAG}=LIBRARY_FUSION_TYPE_DOT", f"--{FLAG}=LIBRARY_FUSION_TYPE_DOT"),
+        ("", b"flags: avx512f avx512_bf16", f"{PRODUCTS} {WIDTH}"),
+        ("", b"flags: avx512f", PRODUCTS),
+        ("--xla_dump_to=x", b"", f"--xla_dump_to=x {PRODUCTS}"),
+        (OTHERS, b"avx512_bf16", f"{OTHERS} {WIDTH}"),
+        (HALF, b"avx512_bf16", f"{HALF} {PRODUCTS}"),
     ],
 )
-def test_the_cpu_flag_is_added_never_over_ones_own(monkeypatch, before, after):
+def test_cpu_flags_are_added_never_over_ones_own(monkeypatch, before, features, after):
     monkeypatch.setattr(cpu_flags, "jaxlib_has", lambda *names: True)
+    monkeypatch.setattr(cpu_flags, "cpu_features", lambda: features)
     monkeypatch.setenv("XLA_FLAGS", before)
     cpu_flags.set_cpu_flags()
     assert os.environ["XLA_FLAGS"] == after
@@ -266,7 +271,7 @@ def test_a_flag_that_jaxlib_lacks_is_not_set(monkeypatch):
     assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
 
 
-def test_jax_takes_the_flag():
+def test_jax_takes_the_flags():
     """XLA ends the process for a flag or a value that it does not know."""
     program = "import jax_ddpm, os, jax; print(jax.jit(lambda x: x @ x)(jax.numpy.ones((2, 2)))[0, 0])"
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
