@@ -72,15 +72,22 @@ add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), add_bias_backward)
 
 @jax.custom_vjp
 def silu(x):
-    """SiLU of x (..., C), in float32 or better; in bfloat16 XLA would round every number on the way."""
-    return of_numbers(jax.nn.silu, x)
+    """SiLU of x (..., C), in float32 or better; in bfloat16 XLA would round every number on the way.
+
+    Where no gradient needs it, in float32 together with what computes x.
+    """
+    return of_numbers(jax.nn.silu, x) if x.dtype == jnp.bfloat16 or x.shape[-1] % 16 else jax.nn.silu(x)
+
+
+def silu_forward(x):
+    return of_numbers(jax.nn.silu, x), x
 
 
 def silu_backward(x, g):
     return (of_numbers(lambda x, g: jax.vjp(jax.nn.silu, x)[1](g)[0], x, g),)
 
 
-silu.defvjp(lambda x: (silu(x), x), silu_backward)
+silu.defvjp(silu_forward, silu_backward)
 
 
 @jax.custom_vjp

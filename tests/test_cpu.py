@@ -236,6 +236,34 @@ def test_group_norm_of_bfloat16(elsewhere):
     np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=2**-7, atol=1e-6)
 
 
+def test_layer_norm_of_bfloat16(elsewhere):
+    """Statistics and gradients in float32; results are rounded once."""
+    x, g = (normal(i, 3, 4, 4, 5).astype(jnp.bfloat16) for i in (0, 1))
+    scale, bias = (normal(i, 4, 4, 5).astype(jnp.float32) for i in (2, 3))
+
+    def both(norm):
+        y, pull = jax.vjp(lambda *a: norm(*a, 1e-5), x, scale, bias)
+        return y, *pull(g)
+
+    for one, other in zip(both(cpu_norm.layer_norm), both(layers.layer_norm), strict=True):
+        assert one.dtype == other.dtype
+        one, other = (a.astype(jnp.float32) for a in (one, other))
+        np.testing.assert_allclose(one, other, rtol=2**-7, atol=2**-7 * float(abs(other).max()) / 16)
+
+
+def test_rounding_to_bfloat16():
+    """Ties to even, infinities, numbers too small to be normal; NaN stays NaN, as arithmetic makes it (quiet)."""
+    low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    bits = np.arange(1 << 16, dtype=np.uint32)[:, None] << 16 | low
+    bits = bits[(bits & 0x7FFFFFFF <= 0x7F800000) | (bits & 0x400000 > 0)]  # no signalling NaN
+    nan = np.isnan(bits.view(np.float32))
+    exact = bits[~nan].view(np.float32).astype(jnp.bfloat16).view(np.uint16)
+    for round_ in (cpu.rounded, jax.jit(cpu.rounded, static_argnums=1)):
+        ours = np.asarray(round_(bits.view(np.float32), jnp.bfloat16))
+        assert np.isnan(ours[nan]).all()
+        np.testing.assert_array_equal(ours[~nan].view(np.uint16), exact)
+
+
 def test_silu_of_bfloat16_is_rounded_once():
     x = normal(0, 3, 4, 4, 16).astype(jnp.bfloat16)
     exact = jax.nn.silu(x.astype(jnp.float32))
@@ -244,7 +272,11 @@ def test_silu_of_bfloat16_is_rounded_once():
 
 def test_add_to_pixels(elsewhere):
     with jax.enable_x64():
-        check(cpu.add_to_pixels, layers.add_to_pixels, normal(0, 3, 8, 6, 5), normal(1, 3, 5))
+        for channels in (5, 16):
+            check(cpu.add_to_pixels, layers.add_to_pixels, normal(0, 3, 8, 6, channels), normal(1, 3, channels))
+    for channels in (5, 16):
+        x, vectors = (normal(i, 3, *maps, channels).astype(jnp.bfloat16) for i, maps in ((0, (8, 6)), (1, ())))
+        np.testing.assert_array_equal(cpu.add_to_pixels(x, vectors), layers.add_to_pixels(x, vectors))
 
 
 def test_max_pool(elsewhere):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm import cpu_random
+from jax_ddpm import cpu_random, rng
 
 SHAPES = [(), (1,), (0, 3), (3, 5, 2), (64, 33)]
 
@@ -48,3 +48,15 @@ def test_draws(shape, x64):
         for dtype in (jnp.uint8, jnp.uint32) + x64 * (jnp.uint64,):
             bits = jax.jit(jax.vmap(lambda k, dtype=dtype: jax.random.bits(k, shape, dtype)))
             same(lambda k, bits=bits: bits(jax.random.split(k, 3)), theirs, ours)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_normal_numbers(shape, x64):
+    """Of a key, and of each of some keys."""
+    with jax.enable_x64(x64):
+        dtype = jnp.float64 if x64 else jnp.float32
+        theirs, ours = keys(3, 4)
+        np.testing.assert_array_equal(jax.random.normal(theirs, shape, dtype), rng.normal(ours, shape, dtype))
+        draws = [jax.random.normal(k, shape, dtype) for k in jax.random.split(theirs, 3)]
+        np.testing.assert_array_equal(draws, rng.normal(jax.random.split(ours, 3), shape, dtype))
