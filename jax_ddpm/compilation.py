@@ -9,6 +9,7 @@ import os
 import zlib
 from pathlib import Path
 
+from jax_ddpm.cpu_flags import cpu_features
 from jax_ddpm.data.cache import default_dir
 from jax_ddpm.malloc import settle_memory
 
@@ -62,12 +63,3 @@ def spare_the_living() -> None:
     """Python's garbage collector no longer looks at the objects that live now; reference counts still free them."""
     gc.collect()
     gc.freeze()
-
-
-def cpu_features() -> bytes:
-    """What tells this machine's instructions from another's that shares its home; b"" where Linux does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
-    except OSError:
-        return b""
-    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")

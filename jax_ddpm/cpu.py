@@ -26,7 +26,10 @@ def wide(x):
 
 
 def rounded(x, dtype):
-    """x in this dtype; in bfloat16 by shifting its bits, for XLA's own conversion takes twice as long. No gradient."""
+    """x in this dtype; of float32 in bfloat16 by shifting its bits: XLA's own conversion takes twice as long.
+
+    That has no gradient, and would make a signalling NaN, which no arithmetic results in, infinite.
+    """
     if dtype != jnp.bfloat16 or x.dtype != jnp.float32:
         return x.astype(dtype)
     bits = lax.bitcast_convert_type(lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7), jnp.uint32)
@@ -35,7 +38,7 @@ def rounded(x, dtype):
 
 @jax.custom_vjp
 def add_to_pixels(x, vectors):
-    """x (B, ..., C) + vectors (B, C), whose gradient XLA would compute together with its neighbours in slow loops.
+    """x (B, ..., W, C) + vectors (B, C), whose gradient XLA would compute together with its neighbours in slow loops.
 
     Where XLA's loops over a few channels would be slow, a row of pixels at once.
     """
@@ -74,9 +77,10 @@ add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), add_bias_backward)
 def silu(x):
     """SiLU of x (..., C), in float32 or better; in bfloat16 XLA would round every number on the way.
 
-    Where no gradient needs it, in float32 together with what computes x.
+    Where no gradient needs it, nor rounding, of 16 n channels together with what computes x.
     """
-    return of_numbers(jax.nn.silu, x) if x.dtype == jnp.bfloat16 or x.shape[-1] % 16 else jax.nn.silu(x)
+    apart = wide(x).dtype != x.dtype or x.shape[-1] % 16 != 0
+    return of_numbers(jax.nn.silu, x) if apart else jax.nn.silu(x)
 
 
 def silu_forward(x):

@@ -5,11 +5,9 @@ import mmap
 import os
 from pathlib import Path
 
-from jax_ddpm.compilation import cpu_features
-
 # XLA's newer matrix products on CPUs; its convolutions run up to twice as fast beside them.
 CPU_FLAG, CPU_PRODUCTS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-# Whole vectors instead of halves, on CPUs new enough for this instruction: older ones lower their clock for them.
+# Whole vectors instead of halves, on CPUs new enough for this instruction: many older ones lower their clock for them.
 WIDTH_FLAG, WIDTH, NEW = "xla_cpu_prefer_vector_width", "512", b"avx512_bf16"
 
 
@@ -40,3 +38,12 @@ def jaxlib_has(*names: str) -> bool:
             return all(content.find(name.encode()) >= 0 for name in names)
     except (OSError, TypeError, ValueError):
         return False
+
+
+def cpu_features() -> bytes:
+    """What tells this machine's instructions from another's that shares its home; b"" where Linux does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return b""
+    return next((line for line in lines if line.startswith((b"flags", b"Features"))), b"")

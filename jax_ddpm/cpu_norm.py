@@ -48,7 +48,10 @@ group_norm.defvjp(group_norm_forward, group_norm_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x, scale, bias, epsilon: float):
-    """LayerNorm (Ba et al. 2016) of x (B, ...) over all axes but the first, in float32 or better, as scale and bias."""
+    """LayerNorm (Ba et al. 2016) of x (B, ...) over all axes but the first, in float32 or better, as scale and bias.
+
+    The result has x's dtype.
+    """
     return layer_norm_forward(x, scale, bias, epsilon)[0]
 
 

@@ -208,7 +208,10 @@ class GroupNorm(nnx.Module):
 
 
 def layer_norm(x, scale, bias, epsilon: float):
-    """Ba et al. 2016, over all axes of x (B, ...) but the first, in two passes; in the dtype of scale and bias."""
+    """Ba et al. 2016, over all axes of x (B, ...) but the first, variance in two passes.
+
+    Computed in the dtype of scale and bias; the result has x's.
+    """
     if cpu.at_work():
         return cpu_norm.layer_norm(x, scale, bias, epsilon)
     axes = tuple(range(1, x.ndim))

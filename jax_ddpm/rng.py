@@ -55,11 +55,12 @@ def timesteps(k: jax.Array, batch_size: int, num_timesteps: int) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("shape", "dtype"))
 def normal(k: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Standard normal numbers of a stated dtype, jax.random.normal's; channels last wherever they are pixels.
+    """Standard normal numbers, float32 or float64, jax.random.normal's; channels last wherever they are pixels.
 
     k: a key, or keys (B,), whose draws are (B, *shape).
     """
-    above = np.nextafter(np.array(-1, dtype), np.array(0, dtype))
+    real = jax.dtypes.canonicalize_dtype(dtype)  # without JAX's x64 float64 is float32
+    above = np.nextafter(np.array(-1, real), np.array(0, real))
 
     def uniform(k):  # in (-1, 1)
         def draw(k):
@@ -68,4 +69,4 @@ def normal(k: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array
         return jax.vmap(draw)(k) if k.ndim else draw(k)
 
     u = cpu.drawn_once(uniform, k) if cpu.at_work() else uniform(k)
-    return np.sqrt(2).astype(dtype) * lax.erf_inv(u)
+    return np.array(np.sqrt(2), real) * lax.erf_inv(u)

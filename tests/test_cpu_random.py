@@ -60,3 +60,17 @@ def test_normal_numbers(shape, x64):
         np.testing.assert_array_equal(jax.random.normal(theirs, shape, dtype), rng.normal(ours, shape, dtype))
         draws = [jax.random.normal(k, shape, dtype) for k in jax.random.split(theirs, 3)]
         np.testing.assert_array_equal(draws, rng.normal(jax.random.split(ours, 3), shape, dtype))
+
+
+def test_float64_without_x64_is_float32():
+    """-1, whose inverse error function is infinite, is then still none of the uniform numbers."""
+    bounds = []
+
+    def uniform(k, shape, dtype, low, high):
+        bounds.append(np.asarray(low, jax.dtypes.canonicalize_dtype(dtype)))
+        return jnp.zeros(shape)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.random, "uniform", uniform)
+        assert rng.normal(keys(3, 4)[1], (7,), jnp.float64).dtype == jnp.float32
+    assert bounds[0] > -1
