@@ -79,8 +79,8 @@ def silu(x):
 
     Where no gradient needs it, nor rounding, of 16 n channels together with what computes x.
     """
-    apart = wide(x).dtype != x.dtype or x.shape[-1] % 16 != 0
-    return of_numbers(jax.nn.silu, x) if apart else jax.nn.silu(x)
+    together = wide(x).dtype == x.dtype and x.shape[-1] % 16 == 0
+    return jax.nn.silu(x) if together else of_numbers(jax.nn.silu, x)
 
 
 def silu_forward(x):

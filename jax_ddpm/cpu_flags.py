@@ -17,15 +17,15 @@ def set_cpu_flags() -> None:
     Changes no flag that XLA_FLAGS has already, and sets none that this jaxlib lacks: XLA ends a process with a flag
     that it does not know.
     """
-    add_flag(CPU_FLAG, CPU_PRODUCTS, CPU_FLAG, CPU_PRODUCTS)
+    add_flag(CPU_FLAG, CPU_PRODUCTS)
     if NEW in cpu_features():
-        add_flag(WIDTH_FLAG, WIDTH, WIDTH_FLAG)
+        add_flag(WIDTH_FLAG, WIDTH)
 
 
-def add_flag(flag: str, value: str, *names: str) -> None:
-    """Add it to XLA_FLAGS, unless it is there, or jaxlib has not these names."""
+def add_flag(flag: str, value: str) -> None:
+    """Add it to XLA_FLAGS, unless it is there, or jaxlib has no such flag or value."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if flag not in flags and jaxlib_has(*names):
+    if flag not in flags and jaxlib_has(flag, value):
         os.environ["XLA_FLAGS"] = f"{flags} --{flag}={value}".strip()
 
 

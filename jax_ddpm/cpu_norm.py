@@ -59,10 +59,11 @@ def layer_norm_forward(x, scale, bias, epsilon):
     def normalised(rows, mean, rstd, scale, bias):
         return rounded((rows - mean) * rstd * scale + bias, x.dtype)
 
-    rows = x.reshape(len(x), -1).astype(scale.dtype)
+    given = x.reshape(len(x), -1)
+    rows = given.astype(scale.dtype)
     mean = row_mean(rows)
     rstd = lax.rsqrt(row_mean(jnp.square(rows - mean)) + epsilon)
-    y = apart(normalised, x.reshape(len(x), -1), mean, rstd, scale.ravel(), bias.ravel())
+    y = apart(normalised, given, mean, rstd, scale.ravel(), bias.ravel())
     return y.reshape(x.shape), (x, scale, mean, rstd)
 
 
