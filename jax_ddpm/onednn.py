@@ -11,11 +11,12 @@ import functools
 import json
 import os
 import platform
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jaxlib
+
+from jax_ddpm.cpu_flags import cpu_features
 
 VERSIONS = ("0.10.2",)  # of jaxlib
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # with which oneDNN does not use what the CPU has
@@ -41,13 +42,11 @@ def pays(x) -> bool:
 @functools.cache
 def instructions() -> frozenset[str]:
     """What this CPU can do, in Linux's words; nothing where jaxlib was not tried, or oneDNN is not wanted."""
-    info = Path("/proc/cpuinfo")
     if os.environ.get("JAX_DDPM_ONEDNN") == "0" or any(name in os.environ for name in LIMITS):
         return frozenset()
-    if jaxlib.__version__ not in VERSIONS or platform.machine() != "x86_64" or not info.is_file():
+    if jaxlib.__version__ not in VERSIONS or platform.machine() != "x86_64":
         return frozenset()
-    flags = (line for line in info.read_text().splitlines() if line.startswith("flags"))
-    return frozenset(next(flags, "").split())
+    return frozenset(cpu_features().decode().split())
 
 
 def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3), bias=None, dtype=None):

@@ -151,13 +151,14 @@ def test_what_a_device_did():
         line("XLA Ops", ("fusion", 0, 1000)),
     )
     planes = [
+        SimpleNamespace(name="/device:GPU:1", lines=[line("Stream #1(Compute)", ("fusion", 0, 500))]),
         SimpleNamespace(name="/device:GPU:0", lines=streams),
         SimpleNamespace(name="/host:CPU", lines=[line("Stream", ("MemcpyD2H", 0, 900))]),
     ]
     found = device_profile.on_device(planes, 4)
-    assert found == {"busy": pytest.approx((35 + 5 + 10 + 20) / 100), "host_copies": 0.5}
-    assert device_profile.on_device(planes[1:], 4) == {}
-    entries = {"jax": Entry(seconds=[0.1], about={"compile_seconds": 3.0, **found})}
+    assert found == {"busy_seconds": pytest.approx((35 + 5 + 10 + 20) / 4e9), "host_copies": 0.5}
+    assert device_profile.on_device(planes[2:], 4) == {}
+    entries = {"jax": Entry(seconds=[20e-9, 25e-9, 30e-9], about={"compile_seconds": 3.0, **found})}
     text = results.table(results.summarise(Job("", "train", small(batch_size=16)), entries))
     assert "jax: device at work 70% of the time, 0.5 copies from or to the host per step" in text
 

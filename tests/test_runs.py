@@ -122,6 +122,21 @@ def test_a_loss_that_springs_up_is_told(tmp_path, monkeypatch, without_pictures)
     assert line.startswith("Step 6: the loss, ")
 
 
+@pytest.mark.parametrize(("every", "expected"), [(0, [4, 12, 24]), (8, [8, 16, 24])])
+def test_checkpoints_that_take_long_are_made_seldom(tmp_path, monkeypatch, without_pictures, every, expected):
+    """Of those at the ends of six short epochs the dear ones are left out, but for the last; chosen ones never."""
+    monkeypatch.setattr(progress, "APART", 4)
+    monkeypatch.setattr(loop, "lengths", lambda config, num_images: (4, 24))
+    answers = iter([True, False, True, False, False])
+    monkeypatch.setattr(progress.Saving, "is_cheap", lambda self: next(answers))
+    made, save = [], checkpoint.Checkpoints.save
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "save", lambda self, step, *rest: made.append(step) or save(self, step, *rest)
+    )
+    train(small(checkpoint_every=every), tmp_path / "run", log=quiet)
+    assert made == expected
+
+
 def test_resume_may_go_on_for_longer(finished, tmp_path, without_pictures):
     folder = train(small(), tmp_path / "run", log=quiet)
     train(small(steps=32, log_every=8), folder, resume=True, log=quiet)

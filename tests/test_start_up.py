@@ -22,7 +22,7 @@ from jax_ddpm.config import DiffusionConfig
 from jax_ddpm.layers import rematerialised
 from jax_ddpm.training.feed import Feed, even_share
 from jax_ddpm.training.loop import make_mesh
-from jax_ddpm.training.progress import Intervals, Progress
+from jax_ddpm.training.progress import Intervals, Progress, Saving
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import make_dispatch, make_gradients, make_optimizer, make_train_step
 from parity_tests.networks import CASES
@@ -103,6 +103,20 @@ def test_a_dispatch_on_a_cpu_takes_no_longer_than_one_is_patient(monkeypatch):
 def test_dispatches_of_one_length_end_where_something_is_due(validate_every, checkpoint_every, expected):
     output = replace(small().output, validate_every=validate_every, checkpoint_every=checkpoint_every, sample_every=0)
     assert even_share(10, output) == expected
+
+
+def test_another_checkpoint_waits_for_ten_times_what_the_last_one_took(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    saving = Saving()
+    assert saving.is_cheap(), "none was made yet"
+    with saving:
+        clock[0] += 3
+    found = []
+    for _ in range(3):
+        clock[0] += 14.5
+        found.append(saving.is_cheap())
+    assert found == [False, False, True]
 
 
 def test_rows_of_one_dispatch_share_its_time(monkeypatch):

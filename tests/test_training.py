@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ import optax
 import pytest
 from flax import nnx
 
-from jax_ddpm import diffusion, rng, unets, weights
+from jax_ddpm import cpu, diffusion, rng, unets, weights
+from jax_ddpm.benchmark.job import recipe
 from jax_ddpm.config import to_json
 from jax_ddpm.data import to_float
 from jax_ddpm.schedules import make_tables
@@ -171,6 +174,19 @@ def test_bfloat16_touches_only_activations():
     assert {str(leaf.dtype) for leaf in jax.tree.leaves((state.params, state.ema))} == {"float32"}
     np.testing.assert_allclose(losses, exact, rtol=0.02)
     assert losses != exact
+
+
+@pytest.mark.parametrize("name", ["conv_block", "strided", "attention", "layer_norm", "ddpm"])
+def test_accelerators_sum_no_gradient_in_bfloat16(monkeypatch, name):
+    """Half a million numbers of a bias in a batch of 512: a GPU that can add in bfloat16 would."""
+    monkeypatch.setattr(cpu, "at_work", lambda: False)
+    config = recipe(name, "tiny")
+    config = replace(config, training=replace(config.training, precision="bfloat16", batch_size=2))
+    _, _, state, train_step = start(config)
+    size = config.data.image_size
+    graph = str(jax.make_jaxpr(train_step)(state, np.zeros((2, size, size, 1), np.uint8)))
+    sums = re.findall(r"\w+:(\w+)\[[^\]]*\] = reduce_sum", graph)
+    assert "bf16" in graph and len(sums) > 20 and set(sums) == {"f32"}
 
 
 def test_without_ema():

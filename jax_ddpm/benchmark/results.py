@@ -94,10 +94,10 @@ def table(case: Mapping) -> str:
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     text += [f"{name}: {rate / 1e9:,.1f} GFLOP/s" for name, rate in case["matrix_product_flops_per_second"].items()]
     text += [
-        f"{name}: device at work {about['busy']:.0%} of the time, "
+        f"{name}: device at work {about['busy_seconds'] / np.median(case['turns'][name]):.0%} of the time, "
         f"{about['host_copies']:.2g} copies from or to the host per {step}"
         for name, about in case["about"].items()
-        if "busy" in about
+        if "busy_seconds" in about
     ]
     text += [f"{name}: left out, {reason}" for name, reason in case["left_out"].items()]
     return "\n".join([title(case), *text])

@@ -61,7 +61,10 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, record: dict) -> None:
         """Returns once the state is copied. `record`: what JSON can hold; `best`, where there, names a step to keep."""
         self.wait()
-        copy = {name: np.array(leaf) for name, leaf in as_dict(state).items()}  # the state itself is donated next
+        leaves = as_dict(state)
+        for leaf in leaves.values():
+            leaf.copy_to_host_async()  # from an accelerator all at once
+        copy = {name: np.array(leaf) for name, leaf in leaves.items()}  # the state itself is donated next
         self.writer = threading.Thread(target=self.write, args=(step, copy, json.dumps(record)))
         self.writer.start()
 

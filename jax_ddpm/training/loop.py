@@ -22,7 +22,7 @@ from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.feed import Feed, Validation
 from jax_ddpm.training.interrupt import Interruption
 from jax_ddpm.training.pictures import Pictures
-from jax_ddpm.training.progress import Intervals, Progress
+from jax_ddpm.training.progress import Intervals, Progress, Saving
 from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim, default_out
 from jax_ddpm.training.run_page import Page, write_page
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
@@ -100,7 +100,7 @@ def run(
     tensorboard = TensorBoard(folder, start, output.tensorboard, log)
     metrics_log.watch = tensorboard.row
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
-    on_cpu = jax.default_backend() == "cpu"
+    saving, on_cpu = Saving(), jax.default_backend() == "cpu"
     seed, timesteps = config.training.seed, config.diffusion.timesteps
     progress = Progress(
         start,
@@ -148,11 +148,13 @@ def run(
                         tensorboard.picture("samples", grid, step)
                 with disk_may_fail("The page", log):
                     page.refresh()
-                if improved or (intervals.checkpoint(step) and not output.keep_best):
-                    with disk_may_fail(model_files.MODEL_FILE, log):
-                        export(folder, graph, state, replace(info, step=step))
-                if intervals.checkpoint(step) or improved:  # last: a run killed before it does the rest again
-                    checkpoint()
+                wanted = output.checkpoint_every or step == total_steps or saving.is_cheap()
+                if improved or (intervals.checkpoint(step) and wanted):
+                    with saving:
+                        if improved or not output.keep_best:
+                            with disk_may_fail(model_files.MODEL_FILE, log):
+                                export(folder, graph, state, replace(info, step=step))
+                        checkpoint()  # last: a run killed before it does the rest again
                     saved = step
     if in_flight is not None:
         progress.read(*in_flight)

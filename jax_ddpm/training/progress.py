@@ -13,6 +13,7 @@ from jax_ddpm.errors import UserError
 from jax_ddpm.training.run_folder import MetricsLog
 
 APART = 500  # steps at least between two validations or checkpoints, where the user sets no interval
+SHARE = 0.1  # of the time, that checkpoints may take where the user sets no interval
 LONG = 2 * 3600  # seconds
 SPIKE = 5.0  # times the running mean of the loss
 
@@ -44,6 +45,24 @@ class Intervals:
         """The first step after `step` after which something is due; the last step of all at the latest."""
         every = [e for e in (self.every_validation, self.every_checkpoint, *self.every_samples) if e]
         return min([self.total, *(step - step % e + e for e in every)])
+
+
+class Saving:
+    """A context for making a checkpoint. On an accelerator some hundred steps may take less time than that does."""
+
+    def __init__(self):
+        self.seconds, self.last = 0.0, time.perf_counter()
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_) -> None:
+        self.last = time.perf_counter()
+        self.seconds = self.last - self.began
+
+    def is_cheap(self) -> bool:
+        """Whether another now would, like the last one, take no more than SHARE of the time since."""
+        return self.seconds <= SHARE * (time.perf_counter() - self.last)
 
 
 class Progress:

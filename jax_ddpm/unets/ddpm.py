@@ -21,6 +21,7 @@ from jax_ddpm.layers import (
     keep,
     remat_block,
     silu,
+    spread,
 )
 
 
@@ -101,7 +102,7 @@ class Upsample(nnx.Module):
 
     def __call__(self, x):
         b, h, w, c = x.shape
-        blocks = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
+        blocks = spread(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c), x.dtype)
         return self.conv(blocks.reshape(b, 2 * h, 2 * w, c))
 
 
