@@ -50,17 +50,29 @@ def backward(saved, g):
     x, kernel = saved
     product, u = product_for(x), kernel_transform(kernel, G)
 
-    def part(products, xg):
-        x, g = xg
-        dx = filtered(g, u, product, "tpo,tio->tpi", FLIPPED)
-        return products + product("tpi,tpo->tio", input_tiles(x, AS_IS), output_gradients(g)), dx
+    x_parts, g_parts = parts(x, x, kernel), parts(g, x, kernel)
+
+    def part(i, found):
+        products, dx = found
+        x, g = (lax.dynamic_index_in_dim(a, i, 0, False, allow_negative_indices=False) for a in (x_parts, g_parts))
+        products += product("tpi,tpo->tio", input_tiles(x, AS_IS), output_gradients(g))
+        dx_part = filtered(g, u, product, "tpo,tio->tpi", FLIPPED)
+        return products, lax.dynamic_update_index_in_dim(dx, dx_part, i, 0, allow_negative_indices=False)
 
     zero = jnp.zeros(u.shape, jnp.promote_types(x.dtype, jnp.float32))
-    products, dx = lax.scan(part, zero, (parts(x, x, kernel), parts(g, x, kernel)))
+    products, dx = lax.fori_loop(0, len(x_parts), part, (zero, unwritten(g, x_parts.shape)))
     return dx.reshape(x.shape), kernel_gradient(products, G, kernel)
 
 
 convolve.defvjp(forward, backward)
+
+
+def unwritten(a, shape):
+    """What a loop over `a` is to fill, made only when there is an `a`.
+
+    Of zeros, as lax.scan takes, XLA would make copies for all such loops of a step at its start, and keep them.
+    """
+    return jnp.full(shape, a.ravel()[0], a.dtype)
 
 
 def parts(a, x, kernel):
