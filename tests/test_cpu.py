@@ -136,6 +136,19 @@ def test_winograd_in_parts(elsewhere, monkeypatch):
         assert len(winograd.parts(x, x, kernel)) == 1
 
 
+def test_what_gradients_of_winograd_fill_is_not_made_beforehand(monkeypatch):
+    """As copies of zeros of a shape that several loops fill."""
+    monkeypatch.setattr(winograd, "LARGE", 0)
+    monkeypatch.setattr(winograd, "CACHED", 1)
+    xs, kernels = jnp.ones((2, 12, 4, 6, 5)), jnp.ones((2, 3, 3, 5, 7))
+
+    def loss(xs):
+        return sum(jnp.sum(winograd.convolve(x, kernel) ** 2) for x, kernel in zip(xs, kernels, strict=True))
+
+    program = jax.jit(jax.grad(loss)).lower(list(xs)).compile().as_text()
+    assert "f32[4,3,4,6,5]" in program and not re.search(r"= f32\[4,3,4,6,5\]\S* copy\(", program)
+
+
 @pytest.mark.parametrize(
     ("size", "stride", "padding"), [((4, 6), 1, 1), ((5, 4), 1, 1), ((4, 4), 2, 1), ((4, 4), 1, 0)]
 )
