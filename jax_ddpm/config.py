@@ -194,7 +194,7 @@ class OutputConfig:
     validate_every: int = 0
     """Steps between validations; 0: after every epoch, or after as many as make 500 steps."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0: as validate_every 0, but none that would take more than a tenth of the time."""
+    """Steps between checkpoints; 0: as validate_every 0, fewer where they would take more than a tenth of the time."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints are kept."""
     keep_every: int = 0

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jax_ddpm.arrays import wide
+
 HIGHEST = lax.Precision.HIGHEST
 LARGE = 1 << 17  # numbers; of fewer, sums and activations are quick anyhow
 
@@ -18,11 +20,6 @@ LARGE = 1 << 17  # numbers; of fewer, sums and activations are quick anyhow
 def at_work() -> bool:
     """Whether JAX computes on a CPU."""
     return jax.default_backend() == "cpu"
-
-
-def wide(x):
-    """x in float32, or better if it is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def rounded(x, dtype):

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 
 from jax_ddpm import cpu, cpu_convolution, cpu_norm, cpu_products, rng
+from jax_ddpm.arrays import wide, wide_dtype
 
 rematerialising = ContextVar("rematerialising", default=False)
 
@@ -70,31 +71,19 @@ def einsum(equation: str, a, b):
 
 def add_bias(x, bias):
     """x (B, ..., C) + bias (C,), in x's precision."""
-    return cpu.add_bias(x, bias.astype(x.dtype)) if cpu.at_work() else x + spread(bias, x.shape, x.dtype)
+    return cpu.add_bias(x, bias.astype(x.dtype)) if cpu.at_work() else x + broadcast(bias, x.shape, x.dtype)
 
 
 def add_to_pixels(x, vectors):
     """x (B, H, W, C) + vectors (B, C)."""
     if cpu.at_work():
         return cpu.add_to_pixels(x, vectors)
-    return x + spread(vectors.reshape(len(x), 1, 1, -1), x.shape, x.dtype)
+    return x + broadcast(vectors.reshape(len(x), 1, 1, -1), x.shape, x.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def spread(a, shape, dtype):
-    """a, of this dtype and broadcast to this shape. Its gradient is summed in float32 or better, as in PyTorch."""
-    return jnp.broadcast_to(a.astype(dtype), shape)
-
-
-@spread.defjvp
-def spread_tangent(shape, dtype, primals, tangents):
-    wide = tangents[0].astype(dtype_of_sums(dtype))
-    return spread(*primals, shape, dtype), jnp.broadcast_to(wide, shape).astype(dtype)
-
-
-def dtype_of_sums(dtype):
-    """float32, or the dtype itself where that is wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+def broadcast(a, shape, dtype):
+    """a in this shape and dtype; broadcast in float32 or better, for the sake of its gradient, which is a sum."""
+    return jnp.broadcast_to(a.astype(wide_dtype(dtype)), shape).astype(dtype)
 
 
 def concatenate_channels(*arrays):
@@ -103,8 +92,10 @@ def concatenate_channels(*arrays):
 
 
 def silu(x):
-    """x sigmoid(x) (Elfwing et al. 2017), computed in float32 or better."""
-    return cpu.silu(x) if cpu.at_work() else jax.nn.silu(x.astype(dtype_of_sums(x.dtype))).astype(x.dtype)
+    """x sigmoid(x) (Elfwing et al. 2017), computed in float32 or better; for the gradient x alone is kept."""
+    if cpu.at_work():
+        return cpu.silu(x)
+    return jax.checkpoint(lambda x: jax.nn.silu(wide(x)).astype(x.dtype), prevent_cse=False)(x)
 
 
 class Linear(nnx.Module):
@@ -214,7 +205,7 @@ class GroupNorm(nnx.Module):
         self.bias = empty(num_channels)
 
     def __call__(self, x):
-        dtype = dtype_of_sums(x.dtype)
+        dtype = wide_dtype(x.dtype)
         if cpu.at_work():
             scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
             return cpu_norm.group_norm(x, scale, bias, self.num_groups, self.epsilon)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from jax_ddpm import cpu, onednn
+from jax_ddpm.arrays import wide_dtype
 
 LARGE = 1 << 25  # bytes of both factors of a kernel's gradient; from there on parts are faster than the whole
 PARTS = 16  # at most, for each of them is compiled
@@ -56,7 +57,7 @@ def is_2x2(x, kernel, strides, padding) -> bool:
 
 def correlate_2x2(x, kernel, bias=None, flipped: bool = False):
     """Cross-correlation of maps of 2x2: a product of matrices for each of a kernel's nine pixels, no padding."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = wide_dtype(x.dtype)
     pixels = [(0, 0), (0, 1), (1, 0), (1, 1)]
     y = dict.fromkeys(pixels, 0 if bias is None else bias.astype(dtype))
     for a, b in [(a, b) for a in range(3) for b in range(3)]:

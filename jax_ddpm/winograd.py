@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jax_ddpm import onednn
+from jax_ddpm.arrays import wide_dtype
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # Lavin & Gray 2016, eq. 7
 G_2X2 = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
@@ -59,15 +60,15 @@ def backward(saved, g):
         dx_part = filtered(g, u, product, "tpo,tio->tpi", FLIPPED)
         return products, lax.dynamic_update_index_in_dim(dx, dx_part, i, 0, allow_negative_indices=False)
 
-    zero = jnp.zeros(u.shape, jnp.promote_types(x.dtype, jnp.float32))
-    products, dx = lax.fori_loop(0, len(x_parts), part, (zero, unwritten(g, x_parts.shape)))
+    zero = jnp.zeros(u.shape, wide_dtype(x.dtype))
+    products, dx = lax.fori_loop(0, len(x_parts), part, (zero, to_fill(g, x_parts.shape)))
     return dx.reshape(x.shape), kernel_gradient(products, G, kernel)
 
 
 convolve.defvjp(forward, backward)
 
 
-def unwritten(a, shape):
+def to_fill(a, shape):
     """What a loop over `a` is to fill, made only when there is an `a`.
 
     Of zeros, as lax.scan takes, XLA would make copies for all such loops of a step at its start, and keep them.
@@ -100,7 +101,7 @@ def filtered(x, u, product, channels: str, order):
 
 def product_for(x):
     """product(equation, a, b) for a layer of x: sixteen or nine products of matrices at once, summed in float32."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = wide_dtype(x.dtype)
 
     def product(equation, a, b):
         if by_onednn(x):

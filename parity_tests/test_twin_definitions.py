@@ -56,9 +56,7 @@ LAYERS = [
     "einsum",
     "add_bias",
     "add_to_pixels",
-    "spread",
-    "spread_tangent",
-    "dtype_of_sums",
+    "broadcast",
     "concatenate_channels",
     "silu",
     "Linear",
@@ -83,7 +81,7 @@ ONLY_IN_JAX = {
     "layers": {
         **dict.fromkeys(["rematerialised", "remat_block"], "saves memory on the devices that JAX is for"),
         "exact": "torch computes so unless told otherwise; unets.build tells cuDNN",
-        **dict.fromkeys(LAYERS, "torch.nn has it"),
+        **dict.fromkeys(LAYERS, "torch has it"),
     },
     "model_files": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",

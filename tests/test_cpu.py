@@ -279,10 +279,25 @@ def test_rounding_to_bfloat16():
         np.testing.assert_array_equal(ours[~nan].view(np.uint16), exact)
 
 
-def test_silu_of_bfloat16_is_rounded_once():
-    x = normal(0, 3, 4, 4, 16).astype(jnp.bfloat16)
-    exact = jax.nn.silu(x.astype(jnp.float32))
-    assert layers.silu(x).dtype == jnp.bfloat16 and (layers.silu(x) == exact.astype(jnp.bfloat16)).all()
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_silu_of_bfloat16_is_rounded_once(monkeypatch, on_cpu):
+    """Its gradient too, for which it keeps nothing wider than x."""
+    monkeypatch.setattr(cpu, "at_work", lambda: on_cpu)
+    x, g = (normal(i, 3, 4, 4, 16).astype(jnp.bfloat16) for i in (0, 1))
+    exact, pull = jax.vjp(jax.nn.silu, x.astype(jnp.float32))
+    ours, pull_ours = jax.vjp(layers.silu, x)
+    assert ours.dtype == jnp.bfloat16 and (ours == exact.astype(jnp.bfloat16)).all()
+    assert (pull_ours(g)[0] == pull(g.astype(jnp.float32))[0].astype(jnp.bfloat16)).all()
+    assert {(kept.shape, kept.dtype) for kept in jax.tree.leaves(pull_ours)} == {(x.shape, x.dtype)}
+
+
+def test_elsewhere_the_gradient_of_a_bias_is_never_in_bfloat16(elsewhere):
+    g = normal(0, 4, 32, 32, 3).astype(jnp.bfloat16)
+    _, pull = jax.vjp(lambda bias: layers.add_bias(g, bias), normal(1, 3))
+    _, pull_vectors = jax.vjp(lambda vectors: layers.add_to_pixels(g, vectors), normal(1, 4, 3))
+    exact = np.asarray(g, np.float64)
+    np.testing.assert_allclose(pull(g)[0], exact.sum((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(pull_vectors(g)[0], exact.sum((1, 2)), rtol=1e-5)
 
 
 def test_add_to_pixels(elsewhere):

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,18 +123,35 @@ def test_a_loss_that_springs_up_is_told(tmp_path, monkeypatch, without_pictures)
     assert line.startswith("Step 6: the loss, ")
 
 
-@pytest.mark.parametrize(("every", "expected"), [(0, [4, 12, 24]), (8, [8, 16, 24])])
-def test_checkpoints_that_take_long_are_made_seldom(tmp_path, monkeypatch, without_pictures, every, expected):
-    """Of those at the ends of six short epochs the dear ones are left out, but for the last; chosen ones never."""
+@pytest.mark.parametrize(
+    ("chosen", "writing", "expected"),
+    [
+        ({}, False, [4, 16, 24]),
+        ({}, True, [24]),
+        ({"keep_every": 12}, False, [4, 12, 24]),
+        ({"checkpoint_every": 8}, True, [8, 16, 24]),
+    ],
+)
+def test_checkpoints_that_take_long_are_made_seldom(tmp_path, monkeypatch, without_pictures, chosen, writing, expected):
+    """One takes as long as a step; six short epochs end in one. The last and what the user chose is always made."""
     monkeypatch.setattr(progress, "APART", 4)
     monkeypatch.setattr(loop, "lengths", lambda config, num_images: (4, 24))
-    answers = iter([True, False, True, False, False])
-    monkeypatch.setattr(progress.Saving, "is_cheap", lambda self: next(answers))
-    made, save = [], checkpoint.Checkpoints.save
-    monkeypatch.setattr(
-        checkpoint.Checkpoints, "save", lambda self, step, *rest: made.append(step) or save(self, step, *rest)
-    )
-    train(small(checkpoint_every=every), tmp_path / "run", log=quiet)
+    monkeypatch.setattr(checkpoint.Checkpoints, "writing", writing)
+    made, spent, run_, save_ = [], [0.0], feed.Feed.run, checkpoint.Checkpoints.save
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: spent[0]))
+
+    def run(self, dispatch, state, step, n):
+        spent[0] += n
+        return run_(self, dispatch, state, step, n)
+
+    def save(self, step, *rest):
+        spent[0] += 1
+        made.append(step)
+        save_(self, step, *rest)
+
+    monkeypatch.setattr(feed.Feed, "run", run)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+    train(small(**{"checkpoint_every": 0, **chosen}), tmp_path / "run", log=quiet)
     assert made == expected
 
 

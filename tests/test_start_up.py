@@ -108,14 +108,14 @@ def test_dispatches_of_one_length_end_where_something_is_due(validate_every, che
 def test_another_checkpoint_waits_for_ten_times_what_the_last_one_took(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    saving = Saving()
-    assert saving.is_cheap(), "none was made yet"
+    saving = Saving(small(checkpoint_every=0), 1000)
+    assert saving.wants(1, False), "none was made yet"
     with saving:
         clock[0] += 3
     found = []
     for _ in range(3):
         clock[0] += 14.5
-        found.append(saving.is_cheap())
+        found.append(saving.wants(1, False))
     assert found == [False, False, True]
 
 

@@ -106,6 +106,11 @@ class Checkpoints:
         os.replace(self.folder / str(step), doomed)  # so that half a checkpoint never has the name of a whole one
         shutil.rmtree(doomed, ignore_errors=True)
 
+    @property
+    def writing(self) -> bool:
+        """Whether one is being written now."""
+        return self.writer is not None and self.writer.is_alive()
+
     def wait(self) -> None:
         """Until nothing is being written; tells what went wrong."""
         if self.writer is not None:

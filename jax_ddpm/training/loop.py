@@ -100,7 +100,7 @@ def run(
     tensorboard = TensorBoard(folder, start, output.tensorboard, log)
     metrics_log.watch = tensorboard.row
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
-    saving, on_cpu = Saving(), jax.default_backend() == "cpu"
+    saving, on_cpu = Saving(config, total_steps), jax.default_backend() == "cpu"
     seed, timesteps = config.training.seed, config.diffusion.timesteps
     progress = Progress(
         start,
@@ -148,8 +148,7 @@ def run(
                         tensorboard.picture("samples", grid, step)
                 with disk_may_fail("The page", log):
                     page.refresh()
-                wanted = output.checkpoint_every or step == total_steps or saving.is_cheap()
-                if improved or (intervals.checkpoint(step) and wanted):
+                if improved or (intervals.checkpoint(step) and saving.wants(step, checkpoints.writing)):
                     with saving:
                         if improved or not output.keep_best:
                             with disk_may_fail(model_files.MODEL_FILE, log):

@@ -48,9 +48,13 @@ class Intervals:
 
 
 class Saving:
-    """A context for making a checkpoint. On an accelerator some hundred steps may take less time than that does."""
+    """Whether a checkpoint that is due is made, and a context for making it.
 
-    def __init__(self):
+    On an accelerator some hundred steps may take less time than that does.
+    """
+
+    def __init__(self, config: RunConfig, total_steps: int):
+        self.output, self.total = config.output, total_steps
         self.seconds, self.last = 0.0, time.perf_counter()
 
     def __enter__(self) -> None:
@@ -60,9 +64,15 @@ class Saving:
         self.last = time.perf_counter()
         self.seconds = self.last - self.began
 
-    def is_cheap(self) -> bool:
-        """Whether another now would, like the last one, take no more than SHARE of the time since."""
-        return self.seconds <= SHARE * (time.perf_counter() - self.last)
+    def wants(self, step: int, writing: bool) -> bool:
+        """Always what the user chose and the last; others if they take, like the one before, SHARE of the time at most.
+
+        writing: whether the one before is still being written, for which another would wait.
+        """
+        chosen = bool(self.output.keep_every) and step % self.output.keep_every == 0
+        if self.output.checkpoint_every or chosen or step == self.total:
+            return True
+        return not writing and self.seconds <= SHARE * (time.perf_counter() - self.last)
 
 
 class Progress:

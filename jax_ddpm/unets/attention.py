@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from jax_ddpm.arrays import Array
+from jax_ddpm.arrays import Array, wide
 from jax_ddpm.layers import (
     Buffer,
     Conv,
@@ -82,7 +82,7 @@ class SelfAttention(nnx.Module):
         qkv = self.projection(x).reshape(b, h * w, 3, self.heads, c // self.heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         scores = einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(c // self.heads).astype(x.dtype)
-        share = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1).astype(x.dtype)  # eq. 1
+        share = jax.nn.softmax(wide(scores), axis=-1).astype(x.dtype)  # eq. 1
         heads = einsum("bhqk,bkhd->bqhd", share, value)
         return self.output(heads.reshape(b, h, w, c))
 

@@ -9,19 +9,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from jax_ddpm.arrays import Array
+from jax_ddpm.arrays import Array, wide
 from jax_ddpm.embeddings import halved, halved_frequencies
 from jax_ddpm.layers import (
     Conv,
     GroupNorm,
     Linear,
     add_to_pixels,
+    broadcast,
     concatenate_channels,
     einsum,
     keep,
     remat_block,
     silu,
-    spread,
 )
 
 
@@ -78,7 +78,7 @@ class SelfAttention(nnx.Module):
             for layer in (self.query, self.key, self.value)
         )
         scores = einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(c // self.heads).astype(x.dtype)
-        share = jax.nn.softmax(scores.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1).astype(x.dtype)  # eq. 1
+        share = jax.nn.softmax(wide(scores), axis=-1).astype(x.dtype)  # eq. 1
         h = einsum("bhqk,bkhd->bqhd", share, value)
         return x + self.output(h.reshape(x.shape))
 
@@ -102,7 +102,7 @@ class Upsample(nnx.Module):
 
     def __call__(self, x):
         b, h, w, c = x.shape
-        blocks = spread(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c), x.dtype)
+        blocks = broadcast(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c), x.dtype)
         return self.conv(blocks.reshape(b, 2 * h, 2 * w, c))
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from jax_ddpm.arrays import Array
+from jax_ddpm.arrays import Array, wide_dtype
 from jax_ddpm.embeddings import sinusoid_table
 from jax_ddpm.layers import (
     Buffer,
@@ -31,7 +31,7 @@ class LayerNorm(nnx.Module):
         self.bias = empty(size, size, channels)
 
     def __call__(self, x):
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = wide_dtype(x.dtype)
         scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
         return layer_norm(x, scale, bias, self.epsilon)
 
