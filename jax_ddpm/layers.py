@@ -81,9 +81,16 @@ def add_to_pixels(x, vectors):
     return x + broadcast(vectors.reshape(len(x), 1, 1, -1), x.shape, x.dtype)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def broadcast(a, shape, dtype):
-    """a in this shape and dtype; broadcast in float32 or better, for the sake of its gradient, which is a sum."""
-    return jnp.broadcast_to(a.astype(wide_dtype(dtype)), shape).astype(dtype)
+    """a in this dtype and shape. Its gradient is summed in float32 or better."""
+    return jnp.broadcast_to(a.astype(dtype), shape)
+
+
+@broadcast.defjvp
+def broadcast_tangent(shape, dtype, primals, tangents):
+    tangent = tangents[0].astype(wide_dtype(dtype))  # the gradient's sum is in the dtype in which this is broadcast
+    return broadcast(*primals, shape, dtype), jnp.broadcast_to(tangent, shape).astype(dtype)
 
 
 def concatenate_channels(*arrays):

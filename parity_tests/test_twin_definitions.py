@@ -57,6 +57,7 @@ LAYERS = [
     "add_bias",
     "add_to_pixels",
     "broadcast",
+    "broadcast_tangent",
     "concatenate_channels",
     "silu",
     "Linear",
