@@ -5,7 +5,7 @@ The names below are loaded when they are first used: `import jax_ddpm` itself lo
 
 import importlib
 
-from jax_ddpm.cpu_flags import set_cpu_flags
+from jax_ddpm.cpu.flags import set_cpu_flags
 
 set_cpu_flags()
 

@@ -13,7 +13,7 @@ import tyro
 from jax_ddpm.compilation import keep_compiled
 from jax_ddpm.config import Clip, Objective, RunConfig, Schedule, Variance
 from jax_ddpm.errors import UserError
-from jax_ddpm.malloc import keep_freed_memory
+from jax_ddpm.cpu.memory import keep_freed_memory
 from jax_ddpm.presets import PRESETS, preset
 from jax_ddpm.training import run_folder
 from jax_ddpm.training.interrupt import Interrupted

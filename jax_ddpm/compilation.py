@@ -9,9 +9,9 @@ import os
 import zlib
 from pathlib import Path
 
-from jax_ddpm.cpu_flags import cpu_features
+from jax_ddpm.cpu.flags import cpu_features
 from jax_ddpm.data.cache import default_dir
-from jax_ddpm.malloc import settle_memory
+from jax_ddpm.cpu.memory import settle_memory
 
 LONG = 1.0  # seconds of compiling, after which settling memory, a third of a second, is worth while
 NOTABLE = 0.1  # seconds of compiling, or of reading what was kept, which leave many objects

@@ -14,10 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
-from jax_ddpm import cpu, cpu_convolution, cpu_norm, cpu_products, rng
-from jax_ddpm.arrays import wide, wide_dtype
+from jax_ddpm import ops, rng
+from jax_ddpm.arrays import wide_dtype
+from jax_ddpm.ops import (
+    add_bias,
+    add_to_pixels,
+    broadcast,
+    concatenate_channels,
+    convolve,
+    einsum,
+    exact,
+    layer_norm,
+    matmul,
+    max_pool_2x2,
+    silu,
+    transpose_convolve,
+)
 
 rematerialising = ContextVar("rematerialising", default=False)
 
@@ -39,14 +52,9 @@ def remat_block(call: Callable) -> Callable:
     def wrapped(*arguments):
         if not rematerialising.get():
             return call(*arguments)
-        return cpu.rematerialised(call, *arguments) if cpu.at_work() else jax.checkpoint(lambda: call(*arguments))()
+        return ops.checkpoint(call, *arguments)
 
     return wrapped
-
-
-def exact(dtype) -> lax.Precision | None:
-    """float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs. Of bfloat16 there is nothing to lose."""
-    return None if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
 
 
 class Buffer(nnx.Variable):
@@ -55,54 +63,6 @@ class Buffer(nnx.Variable):
 
 def empty(*shape: int) -> nnx.Param:
     return nnx.Param(np.broadcast_to(np.float32(np.nan), shape))  # takes no memory
-
-
-def matmul(x, kernel):
-    """x (..., I) @ kernel (I, O)."""
-    return cpu_products.matmul(x, kernel) if cpu.at_work() else jnp.dot(x, kernel, precision=exact(x.dtype))
-
-
-def einsum(equation: str, a, b):
-    """jnp.einsum of two arrays that is a product of matrices, or many, as those of attention."""
-    if cpu.at_work():
-        return cpu_products.einsum(equation, a, b)
-    return jnp.einsum(equation, a, b, precision=exact(a.dtype))
-
-
-def add_bias(x, bias):
-    """x (B, ..., C) + bias (C,), in x's precision."""
-    return cpu.add_bias(x, bias.astype(x.dtype)) if cpu.at_work() else x + broadcast(bias, x.shape, x.dtype)
-
-
-def add_to_pixels(x, vectors):
-    """x (B, H, W, C) + vectors (B, C)."""
-    if cpu.at_work():
-        return cpu.add_to_pixels(x, vectors)
-    return x + broadcast(vectors.reshape(len(x), 1, 1, -1), x.shape, x.dtype)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def broadcast(a, shape, dtype):
-    """a in this dtype and shape. Its gradient is summed in float32 or better."""
-    return jnp.broadcast_to(a.astype(dtype), shape)
-
-
-@broadcast.defjvp
-def broadcast_tangent(shape, dtype, primals, tangents):
-    tangent = tangents[0].astype(wide_dtype(dtype))  # the gradient's sum is in the dtype in which this is broadcast
-    return broadcast(*primals, shape, dtype), jnp.broadcast_to(tangent, shape).astype(dtype)
-
-
-def concatenate_channels(*arrays):
-    """Arrays (B, H, W, C_i) side by side: (B, H, W, sum of C_i)."""
-    return cpu.concatenate_channels(*arrays) if cpu.at_work() else jnp.concatenate(arrays, axis=-1)
-
-
-def silu(x):
-    """x sigmoid(x) (Elfwing et al. 2017), computed in float32 or better; for the gradient x alone is kept."""
-    if cpu.at_work():
-        return cpu.silu(x)
-    return jax.checkpoint(lambda x: jax.nn.silu(wide(x)).astype(x.dtype), prevent_cse=False)(x)
 
 
 class Linear(nnx.Module):
@@ -132,29 +92,6 @@ class Conv(nnx.Module):
         return convolve(x, kernel, self.stride, self.padding, self.bias[...])
 
 
-def convolve(x, kernel, stride: int, padding: int, bias=None):
-    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), plus bias (O,), by what is fast for the shape."""
-    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
-        y = matmul(x, kernel[0, 0])
-    elif cpu.at_work():
-        return cpu_convolution.convolve(x, kernel, stride, padding, None if bias is None else bias.astype(x.dtype))
-    else:
-        y = correlate(x, kernel, stride, padding)
-    return y if bias is None else add_bias(y, bias)
-
-
-def correlate(x, kernel, stride: int, padding: int):
-    """The same without a bias, by XLA's own route."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=exact(x.dtype),
-    )
-
-
 class ConvTranspose(nnx.Module):
     """Transposed convolution as in PyTorch, of any kernel, stride and padding; kernel HWIO."""
 
@@ -166,23 +103,6 @@ class ConvTranspose(nnx.Module):
     def __call__(self, x):
         kernel = self.kernel[...].astype(x.dtype)
         return add_bias(transpose_convolve(x, kernel, self.stride, self.padding), self.bias[...])
-
-
-def transpose_convolve(x, kernel, stride: int, padding: int):
-    """Transposed convolution of x (B, H, W, I) with a kernel (K, K, I, O): a convolution's gradient for its input."""
-    if cpu.at_work():
-        size = tuple((n - 1) * stride - 2 * padding + len(kernel) for n in x.shape[1:3])
-        return cpu_convolution.transpose_convolve(x, kernel.swapaxes(2, 3), stride, padding, size)
-    edge = len(kernel) - 1 - padding
-    return lax.conv_general_dilated(
-        x,
-        kernel[::-1, ::-1],
-        window_strides=(1, 1),
-        padding=((edge, edge), (edge, edge)),
-        lhs_dilation=(stride, stride),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=exact(x.dtype),
-    )
 
 
 class ConvTranspose2x2(nnx.Module):
@@ -213,41 +133,8 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x):
         dtype = wide_dtype(x.dtype)
-        if cpu.at_work():
-            scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
-            return cpu_norm.group_norm(x, scale, bias, self.num_groups, self.epsilon)
-        groups = x.astype(dtype).reshape(x.shape[0], -1, self.num_groups, x.shape[-1] // self.num_groups)
-        mean = jnp.mean(groups, axis=(1, 3), keepdims=True)
-        variance = jnp.mean(jnp.square(groups - mean), axis=(1, 3), keepdims=True)
-        normal = ((groups - mean) * lax.rsqrt(variance + self.epsilon)).reshape(x.shape)
-        return (normal * self.scale[...].astype(dtype) + self.bias[...].astype(dtype)).astype(x.dtype)
-
-
-def layer_norm(x, scale, bias, epsilon: float):
-    """Ba et al. 2016, over all axes of x (B, ...) but the first, variance in two passes.
-
-    Computed in the dtype of scale and bias; the result has x's.
-    """
-    if cpu.at_work():
-        return cpu_norm.layer_norm(x, scale, bias, epsilon)
-    axes = tuple(range(1, x.ndim))
-    h = x.astype(scale.dtype)
-    h = h - jnp.mean(h, axis=axes, keepdims=True)
-    h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=axes, keepdims=True) + epsilon)
-    return (h * scale + bias).astype(x.dtype)
-
-
-def max_pool_2x2(x):
-    """The largest of each 2x2 block. As in PyTorch, the gradient goes to the first of equals, and NaN wins."""
-    if cpu.at_work():
-        return cpu.max_pool_2x2(x)
-
-    def larger(a, b):
-        return jnp.where((b > a) | (b != b), b, a)
-
-    top = larger(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
-    bottom = larger(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
-    return larger(top, bottom)
+        scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
+        return ops.group_norm(x, scale, bias, self.num_groups, self.epsilon)
 
 
 def fan_in(layer: Linear | Conv | ConvTranspose | ConvTranspose2x2) -> int:
@@ -287,5 +174,5 @@ class Dropout:
             u = jax.vmap(lambda k: jax.random.uniform(k, h.shape[1:], jnp.float32))(keys)
             return u >= jnp.float32(self.rate)
 
-        mask = cpu.drawn_once(kept, layer) if cpu.at_work() else kept(layer)
+        mask = ops.draw_once(kept, layer)
         return jnp.where(mask, h / (1 - self.rate), 0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jax_ddpm import cpu, cpu_random
+from jax_ddpm import ops
 from jax_ddpm.errors import UserError
 
 PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
@@ -31,7 +31,7 @@ def key(seed: int, purpose: int, *address) -> jax.Array:
 
     Raises UserError for a seed outside [0, 2^32).
     """
-    k = jax.random.key(check_seed(seed), impl=cpu_random.THREEFRY if cpu.at_work() else "threefry2x32")
+    k = jax.random.key(check_seed(seed), impl=ops.prng_impl())
     for number in (purpose, *address):
         k = jax.random.fold_in(k, jnp.asarray(number).astype(jnp.uint32) if hasattr(number, "dtype") else number)
     return k
@@ -68,5 +68,5 @@ def normal(k: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array
 
         return jax.vmap(draw)(k) if k.ndim else draw(k)
 
-    u = cpu.drawn_once(uniform, k) if cpu.at_work() else uniform(k)
+    u = ops.draw_once(uniform, k)
     return np.array(np.sqrt(2), real) * lax.erf_inv(u)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import cpu, cpu_convolution, cpu_norm, cpu_products, layers, onednn, winograd
+from jax_ddpm import layers, ops
+from jax_ddpm.cpu import convolution as cpu_convolution, norm as cpu_norm, onednn, products as cpu_products, winograd, xla as cpu
 from tests.small import jit
 
 
@@ -20,7 +21,7 @@ def normal(seed, *shape):
 @pytest.fixture
 def elsewhere(monkeypatch):
     """The layers as on a GPU."""
-    monkeypatch.setattr(cpu, "at_work", lambda: False)
+    monkeypatch.setattr(ops, "on_cpu", lambda: False)
 
 
 def check(ours, reference, *arguments):
@@ -124,7 +125,7 @@ def test_winograd_in_parts(elsewhere, monkeypatch):
         monkeypatch.setattr(winograd, "CACHED", 1)
         assert len(winograd.parts(x, x, kernel)) == 1, "caches hold it"
         monkeypatch.undo()
-        monkeypatch.setattr(cpu, "at_work", lambda: False)
+        monkeypatch.setattr(ops, "on_cpu", lambda: False)
         monkeypatch.setattr(winograd, "LARGE", 0)
         counts = []
         for cached in (winograd.CACHED, 4 * x.nbytes, 1):
@@ -282,7 +283,7 @@ def test_rounding_to_bfloat16():
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_silu_of_bfloat16_is_rounded_once(monkeypatch, on_cpu):
     """Its gradient too, for which it keeps nothing wider than x."""
-    monkeypatch.setattr(cpu, "at_work", lambda: on_cpu)
+    monkeypatch.setattr(ops, "on_cpu", lambda: on_cpu)
     x, g = (normal(i, 3, 4, 4, 16).astype(jnp.bfloat16) for i in (0, 1))
     exact, pull = jax.vjp(jax.nn.silu, x.astype(jnp.float32))
     ours, pull_ours = jax.vjp(layers.silu, x)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm import cpu, cpu_convolution, cpu_products, layers, onednn, onednn_convolution, winograd
+from jax_ddpm import layers, ops
+from jax_ddpm.cpu import convolution as cpu_convolution, onednn, onednn_convolution, products as cpu_products, winograd, xla as cpu
 from tests.test_cpu import elsewhere  # noqa: F401
 
 here = pytest.mark.skipif(not onednn.serves("bfloat16"), reason="this jaxlib or this CPU has no such calls")

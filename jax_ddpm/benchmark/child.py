@@ -15,7 +15,7 @@ import numpy as np
 from jax_ddpm.benchmark.job import Absent, Contender, Job
 from jax_ddpm.compilation import spare_the_living
 from jax_ddpm.config import from_json
-from jax_ddpm.malloc import keep_freed_memory, settle_memory
+from jax_ddpm.cpu.memory import keep_freed_memory, settle_memory
 
 
 def main() -> None:

@@ -3,17 +3,16 @@
 import time
 from dataclasses import replace
 from functools import partial
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_ddpm import cpu, unets, weights
+from jax_ddpm import ops, unets, weights
 from jax_ddpm.benchmark.device_profile import profiled
 from jax_ddpm.benchmark.job import SEED, Contender, Job
-from jax_ddpm.layers import exact
+from jax_ddpm.ops import exact
 from jax_ddpm.samplers import sample_indices
 from jax_ddpm.training.feed import Feed
 from jax_ddpm.training.loop import make_mesh
@@ -58,7 +57,7 @@ def forward_flops(network, job: Job) -> float | None:
     state = jax.eval_shape(lambda: state)
     batch = job.run.training.batch_size
     x, t = jax.ShapeDtypeStruct((batch, *job.image_shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
-    with mock.patch.object(cpu, "at_work", return_value=False), jax.default_device(counting):
+    with ops.plain(), jax.default_device(counting):
         lowered = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t)).lower(state, x, t)
     return (lowered.cost_analysis() or {}).get("flops")
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jax_ddpm import cpu
+from jax_ddpm import ops
 
 
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
@@ -17,7 +17,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         count = keep(optax.safe_increment(state.count), state.count)
         mu = jax.tree.map(lambda g, m: keep((1 - b1) * g + b1 * m, m), gradients, state.mu)
         nu = jax.tree.map(lambda g, v: keep((1 - b2) * g**2 + b2 * v, v), gradients, state.nu)
-        mu, nu = cpu.computed_first((mu, nu))
+        mu, nu = ops.materialize((mu, nu))
         mu_hat, nu_hat = optax.tree.bias_correction(mu, b1, count), optax.tree.bias_correction(nu, b2, count)
         directions = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu_hat, nu_hat)
         return directions, optax.ScaleByAdamState(count, mu, nu)

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm import cpu, diffusion, rng, unets
+from jax_ddpm import diffusion, ops, rng, unets
 from jax_ddpm.arrays import Array
 from jax_ddpm.config import DiffusionConfig, RunConfig, TrainingConfig
 from jax_ddpm.layers import Dropout, rematerialised
@@ -46,7 +46,7 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformationExtraA
 
 
 def global_norm(gradients) -> Array:
-    return jnp.sqrt(sum(cpu.sum_of_squares(g) for g in jax.tree.leaves(gradients)))
+    return jnp.sqrt(sum(ops.sum_of_squares(g) for g in jax.tree.leaves(gradients)))
 
 
 def clip_by_global_norm(gradients, norm: Array, max_norm: float):
@@ -167,7 +167,7 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int, all_rounds: boo
     on GPUs, at each turn of a loop whose end the compiler does not know, the device would wait for the host. By default
     on all devices but CPUs, where such steps would take their time and nothing waits.
     """
-    all_rounds = not cpu.at_work() if all_rounds is None else all_rounds
+    all_rounds = not ops.on_cpu() if all_rounds is None else all_rounds
 
     def one(state, images, indices, n):
         state, metrics = train_step(state, images[indices[0]])

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from jax_ddpm.cpu_flags import cpu_features
+from jax_ddpm.cpu.flags import cpu_features
 
 VERSIONS = ("0.10.2",)  # of jaxlib
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # with which oneDNN does not use what the CPU has

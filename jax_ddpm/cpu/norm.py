@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm.cpu import HIGHEST, apart, batch_sum, pixel_sum, rounded
+from jax_ddpm.cpu.xla import HIGHEST, apart, batch_sum, pixel_sum, rounded
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

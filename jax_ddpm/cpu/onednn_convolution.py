@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from jax_ddpm import cpu, onednn
+from jax_ddpm.cpu import onednn
+from jax_ddpm.cpu import xla as cpu
 from jax_ddpm.arrays import wide_dtype
 
 LARGE = 1 << 25  # bytes of both factors of a kernel's gradient; from there on parts are faster than the whole

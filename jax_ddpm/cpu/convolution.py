@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm import cpu, cpu_products, winograd
-from jax_ddpm import onednn_convolution as by_onednn
+from jax_ddpm.cpu import onednn_convolution as by_onednn
+from jax_ddpm.cpu import products as cpu_products
+from jax_ddpm.cpu import winograd
+from jax_ddpm.cpu import xla as cpu
 
 HIGHEST = lax.Precision.HIGHEST
 NHWC = ("NHWC", "HWIO", "NHWC")

@@ -17,11 +17,6 @@ HIGHEST = lax.Precision.HIGHEST
 LARGE = 1 << 17  # numbers; of fewer, sums and activations are quick anyhow
 
 
-def at_work() -> bool:
-    """Whether JAX computes on a CPU."""
-    return jax.default_backend() == "cpu"
-
-
 def rounded(x, dtype):
     """x in this dtype; of float32 in bfloat16 by shifting its bits: XLA's own conversion takes twice as long.
 
@@ -196,11 +191,11 @@ def pixel_sum(x):
 
 
 def computed_first(arrays):
-    """arrays, on CPUs computed before anything reads them.
+    """arrays, computed before anything reads them.
 
     XLA would compute them anew for each reader, and copy what they were computed from where they are to replace it.
     """
-    return lax.optimization_barrier(arrays) if at_work() else arrays
+    return lax.optimization_barrier(arrays)
 
 
 def rematerialised(call, *arguments):
@@ -232,9 +227,9 @@ def after(g, x):
 
 
 def sum_of_squares(x):
-    """Scalar sum of x squared; of large arrays on CPUs the sum of 32 parts first, where XLA's sum is 8 times slower."""
+    """Scalar sum of x squared; of large arrays the sum of 32 parts first, where XLA's sum is 8 times slower."""
     squares = jnp.square(x)
-    if at_work() and x.size >= LARGE and x.size % 32 == 0:
+    if x.size >= LARGE and x.size % 32 == 0:
         parts = jnp.square(x.reshape(32, -1))
         squares = sum(parts[i] for i in range(32))
     return jnp.sum(squares)

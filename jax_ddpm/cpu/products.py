@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm import onednn
+from jax_ddpm.cpu import onednn
 
 HIGHEST = lax.Precision.HIGHEST
 
