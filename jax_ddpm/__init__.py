@@ -4,40 +4,39 @@ The names below are loaded when they are first used: `import jax_ddpm` itself lo
 """
 
 import importlib
-
-from jax_ddpm.cpu.flags import set_cpu_flags
-
-set_cpu_flags()
+import importlib.metadata
 
 PUBLIC = {
-    "ConvBlockConfig": "network_config",
-    "DataConfig": "config",
-    "DiffusionConfig": "config",
-    "ModelInfo": "config",
-    "OutputConfig": "config",
-    "RunConfig": "config",
-    "SamplerConfig": "config",
-    "TrainingConfig": "config",
-    "UserError": "errors",
+    "ConvBlockConfig": "spec.network_config",
+    "DataConfig": "spec.run_config",
+    "DiffusionConfig": "spec.diffusion_config",
+    "ModelInfo": "spec.model_info",
+    "OutputConfig": "spec.run_config",
+    "RunConfig": "spec.run_config",
+    "SamplerConfig": "spec.diffusion_config",
+    "TrainingConfig": "spec.run_config",
+    "UserError": "spec.errors",
     "make_tables": "schedules",
-    "NetworkConfig": "network_config",
+    "NetworkConfig": "spec.network_config",
     "build": "unets",
     "register": "unets",
-    "preset": "presets",
-    "Model": "model_files",
-    "load_model": "model_files",
-    "sample": "samplers",
-    "interpolate": "editing",
-    "invert": "editing",
-    "reconstruct": "editing",
-    "img2img": "editing",
-    "inpaint": "inpainting",
+    "preset": "spec.presets",
+    "Model": "weights.model",
+    "load_model": "weights.model",
+    "sample": "sampling.samplers",
+    "interpolate": "sampling.editing",
+    "invert": "sampling.editing",
+    "reconstruct": "sampling.editing",
+    "img2img": "sampling.editing",
+    "inpaint": "sampling.inpainting",
     "train": "training.loop",
 }
 __all__ = sorted(PUBLIC)
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        return importlib.metadata.version("jax-ddpm")
     if name not in PUBLIC:
         raise AttributeError(f"module 'jax_ddpm' has no attribute '{name}'")
     return getattr(importlib.import_module(f"jax_ddpm.{PUBLIC[name]}"), name)

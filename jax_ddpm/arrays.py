@@ -7,11 +7,11 @@ import numpy as np
 Array = jax.Array | np.ndarray
 
 
-def wide_dtype(dtype):
+def upcast_dtype(dtype):
     """float32, or the dtype itself where that is wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def wide(x):
+def upcast(x):
     """x in float32, or better if it is."""
-    return x.astype(wide_dtype(x.dtype))
+    return x.astype(upcast_dtype(x.dtype))

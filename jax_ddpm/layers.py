@@ -16,19 +16,11 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm import ops, rng
-from jax_ddpm.arrays import wide_dtype
+from jax_ddpm.arrays import upcast_dtype
 from jax_ddpm.ops import (
     add_bias,
-    add_to_pixels,
-    broadcast,
-    concatenate_channels,
     convolve,
-    einsum,
-    exact,
-    layer_norm,
     matmul,
-    max_pool_2x2,
-    silu,
     transpose_convolve,
 )
 
@@ -132,7 +124,7 @@ class GroupNorm(nnx.Module):
         self.bias = empty(num_channels)
 
     def __call__(self, x):
-        dtype = wide_dtype(x.dtype)
+        dtype = upcast_dtype(x.dtype)
         scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
         return ops.group_norm(x, scale, bias, self.num_groups, self.epsilon)
 
@@ -147,7 +139,7 @@ def fan_in(layer: Linear | Conv | ConvTranspose | ConvTranspose2x2) -> int:
     )
 
 
-def keep(h):
+def identity(h):
     """No dropout."""
     return h
 

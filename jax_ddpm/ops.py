@@ -1,50 +1,56 @@
 """The operations that networks are made of, in plain JAX, channels last.
 
-float32 means float32; sums are in float32 or better. On CPUs, where XLA is slow at some of them, `op` takes the function
-of the same name in `jax_ddpm.cpu.routes`: with ROUTES = None, or inside `plain()`, it does not, and nothing else changes.
+float32 means float32, and sums are taken in float32 or better. XLA is slow at some of these operations on CPUs. There,
+`op` takes the function of the same name from `jax_ddpm.cpu.routes`, which computes the same numbers up to rounding but
+can be differentiated only once and only in reverse mode. `with plain():` and the environment variable
+JAX_DDPM_CPU_ROUTES=0 switch to plain JAX, and so does deleting `jax_ddpm.cpu.routes`.
 """
 
 import functools
-from contextlib import contextmanager
-from contextvars import ContextVar
+import os
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm.arrays import wide, wide_dtype
-from jax_ddpm.cpu import routes as ROUTES
+from jax_ddpm.arrays import upcast, upcast_dtype
+from jax_ddpm.process import prepare_process
 
-plain_only = ContextVar("plain_only", default=False)
+try:
+    from jax_ddpm.cpu import routes
+except ImportError:  # nothing here depends on them
+    routes = None
+
+prepare_process()
+
+plain_only = jax.make_user_context(default_value=os.environ.get("JAX_DDPM_CPU_ROUTES") == "0")
 
 
-@contextmanager
 def plain():
-    """Inside, every operation is the plain one: for forward-mode derivatives on CPUs, FLOP counts and tests."""
-    token = plain_only.set(True)
-    try:
-        yield
-    finally:
-        plain_only.reset(token)
+    """`with plain():` makes every operation inside the plain one, as on a GPU.
+
+    For forward-mode and second derivatives through a network on CPUs. Functions under `jax.jit` are traced again.
+    """
+    return plain_only(True)
 
 
-def on_cpu() -> bool:
-    """Whether the routes for CPUs are taken."""
-    return ROUTES is not None and jax.default_backend() == "cpu" and not plain_only.get()
+def uses_cpu_routes() -> bool:
+    """Whether the operations take the routes for CPUs."""
+    return routes is not None and jax.default_backend() == "cpu" and not plain_only.value
 
 
 def op(function):
-    """On CPUs the function of the same name in ROUTES, elsewhere this one."""
-    fast = getattr(ROUTES, function.__name__, function)
+    """On CPUs the function of the same name in `routes`, elsewhere `function` itself."""
+    fast = getattr(routes, function.__name__, function)
 
     @functools.wraps(function)
     def chosen(*arguments, **settings):
-        return (fast if on_cpu() else function)(*arguments, **settings)
+        return (fast if uses_cpu_routes() else function)(*arguments, **settings)
 
     return chosen
 
 
-def exact(dtype) -> lax.Precision | None:
+def matmul_precision(dtype) -> lax.Precision | None:
     """float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs. Of bfloat16 there is nothing to lose."""
     return None if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
 
@@ -52,13 +58,13 @@ def exact(dtype) -> lax.Precision | None:
 @op
 def matmul(x, kernel):
     """x (..., I) @ kernel (I, O)."""
-    return jnp.dot(x, kernel, precision=exact(x.dtype))
+    return jnp.dot(x, kernel, precision=matmul_precision(x.dtype))
 
 
 @op
 def einsum(equation: str, a, b):
     """jnp.einsum of two arrays that is a product of matrices, or many, as those of attention."""
-    return jnp.einsum(equation, a, b, precision=exact(a.dtype))
+    return jnp.einsum(equation, a, b, precision=matmul_precision(a.dtype))
 
 
 @op
@@ -81,7 +87,7 @@ def broadcast(a, shape, dtype):
 
 @broadcast.defjvp
 def broadcast_tangent(shape, dtype, primals, tangents):
-    tangent = tangents[0].astype(wide_dtype(dtype))  # the gradient's sum is in the dtype in which this is broadcast
+    tangent = tangents[0].astype(upcast_dtype(dtype))  # the gradient's sum is in the dtype in which this is broadcast
     return broadcast(*primals, shape, dtype), jnp.broadcast_to(tangent, shape).astype(dtype)
 
 
@@ -94,7 +100,7 @@ def concatenate_channels(*arrays):
 @op
 def silu(x):
     """x sigmoid(x) (Elfwing et al. 2017), computed in float32 or better; for the gradient x alone is kept."""
-    return jax.checkpoint(lambda x: jax.nn.silu(wide(x)).astype(x.dtype), prevent_cse=False)(x)
+    return jax.checkpoint(lambda x: jax.nn.silu(upcast(x)).astype(x.dtype), prevent_cse=False)(x)
 
 
 def convolve(x, kernel, stride: int, padding: int, bias=None):
@@ -114,7 +120,7 @@ def convolution_nhwc(x, kernel, stride: int, padding: int, bias=None):
         window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=exact(x.dtype),
+        precision=matmul_precision(x.dtype),
     )
     return y if bias is None else add_bias(y, bias)
 
@@ -130,7 +136,7 @@ def transpose_convolve(x, kernel, stride: int, padding: int):
         padding=((edge, edge), (edge, edge)),
         lhs_dilation=(stride, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=exact(x.dtype),
+        precision=matmul_precision(x.dtype),
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jax_ddpm.errors import UserError
-from jax_ddpm.spacing import timesteps_below
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.spacing import timesteps_below
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the chain's last steps from being singular
 
@@ -137,3 +138,8 @@ def make_tables(
         half_log_snr_prev=half_log_snr(alpha_bars_prev),
     )
     return Tables(**{name: value.astype(dtype) for name, value in vars(values).items()})
+
+
+def schedule_tables(config: DiffusionConfig, dtype=np.float32, chain: np.ndarray | None = None) -> Tables:
+    """`make_tables` of a DiffusionConfig."""
+    return make_tables(config.schedule, config.timesteps, config.beta_start, config.beta_end, dtype, chain)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import torch
 
-from jax_ddpm.config import SamplerConfig
+from jax_ddpm.spec.diffusion_config import SamplerConfig
 from parity_tests import budgets
 from parity_tests.measures import (
     LEARNED,

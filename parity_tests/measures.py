@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from flax import nnx
 
-import torch_ref.samplers
+import torch_ref.sampling.samplers
 import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
-from jax_ddpm import data, diffusion, embeddings, rng, samplers, unets, weights
-from jax_ddpm.config import DataConfig, DiffusionConfig, RunConfig, SamplerConfig, TrainingConfig
-from jax_ddpm.network_config import ConvBlockConfig, DDPMConfig, NetworkConfig
+from jax_ddpm import data, diffusion, embeddings, rng, unets, weights
+from jax_ddpm.sampling import samplers
 from jax_ddpm.schedules import make_tables
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.network_config import ConvBlockConfig, DDPMConfig, NetworkConfig
+from jax_ddpm.spec.run_config import DataConfig, RunConfig, TrainingConfig
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import make_optimizer, make_train_step
 from parity_tests.golden_weights import rule

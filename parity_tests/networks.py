@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jax_ddpm.network_config import (
+from jax_ddpm.spec.network_config import (
     AttentionConfig,
     ConvBlockConfig,
     DDPMConfig,

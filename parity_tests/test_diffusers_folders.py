@@ -13,22 +13,24 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-
-import jax_ddpm
-import jax_ddpm.diffusers_folder
-import jax_ddpm.errors
-import jax_ddpm.network_config
-import torch_ref
 import torch_ref.diffusers_folder
 import torch_ref.errors
 import torch_ref.model_files
 import torch_ref.network_config
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+import jax_ddpm
+import jax_ddpm.spec.diffusers_folder
+import jax_ddpm.spec.errors
+import jax_ddpm.spec.network_config
+import torch_ref
 import torch_ref.rng
-from jax_ddpm import model_files, unets, weights
-from jax_ddpm.config import DiffusionConfig, ModelInfo
-from jax_ddpm.network_config import ConvBlockConfig, DDPMConfig
+from jax_ddpm import unets, weights
 from jax_ddpm.schedules import make_tables
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.network_config import ConvBlockConfig, DDPMConfig
+from jax_ddpm.spec.write_model import check_output, convert_to, write_model
 from parity_tests import budgets
 from parity_tests.diffusers_models import SMALL, blocks, package_model
 from parity_tests.measures import channels_first
@@ -263,8 +265,8 @@ def test_training_starts_from_a_folder(package, folders):
 def test_folders_that_are_written_are_the_packages(name, folders, tmp_path):
     model = jax_ddpm.load_model(folders[name], timesteps=30, beta_end=0.3, variance="posterior", objective="v")
     values = weights.state_dict(model.network)
-    model_files.check_output(tmp_path / "made" / "here", diffusers=True)
-    model_files.convert_to(tmp_path / "made" / "here", values, model.info, diffusers=True)
+    check_output(tmp_path / "made" / "here", diffusers=True)
+    convert_to(tmp_path / "made" / "here", values, model.info, diffusers=True)
     again, loading = UNet2DModel.from_pretrained(tmp_path / "made" / "here", output_loading_info=True)
     assert not any(loading.values())
     same = {key: v for key, v in package_model(name).config.items() if not key.startswith("_")}
@@ -317,7 +319,7 @@ def test_convert_command(folders, tmp_path, monkeypatch, capsys):
     )
     other = unets.build(ConvBlockConfig(widths=(32,), time_width=8))
     weights.initialise(other, 1)
-    model_files.write_model(
+    write_model(
         tmp_path / "other.safetensors",
         weights.state_dict(other),
         ModelInfo(

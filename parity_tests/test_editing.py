@@ -5,16 +5,16 @@ from types import SimpleNamespace
 from unittest import mock
 
 import jax
+import jax_ddpm.spec.config
 import numpy as np
 import pytest
-
-import jax_ddpm.config
-import jax_ddpm.editing
-import jax_ddpm.inpainting
 import torch_ref.config
-import torch_ref.editing
-import torch_ref.inpainting
+
+import jax_ddpm.sampling.editing
+import jax_ddpm.sampling.inpainting
 import torch_ref.rng
+import torch_ref.sampling.editing
+import torch_ref.sampling.inpainting
 from parity_tests.budgets import EDITING
 from parity_tests.twins import DTYPES, TORCH, networks
 
@@ -53,7 +53,7 @@ def edited_by_jax(case, dtype):
         return edited(jax_ddpm, pair(dtype)[1], case, dtype)
 
 
-def apart(case, dtype) -> float:
+def no_fusion(case, dtype) -> float:
     """The largest difference, in units of the largest magnitude, at least 1."""
     theirs, ours = edited_by_jax(case, dtype), edited(torch_ref, pair(dtype)[0], case, dtype)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype == dtype
@@ -63,7 +63,7 @@ def apart(case, dtype) -> float:
 @DTYPES
 @pytest.mark.parametrize("case", CASES)
 def test_both_frameworks_edit_alike(case, dtype):
-    assert apart(case, dtype) <= EDITING[dtype]
+    assert no_fusion(case, dtype) <= EDITING[dtype]
 
 
 def swap(target, name, make):
@@ -132,4 +132,4 @@ FAULTS = {
 def test_a_fault_is_caught(fault):
     patch, case = FAULTS[fault]
     with patch():
-        assert apart(case, np.float32) > EDITING[np.float32]
+        assert no_fusion(case, np.float32) > EDITING[np.float32]

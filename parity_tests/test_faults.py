@@ -11,7 +11,7 @@ from torch import nn
 import torch_ref.diffusion
 import torch_ref.embeddings
 import torch_ref.rng
-import torch_ref.samplers
+import torch_ref.sampling.samplers
 import torch_ref.schedules
 import torch_ref.step
 import torch_ref.unets

@@ -9,10 +9,11 @@ import pytest
 import torch
 from flax import nnx
 
-from jax_ddpm import diffusion, samplers, unets, weights
+from jax_ddpm import diffusion, unets, weights
 from jax_ddpm.embeddings import interleaved, interleaved_frequencies
-from jax_ddpm.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
+from jax_ddpm.sampling import samplers
 from jax_ddpm.schedules import make_tables
+from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
 from parity_tests import budgets
 from parity_tests.golden_weights import GOLDEN, golden_state_dict
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_ddpm.network_config import ConvBlockConfig
+from jax_ddpm.spec.network_config import ConvBlockConfig
 from parity_tests import budgets, ladder, measures
 
 

@@ -8,17 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch_ref.model_files
 from flax import nnx
 
 import jax_ddpm.layers
 import torch_ref.layers
-import torch_ref.model_files
-import torch_ref.samplers
+import torch_ref.sampling.samplers
 import torch_ref.unets
 import torch_ref.weights
-from jax_ddpm import data, model_files, recognise, samplers, unets, weights
-from jax_ddpm.config import DiffusionConfig, ModelInfo, to_json
-from jax_ddpm.network_config import DDPMConfig
+from jax_ddpm import data, unets, weights
+from jax_ddpm.sampling import samplers
+from jax_ddpm.spec import infer_network as recognise
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.json_text import to_json
+from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.network_config import DDPMConfig
+from jax_ddpm.spec.write_model import write_model
 from parity_tests import budgets, measures
 from parity_tests.networks import CASES
 
@@ -116,7 +121,7 @@ def test_files_are_recognised_and_read_by_both(name, tmp_path):
     info = ModelInfo(
         network=case.config, image_shape=(case.size, case.size, case.channels), diffusion=DiffusionConfig()
     )
-    model_files.write_model(tmp_path / "model.safetensors", values, info)
+    write_model(tmp_path / "model.safetensors", values, info)
     ours, theirs = (
         package.load_model(tmp_path / "model.safetensors") for package in (model_files, torch_ref.model_files)
     )

@@ -12,8 +12,8 @@ import torch_ref
 from jax_ddpm import data, diffusion, rng
 from jax_ddpm.embeddings import sinusoid_table
 from jax_ddpm.layers import Buffer
-from jax_ddpm.network_config import LayerNormConfig
 from jax_ddpm.schedules import make_tables
+from jax_ddpm.spec.network_config import LayerNormConfig
 from parity_tests import budgets
 from tests.shared_data import SHARED, needs_shared
 

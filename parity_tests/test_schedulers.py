@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-
 import torch_ref.config
-import torch_ref.samplers
-from jax_ddpm import samplers
-from jax_ddpm.config import DiffusionConfig, SamplerConfig
+
+import torch_ref.sampling.samplers
+from jax_ddpm.sampling import samplers
 from jax_ddpm.schedules import make_betas, make_tables
-from jax_ddpm.spacing import spaced_timesteps
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.spacing import spaced_timesteps
 from parity_tests.budgets import SCHEDULERS, SOLVERS
 from parity_tests.measures import channels_first, channels_last
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_ddpm import rng as jax_rng
+from jax_ddpm.spec.errors import UserError
 from parity_tests.budgets import NOISE_SECONDS, NORMAL_FLOAT32, NORMAL_FLOAT32_UNEQUAL, NORMAL_FLOAT64
 from torch_ref import rng
-from torch_ref.errors import UserError
 
 SEEDS = [0, 1, 20240229, 2**31, 2**32 - 1]
 SHAPES = [(), (0,), (1,), (7,), (3, 5, 11), (1021,)]

@@ -6,16 +6,16 @@ import json
 import subprocess
 import sys
 
+import jax_ddpm.spec.config
 import pytest
-
-import jax_ddpm.config
-import jax_ddpm.network_config
-import jax_ddpm.presets
 import torch_ref.config
 import torch_ref.network_config
-from jax_ddpm.errors import UserError as JaxUserError
+
+import jax_ddpm.spec.network_config
+import jax_ddpm.spec.presets
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError as JaxUserError
 from parity_tests.twins import ROOT
-from torch_ref.errors import UserError
 
 MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "config": ["config"],

@@ -3,23 +3,23 @@
 import dataclasses
 
 import jax
+import jax_ddpm.spec.config
+import jax_ddpm.weights.state_dict
 import numpy as np
 import pytest
 import torch
-
-import jax_ddpm.config
-import jax_ddpm.model_files
-import jax_ddpm.network_config
-import jax_ddpm.unets
-import jax_ddpm.weights
 import torch_ref.config
 import torch_ref.model_files
 import torch_ref.network_config
+
+import jax_ddpm.spec.network_config
+import jax_ddpm.unets
+import jax_ddpm.weights.model
 import torch_ref.unets
 import torch_ref.weights
-from jax_ddpm.errors import UserError as JaxUserError
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError as JaxUserError
 from parity_tests.twins import DTYPES, NETWORK_SETTINGS, networks
-from torch_ref.errors import UserError
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-import jax_ddpm.network_config
+import jax_ddpm.spec.network_config
 import jax_ddpm.unets
-import jax_ddpm.weights
+import jax_ddpm.weights.state_dict
 import torch_ref.network_config
 import torch_ref.unets
 import torch_ref.weights

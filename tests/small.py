@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import jax
 
-from jax_ddpm.config import DataConfig, DiffusionConfig, OutputConfig, RunConfig, TrainingConfig
-from jax_ddpm.network_config import ConvBlockConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.network_config import ConvBlockConfig
+from jax_ddpm.spec.run_config import DataConfig, OutputConfig, RunConfig, TrainingConfig
 
 UNOPTIMISED = {"xla_backend_optimization_level": 0}  # compiles twice as fast
 

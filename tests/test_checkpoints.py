@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm.config import OutputConfig
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.run_config import OutputConfig
 from jax_ddpm.training import checkpoint
 from jax_ddpm.training.checkpoint import Checkpoints
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jax_ddpm.command_line import parse_run
-from jax_ddpm.presets import PRESETS, preset
+from jax_ddpm.commands.flags import parse_run
+from jax_ddpm.spec.presets import PRESETS, preset
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FLAGS = ["--widths", "32", "64", "--time-width", "32", "--timesteps", "20", "--beta-end", "0.4", "--steps", "6"]
@@ -166,7 +166,7 @@ def test_samplers(run, tmp_path, capsys, monkeypatch):
 
 
 def test_a_bare_file_takes_flags(run, tmp_path):
-    from jax_ddpm.model_files import read_file
+    from jax_ddpm.spec.model_files import read_file
 
     values, _ = read_file(run[0])
     tensors = {f"module.{name}": torch.from_numpy(value) for name, value in values.items()}

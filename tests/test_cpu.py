@@ -10,7 +10,11 @@ import pytest
 from flax import nnx
 
 from jax_ddpm import layers, ops
-from jax_ddpm.cpu import convolution as cpu_convolution, norm as cpu_norm, onednn, products as cpu_products, winograd, xla as cpu
+from jax_ddpm.cpu import convolution as cpu_convolution
+from jax_ddpm.cpu import norm as cpu_norm
+from jax_ddpm.cpu import onednn, winograd
+from jax_ddpm.cpu import products as cpu_products
+from jax_ddpm.cpu import xla as cpu
 from tests.small import jit
 
 
@@ -21,7 +25,7 @@ def normal(seed, *shape):
 @pytest.fixture
 def elsewhere(monkeypatch):
     """The layers as on a GPU."""
-    monkeypatch.setattr(ops, "on_cpu", lambda: False)
+    monkeypatch.setattr(ops, "uses_cpu_routes", lambda: False)
 
 
 def check(ours, reference, *arguments):
@@ -59,7 +63,7 @@ def test_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding,
     monkeypatch.setattr(cpu_convolution, "LARGE", large)
     with jax.enable_x64():
         x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, out)
-        xla = partial(layers.convolve, stride=stride, padding=padding)
+        xla = partial(ops.convolve, stride=stride, padding=padding)
         check(partial(cpu_convolution.convolve, stride=stride, padding=padding), xla, x, kernel)
 
 
@@ -68,7 +72,7 @@ def test_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding,
     ("size", "kernel_size", "stride", "out"),
     [(8, 3, 1, 16), (9, 3, 1, 8), (8, 3, 2, 16), (8, 2, 1, 8), (8, 4, 2, 16), (8, 5, 1, 3), (8, 3, 1, 48)],
 )
-@pytest.mark.parametrize("layer", [layers.convolve, layers.transpose_convolve])
+@pytest.mark.parametrize("layer", [ops.convolve, ops.transpose_convolve])
 def test_convolutions_inside_loops_are_of_the_kind_that_is_fast_there(
     monkeypatch, layer, size, kernel_size, stride, out
 ):
@@ -93,7 +97,7 @@ def test_transposed_convolution(elsewhere, monkeypatch, size, kernel_size, strid
     monkeypatch.setattr(cpu_convolution, "LARGE", 0)
     with jax.enable_x64():
         x, kernel = normal(0, 3, size, size + 1, 6), normal(1, kernel_size, kernel_size, 6, 4)
-        xla = partial(layers.transpose_convolve, stride=stride, padding=padding)
+        xla = partial(ops.transpose_convolve, stride=stride, padding=padding)
         sizes = tuple((n - 1) * stride - 2 * padding + kernel_size for n in (size, size + 1))
 
         def ours(x, kernel):
@@ -108,14 +112,14 @@ def test_transposed_convolution(elsewhere, monkeypatch, size, kernel_size, strid
 def test_few_channels(elsewhere, channels, size):
     with jax.enable_x64():
         x, kernel = normal(0, 2, *size, channels[0]), normal(1, 3, 3, *channels)
-        check(lambda *a: cpu_convolution.convolve(*a, 1, 1), lambda *a: layers.convolve(*a, 1, 1), x, kernel)
+        check(lambda *a: cpu_convolution.convolve(*a, 1, 1), lambda *a: ops.convolve(*a, 1, 1), x, kernel)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 8), (10, 6)])
 def test_winograd(elsewhere, size):
     with jax.enable_x64():
         x, kernel = normal(0, 3, *size, 5), normal(1, 3, 3, 5, 7)
-        check(winograd.convolve, lambda x, kernel: layers.convolve(x, kernel, 1, 1), x, kernel)
+        check(winograd.convolve, lambda x, kernel: ops.convolve(x, kernel, 1, 1), x, kernel)
 
 
 def test_winograd_in_parts(elsewhere, monkeypatch):
@@ -125,13 +129,13 @@ def test_winograd_in_parts(elsewhere, monkeypatch):
         monkeypatch.setattr(winograd, "CACHED", 1)
         assert len(winograd.parts(x, x, kernel)) == 1, "caches hold it"
         monkeypatch.undo()
-        monkeypatch.setattr(ops, "on_cpu", lambda: False)
+        monkeypatch.setattr(ops, "uses_cpu_routes", lambda: False)
         monkeypatch.setattr(winograd, "LARGE", 0)
         counts = []
         for cached in (winograd.CACHED, 4 * x.nbytes, 1):
             monkeypatch.setattr(winograd, "CACHED", cached)
             counts.append(len(winograd.parts(x, x, kernel)))
-            check(winograd.convolve, lambda x, kernel: layers.convolve(x, kernel, 1, 1), x, kernel)
+            check(winograd.convolve, lambda x, kernel: ops.convolve(x, kernel, 1, 1), x, kernel)
         assert counts == [1, 2, 4]
         monkeypatch.setattr(winograd, "FEW", 34)
         assert len(winograd.parts(x, x, kernel)) == 1
@@ -156,7 +160,7 @@ def test_what_gradients_of_winograd_fill_is_not_made_beforehand(monkeypatch):
 def test_many_channels_of_any_size(elsewhere, size, stride, padding):
     with jax.enable_x64():
         x, kernel = normal(0, 2, *size, 256), normal(1, 3, 3, 256, 128)
-        xla = partial(layers.convolve, stride=stride, padding=padding)
+        xla = partial(ops.convolve, stride=stride, padding=padding)
         check(partial(cpu_convolution.convolve, stride=stride, padding=padding), xla, x, kernel)
 
 
@@ -165,9 +169,9 @@ def test_winograd_rounds_little(elsewhere, dtype):
     """Against the direct convolution in float64: an error of at most three times the direct one's own."""
     with jax.enable_x64():
         x, kernel = normal(0, 4, 8, 8, 128), normal(1, 3, 3, 128, 256)
-        exact = layers.convolve(x, kernel, 1, 1)
+        exact = ops.convolve(x, kernel, 1, 1)
         rounded = x.astype(dtype), kernel.astype(dtype)
-        direct = layers.convolve(*rounded, 1, 1)
+        direct = ops.convolve(*rounded, 1, 1)
         assert winograd.pays(*rounded, 1)
         filtered = winograd.convolve(*rounded)
         assert direct.dtype == filtered.dtype == dtype
@@ -216,7 +220,7 @@ def test_dense(elsewhere, shape):
 def test_layer_norm(elsewhere, shape):
     with jax.enable_x64():
         arguments = normal(0, *shape), normal(1, *shape[1:]), normal(2, *shape[1:])
-        check(lambda *a: cpu_norm.layer_norm(*a, 1e-5), lambda *a: layers.layer_norm(*a, 1e-5), *arguments)
+        check(lambda *a: cpu_norm.layer_norm(*a, 1e-5), lambda *a: ops.layer_norm(*a, 1e-5), *arguments)
 
 
 def test_silu():
@@ -237,7 +241,7 @@ def test_concatenated_channels():
     """In bfloat16 bits are copied: not even those of a NaN are touched."""
     a, b = (normal(i, 2, 3, 4, c).astype(jnp.bfloat16).at[0, 0, 0, 0].set(jnp.nan) for i, c in ((0, 3), (1, 5)))
     g = normal(2, 2, 3, 4, 8).astype(jnp.bfloat16)
-    y, pull = jax.vjp(layers.concatenate_channels, a, b)
+    y, pull = jax.vjp(ops.concatenate_channels, a, b)
     for one, other in zip((y, *pull(g)), (np.concatenate([a, b], axis=-1), g[..., :3], g[..., 3:]), strict=True):
         np.testing.assert_array_equal(np.asarray(one).view(np.uint16), np.asarray(other).view(np.uint16))
 
@@ -261,7 +265,7 @@ def test_layer_norm_of_bfloat16(elsewhere):
         y, pull = jax.vjp(lambda *a: norm(*a, 1e-5), x, scale, bias)
         return y, *pull(g)
 
-    for one, other in zip(both(cpu_norm.layer_norm), both(layers.layer_norm), strict=True):
+    for one, other in zip(both(cpu_norm.layer_norm), both(ops.layer_norm), strict=True):
         assert one.dtype == other.dtype
         one, other = (a.astype(jnp.float32) for a in (one, other))
         np.testing.assert_allclose(one, other, rtol=2**-7, atol=2**-7 * float(abs(other).max()) / 16)
@@ -283,10 +287,10 @@ def test_rounding_to_bfloat16():
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_silu_of_bfloat16_is_rounded_once(monkeypatch, on_cpu):
     """Its gradient too, for which it keeps nothing wider than x."""
-    monkeypatch.setattr(ops, "on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(ops, "uses_cpu_routes", lambda: on_cpu)
     x, g = (normal(i, 3, 4, 4, 16).astype(jnp.bfloat16) for i in (0, 1))
     exact, pull = jax.vjp(jax.nn.silu, x.astype(jnp.float32))
-    ours, pull_ours = jax.vjp(layers.silu, x)
+    ours, pull_ours = jax.vjp(ops.silu, x)
     assert ours.dtype == jnp.bfloat16 and (ours == exact.astype(jnp.bfloat16)).all()
     assert (pull_ours(g)[0] == pull(g.astype(jnp.float32))[0].astype(jnp.bfloat16)).all()
     assert {(kept.shape, kept.dtype) for kept in jax.tree.leaves(pull_ours)} == {(x.shape, x.dtype)}
@@ -294,8 +298,8 @@ def test_silu_of_bfloat16_is_rounded_once(monkeypatch, on_cpu):
 
 def test_elsewhere_the_gradient_of_a_bias_is_never_in_bfloat16(elsewhere):
     g = normal(0, 4, 32, 32, 3).astype(jnp.bfloat16)
-    _, pull = jax.vjp(lambda bias: layers.add_bias(g, bias), normal(1, 3))
-    _, pull_vectors = jax.vjp(lambda vectors: layers.add_to_pixels(g, vectors), normal(1, 4, 3))
+    _, pull = jax.vjp(lambda bias: ops.add_bias(g, bias), normal(1, 3))
+    _, pull_vectors = jax.vjp(lambda vectors: ops.add_to_pixels(g, vectors), normal(1, 4, 3))
     exact = np.asarray(g, np.float64)
     np.testing.assert_allclose(pull(g)[0], exact.sum((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(pull_vectors(g)[0], exact.sum((1, 2)), rtol=1e-5)
@@ -304,17 +308,17 @@ def test_elsewhere_the_gradient_of_a_bias_is_never_in_bfloat16(elsewhere):
 def test_add_to_pixels(elsewhere):
     with jax.enable_x64():
         for channels in (5, 16):
-            check(cpu.add_to_pixels, layers.add_to_pixels, normal(0, 3, 8, 6, channels), normal(1, 3, channels))
+            check(cpu.add_to_pixels, ops.add_to_pixels, normal(0, 3, 8, 6, channels), normal(1, 3, channels))
     for channels in (5, 16):
         x, vectors = (normal(i, 3, *maps, channels).astype(jnp.bfloat16) for i, maps in ((0, (8, 6)), (1, ())))
-        np.testing.assert_array_equal(cpu.add_to_pixels(x, vectors), layers.add_to_pixels(x, vectors))
+        np.testing.assert_array_equal(cpu.add_to_pixels(x, vectors), ops.add_to_pixels(x, vectors))
 
 
 def test_max_pool(elsewhere):
     """Among equals too; with NaN the values alone, and that its gradient goes where it came from."""
     with jax.enable_x64():
         x = jnp.round(normal(0, 3, 6, 8, 5))
-        check(cpu.max_pool_2x2, layers.max_pool_2x2, x)
+        check(cpu.max_pool_2x2, ops.max_pool_2x2, x)
         y, pull = jax.vjp(cpu.max_pool_2x2, x.at[0, 1, 0, 0].set(jnp.nan))
         (dx,) = pull(jnp.ones_like(y))
         assert (

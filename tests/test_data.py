@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jax_ddpm import data
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
 
 
 def quiet(_: str) -> None:

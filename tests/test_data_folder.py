@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm import data
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
 
 RANDOM = np.random.default_rng(0)
 COLOUR = RANDOM.integers(0, 256, (8, 8, 3), dtype=np.uint8)

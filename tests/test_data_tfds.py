@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm import data
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
 from tests.shared_data import SHARED, needs_shared
 
 WRITE = """

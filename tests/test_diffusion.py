@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_ddpm import diffusion
-from jax_ddpm.errors import UserError
 from jax_ddpm.schedules import make_betas, make_tables
+from jax_ddpm.spec.errors import UserError
 
 SCHEDULES = ["linear", "cosine", "sigmoid"]
 
@@ -76,7 +76,7 @@ def test_losses_of_the_objectives_are_one_error_weighted():
     x_0, noise, t = draws(5, 2, 2, 1), draws(5, 2, 2, 1)[::-1].copy(), jnp.array([1, 20, 50, 80, 95])
     guess = x_0 + 0.1 * draws(5, 2, 2, 1)[:, ::-1]
     x_t = diffusion.q_sample(tables, x_0, t, noise)
-    root, rest = diffusion.at(tables.sqrt_alpha_bars, t), diffusion.at(tables.sqrt_one_minus_alpha_bars, t)
+    root, rest = diffusion.extract(tables.sqrt_alpha_bars, t), diffusion.extract(tables.sqrt_one_minus_alpha_bars, t)
     eps = (x_t - root * guess) / rest
     answers = {"x0": guess, "eps": eps, "v": root * eps - rest * guess}
     losses = [

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import diffusion, editing, inpainting, rng, samplers
-from jax_ddpm.config import DiffusionConfig, SamplerConfig
-from jax_ddpm.errors import UserError
+from jax_ddpm import diffusion, rng
+from jax_ddpm.sampling import editing, inpainting, samplers
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.errors import UserError
 
 MEAN, STD, CORRELATION = 0.2, 0.5, 0.8
 
@@ -100,7 +101,9 @@ def test_inversion_goes_by_the_objective(objective):
         class Other(nnx.Module):
             def __call__(self, x, t):
                 eps = Gaussian(config)(x, t)
-                root, rest = (diffusion.at(a, t) for a in (tables.sqrt_alpha_bars, tables.sqrt_one_minus_alpha_bars))
+                root, rest = (
+                    diffusion.extract(a, t) for a in (tables.sqrt_alpha_bars, tables.sqrt_one_minus_alpha_bars)
+                )
                 x_0 = (x - rest * eps) / root
                 return x_0 if objective == "x0" else root * eps - rest * x_0
 

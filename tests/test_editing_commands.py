@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_ddpm import model_files, unets, weights
-from jax_ddpm.config import DiffusionConfig, ModelInfo
+from jax_ddpm import unets, weights
 from jax_ddpm.data import to_float
-from jax_ddpm.network_config import ConvBlockConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.network_config import ConvBlockConfig
+from jax_ddpm.spec.write_model import write_model
 from tests.test_commands import refusal, succeed
 
 NETWORK = ConvBlockConfig(widths=(32,), time_width=32)
@@ -21,7 +23,7 @@ def place(tmp_path_factory):
     network = unets.build(NETWORK, 1)
     weights.initialise(network, 5)
     info = ModelInfo(network=NETWORK, image_shape=(8, 8, 1), diffusion=DiffusionConfig(timesteps=20, beta_end=0.4))
-    model_files.write_model(place / "model.safetensors", weights.state_dict(network), info)
+    write_model(place / "model.safetensors", weights.state_dict(network), info)
     (place / "folder").mkdir()
     for number, pixels in enumerate(PIXELS):
         Image.fromarray(pixels[..., 0]).save(place / "folder" / f"{number}.png")

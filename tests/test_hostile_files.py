@@ -23,9 +23,11 @@ from PIL import Image
 import jax_ddpm
 import torch_ref
 from jax_ddpm import unets, weights
-from jax_ddpm.config import DiffusionConfig, ModelInfo, to_json
 from jax_ddpm.data import load as load_images
-from jax_ddpm.network_config import ConvBlockConfig, LayerNormConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.json_text import to_json
+from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.network_config import ConvBlockConfig, LayerNormConfig
 from jax_ddpm.training.run_folder import read_config
 from tests.small import small
 

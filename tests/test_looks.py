@@ -8,7 +8,7 @@ from flax import nnx
 from jax_ddpm import rng
 from jax_ddpm.data import ImageData, to_float
 from jax_ddpm.schedules import make_tables
-from jax_ddpm.training import looks
+from jax_ddpm.training import diagnostics as looks
 from tests.small import small
 
 RNG = np.random.default_rng(0)

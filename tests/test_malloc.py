@@ -34,7 +34,8 @@ RESIDENT = """
 import gc
 from pathlib import Path
 import numpy as np
-from jax_ddpm import compilation, malloc
+from jax_ddpm import malloc
+from jax_ddpm import process as compilation
 def resident():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) >> 10

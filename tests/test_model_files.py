@@ -10,10 +10,13 @@ from safetensors.numpy import save_file
 
 import jax_ddpm
 import torch_ref
-from jax_ddpm import model_files, unets, weights
-from jax_ddpm.config import DiffusionConfig, ModelInfo
-from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import ConvBlockConfig
+from jax_ddpm import unets, weights
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.network_config import ConvBlockConfig
+from jax_ddpm.spec.write_model import write_model
+from jax_ddpm.weights.model import load_model
 
 CONFIG = ConvBlockConfig(widths=(32, 64), time_width=32)
 INFO = ModelInfo(network=CONFIG, image_shape=(16, 16, 3), diffusion=DiffusionConfig(timesteps=50, clip="state"), step=7)
@@ -27,7 +30,7 @@ def values():
 
 
 def check(path, values, atol=0):
-    model = model_files.load_model(path)
+    model = load_model(path)
     loaded = weights.state_dict(model.network)
     assert set(loaded) == set(values)
     for name, value in values.items():
@@ -36,15 +39,15 @@ def check(path, values, atol=0):
 
 
 def test_round_trip_is_exact(values, tmp_path):
-    model_files.write_model(tmp_path / "model.safetensors", values, INFO)
+    write_model(tmp_path / "model.safetensors", values, INFO)
     assert check(tmp_path / "model.safetensors", values).info == INFO
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_weights_are_on_the_device_once_and_for_all(values, tmp_path):
     """NumPy arrays would travel to a GPU at every call."""
-    model_files.write_model(tmp_path / "model.safetensors", values, INFO)
-    network = model_files.load_model(tmp_path / "model.safetensors").network
+    write_model(tmp_path / "model.safetensors", values, INFO)
+    network = load_model(tmp_path / "model.safetensors").network
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(nnx.state(network)))
 
 
@@ -64,7 +67,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(values, tmp_path, load_
     broken = {name: value.copy() for name, value in values.items()}
     broken["enc_convs.0.seq1.0.weight"][0, 0, 1, 1] = np.nan
     broken["output.bias"][0] = -np.inf
-    model_files.write_model(tmp_path / "model.safetensors", broken, INFO)
+    write_model(tmp_path / "model.safetensors", broken, INFO)
     torch.save(tensors(broken, "module."), tmp_path / "model.pt")
     for name in ("model.safetensors", "model.pt"):
         with pytest.raises(ValueError, match=r"not finite: enc_convs\.0\.seq1\.0\.weight") as error:
@@ -113,7 +116,7 @@ def test_every_fault_is_listed(values):
 def test_duplicates_are_refused(values, tmp_path):
     torch.save({**tensors(values), "module.output.bias": torch.ones(3)}, tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"output\.bias twice"):
-        model_files.load_model(tmp_path / "model.pt")
+        load_model(tmp_path / "model.pt")
 
 
 def test_strange_metadata_is_refused(values, tmp_path):
@@ -121,32 +124,32 @@ def test_strange_metadata_is_refused(values, tmp_path):
     for metadata in ("{}", "[]", "no json", '{"format_version": 99}', '{"format_version": 1, "network": 3}'):
         save_file(values, path, metadata={"jax_ddpm": metadata})
         with pytest.raises(UserError, match=r"model\.safetensors"):
-            model_files.load_model(path)
+            load_model(path)
 
 
 def test_truncated_files_are_refused(values, tmp_path):
-    model_files.write_model(tmp_path / "model.safetensors", values, INFO)
+    write_model(tmp_path / "model.safetensors", values, INFO)
     torch.save(tensors(values), tmp_path / "model.pt")
     for name in ("model.safetensors", "model.pt"):
         whole = (tmp_path / name).read_bytes()
         for size in (0, 7, 100, len(whole) // 2, len(whole) - 1):
             (tmp_path / name).write_bytes(whole[:size])
             with pytest.raises(UserError, match=name):
-                model_files.load_model(tmp_path / name)
+                load_model(tmp_path / name)
 
 
 def test_bare_files_take_what_is_given(values, tmp_path):
     save_file(values, tmp_path / "bare.safetensors")
-    info = model_files.load_model(tmp_path / "bare.safetensors", 16, timesteps=50, objective="v").info
+    info = load_model(tmp_path / "bare.safetensors", 16, timesteps=50, objective="v").info
     assert info.image_shape == (16, 16, 3) and info.diffusion == DiffusionConfig(timesteps=50, objective="v")
 
 
 def test_only_the_way_of_sampling_overrules_what_a_file_tells(values, tmp_path):
     path = tmp_path / "model.safetensors"
-    model_files.write_model(path, values, INFO)
-    assert model_files.load_model(path, clip="none", variance="posterior", timesteps=50).info.diffusion.clip == "none"
+    write_model(path, values, INFO)
+    assert load_model(path, clip="none", variance="posterior", timesteps=50).info.diffusion.clip == "none"
     with pytest.raises(UserError, match="timesteps = 60 was given, but it was trained with 50"):
-        model_files.load_model(path, timesteps=60)
+        load_model(path, timesteps=60)
 
 
 def test_unfilled_networks_cannot_go_unnoticed():

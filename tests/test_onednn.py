@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm import layers, ops
-from jax_ddpm.cpu import convolution as cpu_convolution, onednn, onednn_convolution, products as cpu_products, winograd, xla as cpu
+from jax_ddpm.cpu import convolution as cpu_convolution
+from jax_ddpm.cpu import onednn, onednn_convolution, winograd
+from jax_ddpm.cpu import products as cpu_products
+from jax_ddpm.cpu import xla as cpu
 from tests.test_cpu import elsewhere  # noqa: F401
 
 here = pytest.mark.skipif(not onednn.serves("bfloat16"), reason="this jaxlib or this CPU has no such calls")
@@ -73,7 +75,7 @@ def test_convolution(elsewhere, monkeypatch, dtype, batch, size, channels, kerne
     x, kernel = normal(0, batch, *size, channels[0]), normal(1, kernel_size, kernel_size, *channels)
     check(
         lambda x, kernel, bias: cpu_convolution.convolve(x, kernel, stride, padding, bias),
-        lambda x, kernel, bias: layers.convolve(x, kernel, stride, padding, bias),
+        lambda x, kernel, bias: ops.convolve(x, kernel, stride, padding, bias),
         dtype,
         x,
         kernel,
@@ -93,7 +95,7 @@ def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size
     sizes = 2 * ((size - 1) * stride - 2 * padding + kernel_size,)
     check(
         lambda x, kernel: cpu_convolution.transpose_convolve(x, kernel.swapaxes(2, 3), stride, padding, sizes),
-        lambda x, kernel: layers.transpose_convolve(x, kernel, stride, padding),
+        lambda x, kernel: ops.transpose_convolve(x, kernel, stride, padding),
         dtype,
         x,
         kernel,
@@ -110,7 +112,7 @@ def test_winograd(elsewhere, monkeypatch, size):  # noqa: F811
     ours = winograd.convolve_2x2 if size == 2 else winograd.convolve
     text = jax.jit(ours).lower(*(jnp.asarray(a, jnp.float32) for a in (x, kernel))).as_text()
     assert "__onednn$matmul" in text
-    check(ours, lambda x, kernel: layers.convolve(x, kernel, 1, 1), jnp.float32, x, kernel)
+    check(ours, lambda x, kernel: ops.convolve(x, kernel, 1, 1), jnp.float32, x, kernel)
 
 
 @here
@@ -122,7 +124,7 @@ def test_kernel_gradient_in_parts(elsewhere, monkeypatch, dtype, stride, channel
     monkeypatch.setattr(onednn_convolution, "LARGE", 0)
     check(
         lambda x, kernel: cpu_convolution.convolve(x, kernel, stride, 1),
-        lambda x, kernel: layers.convolve(x, kernel, stride, 1),
+        lambda x, kernel: ops.convolve(x, kernel, stride, 1),
         dtype,
         normal(0, 33, 6, 5, channels[0]),
         normal(1, 3, 3, *channels),

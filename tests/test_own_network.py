@@ -12,8 +12,8 @@ from flax import nnx
 
 import jax_ddpm
 from jax_ddpm import layers, weights
-from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import NETWORKS
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.network_config import NETWORKS
 from jax_ddpm.training.feed import AT_ONCE, Feed
 from jax_ddpm.training.loop import make_mesh
 from jax_ddpm.unets import CLASSES

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from jax_ddpm import report
-from jax_ddpm.command_line import parse_run
-from jax_ddpm.config import to_json
+from jax_ddpm.commands.flags import parse_run
+from jax_ddpm.spec.json_text import to_json
 from jax_ddpm.training.run_page import train_command, write_page
 from tests import browser
 from tests.small import small

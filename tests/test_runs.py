@@ -10,13 +10,15 @@ import pytest
 from PIL import Image
 
 import jax_ddpm
-from jax_ddpm import model_files, samplers
-from jax_ddpm.command_line import parse_run
-from jax_ddpm.errors import UserError
+from jax_ddpm.commands.flags import parse_run
+from jax_ddpm.sampling import samplers
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.model_files import read_file
 from jax_ddpm.training import checkpoint, feed, loop, progress
 from jax_ddpm.training.loop import train
 from jax_ddpm.training.replay import replay
 from jax_ddpm.training.run_folder import load_config
+from jax_ddpm.weights.model import load_model
 from tests.events import pictures, scalars
 from tests.small import small
 
@@ -159,7 +161,7 @@ def test_resume_may_go_on_for_longer(finished, tmp_path, without_pictures):
     folder = train(small(), tmp_path / "run", log=quiet)
     train(small(steps=32, log_every=8), folder, resume=True, log=quiet)
     assert [row["step"] for row in rows(folder)][-1] == 32
-    assert model_files.load_model(folder).info.step == 32
+    assert load_model(folder).info.step == 32
     assert load_config(folder).training.steps == 32
 
 
@@ -197,7 +199,7 @@ def test_a_diverging_run_skips_and_then_stops(tmp_path, without_pictures):
     assert len(lines) == 6 and all("gradient norm" in line and "t = " in line for line in lines)
     found = rows(tmp_path / "run")
     assert found[-1]["skipped"] == 2 and found[-1]["loss"] is None
-    values = model_files.read_file(tmp_path / "run")[0]
+    values = read_file(tmp_path / "run")[0]
     assert all(np.isfinite(value).all() for value in values.values())
     said = replayed(tmp_path / "run", 3)
     assert any("not finite" in line for line in said)
@@ -272,8 +274,8 @@ def test_config_tells_how_the_run_was_started(finished):
 def test_init_from_starts_with_other_weights(finished, tmp_path, without_pictures):
     config = small(init_from=str(finished), steps=1, learning_rate=1e-6)
     folder = train(config, tmp_path / "run", log=quiet)
-    old, new = model_files.read_file(finished)[0], model_files.read_file(folder)[0]
-    fresh = model_files.read_file(train(small(steps=1, learning_rate=1e-6), tmp_path / "fresh", log=quiet))[0]
+    old, new = read_file(finished)[0], read_file(folder)[0]
+    fresh = read_file(train(small(steps=1, learning_rate=1e-6), tmp_path / "fresh", log=quiet))[0]
     name = "enc_convs.0.seq1.0.weight"
     np.testing.assert_allclose(new[name], old[name], rtol=0, atol=2e-6)
     assert np.abs(fresh[name] - old[name]).max() > 1e-3

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from jax_ddpm import rng, samplers, unets, weights
-from jax_ddpm.config import DiffusionConfig, SamplerConfig
-from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import ConvBlockConfig
-from jax_ddpm.sampler_steps import first_history
+from jax_ddpm import rng, unets, weights
+from jax_ddpm.sampling import samplers
+from jax_ddpm.sampling.steps import first_history
 from jax_ddpm.schedules import make_tables
-from torch_ref import samplers as torch_samplers
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.network_config import ConvBlockConfig
+from torch_ref.sampling import samplers as torch_samplers
 
 SHAPE = (8, 8, 1)
 

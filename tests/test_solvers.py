@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import sampler_steps, samplers
-from jax_ddpm.config import DiffusionConfig, SamplerConfig
-from jax_ddpm.errors import UserError
+from jax_ddpm.sampling import samplers
+from jax_ddpm.sampling import steps as sampler_steps
 from jax_ddpm.schedules import make_tables
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.errors import UserError
 
 MEAN, STD = 0.3, 0.5
 

@@ -1,7 +1,6 @@
 """What a start and a step cost: programs that are kept, memory that is reused, nothing that is done twice."""
 
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -16,10 +15,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import cpu_flags, samplers, unets, weights
-from jax_ddpm.compilation import keep_compiled
-from jax_ddpm.config import DiffusionConfig
+from jax_ddpm import cpu_flags, unets, weights
 from jax_ddpm.layers import rematerialised
+from jax_ddpm.process import keep_compiled
+from jax_ddpm.sampling import samplers
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.training.feed import Feed, even_share
 from jax_ddpm.training.loop import make_mesh
 from jax_ddpm.training.progress import Intervals, Progress, Saving
@@ -217,7 +217,7 @@ def bytes_kept(graph, state, shape, remat) -> int:
 # Programs that are kept --------------------------------------------------------------------------------------------
 
 COMPILE = """
-from jax_ddpm.compilation import keep_compiled
+from jax_ddpm.process import keep_compiled
 print(keep_compiled())
 import jax
 hits = []

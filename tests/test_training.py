@@ -16,9 +16,9 @@ from flax import nnx
 
 from jax_ddpm import cpu, diffusion, rng, unets, weights
 from jax_ddpm.benchmark.job import recipe
-from jax_ddpm.config import to_json
 from jax_ddpm.data import to_float
 from jax_ddpm.schedules import make_tables
+from jax_ddpm.spec.json_text import to_json
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import (
     ema_update,
@@ -221,7 +221,8 @@ def test_flips_mirror_about_half_of_the_images():
 DEVICES = """
 import json, sys
 import jax
-from jax_ddpm.config import RunConfig, from_json
+from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.training.loop import train
 count, folder, *configs = sys.argv[1:]
 assert len(jax.devices()) == int(count), jax.devices()

@@ -1,25 +1,26 @@
 """The DDPM of `jax_ddpm` again, in PyTorch: the same seed draws the same noise, and ends in the same picture.
 
-Needs torch, numpy and safetensors alone. The names below are loaded when they are first used.
+Needs torch, numpy, safetensors and pydantic. Settings and file formats come from `jax_ddpm.spec`, which imports no
+framework. The names below are loaded when they are first used.
 """
 
 import importlib
 
 PUBLIC = {
-    "ConvBlockConfig": "network_config",
-    "DiffusionConfig": "config",
-    "ModelInfo": "config",
-    "SamplerConfig": "config",
-    "UserError": "errors",
-    "make_tables": "schedules",
-    "build": "unets",
-    "load_model": "model_files",
-    "sample": "samplers",
-    "interpolate": "editing",
-    "invert": "editing",
-    "reconstruct": "editing",
-    "img2img": "editing",
-    "inpaint": "inpainting",
+    "ConvBlockConfig": "jax_ddpm.spec.network_config",
+    "DiffusionConfig": "jax_ddpm.spec.diffusion_config",
+    "ModelInfo": "jax_ddpm.spec.model_info",
+    "SamplerConfig": "jax_ddpm.spec.diffusion_config",
+    "UserError": "jax_ddpm.spec.errors",
+    "make_tables": "torch_ref.schedules",
+    "build": "torch_ref.unets",
+    "load_model": "torch_ref.weights",
+    "sample": "torch_ref.sampling.samplers",
+    "interpolate": "torch_ref.sampling.editing",
+    "invert": "torch_ref.sampling.editing",
+    "reconstruct": "torch_ref.sampling.editing",
+    "img2img": "torch_ref.sampling.editing",
+    "inpaint": "torch_ref.sampling.inpainting",
 }
 __all__ = sorted(PUBLIC)
 
@@ -27,7 +28,7 @@ __all__ = sorted(PUBLIC)
 def __getattr__(name: str):
     if name not in PUBLIC:
         raise AttributeError(f"module 'torch_ref' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"torch_ref.{PUBLIC[name]}"), name)
+    return getattr(importlib.import_module(PUBLIC[name]), name)
 
 
 def __dir__():

@@ -8,24 +8,24 @@ import math
 import torch
 from torch import Tensor
 
-from torch_ref.errors import UserError
+from jax_ddpm.spec.errors import UserError
 from torch_ref.schedules import Tables
 
 
-def at(table, t: Tensor) -> Tensor:
+def extract(table, t: Tensor) -> Tensor:
     """table[t] as (B, 1, 1, 1), ready to multiply images."""
     return torch.as_tensor(table, device=t.device)[t].reshape(-1, 1, 1, 1)
 
 
 def q_sample(tables: Tables, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """x_t ~ q(x_t | x_0) for the given standard normal noise: Ho et al. 2020, eq. 4."""
-    return at(tables.sqrt_alpha_bars, t) * x_0 + at(tables.sqrt_one_minus_alpha_bars, t) * noise
+    return extract(tables.sqrt_alpha_bars, t) * x_0 + extract(tables.sqrt_one_minus_alpha_bars, t) * noise
 
 
 def posterior(tables: Tables, x_0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (B, C, H, W) and variance (B, 1, 1, 1) of q(x_{t-1} | x_t, x_0): Ho et al. 2020, eq. 6 and 7."""
-    mean = at(tables.posterior_mean_x_0, t) * x_0 + at(tables.posterior_mean_x_t, t) * x_t
-    return mean, at(tables.posterior_variance, t)
+    mean = extract(tables.posterior_mean_x_0, t) * x_0 + extract(tables.posterior_mean_x_t, t) * x_t
+    return mean, extract(tables.posterior_variance, t)
 
 
 def objective_target(tables: Tables, objective: str, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -34,14 +34,14 @@ def objective_target(tables: Tables, objective: str, x_0: Tensor, t: Tensor, noi
         return noise
     if objective == "x0":
         return x_0
-    return at(tables.sqrt_alpha_bars, t) * noise - at(tables.sqrt_one_minus_alpha_bars, t) * x_0
+    return extract(tables.sqrt_alpha_bars, t) * noise - extract(tables.sqrt_one_minus_alpha_bars, t) * x_0
 
 
 def predicted_x_0(tables: Tables, objective: str, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
     """x_0 as the network sees it; from eps by Ho et al. 2020, eq. 15."""
     if objective == "x0":
         return prediction
-    root, root_rest = at(tables.sqrt_alpha_bars, t), at(tables.sqrt_one_minus_alpha_bars, t)
+    root, root_rest = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "eps":
         return (x_t - root_rest * prediction) / root
     return root * x_t - root_rest * prediction
@@ -51,7 +51,7 @@ def predicted_eps(tables: Tables, objective: str, x_t: Tensor, t: Tensor, predic
     """The noise as the network sees it."""
     if objective == "eps":
         return prediction
-    root, root_rest = at(tables.sqrt_alpha_bars, t), at(tables.sqrt_one_minus_alpha_bars, t)
+    root, root_rest = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "x0":
         return (x_t - root * prediction) / root_rest
     return root * prediction + root_rest * x_t
@@ -73,7 +73,7 @@ def learned_log_variance(tables: Tables, t: Tensor, v: Tensor | None) -> Tensor:
             "Use a network with learned_variance, or another variance."
         )
     share = (v + 1) / 2
-    return share * torch.log(at(tables.betas, t)) + (1 - share) * at(tables.log_posterior_variance, t)
+    return share * torch.log(extract(tables.betas, t)) + (1 - share) * extract(tables.log_posterior_variance, t)
 
 
 def loss_weights(tables: Tables, objective: str, t: Tensor, min_snr_gamma: float) -> Tensor:
@@ -89,7 +89,7 @@ def variational_bound(
     """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension (B,); at t = 0 the likelihood of 8-bit pixels, eq. 13."""
     mean, _ = posterior(tables, x_0_seen, x_t, t)
     true_mean, _ = posterior(tables, x_0, x_t, t)
-    true_log_variance = at(tables.log_posterior_variance, t)
+    true_log_variance = extract(tables.log_posterior_variance, t)
     kl = 0.5 * (
         log_variance
         - true_log_variance

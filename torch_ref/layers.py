@@ -5,7 +5,7 @@ import torch
 from torch_ref import rng
 
 
-def keep(h):
+def identity(h):
     """No dropout."""
     return h
 

@@ -13,7 +13,7 @@ import operator
 import numpy as np
 import torch
 
-from torch_ref.errors import UserError
+from jax_ddpm.spec.errors import UserError
 
 PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
 TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t

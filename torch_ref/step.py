@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from torch_ref import diffusion, rng
 from torch_ref.layers import Dropout
-from torch_ref.schedules import Tables, make_tables
+from torch_ref.layouts import numpy_dtype
+from torch_ref.schedules import schedule_tables
 
 Metrics = dict[str, float]
 
@@ -88,12 +89,6 @@ def ema_update(ema: nn.Module, network: nn.Module, step: int, decay: float) -> N
         e.copy_(d * e + (1 - d) * p)
 
 
-def tables_of(config, dtype) -> Tables:
-    """config: a DiffusionConfig."""
-    as_numpy = np.float64 if dtype == torch.float64 else np.float32
-    return make_tables(config.schedule, config.timesteps, config.beta_start, config.beta_end, dtype=as_numpy)
-
-
 def prepare_images(images: Tensor, dtype, flip_key: np.ndarray | None) -> Tensor:
     """uint8 (B, H, W, C) to (B, C, H, W) in [-1, 1], half of them mirrored where a key is given."""
     x = (images.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
@@ -120,7 +115,7 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
     training, seed = config.training, config.training.seed
     dropout = getattr(config.network, "dropout", 0.0)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
-    tables = tables_of(config.diffusion, dtype)
+    tables = schedule_tables(config.diffusion, numpy_dtype(dtype))
 
     def gradients(network, step, *batch):
         """Loss of the batch, in `accumulate` parts of equal size; the gradients are left in the parameters."""
@@ -171,7 +166,7 @@ def make_validation(config) -> Callable[[nn.Module, np.ndarray, np.ndarray, int]
     Batch `number` always meets the same timesteps and noise.
     """
     dtype = torch.float64 if config.training.precision == "float64" else torch.float32
-    tables, seed = tables_of(config.diffusion, dtype), config.training.seed
+    tables, seed = schedule_tables(config.diffusion, numpy_dtype(dtype)), config.training.seed
 
     @torch.no_grad()
     def validate(network, images, mask, number):

@@ -1,9 +1,10 @@
-"""Parameters as NumPy arrays under their PyTorch names, strictly; how they start.
+"""Parameters as NumPy arrays under their PyTorch names, strict; initial values; ready models.
 
 A state dict here is a dict of NumPy arrays, the same as `jax_ddpm.weights` reads and writes.
 """
 
 import math
+import os
 import zlib
 from collections.abc import Mapping
 
@@ -12,11 +13,36 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from torch_ref import rng
-from torch_ref.errors import UserError
+from jax_ddpm.spec.errors import UserError, one_of
+from jax_ddpm.spec.model_files import read_model
+from jax_ddpm.spec.types import Precision, StateDict
+from torch_ref import rng, unets
 from torch_ref.unets import attention
 
-StateDict = dict[str, np.ndarray]
+
+def load_model(
+    path: str | os.PathLike, image_size: int | None = None, precision: str = "float32", **diffusion
+) -> nn.Module:
+    """A model from a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin.
+
+    A module in eval mode, model(x, t), x (B, C, H, W), t integers (B,) in [0, T); what is known of it is its attribute
+    `info`. `variance`, `clip`, `clip_percentile` and `image_size` overrule what the file says. A file that says nothing
+    takes what is not given, also the other fields of DiffusionConfig, from the preset of its network. precision:
+    "float32", "bfloat16" (activations only) or "float64" (parameters too). Raises UserError for a file that is no model
+    or does not fit.
+    """
+    one_of("precision", precision, Precision)
+    values, info = read_model(path, image_size, **diffusion)
+    with torch.device("meta"):  # takes no memory, whatever sizes the file names
+        check_fit(unets.build(info.network, info.image_shape[2]), values)
+    network = unets.build(info.network, info.image_shape[2], torch.bfloat16 if precision == "bfloat16" else None)
+    load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
+    network.info = info
+    return network.eval()
+
+
+def num_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def state_dict(network: nn.Module) -> StateDict:

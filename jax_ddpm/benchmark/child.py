@@ -5,7 +5,6 @@ Jobs and orders come as JSON lines on stdin, answers go as JSON lines to stdout;
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -13,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from jax_ddpm.benchmark.job import Absent, Contender, Job
-from jax_ddpm.compilation import spare_the_living
-from jax_ddpm.config import from_json
-from jax_ddpm.cpu.memory import keep_freed_memory, settle_memory
+from jax_ddpm.process import prepare_process, tidy_now
+from jax_ddpm.spec.json_text import from_json
 
 
 def main() -> None:
@@ -25,7 +23,7 @@ def main() -> None:
     def answer(**content):
         print(json.dumps(content), file=answers, flush=True)
 
-    keep_freed_memory()  # as the commands do
+    prepare_process()
     try:
         job = from_json(Job, sys.stdin.readline(), "The job")
         contender = prepare(job)
@@ -34,8 +32,7 @@ def main() -> None:
     except (Absent, ImportError, MemoryError) as error:
         answer(absent=" ".join(str(error).split()) or type(error).__name__)
         return
-    spare_the_living()  # as the JAX commands do after compiling
-    settle_memory()  # after compiling and comparing
+    tidy_now()  # after compiling and comparing outputs
     contender.forget_peak()
     forget_peak()
     for line in sys.stdin:
@@ -82,6 +79,8 @@ def resident_peak() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
+        import resource  # not on Windows
+
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return largest if sys.platform == "darwin" else largest * 1024
 

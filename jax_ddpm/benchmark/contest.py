@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from jax_ddpm.benchmark.job import MATRIX_PRODUCTS, Job
-from jax_ddpm.config import to_json
+from jax_ddpm.spec.json_text import to_json
 
 TURN_SECONDS = 1.0  # a turn takes at least about so long
 # How far outputs may be from jax_ddpm's: a share of the largest magnitude for loss and gradient norm, absolute for

@@ -12,12 +12,12 @@ from flax import nnx
 from jax_ddpm import ops, unets, weights
 from jax_ddpm.benchmark.device_profile import profiled
 from jax_ddpm.benchmark.job import SEED, Contender, Job
-from jax_ddpm.ops import exact
-from jax_ddpm.samplers import sample_indices
-from jax_ddpm.training.feed import Feed
+from jax_ddpm.ops import matmul_precision
+from jax_ddpm.sampling.samplers import sample_indices
+from jax_ddpm.training.feed import Feed, make_dispatch
 from jax_ddpm.training.loop import make_mesh
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import make_dispatch, make_optimizer, make_train_step
+from jax_ddpm.training.step import make_optimizer, make_train_step
 
 
 def about(compile_seconds: float, **more) -> dict:
@@ -72,7 +72,8 @@ def train(job: Job) -> Contender:
     def compiled(config):
         graph, state = create_state(network, optimizer, config.training.ema)
         state = jax.device_put(state, feed.everywhere)
-        step = make_dispatch(make_train_step(graph, optimizer, config, total_steps, mesh), feed.steps_per_dispatch)
+        train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
+        step = make_dispatch(train_step, feed.steps_per_dispatch)
         start = time.perf_counter()
         program = step.lower(state, *feed.batches(0, 1)).compile()
         return program, state, time.perf_counter() - start
@@ -147,7 +148,7 @@ def matrix_product(job: Job) -> Contender:
     size = 3000 if jax.default_backend() == "cpu" else 8192
     dtype = jnp.dtype(job.run.training.precision)
     a = jnp.asarray(np.random.default_rng(SEED).standard_normal((size, size)), dtype)
-    product = jax.jit(lambda a: jnp.dot(a, a, precision=exact(dtype)))
+    product = jax.jit(lambda a: jnp.dot(a, a, precision=matmul_precision(dtype)))
 
     def work(units):
         for _ in range(units):

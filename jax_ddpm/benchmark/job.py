@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from jax_ddpm.config import RunConfig
-from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import AttentionConfig, NetworkConfig
-from jax_ddpm.presets import PRESETS, preset
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.network_config import AttentionConfig, NetworkConfig
+from jax_ddpm.spec.presets import PRESETS, preset
+from jax_ddpm.spec.run_config import RunConfig
 
 What = Literal["train", "sample"]
 Size = Literal["paper", "tiny"]

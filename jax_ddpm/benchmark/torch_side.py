@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jax_ddpm.benchmark.job import SEED, TORCH_SETTINGS, Absent, Contender, Job
-from jax_ddpm.config import ModelInfo
 from jax_ddpm.data import batch_indices
-from torch_ref import diffusion, rng, samplers, unets, weights
-from torch_ref.schedules import Tables
-from torch_ref.step import draw, learning_rate, prepare_images, tables_of
+from jax_ddpm.spec.model_info import ModelInfo
+from torch_ref import diffusion, rng, unets, weights
+from torch_ref.sampling import reverse, samplers
+from torch_ref.schedules import Tables, schedule_tables
+from torch_ref.step import draw, learning_rate, prepare_images
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 torch.backends.cudnn.benchmark = True
@@ -69,7 +70,7 @@ class Network:
         self.peak_memory = peak_memory if self.compile_mode in (None, "default") else peak_of_graphs
         self.bfloat16 = job.run.training.precision == "bfloat16"
         self.rate = getattr(job.run.network, "dropout", 0.0)
-        ours = unets.build(as_twin(job.run.network), job.image_channels, torch.bfloat16 if self.bfloat16 else None)
+        ours = unets.build(job.run.network, job.image_channels, torch.bfloat16 if self.bfloat16 else None)
         weights.initialise(ours, SEED)
         self.module: nn.Module = unet2d(job, ours) if job.contender == "diffusers" else ours
         self.module.to(DEVICE)
@@ -100,13 +101,6 @@ def refuse_to_compile(mode: str) -> None:
         raise Absent(f"torch.compile needs a C++ compiler on the CPU, and there is no {compiler}")
 
 
-def as_twin(config):
-    """torch_ref's settings of the same network."""
-    from torch_ref.network_config import NETWORKS
-
-    return NETWORKS[config.name](**config.arguments)
-
-
 def unet2d(job: Job, ours: nn.Module) -> nn.Module:
     """diffusers' network with the same weights."""
     if job.run.network.name != "ddpm":
@@ -119,14 +113,14 @@ def unet2d(job: Job, ours: nn.Module) -> nn.Module:
 
 
 def package_configs(job: Job) -> dict[str, dict]:
-    from jax_ddpm import diffusers_folder
+    from jax_ddpm.spec import diffusers_folder
 
     return diffusers_folder.configs(ModelInfo(job.run.network, job.image_shape, job.run.diffusion))
 
 
 def tables_on_device(config) -> Tables:
     return Tables(
-        **{name: torch.as_tensor(v, device=DEVICE) for name, v in vars(tables_of(config, torch.float32)).items()}
+        **{name: torch.as_tensor(v, device=DEVICE) for name, v in vars(schedule_tables(config, np.float32)).items()}
     )
 
 
@@ -242,14 +236,14 @@ def reverse_process(job: Job, network: Network) -> Callable[[Callable], Tensor]:
     """pictures(draw_noise): torch_ref's sampler, each of its steps compiled where that is asked for."""
     config = job.run.diffusion
     network.module.eval()
-    chain = samplers.chain_of(config, samplers.ANCESTRAL)
-    step = samplers.make_step(tables_on_device(config), config, samplers.ANCESTRAL, chain, network.predict)
+    chain = reverse.chain_of(config, samplers.ANCESTRAL)
+    step = reverse.make_step(tables_on_device(config), config, samplers.ANCESTRAL, chain, network.predict)
     advance = network.compiled(lambda x, t, noise: step(x, network.predict(x, t), t, noise))
 
     @torch.no_grad()
     def pictures(draw_noise):
         if not network.compile_mode:
-            return samplers.reverse_process(step, network.predict, draw_noise(config.timesteps), chain, draw_noise)[0]
+            return reverse.reverse_process(step, network.predict, draw_noise(config.timesteps), chain, draw_noise)[0]
         x = draw_noise(config.timesteps)
         for t in chain.tolist():
             torch.compiler.cudagraph_mark_step_begin()

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jax_ddpm.cpu import onednn_convolution as by_onednn
-from jax_ddpm.cpu import products as cpu_products
-from jax_ddpm.cpu import winograd
-from jax_ddpm.cpu import xla as cpu
+from jax_ddpm.cpu import products, winograd, xla
 
 HIGHEST = lax.Precision.HIGHEST
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -26,14 +24,14 @@ def convolve(x, kernel, stride: int, padding: int, bias=None):
     if by_onednn.serves(x, kernel) and (x.dtype == jnp.bfloat16 or not filtered):
         return convolve_directly(x, kernel, bias, stride, padding)
     if stride == 1 and x.shape[1:3] == (1, 1) and 2 * padding + 1 == len(kernel):
-        y = cpu_products.matmul(x, kernel[padding, padding])  # all other taps meet padding only
+        y = products.matmul(x, kernel[padding, padding])  # all other taps meet padding only
     elif stride == 1 and (*x.shape[1:3], *kernel.shape[:2], padding) == (2, 2, 3, 3, 1):
         y = winograd.convolve_2x2(x, kernel)  # XLA's own is some 300 times slower
     elif filtered:
         y = winograd.convolve(x, kernel)
     else:
         y = convolve_directly(x, kernel, None, stride, padding)
-    return y if bias is None else cpu.add_bias(y, bias)
+    return y if bias is None else xla.add_bias(y, bias)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -48,8 +46,8 @@ def convolve_forward(x, kernel, bias, stride, padding):
 
 def convolve_backward(stride, padding, saved, g):
     x, kernel, bias = saved
-    dx = spread(g, kernel, stride, padding, x.shape[1:3])
-    dbias = None if bias is None else cpu.add_bias_backward(bias, g)[1]
+    dx = input_gradient(g, kernel, stride, padding, x.shape[1:3])
+    dbias = None if bias is None else xla.add_bias_backward(bias, g)[1]
     return dx, kernel_gradient(x, g, kernel, stride, padding), dbias
 
 
@@ -59,11 +57,11 @@ convolve_directly.defvjp(convolve_forward, convolve_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def transpose_convolve(x, kernel, stride: int, padding: int, size: tuple[int, int]):
     """Transposed convolution of x (B, H, W, I) with a kernel (K, K, O, I) to maps of `size`: a convolution's dx."""
-    return spread(x, kernel, stride, padding, size)
+    return input_gradient(x, kernel, stride, padding, size)
 
 
 def transpose_forward(x, kernel, stride, padding, size):
-    return spread(x, kernel, stride, padding, size), (x, kernel)
+    return input_gradient(x, kernel, stride, padding, size), (x, kernel)
 
 
 def transpose_backward(stride, padding, size, saved, g):
@@ -106,7 +104,7 @@ def columns_at_once(x, kernel, stride: int, padding: int) -> int:
     return 2 if i * o <= 400 and width % 2 == 0 else 1
 
 
-def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
+def input_gradient(x, kernel, stride: int, padding: int, size: tuple[int, int]):
     """A convolution's gradient for its input: y[stride m + a - padding] += kernel[a]^T x[m], maps of `size`.
 
     The stride x stride pixels of each block of y as channels of one convolution (Shi et al. 2016, section 3.2), with
@@ -119,7 +117,7 @@ def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
             return by_onednn.correlate_flipped(x, kernel, [(edge, edge), (edge, edge)])
         return correlate(x, kernel[::-1, ::-1].swapaxes(2, 3), 1, edge)
     if by_onednn.serves(x, kernel) and k >= stride and all(n % stride == 0 for n in size):
-        return by_onednn.spread(x, kernel, stride, padding, size)
+        return by_onednn.input_gradient(x, kernel, stride, padding, size)
 
     def plan(start):
         """y[0] is pixel `start` of the blocks: taps a block, the first and the last block of y along each axis."""
@@ -168,7 +166,7 @@ def correlate_batches(image, window, dilation: int, padding):
     """Of image (B, H, W, C) and a window (B, K, K, D), summed over the batch: (C, H', W', D)."""
 
     def transposed(x, *axes):
-        return x.transpose(axes) if x.size < LARGE else cpu.apart(lambda x: x.transpose(axes), x)
+        return x.transpose(axes) if x.size < LARGE else xla.no_fusion(lambda x: x.transpose(axes), x)
 
     return lax.conv_general_dilated(
         transposed(image, 3, 1, 2, 0),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm.cpu.xla import HIGHEST, apart, batch_sum, pixel_sum, rounded
+from jax_ddpm.cpu.xla import HIGHEST, batch_sum, no_fusion, pixel_sum, rounded
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -63,7 +63,7 @@ def layer_norm_forward(x, scale, bias, epsilon):
     rows = given.astype(scale.dtype)
     mean = row_mean(rows)
     rstd = lax.rsqrt(row_mean(jnp.square(rows - mean)) + epsilon)
-    y = apart(normalised, given, mean, rstd, scale.ravel(), bias.ravel())
+    y = no_fusion(normalised, given, mean, rstd, scale.ravel(), bias.ravel())
     return y.reshape(x.shape), (x, scale, mean, rstd)
 
 
@@ -77,7 +77,7 @@ def layer_norm_backward(epsilon, saved, dy):
     rows, dy = (values.astype(scale.dtype) for values in given)
     dnormal = dy * scale.ravel()
     a, b = row_mean(dnormal), row_mean(dnormal * (rows - mean)) * rstd
-    dx = apart(gradient, *given, mean, rstd, scale.ravel(), a, b)
+    dx = no_fusion(gradient, *given, mean, rstd, scale.ravel(), a, b)
     dscale, dbias = (sum_by_parts(values, 0) for values in (dy * (rows - mean) * rstd, dy))
     return dx.reshape(x.shape), dscale.reshape(scale.shape), dbias.reshape(scale.shape)
 

@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 
-from jax_ddpm.cpu import onednn
-from jax_ddpm.cpu import xla as cpu
-from jax_ddpm.arrays import wide_dtype
+from jax_ddpm.arrays import upcast_dtype
+from jax_ddpm.cpu import onednn, xla
 
 LARGE = 1 << 25  # bytes of both factors of a kernel's gradient; from there on parts are faster than the whole
 PARTS = 16  # at most, for each of them is compiled
@@ -30,7 +29,7 @@ def correlate_flipped(x, kernel, padding):
     return onednn.convolve(x, kernel[::-1, ::-1], (1, 1), padding, axes=(0, 1, 3, 2))
 
 
-def spread(x, kernel, stride: int, padding: int, size: tuple[int, int]):
+def input_gradient(x, kernel, stride: int, padding: int, size: tuple[int, int]):
     """A convolution's gradient for its input, as `cpu_convolution.spread`: maps of `size`, multiples of the stride.
 
     Every stride-th pixel, from r on, is a convolution of x with every stride-th tap, from (r + padding) mod stride on.
@@ -58,7 +57,7 @@ def is_2x2(x, kernel, strides, padding) -> bool:
 
 def correlate_2x2(x, kernel, bias=None, flipped: bool = False):
     """Cross-correlation of maps of 2x2: a product of matrices for each of a kernel's nine pixels, no padding."""
-    dtype = wide_dtype(x.dtype)
+    dtype = upcast_dtype(x.dtype)
     pixels = [(0, 0), (0, 1), (1, 0), (1, 1)]
     y = dict.fromkeys(pixels, 0 if bias is None else bias.astype(dtype))
     for a, b in [(a, b) for a in range(3) for b in range(3)]:
@@ -101,7 +100,7 @@ def correlate_batches(image, window, k: int, dilation: int, padding):
         if halves == 1 and len(pixels) <= 64:  # what is faster
             columns = onednn.transpose(pixels.reshape(len(pixels), -1))
         else:
-            columns = cpu.apart(lambda x: x.transpose(2, 1, 3, 0), pixels)
+            columns = xla.no_fusion(lambda x: x.transpose(2, 1, 3, 0), pixels)
         sums += onednn.convolve(
             columns.reshape(halves, h, w * of_each, -1),
             window[some],

@@ -4,10 +4,16 @@ from jax_ddpm.cpu import convolution, xla
 from jax_ddpm.cpu.norm import group_norm, layer_norm
 from jax_ddpm.cpu.products import einsum, matmul
 from jax_ddpm.cpu.threefry import THREEFRY
-from jax_ddpm.cpu.xla import add_to_pixels, concatenate_channels, max_pool_2x2, silu, sum_of_squares
-from jax_ddpm.cpu.xla import computed_first as materialize
-from jax_ddpm.cpu.xla import drawn_once as draw_once
-from jax_ddpm.cpu.xla import rematerialised as checkpoint
+from jax_ddpm.cpu.xla import (
+    add_to_pixels,
+    checkpoint,
+    concatenate_channels,
+    draw_once,
+    materialize,
+    max_pool_2x2,
+    silu,
+    sum_of_squares,
+)
 
 __all__ = [
     "add_bias",

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax_ddpm.arrays import upcast_dtype
 from jax_ddpm.cpu import onednn
-from jax_ddpm.arrays import wide_dtype
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # Lavin & Gray 2016, eq. 7
 G_2X2 = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
@@ -60,7 +60,7 @@ def backward(saved, g):
         dx_part = filtered(g, u, product, "tpo,tio->tpi", FLIPPED)
         return products, lax.dynamic_update_index_in_dim(dx, dx_part, i, 0, allow_negative_indices=False)
 
-    zero = jnp.zeros(u.shape, wide_dtype(x.dtype))
+    zero = jnp.zeros(u.shape, upcast_dtype(x.dtype))
     products, dx = lax.fori_loop(0, len(x_parts), part, (zero, to_fill(g, x_parts.shape)))
     return dx.reshape(x.shape), kernel_gradient(products, G, kernel)
 
@@ -101,7 +101,7 @@ def filtered(x, u, product, channels: str, order):
 
 def product_for(x):
     """product(equation, a, b) for a layer of x: sixteen or nine products of matrices at once, summed in float32."""
-    dtype = wide_dtype(x.dtype)
+    dtype = upcast_dtype(x.dtype)
 
     def product(equation, a, b):
         if by_onednn(x):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm.arrays import wide
+from jax_ddpm.arrays import upcast
 
 HIGHEST = lax.Precision.HIGHEST
 LARGE = 1 << 17  # numbers; of fewer, sums and activations are quick anyhow
@@ -36,13 +36,13 @@ def add_to_pixels(x, vectors):
     """
 
     def added(x, vectors):
-        return rounded(wide(x) + jnp.expand_dims(wide(vectors), tuple(range(1, x.ndim - 1))), x.dtype)
+        return rounded(upcast(x) + jnp.expand_dims(upcast(vectors), tuple(range(1, x.ndim - 1))), x.dtype)
 
     if x.shape[-1] % 16 == 0:
         return added(x, vectors)
     columns = x.shape[-2]
     rows = x.reshape(*x.shape[:-2], columns * x.shape[-1])
-    return apart(added, rows, jnp.tile(vectors, (1, columns))).reshape(x.shape)
+    return no_fusion(added, rows, jnp.tile(vectors, (1, columns))).reshape(x.shape)
 
 
 def add_to_pixels_backward(vectors, g):
@@ -71,7 +71,7 @@ def silu(x):
 
     Where no gradient needs it, nor rounding, of 16 n channels together with what computes x.
     """
-    together = wide(x).dtype == x.dtype and x.shape[-1] % 16 == 0
+    together = upcast(x).dtype == x.dtype and x.shape[-1] % 16 == 0
     return jax.nn.silu(x) if together else of_numbers(jax.nn.silu, x)
 
 
@@ -140,7 +140,7 @@ def larger(a, b):
 
 def image_sum(x):
     """x (B, ..., C) summed over pixels, in float32 or better: (B, C)."""
-    return pixel_sum(wide(x.reshape(len(x), -1, x.shape[-1])))
+    return pixel_sum(upcast(x.reshape(len(x), -1, x.shape[-1])))
 
 
 def of_numbers(function, *arrays):
@@ -151,24 +151,24 @@ def of_numbers(function, *arrays):
     shape, dtype = arrays[0].shape, arrays[0].dtype
 
     def result(*arrays):
-        return rounded(function(*map(wide, arrays)), dtype)
+        return rounded(function(*map(upcast, arrays)), dtype)
 
     if shape[-1] % 16 != 0:
-        return apart(result, *(a.ravel() for a in arrays)).reshape(shape)
-    return result(*arrays) if arrays[0].size < LARGE else apart(result, *arrays)
+        return no_fusion(result, *(a.ravel() for a in arrays)).reshape(shape)
+    return result(*arrays) if arrays[0].size < LARGE else no_fusion(result, *arrays)
 
 
-def apart(function, *arrays):
+def no_fusion(function, *arrays):
     """function(*arrays), kept from being merged with its neighbours by standing in a branch, which is always taken."""
     result = jax.eval_shape(function, *arrays)
     never = arrays[0].ravel()[0] > jnp.inf  # XLA does not see that
     return lax.cond(never, lambda *_: jax.tree.map(jnp.empty_like, result), function, *arrays)
 
 
-def drawn_once(draw, key):
+def draw_once(draw, key):
     """draw(key) of a key of jax.random, or many: XLA would draw anew for each reader, in the gradient once more."""
     like = jax.random.key_impl(key)
-    return apart(lambda data: draw(jax.random.wrap_key_data(data, impl=like)), jax.random.key_data(key))
+    return no_fusion(lambda data: draw(jax.random.wrap_key_data(data, impl=like)), jax.random.key_data(key))
 
 
 def batch_sum(x):
@@ -190,7 +190,7 @@ def pixel_sum(x):
     return lax.reduce_window(sums, jnp.zeros((), x.dtype), lax.add, windows, windows, "VALID").sum(1)
 
 
-def computed_first(arrays):
+def materialize(arrays):
     """arrays, computed before anything reads them.
 
     XLA would compute them anew for each reader, and copy what they were computed from where they are to replace it.
@@ -198,7 +198,7 @@ def computed_first(arrays):
     return lax.optimization_barrier(arrays)
 
 
-def rematerialised(call, *arguments):
+def checkpoint(call, *arguments):
     """call(*arguments), whose gradient computes what it needs of the way anew: jax.checkpoint for XLA on CPUs.
 
     XLA forgets there what jax.checkpoint orders, and does the second computation along with the first.

@@ -4,18 +4,15 @@ An entry is two files: `<key>.npy`, training images and then validation images i
 one ends and the other begins, and the notes. Each is written beside its place and moved there, the second last.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import re
-import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+
+from jax_ddpm.spec.files import atomic_path, write_text
 
 
 @dataclass(frozen=True)
@@ -25,11 +22,6 @@ class Decoded:
     train: np.ndarray
     validation: np.ndarray
     notes: tuple[str, ...]
-
-
-def default_dir() -> Path:
-    """`$XDG_CACHE_HOME/jax_ddpm`, else `~/.cache/jax_ddpm`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "jax_ddpm"
 
 
 def entry(cache_dir: Path, label: str, key: object) -> Path:
@@ -72,27 +64,10 @@ def write(path: Path, decoded: Decoded) -> None:
     shape = (num_train + len(decoded.validation), *decoded.train.shape[1:])
     about = {"shape": shape, "num_train": num_train, "notes": decoded.notes}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as file:
+    with atomic_path(path) as draft, open(draft, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for images in (decoded.train, decoded.validation):
             if images.size:
                 file.write(np.ascontiguousarray(images).data)
-    with _replacing(path.with_suffix(".json")) as file:
-        file.write(json.dumps(about).encode())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    write_text(path.with_suffix(".json"), json.dumps(about))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
 
 TIDY_UP = 10  # seconds for the child, which Ctrl-C reaches too, to delete what is incomplete
 PACKAGE_ROOT = str(Path(__file__).parents[2])

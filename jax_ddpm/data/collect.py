@@ -6,8 +6,8 @@ from tqdm import tqdm
 
 from jax_ddpm.data.files import Files
 from jax_ddpm.data.pixels import read_image
-from jax_ddpm.data.text import one_line, printable
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.text import one_line, printable
 
 NAMED = 3  # skipped images that a note names
 

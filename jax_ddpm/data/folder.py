@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jax_ddpm.data.files import Files, Source
-from jax_ddpm.data.text import printable
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.text import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 

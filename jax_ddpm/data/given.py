@@ -9,7 +9,7 @@ from PIL import Image
 from jax_ddpm.data.collect import reason
 from jax_ddpm.data.folder import open_folder
 from jax_ddpm.data.pixels import open_image
-from jax_ddpm.errors import UserError, require
+from jax_ddpm.spec.errors import UserError, require
 
 Shape = tuple[int, int, int]
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
 
 
 def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
-from jax_ddpm.data.text import one_line
+from jax_ddpm.spec.text import one_line
 
 RETRIES = 5  # per file, about 6 s of waiting; tensorflow_datasets' own 10 take more than 3 minutes without a network
 

@@ -12,9 +12,10 @@ from jax_ddpm.data.collect import collect
 from jax_ddpm.data.files import Source
 from jax_ddpm.data.folder import open_folder
 from jax_ddpm.data.pixels import RULE, square
-from jax_ddpm.data.text import one_line
 from jax_ddpm.data.tfds_source import open_tfds
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.files import cache_dir as user_cache_dir
+from jax_ddpm.spec.text import one_line
 
 HELD_OUT = 0.1  # of a data set that brings no validation images
 HELD_OUT_FROM = 10  # images; fewer are all needed for training
@@ -53,7 +54,7 @@ def load(
         image_size: height and width; the short side is resized with antialiasing, then the centre cut out.
         data_dir: where tensorflow_datasets keeps its data; its own default if None.
         manual_dir: archives fetched by hand, from which tensorflow_datasets prepares without a network.
-        cache_dir: where decoded images are kept; `cache.default_dir()` if None.
+        cache_dir: where decoded images are kept; `spec.files.cache_dir()` if None.
         validation_fraction: share of the training images that is held out, in [0, 1). None: the data set's own test
             (else validation) images, or a tenth of the training images where it has neither.
         log: told, in single lines, what takes a while.
@@ -93,7 +94,7 @@ def _digits(image_size: int) -> np.ndarray:
 def _through_cache(
     source: Source, image_size: int, fraction: float | None, cache_dir: str | None, log: Callable[[str], None]
 ) -> tuple[cache.Decoded, str]:
-    folder = Path(cache_dir).expanduser() if cache_dir else cache.default_dir()
+    folder = Path(cache_dir).expanduser() if cache_dir else user_cache_dir()
     key = {"rule": RULE, "source": source.fingerprint, "size": image_size, "validation": fraction}
     path = cache.entry(folder, f"{source.train.label}-{image_size}", key)
     cached = cache.read(path)

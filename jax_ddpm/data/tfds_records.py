@@ -6,8 +6,8 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from jax_ddpm.data.text import one_line
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.text import one_line
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder, SplitInfo

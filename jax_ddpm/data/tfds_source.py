@@ -11,9 +11,9 @@ import numpy as np
 
 from jax_ddpm.data.child import prepare_in_child
 from jax_ddpm.data.files import Files, Source
-from jax_ddpm.data.text import one_line, printable
 from jax_ddpm.data.tfds_records import readable_format, records
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.text import one_line, printable
 
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder, SplitInfo

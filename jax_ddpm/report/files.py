@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from jax_ddpm.data import to_uint8
-from jax_ddpm.errors import UserError
 from jax_ddpm.report.pictures import grid
+from jax_ddpm.spec.errors import UserError
 
 
 def check_images_path(path: Path) -> None:

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jax_ddpm.config import OutputConfig
-from jax_ddpm.errors import UserError
-from jax_ddpm.model_files import one_line
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.run_config import OutputConfig
+from jax_ddpm.spec.text import one_line
 from jax_ddpm.training.state import TrainState
 
 STATE, RECORD, MANIFEST = "state", "record.json", "manifest.json"

@@ -6,7 +6,7 @@ import sys
 import threading
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """A signal ended the run; `number` is the signal's, and the text says how to go on."""
 
     def __init__(self, number: int, message: str):

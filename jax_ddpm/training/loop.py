@@ -15,18 +15,22 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jax_ddpm import data, model_files, rng, unets, weights
-from jax_ddpm.config import ModelInfo, RunConfig
-from jax_ddpm.errors import UserError
+from jax_ddpm import data, rng, unets, weights
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.model_files import MODEL_FILE, initial_weights
+from jax_ddpm.spec.model_info import ModelInfo, describe
+from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.spec.text import one_line
+from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.checkpoint import Checkpoints
-from jax_ddpm.training.feed import Feed, Validation
+from jax_ddpm.training.feed import Feed, Validation, make_dispatch
 from jax_ddpm.training.interrupt import Interruption
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import Intervals, Progress, Saving
 from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim, default_out
 from jax_ddpm.training.run_page import Page, write_page
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
-from jax_ddpm.training.step import make_dispatch, make_optimizer, make_train_step
+from jax_ddpm.training.step import make_optimizer, make_train_step
 from jax_ddpm.training.tensorboard import TensorBoard
 
 CANNOT_WRITE = (OSError, safetensors.SafetensorError)
@@ -74,7 +78,7 @@ def run(
     dtype = np.float64 if config.training.precision == "float64" else np.float32
     graph, state = create_state(network, optimizer, config.training.ema, dtype)
     info = ModelInfo(network=config.network, image_shape=image_shape, diffusion=config.diffusion)
-    log(model_files.describe(info, num_parameters(state.params)))
+    log(describe(info, num_parameters(state.params)))
     num_train, num_held_out, batch_size = len(images.train), len(images.validation), config.training.batch_size
     log(f"{num_train:,} training images, {num_held_out:,} held out; {total_steps:,} steps of {batch_size}")
     kind = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({jax.default_backend()})"
@@ -91,8 +95,8 @@ def run(
     metrics_log.rewind(start, record["pending"], record["unwritten"])
     best = record["best"]  # {"step": ..., "validation_loss": ...}
 
-    train_step = make_train_step(graph, optimizer, config, total_steps, mesh)
     feed = Feed(images.train, config, mesh)
+    train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
     dispatch = make_dispatch(train_step, feed.steps_per_dispatch)
     validate = Validation(graph, config, images.validation, mesh)
     pictures = Pictures(folder, graph, config, image_shape)
@@ -151,7 +155,7 @@ def run(
                 if improved or (intervals.checkpoint(step) and saving.wants(step, checkpoints.writing)):
                     with saving:
                         if improved or not output.keep_best:
-                            with disk_may_fail(model_files.MODEL_FILE, log):
+                            with disk_may_fail(MODEL_FILE, log):
                                 export(folder, graph, state, replace(info, step=step))
                         checkpoint()  # last: a run killed before it does the rest again
                     saved = step
@@ -167,7 +171,7 @@ def run(
     if best and best["step"] != step:
         log(f"The best validation loss, {best['validation_loss']:.4g}, was that of step {best['step']:,}: its weights.")
         if lost := checkpoints.damage(best["step"]):
-            log(f"They cannot be restored ({lost}): the pictures are of the last ones, {model_files.MODEL_FILE} stays.")
+            log(f"They cannot be restored ({lost}): the pictures are of the last ones, {MODEL_FILE} stays.")
         else:
             step, (state, _) = best["step"], checkpoints.restore(best["step"], state)
     try:
@@ -182,10 +186,10 @@ def run(
         log(f"The page of this run: {write_page(folder)}")
     except CANNOT_WRITE as error:
         raise UserError(
-            f"{folder} cannot be written ({model_files.one_line(error)}). "
+            f"{folder} cannot be written ({one_line(error)}). "
             "The training is done; make room, and --resume makes what is missing."
         ) from None
-    log(f"Weights: {folder / model_files.MODEL_FILE}   Metrics: {metrics_log.path}")
+    log(f"Weights: {folder / MODEL_FILE}   Metrics: {metrics_log.path}")
 
 
 @contextmanager
@@ -194,7 +198,7 @@ def disk_may_fail(what: str, log: Callable[[str], None]):
     try:
         yield
     except CANNOT_WRITE as error:
-        log(f"{what} could not be written ({model_files.one_line(error)}). Training goes on.")
+        log(f"{what} could not be written ({one_line(error)}). Training goes on.")
 
 
 def lengths(config: RunConfig, num_images: int) -> tuple[int, int]:
@@ -244,11 +248,11 @@ def make_network(config: RunConfig, image_shape: tuple[int, int, int]):
     if config.training.init_from is None:
         weights.initialise(network, config.training.seed)
     else:
-        weights.load_state_dict(network, model_files.initial_weights(config.training.init_from, config.network))
+        weights.load_state_dict(network, initial_weights(config.training.init_from, config.network))
     return network
 
 
 def export(folder: Path, graph, state: TrainState, info: ModelInfo) -> None:
     """model.safetensors: the weights that are sampled, in float32."""
     values = weights.state_dict(nnx.merge(graph, state.weights, state.buffers))
-    model_files.write_model(folder / model_files.MODEL_FILE, {k: v.astype(np.float32) for k, v in values.items()}, info)
+    write_model(folder / MODEL_FILE, {k: v.astype(np.float32) for k, v in values.items()}, info)

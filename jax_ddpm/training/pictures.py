@@ -1,6 +1,5 @@
 """The pictures of a run, made from its weights: sample grids while it trains, and the closing ones at its end."""
 
-import io
 import time
 from pathlib import Path
 
@@ -11,12 +10,14 @@ from flax import nnx
 from tqdm import tqdm
 
 from jax_ddpm import report
-from jax_ddpm.config import RunConfig, SamplerConfig
 from jax_ddpm.data import ImageData, to_uint8
-from jax_ddpm.model_files import atomically
-from jax_ddpm.samplers import chain_of, sample_indices
-from jax_ddpm.training import looks
-from jax_ddpm.training.step import tables_of
+from jax_ddpm.sampling.reverse import chain_of
+from jax_ddpm.sampling.samplers import sample_indices
+from jax_ddpm.schedules import schedule_tables
+from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.files import atomic_path
+from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.training import diagnostics as looks
 
 CLOSING_FILE = "closing.npz"  # what the page is made from
 NUM_FRAMES = 31  # states of the reverse process that are kept, x_T and x_0 among them
@@ -60,7 +61,8 @@ class Pictures:
         """A sample grid of this step, drawn in few steps."""
         samples, _ = self.sample(nnx.merge(self.graph, weights, buffers), along(self.config))
         path = self.folder / f"step-{step:07d}.png"
-        atomically(path, lambda draft: report.grid(to_uint8(samples)).save(draft, "PNG"))
+        with atomic_path(path) as draft:
+            report.grid(to_uint8(samples)).save(draft, "PNG")
         return path
 
     def save_all(
@@ -73,10 +75,12 @@ class Pictures:
         """
         network, config = nnx.merge(self.graph, weights, buffers), self.config
         gif_frames, chain = config.output.gif_frames, chain_of(config.diffusion, config.sampling)
-        log_snr = np.log(tables_of(config.diffusion, np.float64).snr)[chain]  # of the states after 0, 1, ... steps
+        log_snr = np.log(schedule_tables(config.diffusion, np.float64).snr)[
+            chain
+        ]  # of the states after 0, 1, ... steps
         kept = report.evenly_spaced(log_snr, max(NUM_FRAMES, gif_frames) - 1)
         x_0, every_frame = self.sample(network, config.sampling, (*kept.tolist(), len(chain)))
-        some = spread(len(every_frame), NUM_FRAMES)
+        some = evenly_spaced_indices(len(every_frame), NUM_FRAMES)
         frames, t = every_frame[some, :ROWS], chain[kept[some[:-1]]]
         predicted = np.concatenate([looks.predict_x_0(network, config.diffusion, frames[:-1], t), frames[-1:]])
         x_t = to_uint8(frames)
@@ -94,7 +98,7 @@ class Pictures:
         samples = to_uint8(x_0)
         made = {"grid.png": (report.grid(samples), f"{len(samples)} samples")}
         self.save_grid(weights, buffers, step)
-        columns = spread(len(x_t), COLUMNS)
+        columns = evenly_spaced_indices(len(x_t), COLUMNS)
         labels = ["x_T", *(f"t = {t[column]}" for column in columns[1:-1]), "x_0"]
         made["reverse.png"] = (
             report.table(x_t[columns].swapaxes(0, 1), labels),
@@ -121,18 +125,17 @@ class Pictures:
         )
         for name, (figure, _) in figures.items():
             figure.savefig(self.folder / name, dpi=120)
-        with io.BytesIO() as file:
+        with atomic_path(self.folder / CLOSING_FILE) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, **numbers)
-            atomically(self.folder / CLOSING_FILE, lambda draft: draft.write_bytes(file.getvalue()))
         shown = [(self.folder / name, text) for name, (_, text) in {**made, **figures}.items()]
         if gif_frames:
-            chosen = to_uint8(every_frame[spread(len(every_frame), gif_frames)])
+            chosen = to_uint8(every_frame[evenly_spaced_indices(len(every_frame), gif_frames)])
             report.write_gif(self.folder / "reverse.gif", chosen)
             shown.append((self.folder / "reverse.gif", f"the reverse process, {len(chosen)} frames"))
         return shown
 
 
-def spread(length: int, count: int) -> np.ndarray:
+def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
     """At most `count` of the indices of a sequence, evenly spaced, first and last among them."""
     return np.unique(np.round(np.linspace(0, length - 1, count)).astype(int))
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
-from jax_ddpm.config import RunConfig
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.run_folder import MetricsLog
 
 APART = 500  # steps at least between two validations or checkpoints, where the user sets no interval

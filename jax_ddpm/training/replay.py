@@ -12,14 +12,14 @@ from jax.sharding import Mesh
 
 import jax_ddpm
 from jax_ddpm import data, rng, weights
-from jax_ddpm.config import RunConfig
-from jax_ddpm.errors import UserError
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
-from jax_ddpm.training.feed import Feed
+from jax_ddpm.training.feed import Feed, make_dispatch
 from jax_ddpm.training.loop import lengths, load_images, make_network
 from jax_ddpm.training.run_folder import default_out
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import global_norm, make_dispatch, make_gradients, make_optimizer, make_train_step
+from jax_ddpm.training.step import global_norm, make_gradients, make_optimizer, make_train_step
 
 
 def replay(config: RunConfig, out: Path | None, number: int, log: Callable[[str], None] = print) -> None:
@@ -49,14 +49,15 @@ def replay(config: RunConfig, out: Path | None, number: int, log: Callable[[str]
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))  # one device is enough, and shares any batch
     feed = Feed(images, config, mesh)
     state = jax.device_put(state, feed.everywhere)
-    dispatch = make_dispatch(make_train_step(graph, optimizer, config, total_steps, mesh), feed.steps_per_dispatch)
+    train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
+    dispatch = make_dispatch(train_step, feed.steps_per_dispatch)
     step = start
     while step < number - 1:
         n = min(feed.at_once, number - 1 - step)
         state, _ = feed.run(dispatch, state, step, n)
         step += n
     indices = data.batch_indices(training.seed, number - 1, len(images), training.batch_size)
-    gradients = jax.jit(make_gradients(graph, config, mesh))
+    gradients = jax.jit(make_gradients(graph, config, mesh, feed.unroll_accumulation))
     loss, grads = gradients(state, images[indices])
     key = rng.key(training.seed, rng.TIMESTEPS, number - 1)
     t = np.asarray(rng.timesteps(key, training.batch_size, config.diffusion.timesteps))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import fcntl
 import json
 import math
 import os
@@ -15,8 +14,12 @@ from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
-from jax_ddpm.config import RunConfig, from_json, slug
-from jax_ddpm.errors import UserError
+from filelock import FileLock, Timeout
+
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.files import write_text
+from jax_ddpm.spec.json_text import from_json
+from jax_ddpm.spec.run_config import RunConfig, slug
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -75,26 +78,27 @@ def claim(folder: Path, config: RunConfig, resume: bool = False) -> Iterator[Non
 
     UserError where it cannot be written, or where another process holds it.
     """
+    lock = FileLock(folder / LOCK_FILE)  # the system releases it however the process ends
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK_FILE, "a")  # noqa: SIM115
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(f"Another process is training in {folder}. Wait for it, or choose another --out.") from None
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from None
-    with lock:  # the kernel lets go of it however the process ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"Another process is training in {folder}. Wait for it, or choose another --out.") from None
+    try:
         check_folder(folder, config, resume)  # again: it may have come and gone in the meantime
         try:
             drafts = [path for name in OURS for path in folder.glob(f".{name}.*")]
             for draft in [*drafts, *(folder / "samples").glob(".*")]:  # of a killed run
                 draft.unlink()
-            write_atomically(folder / CONFIG_FILE, described(folder, config) + "\n")
+            write_text(folder / CONFIG_FILE, described(folder, config) + "\n")
             (folder / "samples").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from None
         yield
+    finally:
+        lock.release()
 
 
 def described(folder: Path, config: RunConfig) -> str:
@@ -167,15 +171,6 @@ def flat(config) -> dict:
     }
 
 
-def write_atomically(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 class MetricsLog:
     """metrics.jsonl: rows, each the mean of the steps since the one before."""
 
@@ -193,7 +188,7 @@ class MetricsLog:
         kept = [row for row in self.rows() if row["step"] <= step]
         last = kept[-1]["step"] if kept else 0
         kept += [row for row in unwritten if row["step"] > last]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.pending = list(pending)
 
     def rows(self) -> list[dict]:

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jax_ddpm.config import RunConfig, SamplerConfig
-from jax_ddpm.presets import PRESETS
 from jax_ddpm.report import html_page
-from jax_ddpm.training.pictures import CLOSING_FILE, along, spread
+from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.files import write_text
+from jax_ddpm.spec.presets import PRESETS
+from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.training.pictures import CLOSING_FILE, along, evenly_spaced_indices
 from jax_ddpm.training.run_charts import closing_charts, training_charts
-from jax_ddpm.training.run_folder import CONFIG_FILE, STARTS, MetricsLog, load_config, write_atomically
+from jax_ddpm.training.run_folder import CONFIG_FILE, STARTS, MetricsLog, load_config
 
 PAGE_FILE = "report.html"
 APART = 60  # seconds at least between two versions while the run goes on
@@ -51,7 +53,7 @@ def write_page(folder: Path, out: Path | None = None, notes: tuple[str, ...] = (
     notes: sentences for its head. Raises UserError where there is no run, OSError where the page cannot be written.
     """
     out = out or folder / PAGE_FILE
-    write_atomically(out, html_page.page(content(folder, load_config(folder), notes)))
+    write_text(out, html_page.page(content(folder, load_config(folder), notes)))
     return out
 
 
@@ -124,7 +126,7 @@ def grids(folder: Path, config: RunConfig, rows: list[dict]) -> list[dict]:
         int(match[1]): path for path in (folder / "samples").glob("step-*.png") if (match := STEP.match(path.name))
     }
     steps = sorted(found)
-    steps = [steps[i] for i in spread(len(steps), GRIDS)] if steps else []
+    steps = [steps[i] for i in evenly_spaced_indices(len(steps), GRIDS)] if steps else []
     validation = {row["step"]: row["validation_loss"] for row in rows if row.get("validation_loss") is not None}
     shown = []
     for step in steps:

@@ -10,11 +10,11 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm import diffusion, ops, rng, unets
+from jax_ddpm import diffusion, ops, rng
 from jax_ddpm.arrays import Array
-from jax_ddpm.config import DiffusionConfig, RunConfig, TrainingConfig
 from jax_ddpm.layers import Dropout, rematerialised
-from jax_ddpm.schedules import Tables, make_tables
+from jax_ddpm.schedules import schedule_tables
+from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from jax_ddpm.training.adam import scale_by_adam
 from jax_ddpm.training.state import TrainState
 
@@ -60,10 +60,6 @@ def ema_update(ema, params, step: Array, decay: float):
     return jax.tree.map(lambda e, p: (d * e + (1 - d) * p).astype(e.dtype), ema, params)
 
 
-def tables_of(config: DiffusionConfig, dtype) -> Tables:
-    return make_tables(config.schedule, config.timesteps, config.beta_start, config.beta_end, dtype=dtype)
-
-
 def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
     """uint8 (B, H, W, C) to [-1, 1], half of them mirrored where a key is given."""
     x = images.astype(dtype) / 127.5 - 1
@@ -73,12 +69,12 @@ def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
     return jnp.where(coins[:, None, None, None], x[:, :, ::-1], x)
 
 
-def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callable:
+def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_accumulation: bool = False) -> Callable:
     """gradients(state, images uint8 (B, H, W, C)) -> (loss, gradients): every draw comes from (seed, state.step)."""
     training, seed = config.training, config.training.seed
     dropout = getattr(config.network, "dropout", 0.0)
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
-    tables = tables_of(config.diffusion, dtype)
+    tables = schedule_tables(config.diffusion, dtype)
 
     def split_by_device(x, *axes):
         return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
@@ -101,16 +97,16 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None) -> Callab
             x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:])
             return split_by_device(x.swapaxes(0, 1), None, "data")
 
-        unroll = not unets.fast_in_loops(config.network)
-
         def add(total, part):
             x_0, *draws = part
-            if unroll:  # no loop orders the parts, and side by side they would take the memory of the whole batch
+            if (
+                unroll_accumulation
+            ):  # no loop orders the parts, and side by side they would take the memory of the whole batch
                 x_0 = x_0 + 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(total))
             return jax.tree.map(jnp.add, total, grad(state.params, state, x_0, *draws)), None
 
         zero = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = lax.scan(add, zero, jax.tree.map(parts, batch), unroll=unroll)
+        total, _ = lax.scan(add, zero, jax.tree.map(parts, batch), unroll=unroll_accumulation)
         return jax.tree.map(lambda x: x / training.accumulate, total)
 
     def gradients(state: TrainState, images: Array):
@@ -130,13 +126,14 @@ def make_train_step(
     config: RunConfig,
     total_steps: int,
     mesh: Mesh | None = None,
+    unroll_accumulation: bool = False,
 ) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), pure.
 
     Where the loss or a gradient is not finite, the step counts and changes nothing else. Metrics: loss, grad_norm
     (before clipping), learning_rate and skipped (0 or 1), float scalars.
     """
-    training, gradients = config.training, make_gradients(graph, config, mesh)
+    training, gradients = config.training, make_gradients(graph, config, mesh, unroll_accumulation)
 
     def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
         loss, grads = gradients(state, images)
@@ -159,44 +156,13 @@ def make_train_step(
     return train_step
 
 
-def make_dispatch(train_step: Callable, steps_per_dispatch: int, all_rounds: bool | None = None) -> Callable:
-    """dispatch(state, images (N, H, W, C), indices (K, B), n) -> (state, metrics of K steps): jitted, state donated.
-
-    Runs the first n <= K = `steps_per_dispatch` steps, step i on images[indices[i]], in one device program; the
-    metrics of steps beyond n are zero. all_rounds: go round K times whatever n is, steps beyond it changing nothing:
-    on GPUs, at each turn of a loop whose end the compiler does not know, the device would wait for the host. By default
-    on all devices but CPUs, where such steps would take their time and nothing waits.
-    """
-    all_rounds = not ops.on_cpu() if all_rounds is None else all_rounds
-
-    def one(state, images, indices, n):
-        state, metrics = train_step(state, images[indices[0]])
-        return state, {name: value[None] for name, value in metrics.items()}
-
-    def several(state, images, indices, n):
-        shapes = jax.eval_shape(train_step, state, images[indices[0]])[1]
-        record = {name: jnp.zeros((steps_per_dispatch,), value.dtype) for name, value in shapes.items()}
-
-        def body(i, carry):
-            state, record = carry
-            new, metrics = train_step(state, images[indices[i]])
-            if all_rounds:
-                new = jax.tree.map(partial(jnp.where, i < n), new, state)
-                metrics = {name: jnp.where(i < n, value, 0) for name, value in metrics.items()}
-            return new, {name: record[name].at[i].set(value) for name, value in metrics.items()}
-
-        return lax.fori_loop(0, steps_per_dispatch if all_rounds else n, body, (state, record))
-
-    return jax.jit(one if steps_per_dispatch == 1 else several, donate_argnums=0)
-
-
 def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State, Array, Array, int], Array]:
     """validate(weights, buffers, images (B, H, W, C), mask (B,), number) -> summed loss of the masked-in images.
 
     Batch `number` always meets the same timesteps and noise.
     """
     dtype = jnp.float64 if config.training.precision == "float64" else jnp.float32
-    tables = tables_of(config.diffusion, dtype)
+    tables = schedule_tables(config.diffusion, dtype)
 
     @jax.jit
     def validate(weights, buffers, images, mask, number):

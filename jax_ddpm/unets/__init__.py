@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-import jax
 from flax import nnx
 
-from jax_ddpm import names
-from jax_ddpm.errors import UserError
-from jax_ddpm.network_config import NETWORKS, NetworkConfig
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.network_config import NETWORKS, NetworkConfig
 from jax_ddpm.unets.attention import AttentionUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
 from jax_ddpm.unets.ddpm import DDPMUNet
@@ -22,6 +20,8 @@ CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "ddpm": DDPMUNet,
 }
 PACKAGED = frozenset(CLASSES)
+REGISTERED_TORCH_NAMES: dict[str, dict[str, str]] = {}
+"""Of registered networks, by their class's name: a table as in `weights.torch_names`."""
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Module:
@@ -30,15 +30,6 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Mod
     `dtype` is that of the activations; None means the parameters' own.
     """
     return CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
-
-
-def fast_in_loops(config: NetworkConfig) -> bool:
-    """Whether XLA makes a network's training step as fast inside a loop as outside.
-
-    On CPUs it does so for the convolutions of `jax_ddpm.layers` only; others' gradients are some hundred times slower
-    there. A network of one's own may have others.
-    """
-    return jax.default_backend() != "cpu" or config.name in PACKAGED
 
 
 def register(
@@ -50,12 +41,12 @@ def register(
     default. network_class(image_channels, **the other fields, dtype=None): a module (x, t) -> prediction, x float
     (B, H, W, C), t integers (B,), whose variables are nnx.Param or layers.Buffer. Layers of `jax_ddpm.layers` get
     their initial values from the run's seed; what else it holds keeps the values that it was built with. In files its
-    arrays have the names of its attributes, or those of a table as in `names.py`. Raises UserError for a name that is
-    taken.
+    arrays have the names of its attributes, or those of a table as in `weights/torch_names.py`. Raises
+    UserError for a name that is taken.
     """
     name = config_class().name
     if NETWORKS.get(name, config_class) is not config_class:
         raise UserError(f"A network '{name}' exists already: choose another name.")
     NETWORKS[name], CLASSES[name] = config_class, network_class
     if torch_names is not None:
-        names.TORCH_NAMES[network_class.__name__] = dict(torch_names)
+        REGISTERED_TORCH_NAMES[network_class.__name__] = dict(torch_names)

@@ -8,20 +8,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from jax_ddpm.arrays import Array, wide
-from jax_ddpm.layers import (
-    Buffer,
-    Conv,
-    ConvTranspose,
-    GroupNorm,
-    Linear,
-    add_to_pixels,
-    concatenate_channels,
-    einsum,
-    keep,
-    remat_block,
-    silu,
-)
+from jax_ddpm.arrays import Array, upcast
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose, GroupNorm, Linear, identity, remat_block
+from jax_ddpm.ops import add_to_pixels, concatenate_channels, einsum, silu
 
 
 class Frequencies(Buffer):
@@ -82,7 +71,7 @@ class SelfAttention(nnx.Module):
         qkv = self.projection(x).reshape(b, h * w, 3, self.heads, c // self.heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         scores = einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(c // self.heads).astype(x.dtype)
-        share = jax.nn.softmax(wide(scores), axis=-1).astype(x.dtype)  # eq. 1
+        share = jax.nn.softmax(upcast(scores), axis=-1).astype(x.dtype)  # eq. 1
         heads = einsum("bhqk,bkhd->bqhd", share, value)
         return self.output(heads.reshape(b, h, w, c))
 
@@ -175,7 +164,7 @@ class AttentionUNet(nnx.Module):
         self.output = Conv(width, image_channels, 3)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], dropout: Callable = keep
+        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], dropout: Callable = identity
     ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype

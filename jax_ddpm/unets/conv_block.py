@@ -6,18 +6,8 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import interleaved, interleaved_frequencies
-from jax_ddpm.layers import (
-    Buffer,
-    Conv,
-    ConvTranspose2x2,
-    GroupNorm,
-    Linear,
-    add_to_pixels,
-    concatenate_channels,
-    max_pool_2x2,
-    remat_block,
-    silu,
-)
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
+from jax_ddpm.ops import add_to_pixels, concatenate_channels, max_pool_2x2, silu
 
 
 class TimeEmbedding(nnx.Module):

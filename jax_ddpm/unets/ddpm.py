@@ -9,20 +9,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from jax_ddpm.arrays import Array, wide
+from jax_ddpm.arrays import Array, upcast
 from jax_ddpm.embeddings import halved, halved_frequencies
-from jax_ddpm.layers import (
-    Conv,
-    GroupNorm,
-    Linear,
-    add_to_pixels,
-    broadcast,
-    concatenate_channels,
-    einsum,
-    keep,
-    remat_block,
-    silu,
-)
+from jax_ddpm.layers import Conv, GroupNorm, Linear, identity, remat_block
+from jax_ddpm.ops import add_to_pixels, broadcast, concatenate_channels, einsum, silu
 
 
 class TimeEmbedding(nnx.Module):
@@ -78,7 +68,7 @@ class SelfAttention(nnx.Module):
             for layer in (self.query, self.key, self.value)
         )
         scores = einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(c // self.heads).astype(x.dtype)
-        share = jax.nn.softmax(wide(scores), axis=-1).astype(x.dtype)  # eq. 1
+        share = jax.nn.softmax(upcast(scores), axis=-1).astype(x.dtype)  # eq. 1
         h = einsum("bhqk,bkhd->bqhd", share, value)
         return x + self.output(h.reshape(x.shape))
 
@@ -202,7 +192,7 @@ class DDPMUNet(nnx.Module):
         self.output = Conv(width, image_channels * (2 if learned_variance else 1), 3)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], dropout: Callable = keep
+        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], dropout: Callable = identity
     ) -> Float[Array, "b h w d"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype

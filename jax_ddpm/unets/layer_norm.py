@@ -4,20 +4,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
-from jax_ddpm.arrays import Array, wide_dtype
+from jax_ddpm.arrays import Array, upcast_dtype
 from jax_ddpm.embeddings import sinusoid_table
-from jax_ddpm.layers import (
-    Buffer,
-    Conv,
-    ConvTranspose,
-    Linear,
-    add_to_pixels,
-    concatenate_channels,
-    empty,
-    layer_norm,
-    remat_block,
-    silu,
-)
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, empty, remat_block
+from jax_ddpm.ops import add_to_pixels, concatenate_channels, layer_norm, silu
 
 TIME_WIDTH = 100
 
@@ -31,7 +21,7 @@ class LayerNorm(nnx.Module):
         self.bias = empty(size, size, channels)
 
     def __call__(self, x):
-        dtype = wide_dtype(x.dtype)
+        dtype = upcast_dtype(x.dtype)
         scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
         return layer_norm(x, scale, bias, self.epsilon)
 

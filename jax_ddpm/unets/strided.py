@@ -4,16 +4,8 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import (
-    Conv,
-    ConvTranspose2x2,
-    GroupNorm,
-    Linear,
-    add_to_pixels,
-    concatenate_channels,
-    remat_block,
-    silu,
-)
+from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
+from jax_ddpm.ops import add_to_pixels, concatenate_channels, silu
 
 TIME_WIDTH = 256
 

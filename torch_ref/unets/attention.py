@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torch_ref.layers import keep
+from torch_ref.layers import identity
 
 
 class TimeEmbedding(nn.Module):
@@ -152,7 +152,7 @@ class AttentionUNet(nn.Module):
         self.norm = nn.GroupNorm(8, width, eps=1e-5)
         self.final = nn.Conv2d(width, image_channels, 3, padding=1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = keep) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = identity) -> torch.Tensor:
         time = self.time_emb(t)  # outside autocast: in bfloat16 t = 998 would become 1000
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             h = self.image_proj(x)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from torch_ref.embeddings import halved, halved_frequencies
-from torch_ref.layers import keep
+from torch_ref.layers import identity
 
 
 class TimeEmbedding(nn.Module):
@@ -195,7 +195,7 @@ class DDPMUNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
         self.conv_out = nn.Conv2d(width, image_channels * (2 if learned_variance else 1), 3, padding=1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = keep) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = identity) -> torch.Tensor:
         time = self.time_embedding(t)  # outside autocast: in bfloat16 t = 998 would become 1000
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             h = self.conv_in(2 * x - 1 if self.center_input_sample else x)

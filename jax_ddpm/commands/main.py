@@ -1,0 +1,66 @@
+"""`jax-ddpm COMMAND ...`: choose the command, run it, and report mistakes without a traceback."""
+
+import importlib
+import os
+import sys
+
+from jax_ddpm.process import prepare_process, use_compilation_cache
+from jax_ddpm.spec.errors import UserError
+
+COMMANDS = {
+    "train": "Train a model, in JAX.",
+    "sample": "Draw pictures from a trained model; edit images with it.",
+    "convert": "Convert a model file between JAX, PyTorch and diffusers.",
+    "report": "Make the page of a run.",
+    "benchmark": "Measure jax_ddpm beside PyTorch.",
+    "train-torch": "Train the PyTorch reference with the flags of train.",
+}
+SCRIPTS = {"train": "train_jax"}  # whose names differ from the command's
+
+
+def main() -> None:
+    """The installed command `jax-ddpm`."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        run(arguments[0], arguments[1:], f"jax-ddpm {arguments[0]}")
+    elif arguments in (["--version"], ["-V"]):
+        import jax_ddpm
+
+        print(f"jax-ddpm {jax_ddpm.__version__}")
+    elif arguments in ([], ["--help"], ["-h"]):
+        print(overview())
+    else:
+        print(f"Unknown command '{arguments[0]}': expected one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        sys.exit(2)
+
+
+def overview() -> str:
+    """What `jax-ddpm --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: jax-ddpm COMMAND [flags]", "", *lines, "", "jax-ddpm COMMAND --help shows its flags."])
+
+
+def run_script(command: str) -> None:
+    """A file in `scripts/`: the same as `jax-ddpm COMMAND` with the script's flags."""
+    run(command, sys.argv[1:], f"python scripts/{SCRIPTS.get(command, command).replace('-', '_')}.py")
+
+
+def run(command: str, arguments: list[str], prog: str) -> None:
+    """Run a command. A user's mistake becomes one or two lines on stderr and exit code 2.
+
+    prog: how the user called it, for --help.
+    """
+    use_compilation_cache()
+    prepare_process()
+    try:
+        importlib.import_module(f"jax_ddpm.commands.{command.replace('-', '_')}").main(arguments, prog)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as error:  # `Interrupted` of a training run tells how to go on
+        print(error if str(error) else "Interrupted.", file=sys.stderr)
+        sys.exit(128 + getattr(error, "number", 2))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

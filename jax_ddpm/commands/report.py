@@ -1,0 +1,68 @@
+"""`jax-ddpm report`: the page of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from jax_ddpm.commands.flags import parse
+from jax_ddpm.spec.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReportFlags:
+    """Make report.html from a run's folder; closing pictures that do not belong to its weights are drawn first."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """The file to write. Default: report.html in that folder."""
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    flags = parse(ReportFlags, arguments, prog)
+    from jax_ddpm.training import run_folder, run_page  # after the flags, so that --help and mistakes answer at once
+
+    if not (flags.run / run_folder.CONFIG_FILE).is_file():
+        raise UserError(f"There is no run in {flags.run}: expected a folder with a {run_folder.CONFIG_FILE}.")
+    config = run_folder.load_config(flags.run)
+    notes = draw_pictures(flags.run, config)
+    try:
+        path = run_page.write_page(flags.run, flags.out, notes)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written ({error.strerror}).") from None
+    print(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def draw_pictures(folder: Path, config) -> tuple[str, ...]:
+    """The closing pictures of the run's weights, unless they are there; what is missing, as notes for the page."""
+    from flax import nnx
+
+    from jax_ddpm.layers import Buffer
+    from jax_ddpm.spec.model_files import MODEL_FILE
+    from jax_ddpm.training import loop, run_page
+    from jax_ddpm.training.pictures import Pictures
+    from jax_ddpm.training.run_folder import MetricsLog
+    from jax_ddpm.weights.model import load_model
+
+    if not (folder / MODEL_FILE).is_file():
+        return ("This run has saved no weights yet.",)
+    precision = "bfloat16" if config.training.precision == "bfloat16" else "float32"
+    model = load_model(folder, precision=precision)
+    closing = run_page.read_closing(folder)
+    if closing is not None and closing["step"] == model.info.step:
+        return ()
+    notes = ()
+    try:
+        images = loop.load_images(config, print)
+    except UserError as error:
+        images = None
+        notes = (f"Without the data set there are no nearest training images and no loss by timestep: {error}",)
+    print("Drawing the closing pictures ...")
+    graph, weights, buffers = nnx.split(model.network, nnx.Param, Buffer)
+    rows = MetricsLog(folder, print).rows()
+    pictures = Pictures(folder, graph, config, model.info.image_shape)
+    for path, text in pictures.save_all(weights, buffers, model.info.step, images, rows):
+        print(f"  {path}: {text}")
+    return notes

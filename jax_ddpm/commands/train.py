@@ -1,0 +1,100 @@
+"""`jax-ddpm train`: train a model, resume a run, or replay one of its steps."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jax_ddpm.commands.flags import parse
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.presets import PRESETS, preset
+from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.training import run_folder
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Train a DDPM; without flags, on the handwritten digits that scikit-learn ships."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run. Default: runs/DATASET-PRESET."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the run in --out where it stopped; flags that are not given come from its config.json."""
+    replay_step: int | None = None
+    """Run this step of the run in --out again, from the newest checkpoint before it, and tell what happens in it."""
+    settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """Repeat a run: flags that are not given come from this config.json."""
+    list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Show the presets and end."""
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    flags = parse_run(arguments, prog)
+    if flags.replay_step is not None:
+        from jax_ddpm.training.replay import replay
+
+        replay(flags.config, flags.out, flags.replay_step)
+    else:
+        from jax_ddpm.training.loop import train  # after the flags, so that --help and mistakes answer at once
+
+        train(flags.config, flags.out, flags.resume)
+
+
+def parse_run(
+    arguments: Sequence[str], prog: str, default_out: Callable[[RunConfig], Path] = run_folder.default_out
+) -> RunFlags:
+    """The flags of a training command: defaults from the preset, or from the run that is resumed."""
+    name, dataset, out = (value_of(flag, arguments) for flag in ("preset", "dataset", "out"))
+    default = preset(name if name in PRESETS else None, dataset)
+    settings, replayed = value_of("config", arguments), value_of("replay-step", arguments) is not None
+    if "--resume" in arguments or replayed:
+        if settings:
+            raise UserError("--config starts another run, and --resume and --replay-step go on with one: choose.")
+        default = run_folder.load_config(Path(out) if out else default_out(default))
+    elif settings:
+        default = run_folder.read_config(Path(settings))
+    flags = parse(RunFlags, arguments, prog, RunFlags(default), (tyro.conf.AvoidSubcommands,))
+    if flags.list_presets:
+        print(table_of_presets())
+        sys.exit()
+    preset(flags.config.preset)  # names the known ones if it is none of them
+    flags.config.check()
+    if replayed:
+        run_folder.check_folder(flags.out or default_out(flags.config), flags.config, resume=True)
+    return flags
+
+
+def table_of_presets() -> str:
+    """Network, data, image, parameters and training of each preset, in columns."""
+    from flax import nnx
+
+    from jax_ddpm import unets, weights
+
+    rows = [("preset", "network", "data", "image", "parameters", "training")]
+    for name, recipe in ((name, preset(name)) for name in PRESETS):
+        channels = 3 if recipe.data.dataset == "cifar10" else 1
+        network = unets.build(recipe.network, channels)
+        parameters = sum(math.prod(e.shape) for e in weights.entries(network) if isinstance(e.variable, nnx.Param))
+        image = f"{recipe.data.image_size}x{recipe.data.image_size}x{channels}"
+        training = recipe.training
+        length = f"{training.steps:,} steps" if training.steps else f"{training.epochs} epochs"
+        how = f"{length}, batch {training.batch_size}, {training.optimizer} {training.learning_rate:g}"
+        rows.append((name, recipe.network.name, recipe.data.dataset, image, f"{parameters:,}", how))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value given to --flag, as `--flag value` or `--flag=value`; the last one counts."""
+    value = None
+    for place, argument in enumerate(arguments):
+        if argument == f"--{flag}" and place + 1 < len(arguments):
+            value = arguments[place + 1]
+        elif argument.startswith(f"--{flag}="):
+            value = argument.partition("=")[2]
+    return value

@@ -1,0 +1,129 @@
+"""Inpainting: draw the unknown pixels of images so that they fit the known ones (RePaint, Lugmayr et al. 2022)."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_ddpm import diffusion, rng
+from jax_ddpm.arrays import Array
+from jax_ddpm.sampling.reverse import advance, chain_of, initial_carry, make_step, run_with_progress
+from jax_ddpm.sampling.samplers import (
+    ANCESTRAL,
+    addresses,
+    check_images,
+    compiled_noise_at,
+    in_batches,
+    noise_at,
+    parts_of,
+    picture_keys,
+)
+from jax_ddpm.schedules import Tables, schedule_tables
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.errors import UserError, require
+
+
+def repaint_schedule(chain: np.ndarray, resamplings: int, jump: int) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps of RePaint's steps down, and how often each had been visited before: int32 (M,) both.
+
+    The chain but for its last step, in pieces of `jump` steps from below, each gone through `resamplings` times: where
+    a timestep is not below the one before it, a jump up lies between them. jump = 1 is Algorithm 1 of Lugmayr et al.
+    2022; the paper's experiments have T = 250, jump = 10, resamplings = 10. What is left above the topmost whole piece,
+    and the last step, are gone through once.
+    """
+    require(resamplings >= 1, "resamplings", resamplings, "expected at least 1")
+    longest = max(1, len(chain) - 1)
+    require(
+        jump >= 1 and (jump <= longest or resamplings == 1), "jump", jump, f"expected 1 to num_steps - 1 = {longest}"
+    )
+    pieces = (len(chain) - 1) // jump
+    top = len(chain) - 1 - pieces * jump
+    again = np.broadcast_to(chain[top:-1].reshape(pieces, 1, jump), (pieces, resamplings, jump))
+    visits = np.broadcast_to(np.arange(resamplings)[:, None], again.shape)
+    timesteps = np.concatenate([chain[:top], again.ravel(), chain[-1:]])
+    return timesteps.astype(np.int32), np.concatenate([np.zeros(top), visits.ravel(), [0]]).astype(np.int32)
+
+
+def jumps(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
+    """After each step, alpha_bar of the next timestep over the alpha_bar reached: below 1 where a jump lies between."""
+    following = np.append(timesteps[1:], -1)
+    return np.where(following >= timesteps, tables.alpha_bars[following] / tables.alpha_bars_prev[timesteps], 1.0)
+
+
+@partial(jax.jit, static_argnames=("graph", "config", "sampler", "resamplings", "jump"))
+def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, carry, xs, config, sampler, resamplings, jump):
+    network, chain = nnx.merge(graph, state), chain_of(config, sampler)
+    tables = schedule_tables(config, images.dtype, chain)
+    timesteps, visits = repaint_schedule(chain, resamplings, jump)
+    kept = jumps(schedule_tables(config, np.float64, chain), timesteps)
+    kept, renewed = (jnp.asarray(np.sqrt(share), images.dtype) for share in (kept, 1 - kept))
+    places, ts = jnp.asarray(timesteps + visits * (config.timesteps + 1)), jnp.asarray(timesteps)
+    ancestral_step = make_step(tables, config, sampler, chain, network)
+
+    def draw_noise(n):
+        return tuple(noise_at(k, places[n], images.shape[1:], images.dtype) for k in (keys, known_keys))
+
+    def step(x_t, prediction, n, noise):
+        t = jnp.full((x_t.shape[0],), ts[n])
+        root, rest = tables.sqrt_alpha_bars_prev, tables.sqrt_one_minus_alpha_bars_prev
+        known = diffusion.extract(root, t) * images + diffusion.extract(rest, t) * noise[1]  # Algorithm 1, line 5
+        x = jnp.where(mask, known, ancestral_step(x_t, prediction, ts[n], noise[0]))  # lines 7 and 8
+
+        def jumped():
+            return kept[n] * x + renewed[n] * noise_at(jump_keys, places[n], x.shape[1:], x.dtype)  # line 10
+
+        return jax.lax.cond(kept[n] < 1, jumped, lambda: x)
+
+    return advance(step, lambda x, n: network(x, ts[n]), draw_noise, carry, xs)
+
+
+def inpaint(
+    model,
+    images: Array,
+    mask: np.ndarray,
+    seed: int = 0,
+    batch_size: int = 64,
+    *,
+    seeds: Sequence[int] | None = None,
+    resamplings: int = 10,
+    jump: int = 10,
+    sampler: SamplerConfig = ANCESTRAL,
+    config: DiffusionConfig | None = None,
+    dtype=jnp.float32,
+    progress: Callable | None = None,
+) -> np.ndarray:
+    """Images with all but their known pixels drawn anew: RePaint, Lugmayr et al. 2022, Algorithm 1.
+
+    mask: (H, W), other than 0 where a pixel is known, which it then is in the result, bit for bit. Takes ancestral
+    steps over any chain, and about `resamplings` times as many network calls as the chain is long: the length of
+    `repaint_schedule(chain, resamplings, jump)`. All draws are new at each visit of a timestep (`rng.py`); with nothing
+    known and resamplings = 1 the pictures are those of `sample`.
+    """
+    network, config, image_shape = parts_of(model, config, None)
+    images = check_images("images", images, image_shape, dtype)
+    mask = np.asarray(mask)
+    require(mask.shape == images.shape[1:3], "mask", mask.shape, f"expected the images' shape, {images.shape[1:3]}")
+    config.check()
+    sampler.check(config.timesteps)
+    if sampler.sampler != "ddpm":
+        raise UserError(f"sampler = {sampler.sampler}: inpainting takes ancestral steps. Use --sampler ddpm.")
+    steps = len(repaint_schedule(chain_of(config, sampler), resamplings, jump)[0])
+    of = addresses(seed, seeds, len(images))
+    keys = [picture_keys(*of, purpose) for purpose in (rng.SAMPLING, rng.KNOWN, rng.JUMP)]
+    known = jnp.asarray(mask != 0)[..., None]
+
+    def draw(indices):
+        arrays = shard(network, images[indices], *(k[indices] for k in keys))
+        _, _, _, picture_key, *_ = arrays
+        x_T = compiled_noise_at(picture_key, config.timesteps, tuple(images.shape[1:]), images.dtype)
+        carry, xs = initial_carry(x_T, np.arange(steps))
+
+        def run(carry, xs):
+            return _inpaint(*arrays, known, carry, xs, config, sampler, resamplings, jump)
+
+        return run_with_progress(run, carry, xs, progress)[0]
+
+    return in_batches(draw, len(images), batch_size)

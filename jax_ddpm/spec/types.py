@@ -1,0 +1,16 @@
+"""The names that settings choose from, and the type of a state dict."""
+
+from typing import Literal
+
+import numpy as np
+
+Schedule = Literal["linear", "cosine", "sigmoid"]
+Objective = Literal["eps", "x0", "v"]
+Variance = Literal["beta", "posterior", "learned_range"]
+Clip = Literal["x0", "dynamic", "state", "none"]
+Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "euler"]
+Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
+Precision = Literal["float32", "bfloat16", "float64"]
+
+StateDict = dict[str, np.ndarray]
+"""Parameters and buffers under their PyTorch names and in PyTorch's layouts."""
