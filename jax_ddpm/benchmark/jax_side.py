@@ -15,7 +15,7 @@ from jax_ddpm.benchmark.job import SEED, Contender, Job
 from jax_ddpm.ops import matmul_precision
 from jax_ddpm.sampling.samplers import sample_indices
 from jax_ddpm.training.feed import Feed, make_dispatch
-from jax_ddpm.training.loop import make_mesh
+from jax_ddpm.training.prepare import make_mesh
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import make_optimizer, make_train_step
 

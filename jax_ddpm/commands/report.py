@@ -41,7 +41,7 @@ def draw_pictures(folder: Path, config) -> tuple[str, ...]:
 
     from jax_ddpm.layers import Buffer
     from jax_ddpm.spec.model_files import MODEL_FILE
-    from jax_ddpm.training import loop, run_page
+    from jax_ddpm.training import prepare, run_page
     from jax_ddpm.training.pictures import Pictures
     from jax_ddpm.training.run_folder import MetricsLog
     from jax_ddpm.weights.model import load_model
@@ -55,7 +55,7 @@ def draw_pictures(folder: Path, config) -> tuple[str, ...]:
         return ()
     notes = ()
     try:
-        images = loop.load_images(config, print)
+        images = prepare.load_images(config, print)
     except UserError as error:
         images = None
         notes = (f"Without the data set there are no nearest training images and no loss by timestep: {error}",)

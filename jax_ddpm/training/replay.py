@@ -16,7 +16,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.feed import Feed, make_dispatch
-from jax_ddpm.training.loop import lengths, load_images, make_network
+from jax_ddpm.training.prepare import lengths, load_images, make_network
 from jax_ddpm.training.run_folder import default_out
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import global_norm, make_gradients, make_optimizer, make_train_step
