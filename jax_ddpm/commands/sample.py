@@ -75,7 +75,7 @@ def with_torch(flags: SampleFlags):
     import torch_ref
     from torch_ref.weights import num_parameters
 
-    model = jax_ddpm.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
+    model = torch_ref.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
     dtype = torch.float64 if flags.precision == "float64" else torch.float32
     settings = {"sampler": flags.sampling, "dtype": dtype}
     return model, torch_ref, settings, describe(model.info, num_parameters(model))

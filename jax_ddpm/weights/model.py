@@ -13,6 +13,7 @@ from jax_ddpm.spec.errors import one_of
 from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.types import Precision
+from jax_ddpm.weights.convert import load_state_dict, to_device
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,6 @@ def load_model(
     one_of("precision", precision, Precision)
     values, info = read_model(path, image_size, **diffusion)
     network = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
-    weights.load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
-    weights.to_device(network)
+    load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
+    to_device(network)
     return Model(network, info)
