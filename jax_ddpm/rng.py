@@ -4,7 +4,6 @@ Nothing carries a key forward, so any draw can be made again from its address al
 sharding and the PyTorch twin (`torch_ref/rng.py`) simple. The generator is jax.random's threefry2x32.
 """
 
-import operator
 from functools import partial
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jax_ddpm import ops
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.inputs import check_seed
 
 PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
 TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t
@@ -35,17 +34,6 @@ def key(seed: int, purpose: int, *address) -> jax.Array:
     for number in (purpose, *address):
         k = jax.random.fold_in(k, jnp.asarray(number).astype(jnp.uint32) if hasattr(number, "dtype") else number)
     return k
-
-
-def check_seed(seed: int) -> int:
-    """The seed itself; UserError unless it is an integer in [0, 2^32)."""
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = -1
-    if not 0 <= number < 2**32:
-        raise UserError(f"seed = {seed}: expected an integer from 0 to {2**32 - 1}.")
-    return number
 
 
 def timesteps(k: jax.Array, batch_size: int, num_timesteps: int) -> jax.Array:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jax_ddpm.spec.diffusion_config import DiffusionConfig
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, check_schedule
 from jax_ddpm.spec.spacing import timesteps_below
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the chain's last steps from being singular
@@ -73,20 +72,10 @@ def make_betas(schedule: str, timesteps: int, beta_start: float = 1e-4, beta_end
 
     Raises UserError for an unknown name, timesteps < 1, or betas outside (0, 1).
     """
-    if timesteps < 1:
-        raise UserError(f"timesteps must be at least 1, not {timesteps}.")
+    check_schedule(schedule, timesteps, beta_start, beta_end)
     if schedule == "linear":
-        if not 0 < beta_start <= beta_end < 1:
-            raise UserError(
-                f"beta_start = {beta_start} and beta_end = {beta_end}: expected 0 < beta_start <= beta_end < 1, "
-                "for example 1e-4 and 0.02."
-            )
         return linear_betas(timesteps, beta_start, beta_end)
-    if schedule == "cosine":
-        return cosine_betas(timesteps)
-    if schedule == "sigmoid":
-        return sigmoid_betas(timesteps)
-    raise UserError(f"Unknown schedule '{schedule}': expected linear, cosine or sigmoid.")
+    return cosine_betas(timesteps) if schedule == "cosine" else sigmoid_betas(timesteps)
 
 
 def half_log_snr(alpha_bars: np.ndarray) -> np.ndarray:

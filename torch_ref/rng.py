@@ -8,12 +8,11 @@ key is a uint32 array (2,), or (*n, 2) for n keys at once, whose draws then have
 """
 
 import math
-import operator
 
 import numpy as np
 import torch
 
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.inputs import check_seed
 
 PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
 TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t
@@ -53,17 +52,6 @@ def key(seed: int, purpose: int, *address) -> np.ndarray:
     for number in (purpose, *address):
         k = fold_in(k, number)
     return k
-
-
-def check_seed(seed: int) -> int:
-    """The seed itself; UserError unless it is an integer in [0, 2^32)."""
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = -1
-    if not 0 <= number < 2**32:
-        raise UserError(f"seed = {seed}: expected an integer from 0 to {2**32 - 1}.")
-    return number
 
 
 def timesteps(k: np.ndarray, batch_size: int, num_timesteps: int) -> torch.Tensor:

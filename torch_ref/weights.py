@@ -15,6 +15,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from jax_ddpm.spec.errors import UserError, one_of
 from jax_ddpm.spec.model_files import read_model
+from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import Precision, StateDict
 from torch_ref import rng, unets
 from torch_ref.unets import attention
@@ -52,19 +53,8 @@ def state_dict(network: nn.Module) -> StateDict:
 
 def check_fit(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
     """UserError that lists every missing, unexpected, mis-shaped and non-finite array; `network` may be without any."""
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    faults = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in values]
-    faults += [f"unexpected: {name} {tuple(np.shape(values[name]))}" for name in values if name not in wanted]
-    for name, shape in wanted.items():
-        if name not in values:
-            continue
-        value = np.asarray(values[name])
-        if value.shape != shape:
-            faults.append(f"shape: {name} is {value.shape}, expected {shape}")
-        elif not np.isfinite(value.astype(dtype)).all():
-            faults.append(f"not finite: {name}")
-    if faults:
-        raise UserError(f"The weights do not fit {type(network).__name__}: " + "; ".join(faults) + ".")
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    check_arrays(type(network).__name__, shapes, values, dtype)
 
 
 def load_state_dict(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:

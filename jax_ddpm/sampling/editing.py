@@ -18,18 +18,18 @@ from jax_ddpm.arrays import Array
 from jax_ddpm.sampling.reverse import advance, chain_of, initial_carry, run_with_progress
 from jax_ddpm.sampling.samplers import (
     ANCESTRAL,
-    addresses,
-    check_images,
     in_batches,
     noise_at,
     parts_of,
     picture_keys,
     sample,
+    shard,
 )
 from jax_ddpm.sampling.steps import ddim_inverse_step
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
-from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
 from jax_ddpm.spec.spacing import timesteps_below
 
 DDIM = SamplerConfig("ddim")  # all T steps
@@ -64,11 +64,7 @@ def interpolate(
 
     Song et al. 2021, section 5.3. Takes a sampler that draws no noise; the ends are the pictures of the seeds.
     """
-    if not sampler.is_deterministic:
-        raise UserError(
-            f"sampler = {sampler.sampler}, eta = {sampler.eta}: its noise decides the picture besides x_T. "
-            "To interpolate, use a sampler without noise: --sampler ddim."
-        )
+    check_draws_no_noise(sampler)
     require(num_images >= 2, "num_images", num_images, "expected at least 2, the ends")
     _, config, shape = parts_of(model, config, image_shape)
     config.check()
@@ -111,10 +107,7 @@ def invert(
     images = check_images("images", images, image_shape, dtype)
     config.check()
     sampler.check(config.timesteps)
-    if sampler.sampler != "ddim" or sampler.eta != 0:
-        raise UserError(
-            f"sampler = {sampler.sampler}, eta = {sampler.eta}: only ddim with eta = 0 is inverted. Use --sampler ddim."
-        )
+    check_invertible(sampler)
 
     def draw(indices):
         graph, state, x_0 = shard(network, images[indices])
@@ -166,7 +159,7 @@ def img2img(
     images = check_images("images", images, image_shape, dtype)
     config.check()
     sampler.check(config.timesteps)
-    keys = picture_keys(*addresses(seed, seeds, len(images)))
+    keys = picture_keys(*seeds_and_indices(seed, seeds, len(images)))
     noise = noise_at(keys, config.timesteps, images.shape[1:], dtype)
     t = np.full(len(images), chain_of(config, sampler, start_t)[0])
     x_t = diffusion.q_sample(schedule_tables(config, images.dtype), images, t, noise)

@@ -13,7 +13,7 @@ from jax_ddpm.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_s
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
-from jax_ddpm.spec.spacing import spaced_timesteps, timesteps_below
+from jax_ddpm.spec.spacing import frame_slots, spaced_timesteps, timesteps_below
 
 Images = Float[Array, "b h w c"]
 
@@ -76,13 +76,8 @@ def initial_carry(x_T: Images, chain: np.ndarray, num_frames: int | tuple[int, .
 
     slots: the number of the frame that the state after a step becomes; beyond the last frame if none.
     """
-    steps = len(chain)
-    if isinstance(num_frames, int):
-        num_frames = tuple(np.round(np.linspace(0, steps, num_frames)).astype(int))
-    kept = np.asarray(num_frames, int)
-    slots = np.full(steps + 1, len(kept), np.int32)
-    slots[kept] = np.arange(len(kept))
-    frames = jnp.zeros((len(kept), *x_T.shape), x_T.dtype).at[slots[0]].set(x_T, mode="drop") if len(kept) else None
+    num_frames, slots = frame_slots(num_frames, len(chain))
+    frames = jnp.zeros((num_frames, *x_T.shape), x_T.dtype).at[slots[0]].set(x_T, mode="drop") if num_frames else None
     return (x_T, frames, history), (chain.astype(np.int32), slots[1:])
 
 

@@ -17,6 +17,7 @@ from jax_ddpm.sampling.steps import first_history
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.inputs import check_images, seeds_and_indices
 
 Images = Float[Array, "b h w c"]
 ANCESTRAL = SamplerConfig()  # all T steps
@@ -47,14 +48,6 @@ def picture_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING
         base = rng.key(seed, purpose)
         return jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.asarray(indices, jnp.uint32))
     return jnp.stack([rng.key(s, purpose, int(i)) for s, i in zip(seed, indices, strict=True)])
-
-
-def addresses(seed: int, seeds: Sequence[int] | None, num_images: int) -> tuple[int | Sequence[int], np.ndarray]:
-    """Seed and numbers of so many pictures: 0 to num_images - 1 of one seed, or picture 0 of each of the seeds."""
-    if seeds is None:
-        return seed, np.arange(num_images)
-    require(len(seeds) == num_images, "seeds", f"{len(seeds)} of them", f"expected {num_images}, one for each image")
-    return seeds, np.zeros(num_images, int)
 
 
 def shard(network: nnx.Module, *arrays: Array | None) -> tuple:
@@ -164,13 +157,13 @@ def sample(
         num_images = len(x_T)
     elif seeds is not None:
         num_images = len(seeds)
-    seeds, numbers = addresses(seed, seeds, num_images)
+    seeds, all_indices = seeds_and_indices(seed, seeds, num_images)
 
     def draw(indices):
         settings = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
         states = None if x_T is None else x_T[indices]
         of = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
-        return sample_indices(network, config, image_shape, of, numbers[indices], **settings, x_T=states)[0]
+        return sample_indices(network, config, image_shape, of, all_indices[indices], **settings, x_T=states)[0]
 
     return in_batches(draw, num_images, batch_size)
 
@@ -181,14 +174,3 @@ def parts_of(model, config: DiffusionConfig | None, image_shape: tuple[int, int,
     if info is None:
         return model, config, image_shape
     return model.network, config or info.diffusion, image_shape or info.image_shape
-
-
-def check_images(name: str, images, image_shape: tuple[int, int, int] | None, dtype) -> Images:
-    """Images, or states, of a dtype; UserError unless they are finite floats (N, *image_shape)."""
-    images = np.asarray(images)
-    wanted = ("N", "H", "W", "C") if image_shape is None else ("N", *image_shape)
-    fits = images.ndim == 4 and len(images) and (image_shape is None or images.shape[1:] == tuple(image_shape))
-    require(fits, name, images.shape, f"expected the shape ({', '.join(map(str, wanted))})")
-    require(images.dtype.kind == "f", name, images.dtype, "expected floating point, images within [-1, 1]")
-    require(np.isfinite(images).all(), name, "nan or inf", "expected finite numbers")
-    return images.astype(dtype)

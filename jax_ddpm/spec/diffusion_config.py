@@ -29,16 +29,18 @@ class DiffusionConfig:
     """Of dynamic thresholding (Saharia et al. 2022): the share of an image's pixels that are not clipped."""
 
     def check(self) -> None:
-        require(self.timesteps >= 1, "timesteps", self.timesteps, "expected at least 1")
-        require(
-            0 < self.beta_start <= self.beta_end < 1,
-            "beta_start, beta_end",
-            (self.beta_start, self.beta_end),
-            "expected 0 < beta_start <= beta_end < 1, such as 1e-4 and 0.02",
-        )
-        for name, choices in (("schedule", Schedule), ("objective", Objective), ("variance", Variance), ("clip", Clip)):
+        check_schedule(self.schedule, self.timesteps, self.beta_start, self.beta_end)
+        for name, choices in (("objective", Objective), ("variance", Variance), ("clip", Clip)):
             one_of(name, getattr(self, name), choices)
         require(0 < self.clip_percentile <= 1, "clip_percentile", self.clip_percentile, "expected above 0, up to 1")
+
+
+def check_schedule(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> None:
+    """Raises UserError for settings of which no schedule can be made."""
+    require(timesteps >= 1, "timesteps", timesteps, "expected at least 1")
+    betas, expected = (beta_start, beta_end), "expected 0 < beta_start <= beta_end < 1, such as 1e-4 and 0.02"
+    require(0 < beta_start <= beta_end < 1, "beta_start, beta_end", betas, expected)
+    one_of("schedule", schedule, Schedule)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from jax_ddpm.layers import Buffer, Conv, ConvTranspose, ConvTranspose2x2, GroupNorm, Linear
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import StateDict
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
 from jax_ddpm.unets.attention import AttentionOutput, QueryKeyValue
@@ -102,19 +103,8 @@ def state_dict(network: nnx.Module) -> StateDict:
 
 def check_fit(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
     """UserError that lists every missing, unexpected, mis-shaped and non-finite array; `network` may be without any."""
-    wanted = {entry.name: entry for entry in entries(network)}
-    faults = [f"missing: {name} {entry.shape}" for name, entry in wanted.items() if name not in values]
-    faults += [f"unexpected: {name} {tuple(np.shape(values[name]))}" for name in values if name not in wanted]
-    for name, entry in wanted.items():
-        if name not in values:
-            continue
-        value = np.asarray(values[name])
-        if value.shape != entry.shape:
-            faults.append(f"shape: {name} is {value.shape}, expected {entry.shape}")
-        elif not np.isfinite(value.astype(dtype)).all():
-            faults.append(f"not finite: {name}")
-    if faults:
-        raise UserError(f"The weights do not fit {type(network).__name__}: " + "; ".join(faults) + ".")
+    shapes = {entry.name: entry.shape for entry in entries(network)}
+    check_arrays(type(network).__name__, shapes, values, dtype)
 
 
 def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:

@@ -13,15 +13,14 @@ import torch
 from torch import nn
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
-from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
 from jax_ddpm.spec.spacing import timesteps_below
 from torch_ref import diffusion
-from torch_ref.layouts import channels_first, device_of
+from torch_ref.layouts import channels_first, device_of, numpy_dtype
 from torch_ref.sampling.reverse import chain_of, reverse_process
 from torch_ref.sampling.samplers import (
     ANCESTRAL,
-    addresses,
-    check_images,
     in_batches,
     noise_at,
     parts_of,
@@ -63,11 +62,7 @@ def interpolate(
 
     Song et al. 2021, section 5.3. Takes a sampler that draws no noise; the ends are the pictures of the seeds.
     """
-    if not sampler.is_deterministic:
-        raise UserError(
-            f"sampler = {sampler.sampler}, eta = {sampler.eta}: its noise decides the picture besides x_T. "
-            "To interpolate, use a sampler without noise: --sampler ddim."
-        )
+    check_draws_no_noise(sampler)
     require(num_images >= 2, "num_images", num_images, "expected at least 2, the ends")
     _, config, shape = parts_of(model, config, image_shape)
     config.check()
@@ -96,13 +91,10 @@ def invert(
     chain's last timestep, which is where the last step down takes it. Nothing is clipped. Takes "ddim" with eta = 0.
     """
     network, config, image_shape = parts_of(model, config, None)
-    images = check_images("images", images, image_shape, dtype)
+    images = check_images("images", images, image_shape, numpy_dtype(dtype))
     config.check()
     sampler.check(config.timesteps)
-    if sampler.sampler != "ddim" or sampler.eta != 0:
-        raise UserError(
-            f"sampler = {sampler.sampler}, eta = {sampler.eta}: only ddim with eta = 0 is inverted. Use --sampler ddim."
-        )
+    check_invertible(sampler)
 
     chain = chain_of(config, sampler)
     tables = schedule_tables(config, images.dtype, chain)
@@ -156,10 +148,10 @@ def img2img(
     start_t, and that is the time the images are noised to. Their noise is what would be x_T, at (SAMPLING, i, T).
     """
     _, config, image_shape = parts_of(model, config, None)
-    images = check_images("images", images, image_shape, dtype)
+    images = check_images("images", images, image_shape, numpy_dtype(dtype))
     config.check()
     sampler.check(config.timesteps)
-    keys = picture_keys(*addresses(seed, seeds, len(images)))
+    keys = picture_keys(*seeds_and_indices(seed, seeds, len(images)))
     noise = noise_at(keys, config.timesteps, images.shape[1:], dtype)
     t = torch.full((len(images),), int(chain_of(config, sampler, start_t)[0]))
     x_t = diffusion.q_sample(schedule_tables(config, images.dtype), channels_first(images, None), t, noise)

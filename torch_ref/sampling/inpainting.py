@@ -7,33 +7,13 @@ import torch
 from torch import nn
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
-from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seeds_and_indices
+from jax_ddpm.spec.spacing import repaint_schedule
 from torch_ref import diffusion, rng
-from torch_ref.layouts import channels_first, device_of
+from torch_ref.layouts import channels_first, device_of, numpy_dtype
 from torch_ref.sampling.reverse import chain_of, make_step, reverse_process
-from torch_ref.sampling.samplers import ANCESTRAL, addresses, check_images, in_batches, noise_at, parts_of, picture_keys
+from torch_ref.sampling.samplers import ANCESTRAL, in_batches, noise_at, parts_of, picture_keys
 from torch_ref.schedules import Tables, schedule_tables
-
-
-def repaint_schedule(chain: np.ndarray, resamplings: int, jump: int) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps of RePaint's steps down, and how often each had been visited before: int32 (M,) both.
-
-    The chain but for its last step, in pieces of `jump` steps from below, each gone through `resamplings` times: where
-    a timestep is not below the one before it, a jump up lies between them. jump = 1 is Algorithm 1 of Lugmayr et al.
-    2022; the paper's experiments have T = 250, jump = 10, resamplings = 10. What is left above the topmost whole piece,
-    and the last step, are gone through once.
-    """
-    require(resamplings >= 1, "resamplings", resamplings, "expected at least 1")
-    longest = max(1, len(chain) - 1)
-    require(
-        jump >= 1 and (jump <= longest or resamplings == 1), "jump", jump, f"expected 1 to num_steps - 1 = {longest}"
-    )
-    pieces = (len(chain) - 1) // jump
-    top = len(chain) - 1 - pieces * jump
-    again = np.broadcast_to(chain[top:-1].reshape(pieces, 1, jump), (pieces, resamplings, jump))
-    visits = np.broadcast_to(np.arange(resamplings)[:, None], again.shape)
-    timesteps = np.concatenate([chain[:top], again.ravel(), chain[-1:]])
-    return timesteps.astype(np.int32), np.concatenate([np.zeros(top), visits.ravel(), [0]]).astype(np.int32)
 
 
 def jumps(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
@@ -66,23 +46,20 @@ def inpaint(
     known and resamplings = 1 the pictures are those of `sample`.
     """
     network, config, image_shape = parts_of(model, config, None)
-    images = check_images("images", images, image_shape, dtype)
-    mask = np.asarray(mask)
-    require(mask.shape == images.shape[1:3], "mask", mask.shape, f"expected the images' shape, {images.shape[1:3]}")
+    images = check_images("images", images, image_shape, numpy_dtype(dtype))
+    is_known = torch.from_numpy(check_mask(mask, images)).to(device_of(network))
     config.check()
     sampler.check(config.timesteps)
-    if sampler.sampler != "ddpm":
-        raise UserError(f"sampler = {sampler.sampler}: inpainting takes ancestral steps. Use --sampler ddpm.")
+    check_ancestral(sampler)
     chain = chain_of(config, sampler)
     tables = schedule_tables(config, images.dtype, chain)
     timesteps, visits = repaint_schedule(chain, resamplings, jump)
     kept = jumps(schedule_tables(config, np.float64, chain), timesteps)
     places = timesteps + visits * (config.timesteps + 1)
     ancestral_step = make_step(tables, config, sampler, chain, network)
-    of = addresses(seed, seeds, len(images))
+    of = seeds_and_indices(seed, seeds, len(images))
     keys, known_keys, jump_keys = (picture_keys(*of, purpose) for purpose in (rng.SAMPLING, rng.KNOWN, rng.JUMP))
     device = device_of(network)
-    is_known = torch.from_numpy(mask != 0).to(device)
 
     def draw(indices):
         given = channels_first(images[indices], device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
-from jax_ddpm.spec.spacing import spaced_timesteps, timesteps_below
+from jax_ddpm.spec.spacing import frame_slots, spaced_timesteps, timesteps_below
 from torch_ref.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step
 from torch_ref.schedules import Tables, schedule_tables
 
@@ -62,15 +62,10 @@ def reverse_process(
     steps. `progress` is called with the number of steps done, about fifty times.
     """
     chain = np.arange(timesteps - 1, -1, -1) if isinstance(timesteps, int) else timesteps
-    steps = len(chain)
-    if isinstance(num_frames, int):
-        num_frames = tuple(np.round(np.linspace(0, steps, num_frames)).astype(int))
-    kept = np.asarray(num_frames, int)
-    slots = np.full(steps + 1, len(kept))  # after k steps the state goes to frame slots[k]; len: nowhere
-    slots[kept] = np.arange(len(kept))
-    frames = x_T.new_zeros((len(kept), *x_T.shape))
-    every = max(1, steps // 50)
-    if slots[0] < len(kept):
+    num_frames, slots = frame_slots(num_frames, len(chain))
+    frames = x_T.new_zeros((num_frames, *x_T.shape))
+    every = max(1, len(chain) // 50)
+    if slots[0] < num_frames:
         frames[slots[0]] = x_T
     x = x_T
     for done, t in enumerate(chain.tolist(), 1):
@@ -79,7 +74,7 @@ def reverse_process(
             x = step(*arguments)
         else:
             x, history = step(*arguments, history)
-        if slots[done] < len(kept):
+        if slots[done] < num_frames:
             frames[slots[done]] = x
         if progress is not None and done % every == 0:
             progress(done)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.inputs import check_images, seeds_and_indices
 from torch_ref import rng
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
 from torch_ref.sampling.reverse import chain_of, make_step, reverse_process
@@ -28,14 +29,6 @@ def picture_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING
     if np.ndim(seed) == 0:
         return rng.fold_in(rng.key(seed, purpose), indices)
     return np.stack([rng.key(s, purpose, int(i)) for s, i in zip(seed, indices, strict=True)])
-
-
-def addresses(seed: int, seeds: Sequence[int] | None, num_images: int) -> tuple[int | Sequence[int], np.ndarray]:
-    """Seed and numbers of so many pictures: 0 to num_images - 1 of one seed, or picture 0 of each of the seeds."""
-    if seeds is None:
-        return seed, np.arange(num_images)
-    require(len(seeds) == num_images, "seeds", f"{len(seeds)} of them", f"expected {num_images}, one for each image")
-    return seeds, np.zeros(num_images, int)
 
 
 @torch.no_grad()
@@ -124,17 +117,17 @@ def sample(
     network, config, image_shape = parts_of(model, config, image_shape)
     require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T besides, the states at that time")
     if x_T is not None:
-        x_T = check_images("x_T", x_T, image_shape, dtype)
+        x_T = check_images("x_T", x_T, image_shape, numpy_dtype(dtype))
         num_images = len(x_T)
     elif seeds is not None:
         num_images = len(seeds)
-    seeds, numbers = addresses(seed, seeds, num_images)
+    seeds, all_indices = seeds_and_indices(seed, seeds, num_images)
 
     def draw(indices):
         settings = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
         states = None if x_T is None else channels_first(x_T[indices], device_of(network))
         of = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
-        return sample_indices(network, config, image_shape, of, numbers[indices], **settings, x_T=states)[0]
+        return sample_indices(network, config, image_shape, of, all_indices[indices], **settings, x_T=states)[0]
 
     return in_batches(draw, num_images, batch_size)
 
@@ -147,14 +140,3 @@ def parts_of(
     if info is None:
         return model, config, image_shape
     return model, config or info.diffusion, image_shape or info.image_shape
-
-
-def check_images(name: str, images, image_shape: tuple[int, int, int] | None, dtype) -> np.ndarray:
-    """Images, or states, of a dtype; UserError unless they are finite floats (N, *image_shape)."""
-    images = np.asarray(images)
-    wanted = ("N", "H", "W", "C") if image_shape is None else ("N", *image_shape)
-    fits = images.ndim == 4 and len(images) and (image_shape is None or images.shape[1:] == tuple(image_shape))
-    require(fits, name, images.shape, f"expected the shape ({', '.join(map(str, wanted))})")
-    require(images.dtype.kind == "f", name, images.dtype, "expected floating point, images within [-1, 1]")
-    require(np.isfinite(images).all(), name, "nan or inf", "expected finite numbers")
-    return images.astype(numpy_dtype(dtype))
