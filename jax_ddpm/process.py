@@ -1,10 +1,9 @@
-"""Set up the process for JAX: flags of XLA, malloc, the garbage collector, and the cache of compiled programs.
+"""Set up the process for JAX: flags of XLA, malloc, and the cache of compiled programs.
 
 Importing this module does not import jax.
 """
 
 import functools
-import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -17,22 +16,21 @@ from jax_ddpm.cpu.memory import keep_freed_memory, settle_memory
 from jax_ddpm.spec.files import cache_dir
 
 LONG_COMPILATION = 1.0  # seconds, from which on `settle_memory`, a third of a second, is worth its time
-TRACED_COMPILATION = 0.1  # seconds, from which on tracing has left many Python objects
 
 
 def prepare_process() -> None:
     """Make JAX fast on this machine; the results stay the same up to rounding.
 
     Where JAX will compute on the CPU: sets XLA's flags for CPUs in XLA_FLAGS and tells malloc to keep freed memory. XLA
-    reads its flags when JAX first computes something, so this has to be called before. Where jax is imported already:
-    also tidies up after each compilation, see `tidy_after_compilation`. The commands and the benchmark call it before
-    they import jax; `jax_ddpm.ops`, which all computations need, calls it again. Calling it twice changes nothing.
+    reads its flags when JAX first computes something, so this has to be called before. Where jax is imported already,
+    also settles memory after each long compilation. The commands and the benchmark call this before they import jax;
+    `jax_ddpm.ops`, which all computations need, calls it again. Calling it twice changes nothing.
     """
     if computes_on_cpu():
         set_cpu_flags()
         keep_freed_memory()
-    if "jax" in sys.modules:
-        tidy_after_compilation()
+        if "jax" in sys.modules:
+            settle_memory_after_compilation()
 
 
 def computes_on_cpu() -> bool:
@@ -50,38 +48,15 @@ def computes_on_cpu() -> bool:
 
 
 @functools.cache
-def tidy_after_compilation() -> None:
-    """From now on, tidy up after every compilation.
-
-    Returns the memory that compiling took to the system. Keeps Python's garbage collector away from the objects that
-    tracing left alive: it would look at them every few dozen steps, for up to a quarter of a second.
-    """
+def settle_memory_after_compilation() -> None:
+    """From now on, call `settle_memory` after every compilation that took long: compiling takes up to gigabytes."""
     import jax  # when called, so that importing this module stays light
 
-    on_cpu = computes_on_cpu()
-
     def listener(event: str, seconds: float, **_) -> None:
-        if event != "/jax/core/compile/backend_compile_duration":
-            return
-        if seconds > TRACED_COMPILATION:
-            freeze_living_objects()
-        if seconds > LONG_COMPILATION and on_cpu:
+        if event == "/jax/core/compile/backend_compile_duration" and seconds > LONG_COMPILATION:
             settle_memory()
 
     jax.monitoring.register_event_duration_secs_listener(listener)
-
-
-def tidy_now() -> None:
-    """What `tidy_after_compilation` does after a long compilation."""
-    freeze_living_objects()
-    if computes_on_cpu():
-        settle_memory()
-
-
-def freeze_living_objects() -> None:
-    """Python's garbage collector no longer looks at the objects that live now; reference counts still free them."""
-    gc.collect()
-    gc.freeze()
 
 
 def use_compilation_cache() -> Path | None:

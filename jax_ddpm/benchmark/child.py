@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jax_ddpm.benchmark.job import Absent, Contender, Job
-from jax_ddpm.process import prepare_process, tidy_now
+from jax_ddpm.process import prepare_process, settle_memory
 from jax_ddpm.spec.json_text import from_json
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     except (Absent, ImportError, MemoryError) as error:
         answer(absent=" ".join(str(error).split()) or type(error).__name__)
         return
-    tidy_now()  # after compiling and comparing outputs
+    settle_memory()  # after compiling and comparing outputs
     contender.forget_peak()
     forget_peak()
     for line in sys.stdin:
