@@ -3,30 +3,32 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from jax_ddpm.commands.flags import DiffusionFlags, parse
 
+EXAMPLES = ("somebodys.pt model.safetensors", "runs/cifar10-ddpm diffusers_model --format diffusers")
+
 
 @dataclass(frozen=True)
 class ConvertFlags:
-    """Read a model of either framework, check that it is whole, and write it in the format of the output's path."""
+    """Convert a model file: read it, check that no parameter is missing or left over, and write it anew."""
 
-    input: tyro.conf.Positional[Path]
+    input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUT")]
     """Run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
-    output: tyro.conf.Positional[Path]
-    """A .safetensors (with all settings as metadata), a .pt or .pth, or a folder that load_model takes."""
+    output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
+    """A .safetensors (which also stores the settings), a .pt, a .pth, or a folder for load_model."""
     format: Literal["diffusers"] | None = None
-    """diffusers: write that package's model folder (the network `ddpm` only). Default: as the output's path says."""
+    """Write a model folder of the diffusers package; only for the network `ddpm`."""
     image_size: int | None = None
-    """Height and width, for files that cannot tell."""
+    """Height and width of the images, for model files that do not say."""
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
-    flags = parse(ConvertFlags, arguments, prog)
+    flags = parse(ConvertFlags, arguments, prog, EXAMPLES)
     from jax_ddpm import weights
     from jax_ddpm.spec.model_info import describe
     from jax_ddpm.spec.write_model import check_output, convert_to

@@ -1,4 +1,4 @@
-"""What `scripts/sample.py` does once a model is loaded: which flags go together, drawing, and the picture of it."""
+"""`jax-ddpm sample` once the model is loaded: check that its flags fit together, draw, and lay out the picture."""
 
 import importlib
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ NUM_IMAGES = 16  # where nothing else tells
 
 @dataclass(frozen=True)
 class EditingFlags:
-    """Begin with an image, or with two seeds; by default from noise alone."""
+    """Edit an image, or interpolate between two seeds. Without these flags, pictures are drawn from noise."""
 
     image: Path | None = None
-    """An image, a folder of them, or a .npz (its `images`), of the model's size: with --start-t, --mask or --invert."""
+    """For --start-t, --mask and --invert: an image of the model's size, a folder of them, or a .npz with `images`."""
     start_t: int | None = None
-    """Noise the image to this timestep, 0 to T - 1, and sample from there: the larger, the more is drawn anew."""
+    """Add noise to the image up to this timestep (0 to T - 1) and sample from there; a larger one changes more."""
     mask: Path | None = None
-    """Inpainting: keep the image where this one is white, and draw anew where it is black."""
+    """Inpainting: a picture of the same size. The image is kept where it is white, and drawn anew where it is black."""
     resamplings: int = 10
-    """Of inpainting: how often each stretch of the way is gone through, for so many times as many network calls."""
+    """RePaint passes per stretch of inpainting; multiplies the number of network calls."""
     jump: int = 10
-    """Of inpainting: the length of such a stretch in steps."""
+    """Sampling steps in such a stretch."""
     invert: tyro.conf.FlagCreatePairsOff[bool] = False
-    """From the image to its x_T and back again, and how near that comes; wants --sampler ddim."""
+    """Compute the image's x_T, sample from it, and print how much the result differs. Needs --sampler ddim."""
     interpolate: str | None = None
-    """3,7: from the first picture of one seed to that of another; wants a sampler without noise, such as ddim."""
+    """Two seeds, such as 3,7: draw pictures between those of the two. Needs a sampler without noise, such as ddim."""
 
     @property
     def asked(self) -> list[str]:

@@ -1,41 +1,117 @@
 """What the commands share: parsing dataclasses as flags, and flags that several commands have."""
 
+import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
+from types import NoneType, UnionType
+from typing import Annotated, Union, get_args, get_origin
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
 
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.types import Clip, Objective, Schedule, Variance
 
 
-def parse(kind, arguments: Sequence[str], prog: str, default=None, config: tuple = ()):
+def parse(kind, arguments: Sequence[str], prog: str, examples: Sequence[str], default=None, config: tuple = ()):
     """An object of the dataclass `kind` from flags; ends the process at --help and at flags that do not parse.
 
-    prog: the command as the user called it. default: an object whose values the flags replace.
+    Args:
+        prog: the command as the user called it.
+        examples: flags that --help shows behind the command.
+        default: an object whose values the flags replace.
+        config: more of tyro's markers.
     """
-    default = {} if default is None else {"default": default}
-    return tyro.cli(kind, args=arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes, *config), **default)
+    shown = "\n".join(f"  {prog} {flags}".rstrip() for flags in examples)
+    return tyro.cli(
+        kind,
+        args=arguments,
+        prog=prog,
+        description=f"{inspect.cleandoc(kind.__doc__)}\n\nExamples:\n{shown}",
+        config=(tyro.conf.OmitArgPrefixes, *config),
+        registry=flag_rules(),
+        **({} if default is None else {"default": default}),
+    )
+
+
+def flag_rules() -> ConstructorRegistry:
+    """How dataclasses become flags, where that differs from tyro's rules.
+
+    A flag of type `X | None` is shown as one of type X, and the word None unsets it. A default of None or of no values
+    is not shown. A network's name is no flag: the preset chooses it.
+    """
+    registry = ConstructorRegistry()
+    in_tyros_rule = False
+
+    @registry.struct_rule
+    def fields_of_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal in_tyros_rule
+        if in_tyros_rule or not is_dataclass(info.type):
+            return None
+        in_tyros_rule = True
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            in_tyros_rule = False
+        return replace(spec, fields=tuple(as_flag(info.type, field) for field in spec.fields))
+
+    @registry.primitive_rule
+    def value_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
+        kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+        if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 1:
+            return None
+        spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kinds[0], info.markers))
+        if isinstance(spec, UnsupportedTypeAnnotationError):
+            return spec
+        return replace(
+            spec,
+            instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
+            is_instance=lambda value: value is None or spec.is_instance(value),
+            str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+            choices=spec.choices and (*spec.choices, "None"),
+        )
+
+    return registry
+
+
+def as_flag(kind: type, field: StructFieldSpec) -> StructFieldSpec:
+    """A field of the dataclass `kind` with the marks that tyro wants for `flag_rules`."""
+    if issubclass(kind, NetworkConfig) and field.name == "name":
+        return replace(field, type=tyro.conf.Suppress[field.type])
+    if field.default is None or field.default == ():
+        return replace(field, type=Annotated[field.type, tyro.conf.arg(help_behavior_hint="")])
+    return field
 
 
 @dataclass(frozen=True)
 class DiffusionFlags:
-    """What overrules the model file, or what it cannot tell; by default its own, or its network's preset."""
+    """The diffusion that the model was trained for. Default: what the model file says, else its network's preset."""
 
     timesteps: int | None = None
-    """T of the training."""
+    """T, the number of timesteps."""
     schedule: Schedule | None = None
-    """Noise schedule of the training."""
+    """Noise schedule."""
     beta_start: float | None = None
+    """beta_1 of the linear schedule."""
     beta_end: float | None = None
+    """beta_T of the linear schedule."""
     objective: Objective | None = None
-    """What the network predicts."""
+    """What the network predicts: the noise (eps), the clean image (x0), or v."""
     variance: Variance | None = None
-    """Variance of a reverse step."""
+    """Variance of a reverse step: beta_t, that of the posterior, or a learned one between them."""
     clip: Clip | None = None
-    """Clip the predicted x_0 (x0), threshold it (dynamic), clamp every x_t (state), or neither."""
+    """While sampling: clip the predicted x_0 (x0), threshold it (dynamic), clamp every x_t (state), or do neither."""
     clip_percentile: float | None = None
-    """Of dynamic thresholding: the share of an image's pixels that are not clipped."""
+    """Share of an image's pixels that dynamic thresholding does not clip."""
 
 
 def integers(text: str) -> list[int]:

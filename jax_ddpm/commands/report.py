@@ -3,25 +3,28 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from jax_ddpm.commands.flags import parse
 from jax_ddpm.spec.errors import UserError
 
+EXAMPLES = ("runs/digits-digits", "runs/digits-digits --out page.html")
+
 
 @dataclass(frozen=True)
 class ReportFlags:
-    """Make report.html from a run's folder; closing pictures that do not belong to its weights are drawn first."""
+    """Make the page of a run, one HTML file. First draws the closing pictures of its weights if they are missing."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     out: Path | None = None
-    """The file to write. Default: report.html in that folder."""
+    """File to write. Default: report.html in the folder of the run."""
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
-    flags = parse(ReportFlags, arguments, prog)
+    flags = parse(ReportFlags, arguments, prog, EXAMPLES)
     from jax_ddpm.training import run_folder, run_page  # after the flags, so that --help and mistakes answer at once
 
     if not (flags.run / run_folder.CONFIG_FILE).is_file():

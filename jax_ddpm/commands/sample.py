@@ -12,37 +12,43 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_info import describe
 from jax_ddpm.spec.types import Precision
 
+EXAMPLES = (
+    "--model runs/digits-digits --num-images 64 --out grid.png",
+    "--model runs/digits-digits --sampler ddim --num-steps 50 --out arrays.npz",
+)
+
 
 @dataclass(frozen=True)
 class SampleFlags:
-    """Draw pictures from a trained model: from noise, from images, or between two seeds."""
+    """Draw pictures from a trained model, or edit images with it."""
 
     model: Path
     """Run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
     out: Path = Path("samples.png")
-    """A .png (grid), a .npz (images: uint8, and x0: float32, both (N, H, W, C)), or a folder (one PNG an image)."""
+    """A .png (a grid), a .npz (`images`, uint8, and `x0`, float32, both (N, H, W, C)), or a folder (a PNG each)."""
     num_images: int | None = None
-    """Default: 16, or as many as there are seeds or given images; of one given image so many variations."""
+    """Number of pictures. Default: 16; with --seeds one per seed; with several images one per image."""
     seed: int = 0
-    """Picture i of a seed is always the same."""
+    """Seed of the noise. Picture i of a seed is always the same, whatever the number of pictures."""
     seeds: str | None = None
-    """Instead of the first pictures of one seed the first of each of several: 3,7,11."""
+    """Draw the first picture of each of these seeds, such as 3,7,11."""
     batch_size: int = 64
-    """Images drawn at a time."""
+    """Pictures drawn at a time."""
     framework: Literal["jax", "torch"] = "jax"
-    """Which implementation draws; both draw the same pictures."""
+    """Framework that draws; both draw the same pictures."""
     precision: Precision = "float32"
+    """Number format of the network's activations; float64: of everything."""
     image_size: int | None = None
-    """Height and width, for files that cannot tell."""
+    """Height and width of the images, for model files that do not say."""
     rescale: Literal["none", "per-image"] = "none"
-    """per-image: show each picture from its own darkest to its own brightest value (for samples that drift)."""
+    """per-image: map each picture's own range of values to black and white, for samples that leave [-1, 1]."""
     editing: EditingFlags = field(default_factory=EditingFlags)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
-    flags = parse(SampleFlags, arguments, prog)
+    flags = parse(SampleFlags, arguments, prog, EXAMPLES)
     from jax_ddpm import report  # after the flags, so that --help and mistakes answer at once
 
     report.check_images_path(flags.out)

@@ -15,22 +15,25 @@ from jax_ddpm.spec.presets import PRESETS, preset
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training import run_folder
 
+FULL_SIZE = ("conv_block", "strided", "attention", "ddpm")  # presets whose networks want an accelerator
+EXAMPLES = ("", "--dataset fashion_mnist --preset tiny", "--resume --out runs/digits-digits --epochs 120")
+
 
 @dataclass(frozen=True)
 class RunFlags:
-    """Train a DDPM; without flags, on the handwritten digits that scikit-learn ships."""
+    """Train a DDPM. Without flags: on the handwritten digits that come with scikit-learn."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run. Default: runs/DATASET-PRESET."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the run in --out where it stopped; flags that are not given come from its config.json."""
+    """Continue the run in --out where it stopped. Flags that are not given come from its config.json."""
     replay_step: int | None = None
-    """Run this step of the run in --out again, from the newest checkpoint before it, and tell what happens in it."""
+    """Run this step of the run in --out again, starting from the newest checkpoint before it, and print its details."""
     settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """Repeat a run: flags that are not given come from this config.json."""
     list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Show the presets and end."""
+    """Show the presets and exit."""
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
@@ -42,7 +45,20 @@ def main(arguments: Sequence[str], prog: str) -> None:
     else:
         from jax_ddpm.training.loop import train  # after the flags, so that --help and mistakes answer at once
 
+        if not flags.resume and is_long_on_cpu(flags.config):
+            print(
+                f"The full-size {flags.config.preset} network is a job for a GPU or a TPU, and JAX finds only a CPU.\n"
+                "--preset tiny trains a small network on the same data."
+            )
         train(flags.config, flags.out, flags.resume)
+
+
+def is_long_on_cpu(config: RunConfig) -> bool:
+    """Whether the network is a preset's full-size one, and JAX computes on the CPU."""
+    import jax
+
+    full_size = config.preset in FULL_SIZE and config.network == PRESETS[config.preset].network
+    return full_size and jax.default_backend() == "cpu"
 
 
 def parse_run(
@@ -58,7 +74,7 @@ def parse_run(
         default = run_folder.load_config(Path(out) if out else default_out(default))
     elif settings:
         default = run_folder.read_config(Path(settings))
-    flags = parse(RunFlags, arguments, prog, RunFlags(default), (tyro.conf.AvoidSubcommands,))
+    flags = parse(RunFlags, arguments, prog, EXAMPLES, RunFlags(default), (tyro.conf.AvoidSubcommands,))
     if flags.list_presets:
         print(table_of_presets())
         sys.exit()

@@ -69,7 +69,6 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     train_step, validate = make_train_step(config, total_steps), make_validation(config)
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
     metrics_log = MetricsLog(folder, tqdm.write)
-    on_cpu = not torch.cuda.is_available()
     progress = Progress(
         0,
         total_steps,
@@ -77,7 +76,6 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
         metrics_log,
         steps_per_epoch,
         intervals,
-        on_cpu,
         lambda step: rng.timesteps(
             rng.key(training.seed, rng.TIMESTEPS, step), training.batch_size, config.diffusion.timesteps
         ).numpy(),

@@ -16,7 +16,7 @@ from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
-from jax_ddpm.training.feed import Feed, Validation, make_dispatch, on_cpu
+from jax_ddpm.training.feed import Feed, Validation, make_dispatch
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import Intervals, Progress, Saving
 from jax_ddpm.training.run_folder import MetricsLog
@@ -99,7 +99,7 @@ def prepare(
         key = rng.key(training.seed, rng.TIMESTEPS, step)
         return np.asarray(rng.timesteps(key, training.batch_size, config.diffusion.timesteps))
 
-    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, on_cpu(), timesteps, log)
+    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, timesteps, log)
     progress.skipped_in_a_row = record["skipped_in_a_row"]
     feed = Feed(images.train, config, mesh)
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)

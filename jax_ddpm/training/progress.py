@@ -14,7 +14,6 @@ from jax_ddpm.training.run_folder import MetricsLog
 
 APART = 500  # steps at least between two validations or checkpoints, where the user sets no interval
 SHARE = 0.1  # of the time, that checkpoints may take where the user sets no interval
-LONG = 2 * 3600  # seconds
 SPIKE = 5.0  # times the running mean of the loss
 
 
@@ -86,11 +85,10 @@ class Progress:
         metrics_log: MetricsLog,
         steps_per_epoch: int,
         intervals: Intervals,
-        on_cpu: bool,
         timesteps: Callable[[int], np.ndarray],
         log: Callable[[str], None],
     ):
-        self.on_cpu, self.timesteps = on_cpu, timesteps  # timesteps(step): those that step `step`, from 0, draws
+        self.timesteps = timesteps  # timesteps(step): those that step `step`, from 0, draws
         self.skipped_in_a_row = 0
         self.config, self.metrics_log, self.log = config, metrics_log, log
         self.steps_per_epoch, self.intervals, self.total = steps_per_epoch, intervals, total
@@ -159,8 +157,6 @@ class Progress:
         self.announced = True
         left = seconds * (self.total - step)
         self.log(f"Expecting {duration(left)} of training at {seconds:.3g} s a step.")
-        if left > LONG and self.on_cpu and self.config.preset != "tiny":
-            self.log("That is long for a CPU: --preset tiny trains a smaller network on the same data (another --out).")
 
     def row(self, step: int, now: float | None = None, **extra) -> None:
         """Write the row of the steps since the last one; `now`: when `step` was done."""
