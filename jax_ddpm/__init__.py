@@ -36,7 +36,10 @@ __all__ = sorted(PUBLIC)
 
 def __getattr__(name: str):
     if name == "__version__":
-        return importlib.metadata.version("jax-ddpm")
+        try:
+            return importlib.metadata.version("jax-ddpm")
+        except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+            return "0+unknown"
     if name not in PUBLIC:
         raise AttributeError(f"module 'jax_ddpm' has no attribute '{name}'")
     return getattr(importlib.import_module(f"jax_ddpm.{PUBLIC[name]}"), name)

@@ -31,12 +31,12 @@ def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse(ConvertFlags, arguments, prog, EXAMPLES)
     from jax_ddpm import weights
     from jax_ddpm.spec.model_info import describe
-    from jax_ddpm.spec.write_model import check_output, convert_to
+    from jax_ddpm.spec.write_model import check_output, save_model
     from jax_ddpm.weights.model import load_model
 
     as_diffusers = flags.format == "diffusers"
     check_output(flags.output, as_diffusers)
     model = load_model(flags.input, flags.image_size, **asdict(flags.diffusion))
     print(f"Read {flags.input}: {describe(model.info, model.num_parameters)}")
-    path = convert_to(flags.output, weights.state_dict(model.network), model.info, as_diffusers)
+    path = save_model(flags.output, weights.state_dict(model.network), model.info, as_diffusers)
     print(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")

@@ -128,7 +128,9 @@ def drawn(
     count = num_images(flags) if images is None else len(images)
     again = {"resamplings": editing.resamplings, "jump": editing.jump}
     sampler.check(config.timesteps)
-    chain = importlib.import_module(f"{package.__name__}.sampling.reverse").chain_of(config, sampler, editing.start_t)
+    chain = importlib.import_module(f"{package.__name__}.sampling.reverse").sampling_timesteps(
+        config, sampler, editing.start_t
+    )
     if kind == "--mask":
         chain = importlib.import_module(f"{package.__name__}.sampling.inpainting").repaint_schedule(chain, **again)[0]
         print(f"Inpainting takes {len(chain):,} network calls.")

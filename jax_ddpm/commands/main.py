@@ -8,14 +8,14 @@ from jax_ddpm.process import prepare_process, use_compilation_cache
 from jax_ddpm.spec.errors import UserError
 
 COMMANDS = {
-    "train": "Train a model, in JAX.",
-    "sample": "Draw pictures from a trained model; edit images with it.",
+    "train": "Train a model in JAX.",
+    "sample": "Draw pictures from a trained model, or edit images with it.",
     "convert": "Convert a model file between JAX, PyTorch and diffusers.",
     "report": "Make the page of a run.",
     "benchmark": "Measure jax_ddpm beside PyTorch.",
-    "train-torch": "Train the PyTorch reference with the flags of train.",
+    "train-torch": "Train the PyTorch reference; takes the flags of train.",
 }
-SCRIPTS = {"train": "train_jax"}  # whose names differ from the command's
+SCRIPTS = {"train": "train_jax"}  # scripts whose names differ from the command's
 
 
 def main() -> None:
@@ -38,7 +38,10 @@ def overview() -> str:
     """What `jax-ddpm --help` prints."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: jax-ddpm COMMAND [flags]", "", *lines, "", "jax-ddpm COMMAND --help shows its flags."])
+    example = "Example:\n  jax-ddpm train --dataset digits --out runs/digits"
+    return "\n".join(
+        ["usage: jax-ddpm COMMAND [flags]", "", *lines, "", "jax-ddpm COMMAND --help shows its flags.", "", example]
+    )
 
 
 def run_script(command: str) -> None:

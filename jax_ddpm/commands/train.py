@@ -62,7 +62,10 @@ def is_long_on_cpu(config: RunConfig) -> bool:
 
 
 def parse_run(
-    arguments: Sequence[str], prog: str, default_out: Callable[[RunConfig], Path] = run_folder.default_out
+    arguments: Sequence[str],
+    prog: str,
+    default_out: Callable[[RunConfig], Path] = run_folder.default_out,
+    examples: Sequence[str] = EXAMPLES,
 ) -> RunFlags:
     """The flags of a training command: defaults from the preset, or from the run that is resumed."""
     name, dataset, out = (value_of(flag, arguments) for flag in ("preset", "dataset", "out"))
@@ -74,7 +77,7 @@ def parse_run(
         default = run_folder.load_config(Path(out) if out else default_out(default))
     elif settings:
         default = run_folder.read_config(Path(settings))
-    flags = parse(RunFlags, arguments, prog, EXAMPLES, RunFlags(default), (tyro.conf.AvoidSubcommands,))
+    flags = parse(RunFlags, arguments, prog, examples, RunFlags(default), (tyro.conf.AvoidSubcommands,))
     if flags.list_presets:
         print(table_of_presets())
         sys.exit()

@@ -1,27 +1,15 @@
 """`jax-ddpm train-torch`: train the PyTorch reference on the images, noise and initial weights of `train`."""
 
-import copy
-import math
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from jax_ddpm import data, report
 from jax_ddpm.commands.train import parse_run
 from jax_ddpm.spec.errors import UserError
-from jax_ddpm.spec.model_files import MODEL_FILE, initial_weights
-from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.run_config import RunConfig, slug
-from jax_ddpm.spec.write_model import write_model
-from jax_ddpm.training.progress import Intervals, Progress
-from jax_ddpm.training.run_folder import MetricsLog, check_folder, claim
-from torch_ref import rng, unets, weights
-from torch_ref.sampling import samplers
-from torch_ref.step import create_state, make_optimizer, make_train_step, make_validation
+from jax_ddpm.training.run_folder import check_folder
+
+EXAMPLES = ("", "--dataset fashion_mnist --preset tiny --steps 100")
 
 
 def default_out(config: RunConfig) -> Path:
@@ -29,92 +17,13 @@ def default_out(config: RunConfig) -> Path:
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
-    flags = parse_run(arguments, prog, default_out)
-    config, training = flags.config, flags.config.training
+    flags = parse_run(arguments, prog, default_out, EXAMPLES)
     if flags.resume or flags.replay_step is not None:
-        raise UserError("train_torch.py is a reference and cannot resume or replay: start anew with another --out.")
-    folder = flags.out or default_out(config)
-    check_folder(folder, config, resume=False)
-    d = config.data
-    images = data.load(
-        d.dataset,
-        d.image_size,
-        data_dir=d.data_dir,
-        manual_dir=d.manual_dir,
-        cache_dir=d.cache_dir,
-        validation_fraction=d.validation_fraction,
-    )
-    data.batch_indices(training.seed, 0, len(images.train), training.batch_size)  # refuses a batch of more than all
-    info = ModelInfo(network=config.network, image_shape=images.train.shape[1:], diffusion=config.diffusion)
+        raise UserError("The PyTorch reference cannot resume or replay: start anew with another --out.")
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("This command needs PyTorch: pip install 'jax-ddpm[torch]'.")
+    folder = flags.out or default_out(flags.config)
+    check_folder(folder, flags.config, resume=False)
+    from jax_ddpm.commands.torch_trainer import train  # after the flags, so that --help and mistakes answer at once
 
-    network = unets.build(
-        info.network, info.image_shape[2], torch.bfloat16 if training.precision == "bfloat16" else None
-    )
-    if training.init_from is None:
-        weights.initialise(network, training.seed)
-    else:
-        weights.load_state_dict(network, initial_weights(training.init_from, info.network))
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    with claim(folder, config):
-        run(config, folder, images, network, info)
-
-
-def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.nn.Module, info: ModelInfo):
-    training, steps_per_epoch = config.training, len(images.train) // config.training.batch_size
-    total_steps = training.steps or training.epochs * steps_per_epoch
-    dtype = torch.float64 if training.precision == "float64" else torch.float32
-    state = create_state(network, make_optimizer(training, network.to(dtype)), training.ema, dtype)
-    print(describe(info, weights.num_parameters(network)))
-
-    train_step, validate = make_train_step(config, total_steps), make_validation(config)
-    intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
-    metrics_log = MetricsLog(folder, tqdm.write)
-    progress = Progress(
-        0,
-        total_steps,
-        config,
-        metrics_log,
-        steps_per_epoch,
-        intervals,
-        lambda step: rng.timesteps(
-            rng.key(training.seed, rng.TIMESTEPS, step), training.batch_size, config.diffusion.timesteps
-        ).numpy(),
-        tqdm.write,
-    )
-    best, best_weights, keep_best = math.inf, state.weights, config.output.keep_best
-    for step in range(total_steps):
-        indices = data.batch_indices(training.seed, step, len(images.train), training.batch_size)
-        state, metrics = train_step(state, images.train[indices])
-        progress.read(step, 1, {name: np.asarray([value]) for name, value in metrics.items()})
-        with progress.pause():
-            improved = False
-            if intervals.validation(step + 1):
-                loss = validation_loss(validate, state.weights, images, training)
-                progress.row(step + 1, validation_loss=loss)
-                improved = keep_best and loss < best
-            elif step + 1 == total_steps and metrics_log.pending:
-                progress.row(step + 1)
-            if improved:
-                best, best_weights = loss, copy.deepcopy(state.weights)
-            if improved or (intervals.checkpoint(step + 1) and not keep_best):
-                values = weights.state_dict(state.weights)
-                write_model(folder / MODEL_FILE, values, replace(info, step=step + 1))
-    progress.close()
-    network = best_weights if keep_best else state.weights
-    network.info = info
-    count = min(config.output.num_samples, 16)
-    print(f"Sampling {count} images ...")
-    x_0 = samplers.sample(network.eval(), count, training.seed, sampler=config.sampling, dtype=dtype)
-    report.grid(data.to_uint8(x_0)).save(folder / "samples" / "grid.png")
-    report.loss_curve(metrics_log.rows()).savefig(folder / "samples" / "loss.png", dpi=120)
-    print(f"Pictures: {folder / 'samples'}   Weights: {folder / MODEL_FILE}   Metrics: {metrics_log.path}")
-
-
-def validation_loss(validate, network, images: data.ImageData, training) -> float:
-    total, size = 0.0, training.batch_size
-    for number, first in enumerate(range(0, len(images.validation), size)):
-        batch = images.validation[first : first + size]
-        mask = np.arange(size) < len(batch)
-        padding = np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)
-        total += validate(network, np.concatenate([batch, padding]), mask, number)
-    return total / len(images.validation)
+    train(flags.config, folder)
