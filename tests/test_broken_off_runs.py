@@ -22,7 +22,7 @@ STEPS = 40
 BATCH = "jax_ddpm.training.feed:Feed.batches"
 CHECKPOINT = "jax_ddpm.training.checkpoint:check_room"
 IN_CHECKPOINT = "jax_ddpm.training.checkpoint:checksums"
-IN_EXPORT = "jax_ddpm.model_files:save_file"
+IN_EXPORT = "jax_ddpm.spec.write_model:save_file"
 IN_CACHE = "jax_ddpm.data.cache:os.replace"
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jax_ddpm.commands.flags import parse_run
+from jax_ddpm.commands.train import parse_run
 from jax_ddpm.spec.presets import PRESETS, preset
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -191,21 +191,21 @@ def test_help_is_quick_and_complete():
 
 
 def test_presets():
-    assert parse_run([]).config == preset("digits")
-    config = parse_run(["--dataset", "fashion_mnist"]).config
+    assert parse_run([], "train").config == preset("digits")
+    config = parse_run(["--dataset", "fashion_mnist"], "train").config
     assert config == preset("conv_block")
     assert config.data.image_size == 32 and config.network.widths == (64, 128, 256, 512, 1024)
     assert (config.diffusion.timesteps, config.diffusion.beta_start, config.diffusion.beta_end) == (1000, 1e-4, 0.02)
     training = config.training
     assert (training.batch_size, training.optimizer, training.learning_rate) == (64, "adam", 1e-4)
     assert (training.lr_schedule, training.min_learning_rate, training.ema) == ("cosine", 1e-6, True)
-    tiny = parse_run(["--preset=tiny", "--dataset=mnist", "--no-ema", "--epochs", "2"]).config
+    tiny = parse_run(["--preset=tiny", "--dataset=mnist", "--no-ema", "--epochs", "2"], "train").config
     assert tiny.network.widths == (32, 64, 128) and not tiny.training.ema and tiny.training.epochs == 2
 
 
 def test_presets_are_listed(capsys):
     with pytest.raises(SystemExit) as end:
-        parse_run(["--list-presets"])
+        parse_run(["--list-presets"], "train")
     assert not end.value.code
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["preset", *PRESETS]

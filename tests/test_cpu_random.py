@@ -1,18 +1,19 @@
-"""The random bits of `cpu_random` are jax.random's."""
+"""The random bits of `cpu.threefry` are jax.random's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_ddpm import cpu_random, rng
+from jax_ddpm import rng
+from jax_ddpm.cpu.threefry import THREEFRY
 
 SHAPES = [(), (1,), (0, 3), (3, 5, 2), (64, 33)]
 
 
 def keys(seed: int, *numbers: int):
     """The key at an address by jax.random's own threefry, and by the unrolled one."""
-    pair = [jax.random.key(seed, impl=impl) for impl in ("threefry2x32", cpu_random.THREEFRY)]
+    pair = [jax.random.key(seed, impl=impl) for impl in ("threefry2x32", THREEFRY)]
     for number in numbers:
         pair = [jax.random.fold_in(k, number) for k in pair]
     return pair

@@ -11,6 +11,8 @@ from flax import nnx
 
 from jax_ddpm import diffusion, rng
 from jax_ddpm.sampling import editing, inpainting, samplers
+from jax_ddpm.sampling.reverse import sampling_timesteps
+from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError
 
@@ -24,7 +26,7 @@ class Gaussian(nnx.Module):
         self.config, self.correlation = config, correlation
 
     def __call__(self, x, t):
-        bar = jnp.asarray(samplers.schedule_tables(self.config, np.float64).alpha_bars)[t].reshape(-1, 1)
+        bar = jnp.asarray(schedule_tables(self.config, np.float64).alpha_bars)[t].reshape(-1, 1)
         pixels = x.reshape(len(x), 2) - jnp.sqrt(bar) * MEAN
         sum_, difference = (pixels[:, :1] + s * pixels[:, 1:] for s in (1, -1))  # the covariance's eigenvectors
         large, small = (bar * STD**2 * (1 + s * self.correlation) + 1 - bar for s in (1, -1))
@@ -63,7 +65,7 @@ def test_inversion_follows_the_exact_ode_and_comes_back():
     """A Gaussian's ODE keeps the distance from the mean in standard deviations; Euler's error halves with the step."""
     config = DiffusionConfig(timesteps=1000, clip="x0")
     x = np.linspace(-1.5, 1.5, 8).reshape(4, 1, 2, 1)
-    bar = samplers.schedule_tables(config, np.float64).alpha_bars[-1]
+    bar = schedule_tables(config, np.float64).alpha_bars[-1]
     exact = np.sqrt(bar) * MEAN + (x - MEAN) / STD * np.sqrt(bar * STD**2 + 1 - bar)
     there, back = [], []
     with jax.enable_x64(True):
@@ -84,7 +86,7 @@ def test_inversion_is_exact_where_the_noise_does_not_depend_on_the_state():
         for spacing in ("leading", "logsnr", "trailing"):
             settings = {"sampler": SamplerConfig("ddim", 7, spacing), "config": CONFIG, "dtype": jnp.float64}
             x_T = editing.invert(Told(eps), IMAGES, **settings)
-            bar = np.cumprod(1 - np.linspace(1e-4, 0.3, 25))[samplers.chain_of(CONFIG, settings["sampler"])[0]]
+            bar = np.cumprod(1 - np.linspace(1e-4, 0.3, 25))[sampling_timesteps(CONFIG, settings["sampler"])[0]]
             np.testing.assert_allclose(x_T, np.sqrt(bar) * IMAGES + np.sqrt(1 - bar) * eps, atol=1e-12)
             np.testing.assert_allclose(editing.reconstruct(Told(eps), x_T, **settings), IMAGES, atol=1e-12)
 
@@ -96,7 +98,7 @@ def test_inversion_goes_by_the_objective(objective):
     told = replace(config, objective=objective)
     x = np.linspace(-1, 1, 6).reshape(3, 1, 2, 1)
     with jax.enable_x64(True):
-        tables = samplers.schedule_tables(config, np.float64)
+        tables = schedule_tables(config, np.float64)
 
         class Other(nnx.Module):
             def __call__(self, x, t):
@@ -189,7 +191,7 @@ def repaint_loop(predict, images, mask, chain, resamplings, jump, draw):
 def test_inpainting_is_algorithm_1(steps, resamplings, jump):
     sampler, network = SamplerConfig("ddpm", steps), Gaussian(PIXELS, CORRELATION)
     images, mask = np.array([[0.9, -0.3], [0.1, 0.6]]).reshape(2, 1, 2, 1), np.array([[1, 0]])
-    chain = samplers.chain_of(PIXELS, sampler)
+    chain = sampling_timesteps(PIXELS, sampler)
     with jax.enable_x64(True):
 
         def draw(purpose, number):

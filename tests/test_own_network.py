@@ -15,8 +15,8 @@ from jax_ddpm import layers, weights
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import NETWORKS
 from jax_ddpm.training.feed import AT_ONCE, Feed
-from jax_ddpm.training.loop import make_mesh
-from jax_ddpm.unets import CLASSES
+from jax_ddpm.training.prepare import make_mesh
+from jax_ddpm.unets import NETWORK_CLASSES
 from tests.small import small
 from tests.test_runs import quiet
 
@@ -62,7 +62,7 @@ def registered():
     jax_ddpm.register(PlainConfig, Plain)
     yield
     NETWORKS.pop("plain", None)
-    CLASSES.pop("plain", None)
+    NETWORK_CLASSES.pop("plain", None)
 
 
 def test_it_is_treated_like_the_others(registered, tmp_path):
@@ -115,5 +115,5 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch):
         exec(code.replace("train(recipe,", f"train(replace({shorter}),"), names)
     finally:
         NETWORKS.pop("plain", None)
-        CLASSES.pop("plain", None)
+        NETWORK_CLASSES.pop("plain", None)
     assert names["images"].shape == (16, 8, 8, 1)

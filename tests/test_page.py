@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jax_ddpm import report
-from jax_ddpm.commands.flags import parse_run
+from jax_ddpm.commands.train import parse_run
 from jax_ddpm.spec.json_text import to_json
 from jax_ddpm.training.run_page import train_command, write_page
 from tests import browser
@@ -150,7 +150,7 @@ def test_the_command_repeats_the_settings(run, tmp_path):
     (tmp_path / "config.json").write_text(to_json(config))
     program, script, *arguments = shlex.split(train_command(config, tmp_path, sample_every=5))
     assert (program, script) == ("python", "scripts/train_jax.py")
-    flags = parse_run(arguments)
+    flags = parse_run(arguments, "train")
     assert flags.config == replace(config, output=replace(config.output, sample_every=5))
     assert flags.out == tmp_path.with_name(f"{tmp_path.name}-again")
 

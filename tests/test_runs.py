@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import jax_ddpm
-from jax_ddpm.commands.flags import parse_run
+from jax_ddpm.commands.train import parse_run
 from jax_ddpm.sampling import samplers
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import read_file
@@ -244,7 +244,9 @@ def test_a_step_is_replayed(tmp_path, without_pictures):
 
 def test_two_fresh_runs_and_one_from_a_config_file_end_in_the_same_bits(finished, tmp_path):
     again = train(small(), tmp_path / "again", log=quiet)
-    repeated = train(parse_run(["--config", str(finished / "config.json")]).config, tmp_path / "repeated", log=quiet)
+    repeated = train(
+        parse_run(["--config", str(finished / "config.json")], "train").config, tmp_path / "repeated", log=quiet
+    )
     for folder in (again, repeated):
         assert rows(folder) == rows(finished)
         for name in ("model.safetensors", "samples/grid.png"):

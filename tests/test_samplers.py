@@ -10,7 +10,8 @@ import torch
 
 from jax_ddpm import rng, unets, weights
 from jax_ddpm.sampling import samplers
-from jax_ddpm.sampling.steps import first_history
+from jax_ddpm.sampling.reverse import initial_carry, reverse_process, sampling_timesteps
+from jax_ddpm.sampling.steps import ancestral_step, first_history
 from jax_ddpm.schedules import make_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError
@@ -53,9 +54,9 @@ def test_reverse_process_is_algorithm_2(objective, variance, clip):
     with jax.enable_x64(True):
         tables = make_tables("linear", 30, 1e-3, 0.2, dtype=np.float64)
         noise = np.random.default_rng(1).standard_normal((31, 2, 3, 3, 1))
-        step = partial(samplers.ancestral_step, tables, objective=objective, variance=variance, clip=clip)
+        step = partial(ancestral_step, tables, objective=objective, variance=variance, clip=clip)
         device_noise = jnp.asarray(noise)
-        x_0, _ = samplers.reverse_process(step, predict, device_noise[30], 30, lambda t: device_noise[t])
+        x_0, _ = reverse_process(step, predict, device_noise[30], 30, lambda t: device_noise[t])
         expected = numpy_loop(objective, variance, clip, tables.betas, noise[30], noise)
     np.testing.assert_allclose(x_0, expected, rtol=0, atol=1e-10 * max(1, np.abs(expected).max()))
 
@@ -89,17 +90,17 @@ def test_a_batch_that_memory_does_not_hold_is_halved():
             raise error
         return module.asarray(np.broadcast_to(indices[:, None, None, None], (len(indices), 1, 1, 1)).astype(np.float32))
 
-    for in_batches, error, module in (
-        (samplers.in_batches, full, np),
-        (torch_samplers.in_batches, torch.OutOfMemoryError(), torch),
+    for sample_in_batches, error, module in (
+        (samplers.sample_in_batches, full, np),
+        (torch_samplers.sample_in_batches, torch.OutOfMemoryError(), torch),
     ):
         with pytest.warns(UserWarning, match="does not hold 8 images at a time: now 4"):
-            drawn = in_batches(partial(draw, fits=3, error=error, module=module), 21, 8)
+            drawn = sample_in_batches(partial(draw, fits=3, error=error, module=module), 21, 8)
         np.testing.assert_array_equal(drawn.ravel(), np.arange(21))
         with pytest.raises(type(error)), pytest.warns(UserWarning, match="now 1"):
-            in_batches(partial(draw, fits=0, error=error, module=module), 21, 8)
+            sample_in_batches(partial(draw, fits=0, error=error, module=module), 21, 8)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        samplers.in_batches(partial(draw, fits=3, error=jax.errors.JaxRuntimeError("INTERNAL: no")), 21, 8)
+        samplers.sample_in_batches(partial(draw, fits=3, error=jax.errors.JaxRuntimeError("INTERNAL: no")), 21, 8)
 
 
 def test_every_draw_has_its_address(network):
@@ -150,7 +151,7 @@ def test_memory_does_not_grow_with_the_steps(network, sampler):
         config, settings = DiffusionConfig(beta_end=0.01), SamplerConfig(sampler, steps)
         x_T = jnp.zeros((4, *SHAPE))
         history = first_history(x_T) if sampler == "dpmpp" else None
-        carry = samplers.begin(x_T, samplers.chain_of(config, settings), 0, history)
+        carry = initial_carry(x_T, sampling_timesteps(config, settings), 0, history)
         lowered = samplers._sample.lower(graph, state, keys, *carry, config, settings, jnp.dtype("float32"))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 

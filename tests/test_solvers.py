@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm.sampling import samplers
+from jax_ddpm.sampling import reverse, samplers
 from jax_ddpm.sampling import steps as sampler_steps
-from jax_ddpm.schedules import make_tables
+from jax_ddpm.schedules import make_tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError
 
@@ -17,7 +17,7 @@ MEAN, STD = 0.3, 0.5
 
 def gaussian(config, std=STD, variance=None):
     """predict(x, t) -> eps of N(MEAN, std^2) data, exactly; variance(t): a learned share for all pixels besides."""
-    bars = jnp.asarray(samplers.schedule_tables(config, np.float64).alpha_bars)
+    bars = jnp.asarray(schedule_tables(config, np.float64).alpha_bars)
 
     def predict(x, t):
         bar = bars[t].reshape(-1, 1, 1, 1)
@@ -30,12 +30,12 @@ def gaussian(config, std=STD, variance=None):
 
 
 def states(config, settings, x_T, predict, draw_noise=lambda t: None):
-    chain = samplers.chain_of(config, settings)
-    tables = samplers.schedule_tables(config, np.float64, chain)
-    step = samplers.make_step(tables, config, settings, chain, predict)
-    history = samplers.first_history(x_T) if settings.sampler == "dpmpp" else None
+    chain = reverse.sampling_timesteps(config, settings)
+    tables = schedule_tables(config, np.float64, chain)
+    step = reverse.make_step(tables, config, settings, chain, predict)
+    history = sampler_steps.first_history(x_T) if settings.sampler == "dpmpp" else None
     walk = jax.jit(
-        lambda x_T: samplers.reverse_process(
+        lambda x_T: reverse.reverse_process(
             step, predict, x_T, chain, draw_noise, num_frames=len(chain) + 1, history=history
         )[1]
     )
@@ -84,8 +84,8 @@ def test_ancestral_sampling_ends_in_the_exact_mean_and_variance(spacing):
     """
     config = DiffusionConfig(timesteps=100, beta_end=0.2, clip="none", variance="learned_range")
     settings = SamplerConfig("ddpm", 12, spacing)
-    chain = samplers.chain_of(config, settings)
-    tables = samplers.schedule_tables(config, np.float64, chain)
+    chain = reverse.sampling_timesteps(config, settings)
+    tables = schedule_tables(config, np.float64, chain)
     bars = tables.alpha_bars
     left = STD**2 * (1 - bars) / (bars * STD**2 + 1 - bars)  # Var(x_0 | x_t)
     true = np.log(tables.posterior_variance + tables.posterior_mean_x_0**2 * left)

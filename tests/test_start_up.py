@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jax_ddpm import cpu_flags, unets, weights
-from jax_ddpm.layers import rematerialised
-from jax_ddpm.process import keep_compiled
-from jax_ddpm.sampling import samplers
+from jax_ddpm import unets, weights
+from jax_ddpm.cpu import flags as cpu_flags
+from jax_ddpm.layers import remat_blocks
+from jax_ddpm.process import use_compilation_cache
+from jax_ddpm.sampling import reverse, samplers
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
-from jax_ddpm.training.feed import Feed, even_share
-from jax_ddpm.training.loop import make_mesh
+from jax_ddpm.training.feed import Feed, even_share, make_dispatch
+from jax_ddpm.training.prepare import make_mesh
 from jax_ddpm.training.progress import Intervals, Progress, Saving
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import make_dispatch, make_gradients, make_optimizer, make_train_step
+from jax_ddpm.training.step import make_gradients, make_optimizer, make_train_step
 from parity_tests.networks import CASES
 from tests.small import small
 
@@ -124,7 +125,7 @@ def test_rows_of_one_dispatch_share_its_time(monkeypatch):
     config = replace(config, output=replace(config.output, log_every=2))
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     log = SimpleNamespace(add=lambda row: None, write_row=lambda epoch, **row: rows.append(row["images_per_second"]))
-    progress = Progress(0, 99, config, log, 99, Intervals(config, 99, 99, False), True, None, lambda text: None)
+    progress = Progress(0, 99, config, log, 99, Intervals(config, 99, 99, False), None, lambda text: None)
     metrics = dict.fromkeys(("loss", "grad_norm", "learning_rate", "skipped"), np.zeros(5))
     for step, n, seconds in ((0, 1, 1), (1, 5, 10), (6, 4, 8), (10, 2, 4)):
         clock[0] += seconds
@@ -161,7 +162,7 @@ def test_sampling_takes_the_same_memory_for_any_number_of_steps():
 
     def bytes_for(timesteps):
         config = DiffusionConfig(timesteps=timesteps, beta_end=0.4)
-        start = samplers.begin(jnp.zeros((4, 8, 8, 1)), samplers.chain_of(config, samplers.ANCESTRAL))
+        start = reverse.initial_carry(jnp.zeros((4, 8, 8, 1)), reverse.sampling_timesteps(config, samplers.ANCESTRAL))
         arguments = (graph, state, keys, *start, config, samplers.ANCESTRAL, jnp.dtype("float32"))
         return samplers._sample.lower(*arguments).compile(FAST_COMPILE).memory_analysis().temp_size_in_bytes
 
@@ -205,7 +206,7 @@ def bytes_kept(graph, state, shape, remat) -> int:
     """What a network's forward pass computes and hands to its backward pass."""
 
     def residuals(params, x, t):
-        with rematerialised(remat):
+        with remat_blocks(remat):
             return jax.vjp(lambda params: nnx.merge(graph, params, state.buffers)(x, t), params)[1]
 
     program = jax.make_jaxpr(residuals)(state.params, jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32)).jaxpr
@@ -217,8 +218,8 @@ def bytes_kept(graph, state, shape, remat) -> int:
 # Programs that are kept --------------------------------------------------------------------------------------------
 
 COMPILE = """
-from jax_ddpm.process import keep_compiled
-print(keep_compiled())
+from jax_ddpm.process import use_compilation_cache
+print(use_compilation_cache())
 import jax
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
@@ -246,11 +247,11 @@ def test_a_second_start_finds_what_the_first_compiled(tmp_path):
 def test_the_users_choice_and_a_home_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    assert keep_compiled() is None and os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+    assert use_compilation_cache() is None and os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     (tmp_path / "a file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
-    assert keep_compiled() is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    assert use_compilation_cache() is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
 PRODUCTS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"

@@ -14,16 +14,16 @@ import optax
 import pytest
 from flax import nnx
 
-from jax_ddpm import cpu, diffusion, rng, unets, weights
+from jax_ddpm import diffusion, ops, rng, unets, weights
 from jax_ddpm.benchmark.job import recipe
 from jax_ddpm.data import to_float
 from jax_ddpm.schedules import make_tables
 from jax_ddpm.spec.json_text import to_json
+from jax_ddpm.training.feed import make_dispatch
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import (
     ema_update,
     learning_rate,
-    make_dispatch,
     make_optimizer,
     make_train_step,
     prepare_images,
@@ -179,7 +179,7 @@ def test_bfloat16_touches_only_activations():
 @pytest.mark.parametrize("name", ["conv_block", "strided", "attention", "layer_norm", "ddpm"])
 def test_accelerators_sum_no_gradient_in_bfloat16(monkeypatch, name):
     """Half a million numbers of a bias in a batch of 512: a GPU that can add in bfloat16 would."""
-    monkeypatch.setattr(cpu, "at_work", lambda: False)
+    monkeypatch.setattr(ops, "uses_cpu_routes", lambda: False)
     config = recipe(name, "tiny")
     config = replace(config, training=replace(config.training, precision="bfloat16", batch_size=2))
     _, _, state, train_step = start(config)

@@ -8,7 +8,7 @@ from flax import nnx
 from jax_ddpm import rng
 from jax_ddpm.data import ImageData, to_float
 from jax_ddpm.schedules import make_tables
-from jax_ddpm.training import diagnostics as looks
+from jax_ddpm.training import diagnostics
 from tests.small import small
 
 RNG = np.random.default_rng(0)
@@ -29,10 +29,10 @@ def test_predicted_x_0():
     config = small().diffusion
     x_t, t = RNG.standard_normal((3, 2, 4, 4, 1)).astype(np.float32), np.asarray([19, 7, 0])
     roots = np.sqrt(np.cumprod(1 - np.linspace(config.beta_start, config.beta_end, 20)))[t].reshape(3, 1, 1, 1, 1)
-    np.testing.assert_allclose(looks.predict_x_0(Scaled(0), config, x_t, t), x_t / roots, rtol=1e-6)
-    seen = looks.predict_x_0(Scaled(1), config, x_t, t)  # everything is noise: eq. 15 with eps = x_t
+    np.testing.assert_allclose(diagnostics.predict_x_0(Scaled(0), config, x_t, t), x_t / roots, rtol=1e-6)
+    seen = diagnostics.predict_x_0(Scaled(1), config, x_t, t)  # everything is noise: eq. 15 with eps = x_t
     np.testing.assert_allclose(seen, x_t * (1 - np.sqrt(1 - roots**2)) / roots, rtol=1e-4, atol=1e-6)
-    seen = looks.predict_x_0(Scaled(0.5), small(objective="x0").diffusion, x_t, t)
+    seen = diagnostics.predict_x_0(Scaled(0.5), small(objective="x0").diffusion, x_t, t)
     np.testing.assert_allclose(seen, x_t / 2, rtol=1e-6)
 
 
@@ -40,7 +40,7 @@ def test_predicted_x_0():
 def test_loss_by_t(objective):
     """A network that always says 0 is wrong by the noise itself, the same at every t, or by the image."""
     config = small(objective=objective, timesteps=100, min_snr_gamma=5.0)
-    t, losses = looks.loss_by_t(Scaled(0), config, IMAGES)
+    t, losses = diagnostics.loss_by_t(Scaled(0), config, IMAGES)
     assert (t[0], t[-1], len(t)) == (0, 99, 20)
     noise = rng.normal(rng.key(0, rng.VALIDATION, rng.NOISE, 0), (16, 4, 4, 1))  # a batch of the validation
     expected = np.mean(np.square(noise if objective == "eps" else to_float(IMAGES[:16])))
@@ -48,27 +48,27 @@ def test_loss_by_t(objective):
 
 
 def test_shares_count_every_pixel():
-    shares = looks.shares(np.asarray([-9.0, -1.499, 0.01, 0.02, 1.6]))
+    shares = diagnostics.shares(np.asarray([-9.0, -1.499, 0.01, 0.02, 1.6]))
     np.testing.assert_allclose(shares[[0, 30, -1]], [0.4, 0.4, 0.2])
     assert shares.sum() == pytest.approx(1)
 
 
 def test_neighbours_come_from_the_training_images():
     images = ImageData("", IMAGES[:30], IMAGES[30:], ())
-    numbers = looks.data_numbers(Scaled(0), small(), images, IMAGES[[3, 7]], 8)
+    numbers = diagnostics.data_numbers(Scaled(0), small(), images, IMAGES[[3, 7]], 8)
     np.testing.assert_array_equal(numbers["nearest_index"][:, 0], [3, 7])
     np.testing.assert_array_equal(numbers["nearest_distance"][:, 0], [0, 0])
     np.testing.assert_array_equal(numbers["nearest_images"][:, 0], IMAGES[[3, 7]])
     difference = IMAGES[30:, None].astype(float) - IMAGES[None, :30]
     expected = np.sqrt(np.square(difference).mean(axis=(2, 3, 4))).min(axis=1)
     np.testing.assert_allclose(numbers["held_out_distance"], expected)
-    assert "held_out_distance" not in looks.data_numbers(
+    assert "held_out_distance" not in diagnostics.data_numbers(
         Scaled(0), small(), ImageData("", IMAGES, IMAGES[:0], ()), IMAGES[:2], 8
     )
 
 
 def test_the_forward_strip_is_equation_4():
-    strip, t = looks.forward_strip(IMAGES[:3], small(), 5)
+    strip, t = diagnostics.forward_strip(IMAGES[:3], small(), 5)
     assert strip.shape == (3, 5, 4, 4, 1) and t == [5, 10, 14, 19]
     np.testing.assert_array_equal(strip[:, 0], IMAGES[:3])
     noise = np.asarray(rng.normal(rng.key(0, rng.NOISE, 0), (3, 4, 4, 1)), np.float64)
