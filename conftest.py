@@ -13,18 +13,7 @@ if "JAX_PLATFORMS" not in os.environ:  # budgets were measured on CPUs; JAX_PLAT
     os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # tests start processes that share a GPU
 
-ANNOTATED = (
-    "arrays",
-    "diffusion",
-    "editing",
-    "embeddings",
-    "inpainting",
-    "sampler_steps",
-    "samplers",
-    "unets",
-    "training.state",
-    "training.step",
-)
+ANNOTATED = ("arrays", "diffusion", "embeddings", "sampling", "unets", "training.state", "training.step")
 install_import_hook([f"jax_ddpm.{name}" for name in ANNOTATED], "beartype.beartype")
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder, and so do the commands that tests start

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from flax import nnx
 
+import torch_ref.sampling.reverse
 import torch_ref.sampling.samplers
 import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import data, diffusion, embeddings, rng, unets, weights
-from jax_ddpm.sampling import samplers
+from jax_ddpm.sampling import reverse, samplers
 from jax_ddpm.schedules import make_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.network_config import ConvBlockConfig, DDPMConfig, NetworkConfig
@@ -100,8 +101,8 @@ def tables() -> float:
 
 def embedding() -> float:
     t, table = np.arange(1000), embeddings.interleaved_frequencies(256)
-    ours = embeddings.interleaved(jnp.asarray(t), jnp.asarray(table))
-    theirs = torch_ref.embeddings.interleaved(
+    ours = embeddings.interleaved_embedding(jnp.asarray(t), jnp.asarray(table))
+    theirs = torch_ref.embeddings.interleaved_embedding(
         torch.from_numpy(t), torch.from_numpy(torch_ref.embeddings.interleaved_frequencies(256))
     )
     return float(np.abs(np.asarray(ours) - theirs.numpy()).max())
@@ -127,7 +128,7 @@ def noising() -> float:
 def random_weights(config: NetworkConfig, channels: int) -> dict[str, np.ndarray]:
     """Weights by the golden rule: norms and biases are not at their special initial values."""
     values = {}
-    for e in weights.entries(unets.build(config, channels)):
+    for e in weights.torch_arrays(unets.build(config, channels)):
         computed = e.layer is None and not np.isnan(e.variable[...]).any()
         values[e.name] = e.to_torch(e.variable[...]) if computed else rule(e.name, e.shape)
         if e.name == "time_embed.embed.0.weight":
@@ -335,12 +336,15 @@ def reverse_steps() -> float:
     for objective in ("eps", "x0", "v"):
         for variance in ("beta", "posterior"):
             for clip in ("x0", "state", "none"):
-                settings = {"objective": objective, "variance": variance, "clip": clip}
+                config, chain = (
+                    DiffusionConfig(objective=objective, variance=variance, clip=clip),
+                    np.arange(1000)[::-1],
+                )
+                step = reverse.make_step(ours, config, SamplerConfig(), chain, None)
+                twin_step = torch_ref.sampling.reverse.make_step(theirs, config, SamplerConfig(), chain, None)
                 for t in (0, 1, 500, 999):
-                    a = samplers.ancestral_step(ours, x, prediction, jnp.int32(t), noise, **settings)
-                    b = torch_ref.samplers.ancestral_step(
-                        theirs, *(channels_first(v) for v in (x, prediction)), t, channels_first(noise), **settings
-                    )
+                    a = step(x, prediction, jnp.int32(t), noise)
+                    b = twin_step(channels_first(x), channels_first(prediction), t, channels_first(noise))
                     worst = max(worst, relative(a, channels_last(b)))
     return worst
 
@@ -358,7 +362,9 @@ def sampled(dtype, sampler: SamplerConfig) -> tuple[np.ndarray, np.ndarray]:
     """The same eight from both frameworks."""
     theirs = twin(trained()[2], NETWORK, 1, dtype)
     settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (8, 8, 1)}
-    return sampled_by_jax(dtype, sampler), torch_ref.samplers.sample(theirs, 8, 11, **settings, dtype=TORCH[dtype])
+    return sampled_by_jax(dtype, sampler), torch_ref.sampling.samplers.sample(
+        theirs, 8, 11, **settings, dtype=TORCH[dtype]
+    )
 
 
 def reverse_process(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL) -> float:

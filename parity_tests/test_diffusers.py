@@ -7,18 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch_ref.diffusers_folder
-import torch_ref.errors
-import torch_ref.model_files
-import torch_ref.network_config
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from flax import nnx
 
 import jax_ddpm
-import jax_ddpm.spec.diffusers_folder
-import jax_ddpm.spec.errors
-import jax_ddpm.spec.network_config
 import torch_ref
 import torch_ref.rng
 from jax_ddpm import weights

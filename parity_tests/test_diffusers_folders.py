@@ -13,24 +13,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch_ref.diffusers_folder
-import torch_ref.errors
-import torch_ref.model_files
-import torch_ref.network_config
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 import jax_ddpm
-import jax_ddpm.spec.diffusers_folder
-import jax_ddpm.spec.errors
-import jax_ddpm.spec.network_config
 import torch_ref
-import torch_ref.rng
 from jax_ddpm import unets, weights
 from jax_ddpm.schedules import make_tables
+from jax_ddpm.spec import diffusers_folder
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.model_files import initial_weights, read_file, read_model
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.network_config import ConvBlockConfig, DDPMConfig
-from jax_ddpm.spec.write_model import check_output, convert_to, write_model
+from jax_ddpm.spec.write_model import check_output, save_model, write_model
 from parity_tests import budgets
 from parity_tests.diffusers_models import SMALL, blocks, package_model
 from parity_tests.measures import channels_first
@@ -48,8 +43,8 @@ def changed_json(path, **changes):
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
 
 
-def info_of(package, path, **diffusion):
-    return asdict(package.model_files.read_model(path, **diffusion)[1])
+def info_of(path, **diffusion):
+    return asdict(read_model(path, **diffusion)[1])
 
 
 @pytest.fixture
@@ -65,38 +60,35 @@ PACKAGES_CHOICES = DDPMConfig(
 )
 
 
-@PACKAGES
-def test_settings_of_a_model(package, folders):
-    info = info_of(package, folders["the package's choices"])
+def test_settings_of_a_model(folders):
+    info = info_of(folders["the package's choices"])
     assert info["network"] == asdict(PACKAGES_CHOICES) and info["image_shape"] == (8, 8, 3)
     assert info["diffusion"] == asdict(DiffusionConfig())  # the DDPM paper's, as there is no scheduler,
-    given = info_of(package, folders["the package's choices"], timesteps=50, schedule="cosine")  # unless it is given
+    given = info_of(folders["the package's choices"], timesteps=50, schedule="cosine")  # unless it is given
     assert given["diffusion"] == asdict(DiffusionConfig(timesteps=50, schedule="cosine"))
-    info = info_of(package, folders["learned variance, not square"])
+    info = info_of(folders["learned variance, not square"])
     assert info["network"]["learned_variance"] and info["image_shape"] == (4, 8, 3)
     assert info["diffusion"] == asdict(DiffusionConfig(variance="learned_range"))
 
 
-@PACKAGES
-def test_absent_fields_have_the_packages_defaults(package, folder):
+def test_absent_fields_have_the_packages_defaults(folder):
     of_model = {name: p.default for name, p in inspect.signature(UNet2DModel.__init__).parameters.items()}
-    theirs, ours = package.diffusers_folder, {}
+    theirs, ours = diffusers_folder, {}
     ours |= theirs.SAME | theirs.OTHER | {name: values[0] for name, values in theirs.FAMILY.items()}
     for name, value in ours.items():
         assert of_model[name] == (tuple(value) if isinstance(value, list) else value), name
     assert set(of_model) - {"self", *ours} == {*theirs.CHECKED_LATER, "num_train_timesteps"}
     of_scheduler = inspect.signature(DDPMScheduler.__init__).parameters
     assert all(of_scheduler[name].default == value for name, value in theirs.SCHEDULER_DEFAULTS.items())
-    before = info_of(package, folder)
+    before = info_of(folder)
     defaults = dict.fromkeys(set(json.loads((folder / "config.json").read_text())) - {"_class_name", *SMALL}, ...)
     changed_json(folder / "config.json", **{**defaults, **blocks("-a", "a-")})
-    assert info_of(package, folder) == before
+    assert info_of(folder) == before
     assert UNet2DModel.from_pretrained(folder).config.attention_head_dim == 8
 
 
-@PACKAGES
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"])
-def test_old_names_of_attention(package, name, folder):
+def test_old_names_of_attention(name, folder):
     values = safetensors.torch.load_file(folder / "diffusion_pytorch_model.safetensors")
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
     renamed = {re.sub("|".join(map(re.escape, old)), lambda m: old[m[0]], key): v for key, v in values.items()}
@@ -105,14 +97,15 @@ def test_old_names_of_attention(package, name, folder):
     save = torch.save if name.endswith(".bin") else safetensors.torch.save_file
     save(renamed, folder / name)
     for path in (folder, folder / name):  # the second as a bare file
-        loaded = package.model_files.read_file(path)[0]
+        loaded = read_file(path)[0]
         assert set(loaded) == set(values)
         for key, value in values.items():
             np.testing.assert_array_equal(loaded[key], value.numpy(), err_msg=key)
-    package.load_model(folder)
+    for package in (jax_ddpm, torch_ref):
+        package.load_model(folder)
     save({**renamed, "mid_block.attentions.0.to_q.bias": torch.zeros(16)}, folder / name)
     with pytest.raises(ValueError, match=r"mid_block\.attentions\.0\.to_q\.bias twice"):
-        package.load_model(folder)
+        read_model(folder)
 
 
 SCHEDULERS = {
@@ -131,10 +124,9 @@ SCHEDULERS = {
 }
 
 
-@PACKAGES
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("flat", [True, False])
-def test_pipelines(package, name, flat, folders, tmp_path):
+def test_pipelines(name, flat, folders, tmp_path):
     theirs, ours = SCHEDULERS[name]
     scheduler = DDPMScheduler(**theirs)
     DDPMPipeline(UNet2DModel.from_pretrained(folders["the package's choices"]), scheduler).save_pretrained(tmp_path)
@@ -142,15 +134,15 @@ def test_pipelines(package, name, flat, folders, tmp_path):
         for file in (*(tmp_path / "unet").iterdir(), *(tmp_path / "scheduler").iterdir()):
             file.rename(tmp_path / file.name)
         (tmp_path / "unet").rmdir(), (tmp_path / "scheduler").rmdir()
-    info = info_of(package, tmp_path)
+    info = info_of(tmp_path)
     assert info["network"] == asdict(PACKAGES_CHOICES)
     assert info["diffusion"] == asdict(DiffusionConfig(**ours))
     tables = make_tables(*(info["diffusion"][key] for key in ("schedule", "timesteps", "beta_start", "beta_end")))
     np.testing.assert_allclose(scheduler.betas.numpy(), tables.betas, rtol=0, atol=budgets.DIFFUSERS_BETAS)
     with pytest.raises(ValueError, match="timesteps = 7 was given"):
-        info_of(package, tmp_path, timesteps=7)
+        info_of(tmp_path, timesteps=7)
     if not flat:
-        assert info_of(package, tmp_path / "unet", timesteps=7)["network"] == asdict(PACKAGES_CHOICES)
+        assert info_of(tmp_path / "unet", timesteps=7)["network"] == asdict(PACKAGES_CHOICES)
 
 
 REFUSED = {
@@ -191,13 +183,12 @@ REFUSED = {
 }
 
 
-@PACKAGES
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_models(package, name, folder):
+def test_refused_models(name, folder):
     change, named = REFUSED[name]
     changed_json(folder / "config.json", **change)
-    with pytest.raises(package.errors.UserError, match=f"(?s){named}") as error:
-        package.load_model(folder)
+    with pytest.raises(UserError, match=f"(?s){named}") as error:
+        read_model(folder)
     assert str(error.value).count("\n") <= 1
 
 
@@ -213,20 +204,19 @@ REFUSED_SCHEDULERS = {
 }
 
 
-@PACKAGES
 @pytest.mark.parametrize("name", REFUSED_SCHEDULERS)
-def test_refused_schedulers(package, name, folder):
+def test_refused_schedulers(name, folder):
     change, named = REFUSED_SCHEDULERS[name]
     DDPMScheduler().save_pretrained(folder)
     changed_json(folder / "scheduler_config.json", **change)
-    with pytest.raises(package.errors.UserError, match=f"scheduler_config.*{named}"):
-        package.load_model(folder)
+    with pytest.raises(UserError, match=f"scheduler_config.*{named}"):
+        read_model(folder)
 
 
 @PACKAGES
 def test_broken_folders(package, folder):
     def refused(match):
-        with pytest.raises(package.errors.UserError, match=match):
+        with pytest.raises(UserError, match=match):
             package.load_model(folder)
 
     (folder / "model_index.json").write_text('{"_class_name": "LDMPipeline", "vqvae": [], "unet": [], "scheduler": []}')
@@ -244,18 +234,13 @@ def test_broken_folders(package, folder):
     refused("holds no model: expected diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin")
 
 
-@PACKAGES
-def test_training_starts_from_a_folder(package, folders):
+def test_training_starts_from_a_folder(folders):
     path = folders["the package's choices"]
-    config = package.network_config.DDPMConfig(**{**PACKAGES_CHOICES.arguments, "dropout": 0.4})
-    assert set(package.model_files.initial_weights(path, config)) == set(
-        package_model("the package's choices").state_dict()
-    )
-    other = package.network_config.DDPMConfig(**{**config.arguments, "flip_sin_to_cos": False, "attention_head_dim": 4})
-    with pytest.raises(
-        package.errors.UserError, match="attention_head_dim 8 instead of 4, flip_sin_to_cos True instead"
-    ):
-        package.model_files.initial_weights(path, other)
+    config = DDPMConfig(**{**PACKAGES_CHOICES.arguments, "dropout": 0.4})
+    assert set(initial_weights(path, config)) == set(package_model("the package's choices").state_dict())
+    other = DDPMConfig(**{**config.arguments, "flip_sin_to_cos": False, "attention_head_dim": 4})
+    with pytest.raises(UserError, match="attention_head_dim 8 instead of 4, flip_sin_to_cos True instead"):
+        initial_weights(path, other)
 
 
 # Folders that the package reads ---------------------------------------------------------------------------------------
@@ -266,7 +251,7 @@ def test_folders_that_are_written_are_the_packages(name, folders, tmp_path):
     model = jax_ddpm.load_model(folders[name], timesteps=30, beta_end=0.3, variance="posterior", objective="v")
     values = weights.state_dict(model.network)
     check_output(tmp_path / "made" / "here", diffusers=True)
-    convert_to(tmp_path / "made" / "here", values, model.info, diffusers=True)
+    save_model(tmp_path / "made" / "here", values, model.info, diffusers=True)
     again, loading = UNet2DModel.from_pretrained(tmp_path / "made" / "here", output_loading_info=True)
     assert not any(loading.values())
     same = {key: v for key, v in package_model(name).config.items() if not key.startswith("_")}

@@ -5,18 +5,16 @@ from types import SimpleNamespace
 from unittest import mock
 
 import jax
-import jax_ddpm.spec.config
 import numpy as np
 import pytest
-import torch_ref.config
 
-import jax_ddpm.sampling.editing
-import jax_ddpm.sampling.inpainting
+import jax_ddpm
+import torch_ref
 import torch_ref.rng
-import torch_ref.sampling.editing
-import torch_ref.sampling.inpainting
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from parity_tests.budgets import EDITING
 from parity_tests.twins import DTYPES, TORCH, networks
+from torch_ref.sampling import editing, inpainting
 
 SIZE, T = 8, 40
 g = np.random.default_rng(7)
@@ -35,13 +33,11 @@ CASES = {  # function, arguments, sampler, settings
 def edited(package, network, case, dtype):
     """The arrays of a case from one of the packages."""
     name, arguments, sampler, settings = CASES[case]
-    config = package.config.DiffusionConfig(timesteps=T, beta_end=0.2)
+    config = DiffusionConfig(timesteps=T, beta_end=0.2)
     arguments = [a.astype(dtype) if a is IMAGES else a for a in arguments]
     kind = {"dtype": TORCH[dtype]} if package is torch_ref else {"dtype": dtype}
-    function = getattr(package.inpainting if name == "inpaint" else package.editing, name)
-    return function(
-        network, *arguments, sampler=package.config.SamplerConfig(*sampler), config=config, **settings | kind
-    )
+    settings = {"sampler": SamplerConfig(*sampler), "config": config, **settings, **kind}
+    return getattr(package, name)(network, *arguments, **settings)
 
 
 pair = cache(lambda dtype: networks(dtype, widths=(32,)))
@@ -53,7 +49,7 @@ def edited_by_jax(case, dtype):
         return edited(jax_ddpm, pair(dtype)[1], case, dtype)
 
 
-def no_fusion(case, dtype) -> float:
+def apart(case, dtype) -> float:
     """The largest difference, in units of the largest magnitude, at least 1."""
     theirs, ours = edited_by_jax(case, dtype), edited(torch_ref, pair(dtype)[0], case, dtype)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype == dtype
@@ -63,7 +59,7 @@ def no_fusion(case, dtype) -> float:
 @DTYPES
 @pytest.mark.parametrize("case", CASES)
 def test_both_frameworks_edit_alike(case, dtype):
-    assert no_fusion(case, dtype) <= EDITING[dtype]
+    assert apart(case, dtype) <= EDITING[dtype]
 
 
 def swap(target, name, make):
@@ -94,14 +90,13 @@ def jumps_from_the_timestep_above(_):
     return faulty
 
 
-editing, inpainting = torch_ref.editing, torch_ref.inpainting
 FAULTS = {
     "eps taken at the upper t": (
-        swap(editing, "timesteps_below", lambda below: lambda chain, timesteps: np.arange(timesteps)),
+        swap(editing, "next_timesteps", lambda _: lambda chain, timesteps: np.arange(timesteps)),
         "inversion",
     ),
     "eps taken at t - 1": (
-        swap(editing, "timesteps_below", lambda below: lambda chain, timesteps: np.arange(timesteps) - 1),
+        swap(editing, "next_timesteps", lambda _: lambda chain, timesteps: np.arange(timesteps) - 1),
         "inversion",
     ),
     "clipped on the way down": (
@@ -114,7 +109,7 @@ FAULTS = {
         "img2img",
     ),
     "noised to start_t, sampled from below": (
-        swap(editing, "chain_of", lambda chain_of: lambda config, sampler, start_t: np.array([start_t])),
+        swap(editing, "sampling_timesteps", lambda _: lambda config, sampler, start_t: np.array([start_t])),
         "img2img",
     ),
     "mask inverted": (swap(inpainting, "torch", mask_inverted), "inpainting"),
@@ -124,7 +119,7 @@ FAULTS = {
     ),
     "a jump with the known pixels' noise": (swap(torch_ref.rng, "JUMP", lambda _: torch_ref.rng.KNOWN), "inpainting"),
     "visits not counted": (swap(inpainting, "repaint_schedule", visits_not_counted), "inpainting"),
-    "a jump from a step too high": (swap(inpainting, "jumps", jumps_from_the_timestep_above), "inpainting"),
+    "a jump from a step too high": (swap(inpainting, "jump_alpha_ratios", jumps_from_the_timestep_above), "inpainting"),
 }
 
 
@@ -132,4 +127,4 @@ FAULTS = {
 def test_a_fault_is_caught(fault):
     patch, case = FAULTS[fault]
     with patch():
-        assert no_fusion(case, np.float32) > EDITING[np.float32]
+        assert apart(case, np.float32) > EDITING[np.float32]

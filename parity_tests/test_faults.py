@@ -11,12 +11,12 @@ from torch import nn
 import torch_ref.diffusion
 import torch_ref.embeddings
 import torch_ref.rng
-import torch_ref.sampling.samplers
 import torch_ref.schedules
 import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from parity_tests import ladder, measures
+from torch_ref.sampling import reverse, samplers
 from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
 
 
@@ -105,8 +105,8 @@ def drawn_channels_first(_):
     return faulty
 
 
-def one_behind(at):
-    return lambda table, t: at(table, (t - 1).clamp(min=0))
+def one_behind(extract):
+    return lambda table, t: extract(table, (t - 1).clamp(min=0))
 
 
 def stale_ema(update):
@@ -142,9 +142,7 @@ def optimizer_setting(**wrong):
 
 
 def sampler_setting(**wrong):
-    return swap(
-        torch_ref.samplers, "ancestral_step", lambda step: lambda *a, **settings: step(*a, **{**settings, **wrong})
-    )
+    return swap(reverse, "ancestral_step", lambda step: lambda *a, **settings: step(*a, **{**settings, **wrong}))
 
 
 def eta_ignored(step):
@@ -251,11 +249,13 @@ FAULTS = {
         "ddpm: outputs, float32",
     ),
     "ddpm: cosines before sines": (
-        swap(ddpm, "halved", lambda halved: lambda t, frequencies, flip: halved(t, frequencies, not flip)),
+        swap(
+            ddpm, "concatenated_embedding", lambda embed: lambda t, frequencies, flip: embed(t, frequencies, not flip)
+        ),
         "ddpm: outputs, float32",
     ),
     "ddpm: frequencies not shifted": (
-        swap(ddpm, "halved_frequencies", lambda frequencies: lambda width, freq_shift: frequencies(width, 0)),
+        swap(ddpm, "concatenated_frequencies", lambda frequencies: lambda width, freq_shift: frequencies(width, 0)),
         "ddpm: outputs, float32",
     ),
     "ddpm: GroupNorm epsilon 1e-5": (changed_network(usual_epsilon), "ddpm: outputs, float64"),
@@ -267,14 +267,20 @@ FAULTS = {
     "kernel rows and columns swapped": (changed_weights(transposed), "network, random weights, float32"),
     "frequencies over d/2 - 1": (changed_weights(computed_frequencies), "network, random weights, float32"),
     "skip order swapped": (concatenated_the_other_way(conv_block), "network, random weights, float32"),
-    "cosine before sine": (swap(torch_ref.embeddings, "interleaved", cosine_first), "time embedding"),
-    "sines and cosines in halves": (swap(torch_ref.embeddings, "interleaved", concatenated), "time embedding"),
+    "cosine before sine": (swap(torch_ref.embeddings, "interleaved_embedding", cosine_first), "time embedding"),
+    "sines and cosines in halves": (
+        swap(torch_ref.embeddings, "interleaved_embedding", concatenated),
+        "time embedding",
+    ),
     "cosine before sine, in the network": (
-        swap(conv_block, "interleaved", cosine_first),
+        swap(conv_block, "interleaved_embedding", cosine_first),
         "network, random weights, float32",
     ),
-    "t off by one": (swap(torch_ref.diffusion, "at", one_behind), "noising"),
-    "t off by one, in the reverse step": (swap(torch_ref.diffusion, "at", one_behind), "one reverse step, all kinds"),
+    "t off by one": (swap(torch_ref.diffusion, "extract", one_behind), "noising"),
+    "t off by one, in the reverse step": (
+        swap(torch_ref.diffusion, "extract", one_behind),
+        "one reverse step, all kinds",
+    ),
     "posterior for beta variance": (sampler_setting(variance="posterior"), "one reverse step, all kinds"),
     "posterior for beta variance, in samples": (
         sampler_setting(variance="posterior"),
@@ -282,19 +288,19 @@ FAULTS = {
     ),
     "no clipping": (sampler_setting(clip="none"), "one reverse step, all kinds"),
     "alpha_bar of t - 1 off by one in a chain": (
-        swap(torch_ref.schedules, "timesteps_below", one_lower),
+        swap(torch_ref.schedules, "next_timesteps", one_lower),
         "50-step DDIM, float32",
     ),
     "betas of the whole chain in a shortened one": (
-        swap(torch_ref.samplers, "schedule_tables", of_the_whole_chain),
+        swap(samplers, "schedule_tables", of_the_whole_chain),
         "50-step DDPM, 8-bit pixels",
     ),
-    "eta ignored": (swap(torch_ref.samplers, "ddim_step", eta_ignored), "50-step DDIM, eta 0.5, 8-bit pixels"),
-    "history not carried": (swap(torch_ref.samplers, "dpmpp_step", history_forgotten), "20-step DPM-Solver++, float32"),
-    "Heun's correction dropped": (swap(torch_ref.samplers, "edm_step", without_correction), "10-step Heun, float32"),
+    "eta ignored": (swap(reverse, "ddim_step", eta_ignored), "50-step DDIM, eta 0.5, 8-bit pixels"),
+    "history not carried": (swap(reverse, "dpmpp_step", history_forgotten), "20-step DPM-Solver++, float32"),
+    "Heun's correction dropped": (swap(reverse, "edm_step", without_correction), "10-step Heun, float32"),
     "noise drawn at the number of the step": (
         swap(
-            torch_ref.samplers,
+            samplers,
             "reverse_process",
             lambda walk: (
                 lambda step, predict, x_T, chain, draw, *a: walk(
@@ -306,7 +312,7 @@ FAULTS = {
     ),
     "x_T drawn at the chain's first timestep": (
         swap(
-            torch_ref.samplers,
+            samplers,
             "reverse_process",
             lambda walk: (
                 lambda step, predict, x_T, chain, draw, *a: walk(step, predict, draw(int(chain[0])), chain, draw, *a)

@@ -10,8 +10,9 @@ import torch
 from flax import nnx
 
 from jax_ddpm import diffusion, unets, weights
-from jax_ddpm.embeddings import interleaved, interleaved_frequencies
-from jax_ddpm.sampling import samplers
+from jax_ddpm.embeddings import interleaved_embedding, interleaved_frequencies
+from jax_ddpm.sampling.reverse import reverse_process
+from jax_ddpm.sampling.steps import ancestral_step
 from jax_ddpm.schedules import make_tables
 from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
 from parity_tests import budgets
@@ -55,13 +56,13 @@ def test_noising():
 @pytest.mark.parametrize("width", [10, 256])
 def test_interleaved_embedding(width):
     golden = load("embeddings")
-    ours = interleaved(jnp.asarray(golden["t"]), jnp.asarray(interleaved_frequencies(width)))
+    ours = interleaved_embedding(jnp.asarray(golden["t"]), jnp.asarray(interleaved_frequencies(width)))
     np.testing.assert_allclose(ours, golden[f"interleaved_d{width}"], rtol=0, atol=budgets.GOLDEN_EMBEDDING)
 
 
 def test_interleaved_embedding_known_values():
     known = [-0.5064, 0.8623, -0.1405, -0.9901, 0.5889, -0.8082, 0.3877, 0.9218, 0.0631, 0.9980]
-    ours = interleaved(jnp.asarray([100]), jnp.asarray(interleaved_frequencies(10)))
+    ours = interleaved_embedding(jnp.asarray([100]), jnp.asarray(interleaved_frequencies(10)))
     np.testing.assert_allclose(ours[0], known, rtol=0, atol=5.1e-5)
 
 
@@ -114,7 +115,7 @@ def test_network(name, dtype):
     ids=lambda value: getattr(value, "name", None),
 )
 def test_parameters_at_full_size(config, channels, count):
-    entries = weights.entries(unets.build(config, channels))
+    entries = weights.torch_arrays(unets.build(config, channels))
     assert sum(np.prod(e.shape) for e in entries if isinstance(e.variable, nnx.Param)) == count
 
 
@@ -138,10 +139,10 @@ def test_reverse_process(name):
     def predict(x, t):
         return 0.5 * jnp.tanh(x) + 0.1 * jnp.cos(0.01 * t.astype(jnp.float32)).reshape(-1, 1, 1, 1)
 
-    step = partial(samplers.ancestral_step, make_tables("linear", 1000, beta_start, 0.02), variance=variance, clip=clip)
+    step = partial(ancestral_step, make_tables("linear", 1000, beta_start, 0.02), variance=variance, clip=clip)
     # Frame k is the state after k steps, so that the state after the step from t is frame 1000 - t.
     x_0, frames = jax.jit(
-        lambda: samplers.reverse_process(step, predict, noise[0], 1000, lambda t: noise[1000 - t], num_frames=1001)
+        lambda: reverse_process(step, predict, noise[0], 1000, lambda t: noise[1000 - t], num_frames=1001)
     )()
     if "x_final_01" in golden:
         pairs = [((x_0 + 1) / 2, golden["x_final_01"])]

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch_ref.config
 
-import torch_ref.sampling.samplers
-from jax_ddpm.sampling import samplers
+import jax_ddpm.sampling.reverse
+import jax_ddpm.sampling.steps
+import torch_ref.sampling.reverse
+import torch_ref.sampling.steps
 from jax_ddpm.schedules import make_betas, make_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.spacing import spaced_timesteps
@@ -55,23 +56,23 @@ def network(xp, objective: str, axis: int | None = None):
 
 def states(framework: str, config: dict, settings: dict) -> np.ndarray:
     """(N + 1, B, H, W, C): our states from x_T to x_0, float64."""
-    learned = config.get("variance") == "learned_range"
+    config, settings = DiffusionConfig(**config), SamplerConfig(**settings)
+    learned = config.variance == "learned_range"
     if framework == "jax":
-        config, settings = DiffusionConfig(**config), SamplerConfig(**settings)
         with jax.enable_x64(True):
             predict, noise = network(jnp, config.objective, -1 if learned else None), jnp.asarray(NOISE)
-            return np.asarray(walk(samplers, config, settings, predict, noise, lambda t: noise[t]))
-    config, settings = torch_ref.config.DiffusionConfig(**config), torch_ref.config.SamplerConfig(**settings)
+            return np.asarray(walk(jax_ddpm.sampling, config, settings, predict, noise, lambda t: noise[t]))
     predict = network(torch, config.objective, 1 if learned else None)
     noise = torch.from_numpy(np.moveaxis(NOISE, -1, 2).copy())
-    return np.moveaxis(walk(torch_ref.samplers, config, settings, predict, noise, lambda t: noise[t]).numpy(), 2, -1)
+    return np.moveaxis(walk(torch_ref.sampling, config, settings, predict, noise, lambda t: noise[t]).numpy(), 2, -1)
 
 
 def walk(package, config, settings, predict, noise, draw_noise):
-    chain = package.chain_of(config, settings)
-    step = package.make_step(package.schedule_tables(config, np.float64, chain), config, settings, chain, predict)
-    history = package.first_history(noise[1000]) if settings.sampler == "dpmpp" else None
-    return package.reverse_process(
+    chain = package.reverse.sampling_timesteps(config, settings)
+    tables = package.reverse.schedule_tables(config, np.float64, chain)
+    step = package.reverse.make_step(tables, config, settings, chain, predict)
+    history = package.steps.first_history(noise[1000]) if settings.sampler == "dpmpp" else None
+    return package.reverse.reverse_process(
         step, predict, noise[1000], chain, draw_noise, num_frames=len(chain) + 1, history=history
     )[1]
 

@@ -1,39 +1,27 @@
-"""torch_ref has the definitions of jax_ddpm: the same names, arguments, settings; and imports none of it."""
+"""torch_ref has the definitions of jax_ddpm, with the same names, order and arguments, but imports only its spec."""
 
 import ast
-import dataclasses
-import json
 import subprocess
 import sys
 
-import jax_ddpm.spec.config
 import pytest
-import torch_ref.config
-import torch_ref.network_config
 
-import jax_ddpm.spec.network_config
-import jax_ddpm.spec.presets
-from jax_ddpm.spec.errors import UserError
-from jax_ddpm.spec.errors import UserError as JaxUserError
+import torch_ref
 from parity_tests.twins import ROOT
 
-MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
-    "config": ["config"],
-    "diffusers_folder": ["diffusers_folder"],
+MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirror
     "diffusion": ["diffusion"],
-    "editing": ["editing"],
     "embeddings": ["embeddings"],
-    "errors": ["errors"],
-    "inpainting": ["inpainting"],
     "layers": ["layers"],
-    "model_files": ["model_files"],
-    "network_config": ["network_config"],
-    "recognise": ["recognise"],
+    "layouts": [],
     "rng": ["rng"],
-    "sampler_steps": ["sampler_steps"],
-    "samplers": ["samplers"],
+    "sampling/__init__": ["sampling/__init__"],
+    "sampling/editing": ["sampling/editing"],
+    "sampling/inpainting": ["sampling/inpainting"],
+    "sampling/reverse": ["sampling/reverse"],
+    "sampling/samplers": ["sampling/samplers"],
+    "sampling/steps": ["sampling/steps"],
     "schedules": ["schedules"],
-    "spacing": ["spacing"],
     "step": ["training/state", "training/step"],
     "unets/__init__": ["unets/__init__"],
     "unets/attention": ["unets/attention"],
@@ -41,108 +29,61 @@ MODULES = {  # of torch_ref: the files of jax_ddpm that it mirrors
     "unets/ddpm": ["unets/ddpm"],
     "unets/layer_norm": ["unets/layer_norm"],
     "unets/strided": ["unets/strided"],
-    "weights": ["weights"],
+    "weights": ["weights/model", "weights/convert", "weights/initial_values"],
 }
-TRAINING_ONLY = "settings of training and data: the PyTorch trainer takes jax_ddpm.config's, which load no JAX"
-PYTREES = "torch modules and optimisers hold their parameters, so that they are the state"
-NAMES = "PyTorch names are the module's own: nothing to translate"
-SEQUENTIAL = "an nn.Sequential, whose forward is torch's, for the names of its parameters"
-CONVERT = "scripts/convert.py goes by jax_ddpm"
-JAX_RANDOM = "what jax.random has"
-LAYERS = [
-    "Buffer",
-    "empty",
-    "matmul",
-    "einsum",
-    "add_bias",
-    "add_to_pixels",
-    "broadcast",
-    "broadcast_tangent",
-    "concatenate_channels",
-    "silu",
-    "Linear",
-    "Conv",
-    "convolve",
-    "correlate",
-    "ConvTranspose",
-    "transpose_convolve",
-    "ConvTranspose2x2",
-    "GroupNorm",
-    "layer_norm",
-    "max_pool_2x2",
-    "fan_in",
-]
-ONLY_IN_JAX = {
-    "config": dict.fromkeys(
-        ["DataConfig", "TrainingConfig", "OutputConfig", "RunConfig", "slug", "to_json"], TRAINING_ONLY
-    ),
-    "diffusers_folder": {"configs": CONVERT},
-    "editing": {"_invert": "the jitted part of invert"},
-    "inpainting": {"_inpaint": "the jitted part of inpaint"},
+NAMES = "PyTorch's names are the module's own: nothing to translate"
+JITTED = "the jitted part of the function after it"
+LAYERS = ["Buffer", "unfilled", "Linear", "Conv", "ConvTranspose", "ConvTranspose2x2", "GroupNorm", "fan_in"]
+ONLY_IN_JAX = {  # in the order in which they stand there
     "layers": {
-        **dict.fromkeys(["rematerialised", "remat_block"], "saves memory on the devices that JAX is for"),
-        "exact": "torch computes so unless told otherwise; unets.build tells cuDNN",
-        **dict.fromkeys(LAYERS, "torch has it"),
+        **dict.fromkeys(["remat_blocks", "remat_block"], "saves memory on the devices that JAX is for"),
+        **dict.fromkeys(LAYERS, "torch has it; fan_in is in weights.py"),
     },
-    "model_files": {
-        "Model": "load_model returns the nn.Module itself, with an attribute info",
-        **dict.fromkeys(["check_output", "convert_to", "atomically"], CONVERT),
-    },
-    "samplers": {
-        **dict.fromkeys(["begin", "advance", "in_parts"], "the parts of reverse_process, whose scan is jitted"),
-        "_sample": "the jitted part of sample_indices",
-        "spread": "several devices are JAX's",
-    },
+    "sampling/editing": {"_invert": JITTED},
+    "sampling/inpainting": {"_inpaint": JITTED},
+    "sampling/reverse": dict.fromkeys(
+        ["initial_carry", "scan_steps", "run_with_progress"], "the parts of reverse_process, whose scan is jitted"
+    ),
+    "sampling/samplers": {"_sample": JITTED, "shard": "several devices are JAX's"},
     "step": {
-        "num_parameters": "in model_files, for commands that only sample",
+        "num_parameters": "in weights.py, where load_model's network is",
         "make_gradients": "a step of its own, for --replay-step; nested in make_train_step in torch_ref",
-        "make_dispatch": "dispatching several steps at once is JAX's",
     },
-    "unets/__init__": {
-        "fast_in_loops": "XLA's loops are JAX's",
-        "register": "a network of one's own has no PyTorch twin",
-    },
+    "unets/__init__": {"register": "a network of one's own has no PyTorch twin"},
     "unets/attention": dict.fromkeys(
         ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
     ),
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "weights": {
-        "Entry": NAMES,
-        "entries": NAMES,
-        "translated": NAMES,
+        "Model": "load_model returns the nn.Module itself, with an attribute info",
+        **dict.fromkeys(["TorchArray", "torch_arrays", "torch_name"], NAMES),
         "to_device": "nn.Module.to",
-        "uniform": "NumPy does not compile, so that shapes are free",
+        "uniform": "draws of one size are cut, since every shape would be compiled; NumPy compiles nothing",
     },
 }
 ONLY_IN_TORCH = {
-    "config": dict.fromkeys(["parsed", "parsed_fields"], "jax_ddpm has pydantic for this; torch_ref needs torch alone"),
-    "model_files": {
-        "num_parameters": "a property of JAX's Model",
-        "to_numpy": "the tensors of two kinds of files; JAX reads one as NumPy",
-    },
+    "layouts": dict.fromkeys(["device_of", "numpy_dtype", "channels_first"], "between NumPy (N, H, W, C) and tensors"),
     "rng": {
-        **dict.fromkeys(["fold_in", "split", "bits", "uniform", "randint", "bernoulli"], JAX_RANDOM),
-        **dict.fromkeys(["threefry2x32", "erf_inv"], "what is inside jax.random"),
+        **dict.fromkeys(["fold_in", "split", "bits", "uniform", "randint", "bernoulli"], "in jax.random"),
+        **dict.fromkeys(["threefry2x32", "erf_inv"], "inside jax.random"),
     },
-    "sampler_steps": {"of_images": "jnp.full, which takes arrays too"},
-    "samplers": dict.fromkeys(["device_of", "numpy_dtype", "channels_first"], "between NumPy (N, H, W, C) and tensors"),
-    "step": {
-        "draw": "with the permutation of noise; one line in JAX",
-    },
+    "sampling/steps": {"of_images": "jnp.full, which takes arrays too"},
+    "step": {"draw": "one line in JAX; here with the permutation of the noise"},
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
-    "weights": {"draw": "uniform, with the address", "fan_in": "in layers.py in JAX, whose layers are its own"},
+    "weights": {
+        "num_parameters": "a property of Model in JAX",
+        "draw": "uniform, with the address",
+        "fan_in": "in layers.py in JAX, whose layers are its own",
+    },
 }
+PYTREES = "torch modules and optimisers hold their parameters, so that they are the state"
+SEQUENTIAL = "an nn.Sequential, whose forward is torch's, for the names of its parameters"
 OTHER_ARGUMENTS = {
-    "network_config": {"NetworkConfig": "in JAX with what pydantic needs"},
+    "step": dict.fromkeys(
+        ["TrainState", "make_optimizer", "ema_update", "make_train_step", "make_validation"], PYTREES
+    ),
     "unets/layer_norm": {"Stage": SEQUENTIAL},
     "unets/strided": {"DoubleConv": SEQUENTIAL},
-    "step": {
-        "TrainState": PYTREES,
-        "make_optimizer": PYTREES,
-        "ema_update": PYTREES,
-        "make_train_step": PYTREES,
-        "make_validation": PYTREES,
-    },
 }
 
 
@@ -192,84 +133,63 @@ def test_every_module_is_compared():
     assert found - {"__init__"} == set(MODULES)
 
 
-def test_needs_torch_numpy_and_safetensors_alone():
-    imported = set()
-    for path in (ROOT / "torch_ref").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                imported |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                imported.add(node.module.partition(".")[0])
-    assert imported - set(sys.stdlib_module_names) == {"torch", "numpy", "safetensors", "torch_ref"}
+def imported_by(path) -> set[str]:
+    """Modules that a file imports anywhere; for `from a import b`, a.b, for b may be a module."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def test_importing_all_of_torch_ref_loads_no_jax():
-    modules = ["torch_ref", *(f"torch_ref.{m}".replace("/__init__", "").replace("/", ".") for m in MODULES)]
-    code = (
-        f"import sys; [__import__(m) for m in {modules}]; import torch_ref; "
-        "[getattr(torch_ref, name) for name in dir(torch_ref)]; "
-        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'jax', 'jaxlib', 'flax', 'optax', 'jax_ddpm'}))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert result.stdout.strip() == "[]"
+def test_imports_nothing_of_jax_ddpm_but_its_spec():
+    imported = set().union(*(imported_by(path) for path in (ROOT / "torch_ref").rglob("*.py")))
+    imported |= set(torch_ref.PUBLIC.values())  # imported by name, when they are first used
+    assert all(name.startswith("jax_ddpm.spec.") for name in imported if name.startswith("jax_ddpm"))
+    outside = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
+    assert outside == {"torch", "numpy", "jax_ddpm", "torch_ref"}
+
+
+USE = """
+import sys
+import torch
+with_torch = set(sys.modules)
+
+import torch_ref
+import torch_ref.weights
+from jax_ddpm.spec.write_model import write_model
+for module in {modules}:
+    __import__(module)
+for name in dir(torch_ref):
+    getattr(torch_ref, name)
+network = torch_ref.ConvBlockConfig(widths=(32,), time_width=8)
+model = torch_ref.build(network)
+torch_ref.weights.initialise(model, 0)
+info = torch_ref.ModelInfo(network=network, image_shape=(4, 4, 1), diffusion=torch_ref.DiffusionConfig())
+write_model(sys.argv[1], torch_ref.weights.state_dict(model), info)
+torch_ref.load_model(sys.argv[1])
+print(*(set(sys.modules) - with_torch))
+"""
+OF_PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
+
+
+def test_using_torch_ref_loads_no_jax(tmp_path):
+    modules = [f"torch_ref.{m}".replace("/__init__", "").replace("/", ".") for m in MODULES]
+    command = [sys.executable, "-c", USE.format(modules=modules), str(tmp_path / "model.safetensors")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = set(result.stdout.split())
+    ours = {name for name in loaded if name.startswith("jax_ddpm.")}
+    assert ours and all(name == "jax_ddpm.spec" or name.startswith("jax_ddpm.spec.") for name in ours)
+    packages = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
+    packages = {name for name in packages if not name.startswith("_sysconfigdata")}  # of the standard library
+    assert {"torch_ref", "safetensors"} <= packages
+    assert packages <= {"torch_ref", "jax_ddpm", "torch", "numpy", "safetensors"} | OF_PYDANTIC
 
 
 def test_importing_torch_ref_itself_loads_no_torch():
     code = "import sys, torch_ref; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip() == "False"
-
-
-def test_presets_are_those_of_jax():
-    for name, info in torch_ref.config.PRESETS.items():
-        recipe = jax_ddpm.presets.preset(name)
-        assert dataclasses.asdict(info.network) == dataclasses.asdict(recipe.network)
-        assert dataclasses.asdict(info.diffusion) == dataclasses.asdict(recipe.diffusion)
-        assert info.image_shape[0] == recipe.data.image_size
-    assert (
-        set(torch_ref.network_config.NETWORKS) == set(jax_ddpm.network_config.NETWORKS) == set(torch_ref.config.PRESETS)
-    )
-    assert torch_ref.config.FORMAT_VERSION == jax_ddpm.config.FORMAT_VERSION
-
-
-def info_of(package):
-    config = package.config
-    network = package.network_config.ConvBlockConfig(widths=(32, 64), time_width=16)
-    diffusion = config.DiffusionConfig(timesteps=7, schedule="cosine", objective="v", variance="posterior", clip="none")
-    return config.ModelInfo(network=network, image_shape=(4, 6, 3), diffusion=diffusion, step=12)
-
-
-def test_metadata_goes_both_ways():
-    text = jax_ddpm.config.to_json(info_of(jax_ddpm))
-    assert torch_ref.config.from_json(torch_ref.config.ModelInfo, text, "x") == info_of(torch_ref)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"network": {"name": "conv_block", "width": 3}}, "network.*width"),
-        ({"network": {"name": "conv_block", "widths": [32, 6.5]}}, r"network.*widths\.1"),
-        ({"network": {"name": "conv_block", "widths": 32}}, "network.*widths"),
-        ({"network": {"name": "other"}}, "network"),
-        ({"diffusion": {"timesteps": True}}, "diffusion.timesteps"),
-        ({"diffusion": {"beta_start": "1e-4"}}, "diffusion.beta_start"),
-        ({"diffusion": {"schedule": "quadratic"}}, "diffusion.schedule"),
-        ({"image_shape": [4, 4]}, "image_shape"),
-        ({"step": "3"}, "step"),
-        ({"colour": 1}, "colour"),
-        ({"network": None}, "network"),
-    ],
-)
-def test_wrong_metadata_is_named(change, named):
-    good = dataclasses.asdict(info_of(torch_ref))
-    text = json.dumps(good | change)
-    with pytest.raises(UserError, match=f"x is not a valid ModelInfo: .*{named}"):
-        torch_ref.config.from_json(torch_ref.config.ModelInfo, text, "x")
-    with pytest.raises(JaxUserError, match=named):  # pydantic agrees
-        jax_ddpm.config.from_json(jax_ddpm.config.ModelInfo, text, "x")
-
-
-@pytest.mark.parametrize("text", ["", "[1]", "{", '{"network": {}}'])
-def test_metadata_that_is_none_is_refused(text):
-    with pytest.raises(UserError, match="x is not a valid ModelInfo"):
-        torch_ref.config.from_json(torch_ref.config.ModelInfo, text, "x")

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import jax_ddpm.spec.network_config
 import jax_ddpm.unets
-import jax_ddpm.weights.state_dict
-import torch_ref.network_config
+import jax_ddpm.weights
 import torch_ref.unets
 import torch_ref.weights
+from jax_ddpm.spec.network_config import ConvBlockConfig
 
 torch.set_num_threads(1)  # beside JAX's, its threads wait for one another; ten times slower on two cores
 
@@ -50,8 +49,8 @@ NETWORK_SETTINGS = {"widths": (32, 64), "time_width": 32}
 
 def networks(dtype=np.float32, seed=7, channels=3, **settings):
     """A small conv_block with the same random weights in both."""
-    theirs = jax_ddpm.unets.build(jax_ddpm.network_config.ConvBlockConfig(**NETWORK_SETTINGS | settings), channels)
-    ours = torch_ref.unets.build(torch_ref.network_config.ConvBlockConfig(**NETWORK_SETTINGS | settings), channels)
+    config = ConvBlockConfig(**NETWORK_SETTINGS | settings)
+    theirs, ours = jax_ddpm.unets.build(config, channels), torch_ref.unets.build(config, channels)
     jax_ddpm.weights.initialise(theirs, seed)
     values = jax_ddpm.weights.state_dict(theirs)
     jax_ddpm.weights.load_state_dict(theirs, values, dtype)
