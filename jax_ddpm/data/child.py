@@ -1,6 +1,7 @@
-"""Runs `prepare` in a process of its own, and turns what went wrong there into an error for the user."""
+"""Runs `prepare.py` in a process of its own and turns its failures into errors for the user."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,30 +10,35 @@ from pathlib import Path
 
 from jax_ddpm.spec.errors import UserError
 
-TIDY_UP = 10  # seconds for the child, which Ctrl-C reaches too, to delete what is incomplete
+TIDY_UP = 10  # seconds that the child has after Ctrl-C, which reaches it too, to delete incomplete files
 PACKAGE_ROOT = str(Path(__file__).parents[2])
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    "CUDA_VISIBLE_DEVICES": "",  # preparing needs no accelerator, and this process may hold it
+    "CUDA_VISIBLE_DEVICES": "",  # preparing needs no accelerator, and this process may be using it
     "JAX_PLATFORMS": "cpu",
 }
 
 
 def prepare_in_child(name: str, data_dir: str | None, manual_dir: str | None) -> UserError | None:
-    """Download and prepare a data set of tensorflow_datasets as array_record; its progress bars go to stderr.
+    """Download and prepare a data set of tensorflow_datasets; its progress bars go to stderr.
 
     Args:
-        name: as tensorflow_datasets takes it.
-        data_dir: where it goes; None for the default of tensorflow_datasets.
-        manual_dir: archives fetched by hand to prepare from.
+        name: the data set's name in tensorflow_datasets.
+        data_dir: the folder to write to; None for the default of tensorflow_datasets.
+        manual_dir: a folder of archives that the user has downloaded by hand.
 
     Returns:
-        None after a success, else what to tell the user.
+        None after a success, else the error to raise.
     """
+    if importlib.util.find_spec("tensorflow") is None:  # tensorflow_datasets would notice after the download
+        return UserError(
+            f"{name} has to be prepared first, which needs TensorFlow. Install it, or give --data-dir (prepared data):\n"
+            "pip install -c constraints.txt -e \".[data]\" (or pip install 'jax-ddpm[data]')"
+        )
     path = os.pathsep.join(filter(None, (PACKAGE_ROOT, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-P", "-m", "jax_ddpm.data.prepare", name, data_dir or "", manual_dir or ""]
     environment = os.environ | ENVIRONMENT | {"PYTHONPATH": path}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, encoding="utf-8") as child:
         try:
             report = child.communicate()[0].strip()
         except BaseException:

@@ -1,12 +1,13 @@
-"""Download and prepare a data set of tensorflow_datasets: a program of its own, because it loads TensorFlow.
+"""Download and prepare a data set of tensorflow_datasets: a separate program, because it loads TensorFlow.
 
     python -m jax_ddpm.data.prepare NAME DATA_DIR MANUAL_DIR      ("" for a folder: the default)
 
-Progress goes to stderr; the last line of stdout is a JSON object: empty after a success, else `kind` ("network",
-"package" or "other") and `cause`, one line. tensorflow_datasets writes into a folder of its own and renames it at the
-end, so what an interruption leaves behind does not pass for a data set.
+Progress goes to stderr. stdout is one JSON object: empty after a success, else `kind` ("network", "package" or
+"other") and `cause`, one line. tensorflow_datasets writes into a temporary folder and renames it at the end, so an
+interrupted preparation is not taken for a data set.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -17,11 +18,11 @@ from urllib.parse import urlsplit
 
 from jax_ddpm.spec.text import one_line
 
-RETRIES = 5  # per file, about 6 s of waiting; tensorflow_datasets' own 10 take more than 3 minutes without a network
+RETRIES = 5  # per file, about 6 s; the 10 of tensorflow_datasets take more than 3 minutes without a network
 
 
 def prepare(name: str, data_dir: str | None, manual_dir: str | None) -> None:
-    """Prepare a data set as array_record files.
+    """Prepare a data set as array_record files; as TFRecord files on systems without array_record (Windows).
 
     Raises:
         Exception: of any class, from any depth of tensorflow_datasets.
@@ -30,10 +31,11 @@ def prepare(name: str, data_dir: str | None, manual_dir: str | None) -> None:
     from tensorflow_datasets.core.download import downloader
 
     downloader.MAX_RETRIES = RETRIES
-    for library in ("absl", "urllib3"):  # each retry a warning, where the last error says it all
+    for library in ("absl", "urllib3"):  # they warn at each retry; the last error is enough
         logging.getLogger(library).setLevel(logging.ERROR)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    file_format = "array_record" if importlib.util.find_spec("array_record") else "tfrecord"
+    builder = tfds.builder(name, data_dir=data_dir, file_format=file_format)
     builder.download_and_prepare(download_config=config)
 
 
@@ -59,8 +61,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def main(name: str, data_dir: str, manual_dir: str) -> None:
-    """Prepare, and report on stdout; whatever else is printed there, by any library, goes to stderr."""
-    report = os.fdopen(os.dup(1), "w")
+    """Prepare, and report on stdout; what libraries print there goes to stderr."""
+    report = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     outcome = {}
     try:

@@ -1,5 +1,6 @@
 """The encoded images in prepared data of tensorflow_datasets, read without TensorFlow."""
 
+import importlib.util
 import io
 import os
 import struct
@@ -22,14 +23,17 @@ def readable_format(builder: "DatasetBuilder") -> str:
         UserError: the data are there, but in neither.
     """
     available = {file_format.value for file_format in builder.info.available_file_formats()}
-    for name in ("array_record", "tfrecord"):
+    readable = ["tfrecord"]
+    if importlib.util.find_spec("array_record"):  # there is none for Windows
+        readable.insert(0, "array_record")
+    for name in readable:
         if name in available:
             builder.info.set_file_format(name, override=True, override_if_initialized=True)
             return name
     found = ", ".join(sorted(available)) or "nothing known"
     raise UserError(
         f"{builder.info.full_name} is prepared in {builder.data_dir} as {found}.\n"
-        "Expected array_record or tfrecord: give another --data-dir, and it is prepared there."
+        f"This system reads {' and '.join(readable)}: give another --data-dir, and it is prepared there."
     )
 
 
