@@ -1,0 +1,41 @@
+"""Draws images in batches, and in smaller batches once the memory of the device does not suffice."""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from jax_ddpm.spec.errors import require
+
+
+def in_batches(
+    draw: Callable[[np.ndarray], np.ndarray],
+    num_images: int,
+    batch_size: int,
+    is_out_of_memory: Callable[[Exception], bool],
+    num_devices: int = 1,
+) -> np.ndarray:
+    """draw(indices) for the indices 0 to num_images - 1, `batch_size` at a time: one array of num_images.
+
+    The last batch repeats the last index until it is as large as the others; these images are dropped. After an error
+    that is out of memory the batch size is halved, if possible to a multiple of `num_devices`. Raises UserError for
+    counts below 1.
+    """
+    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+        require(value >= 1, name, value, "expected at least 1")
+    batch_size = min(batch_size, num_images)
+    first, parts = 0, []
+    while first < num_images:
+        indices = np.minimum(np.arange(first, first + batch_size), num_images - 1)
+        try:
+            parts.append(draw(indices))
+            first += batch_size
+        except Exception as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+            half = batch_size // 2
+            half = half - half % num_devices or half
+            text = f"The device's memory does not hold {batch_size} images at a time: now {half}."
+            warnings.warn(text, stacklevel=4)
+            batch_size = half
+    return np.concatenate(parts)[:num_images]
