@@ -54,6 +54,8 @@ def run(command: str, arguments: list[str], prog: str) -> None:
 
     prog: how the user called it, for --help.
     """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # what a terminal or a Windows pipe cannot encode becomes a question mark
     use_compilation_cache()
     prepare_process()
     try:

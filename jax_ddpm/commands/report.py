@@ -15,7 +15,7 @@ EXAMPLES = ("runs/digits-digits", "runs/digits-digits --out page.html")
 
 @dataclass(frozen=True)
 class ReportFlags:
-    """Make the page of a run, one HTML file. First draws the closing pictures of its weights if they are missing."""
+    """Make the page of a run, one HTML file. First draws the final pictures of its weights if they are missing."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def draw_pictures(folder: Path, config) -> tuple[str, ...]:
-    """The closing pictures of the run's weights, unless they are there; what is missing, as notes for the page."""
+    """The final pictures of the run's weights, unless they are there; what is missing, as notes for the page."""
     from flax import nnx
 
     from jax_ddpm.layers import Buffer
@@ -53,8 +53,8 @@ def draw_pictures(folder: Path, config) -> tuple[str, ...]:
         return ("This run has saved no weights yet.",)
     precision = "bfloat16" if config.training.precision == "bfloat16" else "float32"
     model = load_model(folder, precision=precision)
-    closing = run_page.read_closing(folder)
-    if closing is not None and closing["step"] == model.info.step:
+    numbers = run_page.read_numbers(folder)
+    if numbers is not None and numbers["step"] == model.info.step:
         return ()
     notes = ()
     try:
@@ -62,10 +62,10 @@ def draw_pictures(folder: Path, config) -> tuple[str, ...]:
     except UserError as error:
         images = None
         notes = (f"Without the data set there are no nearest training images and no loss by timestep: {error}",)
-    print("Drawing the closing pictures ...")
+    print("Drawing the final pictures ...")
     graph, weights, buffers = nnx.split(model.network, nnx.Param, Buffer)
     rows = MetricsLog(folder, print).rows()
     pictures = Pictures(folder, graph, config, model.info.image_shape)
-    for path, text in pictures.save_all(weights, buffers, model.info.step, images, rows):
+    for path, text in pictures.save_final(weights, buffers, model.info.step, images, rows):
         print(f"  {path}: {text}")
     return notes

@@ -15,7 +15,7 @@ from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.progress import Intervals, Progress
-from jax_ddpm.training.run_folder import MetricsLog, claim
+from jax_ddpm.training.run_folder import MetricsLog, lock_folder
 from torch_ref import rng, unets, weights
 from torch_ref.sampling import samplers
 from torch_ref.step import create_state, make_optimizer, make_train_step, make_validation
@@ -47,7 +47,7 @@ def train(config: RunConfig, folder: Path) -> None:
     else:
         weights.load_state_dict(network, initial_weights(training.init_from, info.network))
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    with claim(folder, config):
+    with lock_folder(folder, config):
         run(config, folder, images, network, info)
 
 
@@ -77,15 +77,15 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     for step in range(total_steps):
         indices = data.batch_indices(training.seed, step, len(images.train), training.batch_size)
         state, metrics = train_step(state, images.train[indices])
-        progress.read(step, 1, {name: np.asarray([value]) for name, value in metrics.items()})
+        progress.update(step, 1, {name: np.asarray([value]) for name, value in metrics.items()})
         with progress.pause():
             improved = False
             if intervals.validation(step + 1):
                 loss = validation_loss(validate, state.weights, images, training)
-                progress.row(step + 1, validation_loss=loss)
+                progress.write_row(step + 1, validation_loss=loss)
                 improved = keep_best and loss < best
             elif step + 1 == total_steps and metrics_log.pending:
-                progress.row(step + 1)
+                progress.write_row(step + 1)
             if improved:
                 best, best_weights = loss, copy.deepcopy(state.weights)
             if improved or (intervals.checkpoint(step + 1) and not keep_best):

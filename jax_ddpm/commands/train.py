@@ -98,7 +98,7 @@ def table_of_presets() -> str:
     for name, recipe in ((name, preset(name)) for name in PRESETS):
         channels = 3 if recipe.data.dataset == "cifar10" else 1
         network = unets.build(recipe.network, channels)
-        parameters = sum(math.prod(e.shape) for e in weights.entries(network) if isinstance(e.variable, nnx.Param))
+        parameters = sum(math.prod(e.shape) for e in weights.torch_arrays(network) if isinstance(e.variable, nnx.Param))
         image = f"{recipe.data.image_size}x{recipe.data.image_size}x{channels}"
         training = recipe.training
         length = f"{training.steps:,} steps" if training.steps else f"{training.epochs} epochs"
