@@ -91,10 +91,10 @@ def loss_weights(tables: Tables, objective: str, t: Timesteps, min_snr_gamma: fl
 
 
 def variational_bound(
-    tables: Tables, x_0: Images, x_t: Images, t: Timesteps, x_0_seen: Images, log_variance: Images
+    tables: Tables, x_0: Images, x_t: Images, t: Timesteps, x_0_pred: Images, log_variance: Images
 ) -> Float[Array, "b"]:
     """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension; at t = 0 the likelihood of 8-bit pixels, eq. 13."""
-    mean, _ = posterior(tables, x_0_seen, x_t, t)
+    mean, _ = posterior(tables, x_0_pred, x_t, t)
     true_mean, _ = posterior(tables, x_0, x_t, t)
     true_log_variance = extract(tables.log_posterior_variance, t)
     kl = 0.5 * (

@@ -28,19 +28,21 @@ def sinusoid_table(rows: int, width: int) -> np.ndarray:
     return np.stack([np.sin(phase), np.cos(phase)], axis=-1).reshape(rows, width).astype(np.float32)
 
 
-def interleaved(t: Int[Array, "b"], frequencies: Float[Array, "k"]) -> Float[Array, "b 2*k"]:
+def interleaved_embedding(t: Int[Array, "b"], frequencies: Float[Array, "k"]) -> Float[Array, "b 2*k"]:
     """[sin J_0 t, cos J_0 t, sin J_1 t, cos J_1 t, ...] (Vaswani et al. 2017, section 3.5), in the table's dtype."""
     phase = t.astype(frequencies.dtype)[:, None] * frequencies
     return jnp.stack([jnp.sin(phase), jnp.cos(phase)], axis=-1).reshape(t.shape[0], -1)
 
 
-def halved_frequencies(width: int, freq_shift: int) -> np.ndarray:
+def concatenated_frequencies(width: int, freq_shift: int) -> np.ndarray:
     """10000^(-i / (d/2 - freq_shift)), i = 0 .. d/2 - 1: float32 (d/2,), rounded as `interleaved_frequencies` are."""
     exponent = np.float32(-np.log(10000.0)) * np.arange(width // 2, dtype=np.float32)
     return np.exp((exponent / np.float32(width // 2 - freq_shift)).astype(np.float64)).astype(np.float32)
 
 
-def halved(t: Int[Array, "b"], frequencies: Float[Array, "k"], flip_sin_to_cos: bool) -> Float[Array, "b 2*k"]:
+def concatenated_embedding(
+    t: Int[Array, "b"], frequencies: Float[Array, "k"], flip_sin_to_cos: bool
+) -> Float[Array, "b 2*k"]:
     """All sines of frequencies * t, then all cosines; the other way round with `flip_sin_to_cos`. The table's dtype."""
     phase = t.astype(frequencies.dtype)[:, None] * frequencies
     parts = [jnp.sin(phase), jnp.cos(phase)]

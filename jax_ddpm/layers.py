@@ -1,7 +1,7 @@
 """Layers that networks share: PyTorch's, channels last, with every epsilon, padding and layout written out.
 
-A layer is built empty (its parameters are NaN, so that an unfilled one cannot go unnoticed); `weights.initialise` and
-`weights.load_state_dict` fill it. It computes in the dtype of its input; parameters are cast to it.
+A new layer has NaN parameters, so that one that nobody filled cannot go unnoticed. `weights.initialise` and
+`weights.load_state_dict` fill them. It computes in the dtype of its input; parameters are cast to it.
 """
 
 import functools
@@ -28,7 +28,7 @@ rematerialising = ContextVar("rematerialising", default=False)
 
 
 @contextmanager
-def rematerialised(on: bool):
+def remat_blocks(on: bool):
     """Inside, where `on`, the activations within each block are computed again for the gradient instead of kept."""
     token = rematerialising.set(on)
     try:
@@ -38,7 +38,7 @@ def rematerialised(on: bool):
 
 
 def remat_block(call: Callable) -> Callable:
-    """Marks the __call__ of a module as that of a block, for `rematerialised`."""
+    """Marks the __call__ of a module as that of a block, for `remat_blocks`."""
 
     @functools.wraps(call)
     def wrapped(*arguments):
@@ -53,7 +53,7 @@ class Buffer(nnx.Variable):
     """A constant that belongs to a network's state but is not trained: no gradient, no optimiser, no EMA."""
 
 
-def empty(*shape: int) -> nnx.Param:
+def unfilled(*shape: int) -> nnx.Param:
     return nnx.Param(np.broadcast_to(np.float32(np.nan), shape))  # takes no memory
 
 
@@ -61,8 +61,8 @@ class Linear(nnx.Module):
     """y = x W + b; kernel (in, out)."""
 
     def __init__(self, in_features: int, out_features: int):
-        self.kernel = empty(in_features, out_features)
-        self.bias = empty(out_features)
+        self.kernel = unfilled(in_features, out_features)
+        self.bias = unfilled(out_features)
 
     def __call__(self, x):
         return add_bias(matmul(x, self.kernel[...].astype(x.dtype)), self.bias[...])
@@ -76,8 +76,8 @@ class Conv(nnx.Module):
     ):
         self.stride = stride
         self.padding = (kernel_size - 1) // 2 if padding is None else padding
-        self.kernel = empty(kernel_size, kernel_size, in_channels, out_channels)
-        self.bias = empty(out_channels)
+        self.kernel = unfilled(kernel_size, kernel_size, in_channels, out_channels)
+        self.bias = unfilled(out_channels)
 
     def __call__(self, x):
         kernel = self.kernel[...].astype(x.dtype)
@@ -89,8 +89,8 @@ class ConvTranspose(nnx.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         self.stride, self.padding = stride, padding
-        self.kernel = empty(kernel_size, kernel_size, in_channels, out_channels)
-        self.bias = empty(out_channels)
+        self.kernel = unfilled(kernel_size, kernel_size, in_channels, out_channels)
+        self.bias = unfilled(out_channels)
 
     def __call__(self, x):
         kernel = self.kernel[...].astype(x.dtype)
@@ -104,8 +104,8 @@ class ConvTranspose2x2(nnx.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int):
-        self.kernel = empty(2, 2, in_channels, out_channels)
-        self.bias = empty(out_channels)
+        self.kernel = unfilled(2, 2, in_channels, out_channels)
+        self.bias = unfilled(out_channels)
 
     def __call__(self, x):
         b, h, w, c = x.shape
@@ -120,8 +120,8 @@ class GroupNorm(nnx.Module):
     def __init__(self, num_groups: int, num_channels: int, epsilon: float = 1e-5):
         self.num_groups = num_groups
         self.epsilon = epsilon
-        self.scale = empty(num_channels)
-        self.bias = empty(num_channels)
+        self.scale = unfilled(num_channels)
+        self.bias = unfilled(num_channels)
 
     def __call__(self, x):
         dtype = upcast_dtype(x.dtype)

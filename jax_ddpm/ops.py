@@ -70,25 +70,27 @@ def einsum(equation: str, a, b):
 @op
 def add_bias(x, bias):
     """x (B, ..., C) + bias (C,), in x's precision."""
-    return x + broadcast(bias, x.shape, x.dtype)
+    return x + cast_and_broadcast(bias, x.shape, x.dtype)
 
 
 @op
 def add_to_pixels(x, vectors):
     """x (B, H, W, C) + vectors (B, C)."""
-    return x + broadcast(vectors.reshape(len(x), 1, 1, -1), x.shape, x.dtype)
+    return x + cast_and_broadcast(vectors.reshape(len(x), 1, 1, -1), x.shape, x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def broadcast(a, shape, dtype):
+def cast_and_broadcast(a, shape, dtype):
     """a in this dtype and shape. Its gradient is summed in float32 or better."""
     return jnp.broadcast_to(a.astype(dtype), shape)
 
 
-@broadcast.defjvp
-def broadcast_tangent(shape, dtype, primals, tangents):
-    tangent = tangents[0].astype(upcast_dtype(dtype))  # the gradient's sum is in the dtype in which this is broadcast
-    return broadcast(*primals, shape, dtype), jnp.broadcast_to(tangent, shape).astype(dtype)
+@cast_and_broadcast.defjvp
+def cast_and_broadcast_tangent(shape, dtype, primals, tangents):
+    tangent = tangents[0].astype(
+        upcast_dtype(dtype)
+    )  # its transpose sums in the dtype of this broadcast
+    return cast_and_broadcast(*primals, shape, dtype), jnp.broadcast_to(tangent, shape).astype(dtype)
 
 
 @op

@@ -1,4 +1,4 @@
-"""Set up the process for JAX: flags of XLA, malloc, and the cache of compiled programs.
+"""Set up the process for JAX: XLA flags, malloc, and the cache of compiled programs.
 
 Importing this module does not import jax.
 """
@@ -12,31 +12,30 @@ import zlib
 from pathlib import Path
 
 from jax_ddpm.cpu.flags import cpu_features, set_cpu_flags
-from jax_ddpm.cpu.memory import keep_freed_memory, settle_memory
+from jax_ddpm.cpu.memory import keep_freed_memory, trim_and_hold_free_blocks
 from jax_ddpm.spec.files import cache_dir
 
-LONG_COMPILATION = 1.0  # seconds, from which on `settle_memory`, a third of a second, is worth its time
+TRIM_AFTER_SECONDS = 1.0  # of compiling; `trim_and_hold_free_blocks` itself takes 0.3 seconds
 
 
 def prepare_process() -> None:
-    """Make JAX fast on this machine; the results stay the same up to rounding.
+    """Make JAX fast on this machine. Results change only by rounding. Calling it again changes nothing.
 
-    Where JAX will compute on the CPU: sets XLA's flags for CPUs in XLA_FLAGS and tells malloc to keep freed memory. XLA
-    reads its flags when JAX first computes something, so this has to be called before. Where jax is imported already,
-    also settles memory after each long compilation. The commands and the benchmark call this before they import jax;
-    `jax_ddpm.ops`, which all computations need, calls it again. Calling it twice changes nothing.
+    If JAX will compute on the CPU: adds flags to XLA_FLAGS and tells malloc to keep freed memory. If jax is already
+    imported, memory is also trimmed after each long compilation. XLA reads its flags when JAX first computes something.
+    So the commands and the benchmark call this before they import jax, and `jax_ddpm.ops` calls it when it is imported.
     """
     if computes_on_cpu():
         set_cpu_flags()
         keep_freed_memory()
         if "jax" in sys.modules:
-            settle_memory_after_compilation()
+            trim_memory_after_compilation()
 
 
 def computes_on_cpu() -> bool:
-    """Whether JAX will choose the CPU: by JAX_PLATFORMS, or else because no plugin for an accelerator is installed.
+    """Whether JAX will use the CPU: JAX_PLATFORMS says so, or it is not set and no accelerator plugin is installed.
 
-    The flags for CPUs must not be set elsewhere: a plugin for GPUs or TPUs ends the process at a flag that it does not
+    Only then may the flags for CPUs be set: a plugin for GPUs or TPUs aborts the process on a flag that it does not
     know.
     """
     platforms = os.environ.get("JAX_PLATFORMS")
@@ -48,27 +47,29 @@ def computes_on_cpu() -> bool:
 
 
 @functools.cache
-def settle_memory_after_compilation() -> None:
-    """From now on, call `settle_memory` after every compilation that took long: compiling takes up to gigabytes."""
-    import jax  # when called, so that importing this module stays light
+def trim_memory_after_compilation() -> None:
+    """From now on, call `trim_and_hold_free_blocks` after each long compilation, which can free gigabytes."""
+    import jax  # here, so that importing this module does not import jax
 
     def listener(event: str, seconds: float, **_) -> None:
-        if event == "/jax/core/compile/backend_compile_duration" and seconds > LONG_COMPILATION:
-            settle_memory()
+        if event == "/jax/core/compile/backend_compile_duration" and seconds > TRIM_AFTER_SECONDS:
+            trim_and_hold_free_blocks()
 
     jax.monitoring.register_event_duration_secs_listener(listener)
 
 
 def use_compilation_cache() -> Path | None:
-    """Tell JAX, before it is imported, to keep compiled programs in ~/.cache/jax_ddpm/compiled. Returns the folder.
+    """Turn on JAX's compilation cache in ~/.cache/jax_ddpm/compiled and return its folder. Call before importing jax.
 
-    Changes nothing, and returns None, where JAX_COMPILATION_CACHE_DIR is set (an empty value means no cache) or the
-    folder cannot be written. JAX never caches programs that call back into Python, nor what a process compiles after
-    its first call of `jax_ddpm.cpu.onednn`.
+    Does nothing and returns None if JAX_COMPILATION_CACHE_DIR is set (set it to "" for no cache), or if the folder is
+    not writable. JAX does not cache programs with Python callbacks, nor anything that a process compiles after its
+    first call of `jax_ddpm.cpu.onednn`.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return None
-    folder = cache_dir() / "compiled" / f"{zlib.crc32(cpu_features()):08x}"  # one per kind of CPU
+    folder = (
+        cache_dir() / "compiled" / f"{zlib.crc32(cpu_features()):08x}"
+    )  # machines that share a home directory may differ
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -76,5 +77,5 @@ def use_compilation_cache() -> Path | None:
     if not os.access(folder, os.W_OK):
         return None
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # JAX's default is 1 second
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # of compiling; JAX's default is 1
     return folder

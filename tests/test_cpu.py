@@ -43,7 +43,7 @@ def check(ours, reference, *arguments):
             np.testing.assert_allclose(one, other, atol=1e-13 * np.abs(other).max(), rtol=0)
 
 
-@pytest.mark.parametrize(("large", "out"), [(0, 6), (0, 3), (cpu_convolution.LARGE, 6)])
+@pytest.mark.parametrize(("large", "out"), [(0, 6), (0, 3), (cpu_convolution.NO_FUSION_FROM_ELEMENTS, 6)])
 @pytest.mark.parametrize(
     ("size", "kernel_size", "stride", "padding"),
     [
@@ -60,7 +60,7 @@ def check(ours, reference, *arguments):
     ],
 )
 def test_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding, large, out):
-    monkeypatch.setattr(cpu_convolution, "LARGE", large)
+    monkeypatch.setattr(cpu_convolution, "NO_FUSION_FROM_ELEMENTS", large)
     with jax.enable_x64():
         x, kernel = normal(0, 3, size, size + (size > 2), 4), normal(1, kernel_size, kernel_size, 4, out)
         xla = partial(ops.convolve, stride=stride, padding=padding)
@@ -77,7 +77,7 @@ def test_convolutions_inside_loops_are_of_the_kind_that_is_fast_there(
     monkeypatch, layer, size, kernel_size, stride, out
 ):
     """Of any other kind XLA makes naive loops, 100 times slower, where it stands in a loop."""
-    monkeypatch.setattr(onednn, "instructions", lambda: frozenset())
+    monkeypatch.setattr(onednn, "usable_cpu_features", lambda: frozenset())
 
     def descend(_, both):
         x, kernel = both
@@ -94,7 +94,7 @@ def test_convolutions_inside_loops_are_of_the_kind_that_is_fast_there(
     ("size", "kernel_size", "stride", "padding"), [(7, 4, 2, 1), (4, 3, 2, 0), (5, 5, 3, 1), (4, 3, 1, 1)]
 )
 def test_transposed_convolution(elsewhere, monkeypatch, size, kernel_size, stride, padding):
-    monkeypatch.setattr(cpu_convolution, "LARGE", 0)
+    monkeypatch.setattr(cpu_convolution, "NO_FUSION_FROM_ELEMENTS", 0)
     with jax.enable_x64():
         x, kernel = normal(0, 3, size, size + 1, 6), normal(1, kernel_size, kernel_size, 6, 4)
         xla = partial(ops.transpose_convolve, stride=stride, padding=padding)
@@ -126,25 +126,25 @@ def test_winograd_in_parts(elsewhere, monkeypatch):
     """Of few channels so many images at a time as caches hold, or the smallest part that divides the batch."""
     with jax.enable_x64():
         x, kernel = normal(0, 12, 4, 6, 5), normal(1, 3, 3, 5, 7)
-        monkeypatch.setattr(winograd, "CACHED", 1)
-        assert len(winograd.parts(x, x, kernel)) == 1, "caches hold it"
+        monkeypatch.setattr(winograd, "PART_BYTES", 1)
+        assert len(winograd.split_batch(x, x, kernel)) == 1, "caches hold it"
         monkeypatch.undo()
         monkeypatch.setattr(ops, "uses_cpu_routes", lambda: False)
-        monkeypatch.setattr(winograd, "LARGE", 0)
+        monkeypatch.setattr(winograd, "EXCEEDS_CACHE_FROM_ELEMENTS", 0)
         counts = []
-        for cached in (winograd.CACHED, 4 * x.nbytes, 1):
-            monkeypatch.setattr(winograd, "CACHED", cached)
-            counts.append(len(winograd.parts(x, x, kernel)))
+        for cached in (winograd.PART_BYTES, 4 * x.nbytes, 1):
+            monkeypatch.setattr(winograd, "PART_BYTES", cached)
+            counts.append(len(winograd.split_batch(x, x, kernel)))
             check(winograd.convolve, lambda x, kernel: ops.convolve(x, kernel, 1, 1), x, kernel)
         assert counts == [1, 2, 4]
-        monkeypatch.setattr(winograd, "FEW", 34)
-        assert len(winograd.parts(x, x, kernel)) == 1
+        monkeypatch.setattr(winograd, "SPLIT_UP_TO_CHANNEL_PRODUCT", 34)
+        assert len(winograd.split_batch(x, x, kernel)) == 1
 
 
 def test_what_gradients_of_winograd_fill_is_not_made_beforehand(monkeypatch):
     """As copies of zeros of a shape that several loops fill."""
-    monkeypatch.setattr(winograd, "LARGE", 0)
-    monkeypatch.setattr(winograd, "CACHED", 1)
+    monkeypatch.setattr(winograd, "EXCEEDS_CACHE_FROM_ELEMENTS", 0)
+    monkeypatch.setattr(winograd, "PART_BYTES", 1)
     xs, kernels = jnp.ones((2, 12, 4, 6, 5)), jnp.ones((2, 3, 3, 5, 7))
 
     def loss(xs):
@@ -172,7 +172,7 @@ def test_winograd_rounds_little(elsewhere, dtype):
         exact = ops.convolve(x, kernel, 1, 1)
         rounded = x.astype(dtype), kernel.astype(dtype)
         direct = ops.convolve(*rounded, 1, 1)
-        assert winograd.pays(*rounded, 1)
+        assert winograd.is_faster(*rounded, 1)
         filtered = winograd.convolve(*rounded)
         assert direct.dtype == filtered.dtype == dtype
         error, own = (float(jnp.sqrt(jnp.mean(jnp.square(y - exact)))) for y in (filtered, direct))
@@ -232,7 +232,7 @@ def test_silu():
 
 
 def test_silu_of_large_arrays(monkeypatch):
-    monkeypatch.setattr(cpu, "LARGE", 0)
+    monkeypatch.setattr(cpu, "FUSE_BELOW_ELEMENTS", 0)
     with jax.enable_x64():
         check(cpu.silu, jax.nn.silu, normal(0, 3, 5, 5, 16))
 
@@ -278,7 +278,7 @@ def test_rounding_to_bfloat16():
     bits = bits[(bits & 0x7FFFFFFF <= 0x7F800000) | (bits & 0x400000 > 0)]  # no signalling NaN
     nan = np.isnan(bits.view(np.float32))
     exact = bits[~nan].view(np.float32).astype(jnp.bfloat16).view(np.uint16)
-    for round_ in (cpu.rounded, jax.jit(cpu.rounded, static_argnums=1)):
+    for round_ in (cpu.cast, jax.jit(cpu.cast, static_argnums=1)):
         ours = np.asarray(round_(bits.view(np.float32), jnp.bfloat16))
         assert np.isnan(ours[nan]).all()
         np.testing.assert_array_equal(ours[~nan].view(np.uint16), exact)
@@ -328,13 +328,13 @@ def test_max_pool(elsewhere):
 
 def test_sum_of_squares():
     with jax.enable_x64():
-        for shape in [(3, 5), (cpu.LARGE // 32, 32), (cpu.LARGE + 1,)]:
+        for shape in [(3, 5), (cpu.FUSE_BELOW_ELEMENTS // 32, 32), (cpu.FUSE_BELOW_ELEMENTS + 1,)]:
             x = normal(0, *shape)
             np.testing.assert_allclose(cpu.sum_of_squares(x), np.sum(np.square(x)), rtol=1e-12)
 
 
 def test_a_gradient_that_is_nan_stays_one(monkeypatch):
-    monkeypatch.setattr(cpu_convolution, "LARGE", 0)
+    monkeypatch.setattr(cpu_convolution, "NO_FUSION_FROM_ELEMENTS", 0)
     x, kernel = jnp.ones((1, 3, 3, 1), jnp.float32), jnp.ones((3, 3, 1, 1), jnp.float32)
     _, pull = jax.vjp(lambda kernel: cpu_convolution.convolve(x, kernel, 1, 1), kernel)
     for place in ((0, 0, 0, 0), (0, 1, 1, 0)):

@@ -39,8 +39,8 @@ def resident():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) >> 10
 memory.keep_freed_memory()
-process.LONG_COMPILATION = 0
-process.settle_memory_after_compilation()
+process.TRIM_AFTER_SECONDS = 0
+process.trim_memory_after_compilation()
 import jax
 program = jax.jit(lambda x: x * x + 1).lower(1.0)
 jax.block_until_ready(jax.device_put(0.0))
@@ -78,15 +78,15 @@ def reused():
         library.free(piece)
     return sum(piece in free for piece in new)
 before = reused()
-memory.settle_memory()
-settled, held = reused(), len(memory.held)
+memory.trim_and_hold_free_blocks()
+settled, held = reused(), len(memory.held_blocks)
 def megabytes():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize:"))
     return int(line.split()[1]) >> 10
 grown = megabytes()
 for _ in range(8):
-    memory.settle_memory()
-print(before, settled, reused(), held, len(memory.held), megabytes() - grown)
+    memory.trim_and_hold_free_blocks()
+print(before, settled, reused(), held, len(memory.held_blocks), megabytes() - grown)
 """
 
 
@@ -107,8 +107,8 @@ pieces = [bytearray(900) for _ in range(10000)]
 del pieces[::2]
 if {small}:
     resource.setrlimit(resource.RLIMIT_DATA, (1 << 16, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-memory.settle_memory()
-print(len(memory.held) > 1000)
+memory.trim_and_hold_free_blocks()
+print(len(memory.held_blocks) > 1000)
 """
 
 

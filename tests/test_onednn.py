@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_ddpm import ops
 from jax_ddpm.cpu import convolution as cpu_convolution
 from jax_ddpm.cpu import onednn, onednn_convolution, winograd
 from jax_ddpm.cpu import products as cpu_products
 from jax_ddpm.cpu import xla as cpu
 from tests.test_cpu import elsewhere  # noqa: F401
 
-here = pytest.mark.skipif(not onednn.serves("bfloat16"), reason="this jaxlib or this CPU has no such calls")
+here = pytest.mark.skipif(not onednn.is_supported("bfloat16"), reason="this jaxlib or this CPU has no such calls")
 ALL = [jnp.float32, jnp.bfloat16]
 
 
@@ -71,7 +72,7 @@ def normal(seed, *shape):
     ],
 )
 def test_convolution(elsewhere, monkeypatch, dtype, batch, size, channels, kernel_size, stride, padding):  # noqa: F811
-    monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
+    monkeypatch.setattr(onednn_convolution, "use_onednn", lambda x, kernel: True)
     x, kernel = normal(0, batch, *size, channels[0]), normal(1, kernel_size, kernel_size, *channels)
     check(
         lambda x, kernel, bias: cpu_convolution.convolve(x, kernel, stride, padding, bias),
@@ -90,7 +91,7 @@ def test_convolution(elsewhere, monkeypatch, dtype, batch, size, channels, kerne
     [(7, 4, 2, 1), (4, 3, 2, 0), (5, 5, 3, 1), (4, 3, 1, 1), (2, 3, 1, 1), (4, 2, 2, 2)],
 )
 def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size, stride, padding):  # noqa: F811
-    monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
+    monkeypatch.setattr(onednn_convolution, "use_onednn", lambda x, kernel: True)
     x, kernel = normal(0, 3, size, size, 6), normal(1, kernel_size, kernel_size, 6, 5)
     sizes = 2 * ((size - 1) * stride - 2 * padding + kernel_size,)
     check(
@@ -106,8 +107,8 @@ def test_transposed_convolution(elsewhere, monkeypatch, dtype, size, kernel_size
 @pytest.mark.parametrize("size", [2, 6])
 def test_winograd(elsewhere, monkeypatch, size):  # noqa: F811
     """Its products, in float32 alone: in half precision oneDNN convolves directly."""
-    monkeypatch.setattr(onednn, "LARGE", 0)
-    monkeypatch.setattr(winograd, "LARGE", 0)
+    monkeypatch.setattr(onednn, "FLOAT32_FROM_ELEMENTS", 0)
+    monkeypatch.setattr(winograd, "EXCEEDS_CACHE_FROM_ELEMENTS", 0)
     x, kernel = normal(0, 4, size, size, 16), normal(1, 3, 3, 16, 32)
     ours = winograd.convolve_2x2 if size == 2 else winograd.convolve
     text = jax.jit(ours).lower(*(jnp.asarray(a, jnp.float32) for a in (x, kernel))).as_text()
@@ -120,8 +121,8 @@ def test_winograd(elsewhere, monkeypatch, size):  # noqa: F811
 @pytest.mark.parametrize(("stride", "channels"), [(1, (5, 7)), (1, (7, 1)), (2, (5, 7))])
 def test_kernel_gradient_in_parts(elsewhere, monkeypatch, dtype, stride, channels):  # noqa: F811
     """A large batch is taken in parts, the last one smaller; in half precision the sum of all is rounded once."""
-    monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
-    monkeypatch.setattr(onednn_convolution, "LARGE", 0)
+    monkeypatch.setattr(onednn_convolution, "use_onednn", lambda x, kernel: True)
+    monkeypatch.setattr(onednn_convolution, "GRADIENT_IN_PARTS_FROM_BYTES", 0)
     check(
         lambda x, kernel: cpu_convolution.convolve(x, kernel, stride, 1),
         lambda x, kernel: ops.convolve(x, kernel, stride, 1),
@@ -135,7 +136,7 @@ def test_kernel_gradient_in_parts(elsewhere, monkeypatch, dtype, stride, channel
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize(("shape", "out"), [((6, 5), 7), ((3, 4, 4, 5), 1), ((1, 5), 3)])
 def test_dense(monkeypatch, dtype, shape, out):
-    monkeypatch.setattr(onednn, "pays", lambda x: True)
+    monkeypatch.setattr(onednn, "is_faster", lambda x: True)
     exact = partial(jnp.dot, precision="highest")
     check(cpu_products.matmul, exact, dtype, normal(0, *shape), normal(1, 5, out))
 
@@ -144,7 +145,7 @@ def test_dense(monkeypatch, dtype, shape, out):
 @pytest.mark.parametrize("by_onednn", [False, pytest.param(True, marks=here)])
 @pytest.mark.parametrize("heads", [1, 3])
 def test_products_of_attention(monkeypatch, dtype, by_onednn, heads):
-    monkeypatch.setattr(onednn, "pays", lambda x: by_onednn)
+    monkeypatch.setattr(onednn, "is_faster", lambda x: by_onednn)
     query, key, value = normal(0, 2, 6, heads, 5), normal(1, 2, 7, heads, 5), normal(2, 2, 7, heads, 5)
     share = normal(3, 2, heads, 6, 7)
     for equation, *arguments in (("bqhd,bkhd->bhqk", query, key), ("bhqk,bkhd->bqhd", share, value)):
@@ -154,14 +155,14 @@ def test_products_of_attention(monkeypatch, dtype, by_onednn, heads):
 @here
 def test_what_pays():
     """What is small stays XLA's own in float32, so that its programs can be kept."""
-    assert onednn.pays(jnp.zeros((2, 4, 4, 16), jnp.bfloat16)) and not onednn.pays(jnp.zeros((2, 4, 4, 16)))
-    assert onednn.pays(jnp.zeros((8, 32, 32, 64))) and not onednn.pays(jnp.zeros((64, 8, 8, 64)))
+    assert onednn.is_faster(jnp.zeros((2, 4, 4, 16), jnp.bfloat16)) and not onednn.is_faster(jnp.zeros((2, 4, 4, 16)))
+    assert onednn.is_faster(jnp.zeros((8, 32, 32, 64))) and not onednn.is_faster(jnp.zeros((64, 8, 8, 64)))
 
 
 @here
 @pytest.mark.parametrize("batch", [3, 65])
 def test_gradients_of_what_is_not_finite(monkeypatch, batch):
-    monkeypatch.setattr(onednn_convolution, "serves", lambda x, kernel: True)
+    monkeypatch.setattr(onednn_convolution, "use_onednn", lambda x, kernel: True)
     x, kernel = np.ones((batch, 4, 4, 5), np.float32), jnp.ones((3, 3, 5, 6), jnp.float32)
     x[1, 2, 2, 1] = np.inf
     y, pull = jax.vjp(lambda kernel: cpu_convolution.convolve(jnp.asarray(x), kernel, 1, 1), kernel)
@@ -218,21 +219,21 @@ def test_repeats_itself_in_loops_and_maps():
 def test_what_is_served(monkeypatch, dtype, channels, served):
     with jax.enable_x64():
         x, kernel = jnp.zeros((1, 4, 4, channels[0]), dtype), jnp.zeros((3, 3, *channels), dtype)
-        assert onednn_convolution.serves(x, kernel) == served
+        assert onednn_convolution.use_onednn(x, kernel) == served
         with monkeypatch.context() as patch:
             patch.setattr(jax, "device_count", lambda: 4)
-            assert not onednn_convolution.serves(x, kernel), "the calls are not divided among devices"
+            assert not onednn_convolution.use_onednn(x, kernel), "the calls are not divided among devices"
 
 
 def test_not_where_it_was_not_tried_or_is_not_wanted(monkeypatch):
     def instructions():
-        onednn.instructions.cache_clear()
-        return onednn.instructions()
+        onednn.usable_cpu_features.cache_clear()
+        return onednn.usable_cpu_features()
 
     try:
         with monkeypatch.context() as patch:
             patch.setattr(onednn.jaxlib, "__version__", "99.0")
-            assert not instructions() and not onednn.serves("float32")
+            assert not instructions() and not onednn.is_supported("float32")
         with monkeypatch.context() as patch:
             patch.setattr(onednn.platform, "machine", lambda: "aarch64")
             assert not instructions()
@@ -246,15 +247,15 @@ def test_not_where_it_was_not_tried_or_is_not_wanted(monkeypatch):
             patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
             assert not instructions()
     finally:
-        onednn.instructions.cache_clear()
-    monkeypatch.setattr(onednn, "instructions", lambda: {"avx2", "avx512f"})
-    assert onednn.serves("float32") and not onednn.serves("bfloat16"), "without its instructions it may not compute"
+        onednn.usable_cpu_features.cache_clear()
+    monkeypatch.setattr(onednn, "usable_cpu_features", lambda: {"avx2", "avx512f"})
+    assert onednn.is_supported("float32") and not onednn.is_supported("bfloat16"), "needs its instructions"
 
 
 COMPILE = """
 import sys, warnings
 warnings.simplefilter("error")
-from jax_ddpm import cpu_convolution
+from jax_ddpm.cpu import convolution as cpu_convolution
 import jax, jax.numpy as jnp
 dtype = sys.argv[1]
 x, kernel = jnp.ones((2, 8, 8, 16), dtype), jnp.ones((3, 3, 16, 16), dtype)

@@ -1,4 +1,4 @@
-"""How glibc's malloc keeps memory, for which steps on CPUs need not wait. Does not import jax."""
+"""Settings of glibc's malloc, so that training steps on CPUs do not wait for memory. Does not import jax."""
 
 import ctypes
 import os
@@ -6,70 +6,73 @@ import threading
 from array import array
 from pathlib import Path
 
-OPTIONS = {-8: 1, -4: 0, -1: -1}  # M_ARENA_MAX; M_MMAP_MAX: none; M_TRIM_THRESHOLD: never
-LARGE, LEAST = 1 << 20, 64  # bytes; what is free is held in pieces below LARGE and down to LEAST
-MISSES = 16  # pieces of a size that lie elsewhere, after which there are no more of those looked for
-held = array("Q")  # addresses
-one_at_a_time = threading.Lock()
+OPTIONS = {-8: 1, -4: 0, -1: -1}  # M_ARENA_MAX = 1, M_MMAP_MAX = 0, M_TRIM_THRESHOLD = -1 (never give memory back)
+LARGE_BLOCK_BYTES = 1 << 20  # free blocks from this size on stay free: a training step needs them
+SMALLEST_BLOCK_BYTES = 64  # smaller free blocks are left alone
+MAX_OUTSIDE_BLOCKS = 16  # stop searching for blocks of a size after malloc has returned this many from elsewhere
+held_blocks = array("Q")  # addresses
+hold_lock = threading.Lock()
 
 
 def keep_freed_memory() -> None:
-    """Tell malloc, for the rest of the process, to keep what is freed for the next request.
+    """Tell malloc to keep freed memory for the next request, for the rest of the process.
 
-    XLA frees its memory after each step and asks for it anew; the system's zeroing it each time takes up to an eighth
-    of a step on a CPU. A process then holds the most that it ever held since `settle_memory`. Changes nothing with
-    another C library, or where the environment says how malloc is to work.
+    XLA frees its memory after each step and allocates it again. The system zeroes new pages, which takes up to an
+    eighth of a step on a CPU. The process then keeps the most memory that it has used since the last call of
+    `trim_and_hold_free_blocks`. Does nothing with another C library than glibc, or if the environment configures
+    malloc.
     """
     if library := c_library():
         for option, value in OPTIONS.items():
             library.mallopt(option, value)
 
 
-def settle_memory() -> None:
-    """Give the system what `keep_freed_memory` has kept until now, and the small free pieces to nobody; 0.3 seconds.
+def trim_and_hold_free_blocks() -> None:
+    """Return freed memory to the system, and hold small free blocks so that malloc stops scanning them. 0.3 seconds.
 
-    Tracing and compiling a full-size network leave a hundred thousand of them between what lives on. malloc would look
-    through them at each of oneDNN's requests, ten thousand a step, while other cores wait: up to a tenth of a step. So
-    they are taken, until this is called again; of those larger than a page little is resident. They are left where
-    malloc's memory cannot grow in one piece.
+    Tracing and compiling a full-size network leave about 100,000 small free blocks between live objects. malloc scans
+    them at each of oneDNN's 10,000 allocations per step while other cores wait, for up to a tenth of a step. So this
+    function allocates them and holds them until its next call. A held block that is larger than a page uses little
+    physical memory. Nothing is held if malloc's heap cannot grow contiguously.
     """
     library = c_library()
-    if library and one_at_a_time.acquire(blocking=False):
+    if library and hold_lock.acquire(blocking=False):
         try:
             library.malloc.restype = library.sbrk.restype = ctypes.c_size_t
             library.malloc.argtypes = library.free.argtypes = (ctypes.c_size_t,)
-            while held:
-                library.free(held.pop())
+            while held_blocks:
+                library.free(held_blocks.pop())
             library.malloc_trim(0)
-            hold_free_pieces(library)
+            hold_free_blocks(library)
         finally:
-            one_at_a_time.release()
+            hold_lock.release()
 
 
-def hold_free_pieces(library: ctypes.CDLL) -> None:
-    """Hold what is free, but for all that makes up whole pieces of `LARGE` bytes: a step needs those."""
+def hold_free_blocks(library: ctypes.CDLL) -> None:
+    """Allocate and hold the free blocks of SMALLEST_BLOCK_BYTES up to LARGE_BLOCK_BYTES."""
     start, end = heap_start(), library.sbrk(0)
-    large = []
+    large_blocks = []  # allocated meanwhile, so that malloc does not split them
     try:
-        while (roof := library.malloc(LARGE)) >= start and roof + LARGE <= end:  # not to be cut up
-            large.append(roof)
-        large.append(roof)
-        if not end < roof + LARGE <= library.sbrk(0):
+        while (block := library.malloc(LARGE_BLOCK_BYTES)) >= start and block + LARGE_BLOCK_BYTES <= end:
+            large_blocks.append(block)
+        large_blocks.append(block)  # the first one that malloc made the heap grow for
+        if not end < block + LARGE_BLOCK_BYTES <= library.sbrk(0):
             return
-        size = LARGE  # now all that was free is below the roof, and what will be new above
-        while (size := size * 3 // 4) >= LEAST:
-            beyond = []  # Python, too, has freed a few pieces there
-            while len(beyond) < MISSES and (piece := library.malloc(size)):
-                (held if start <= piece < roof else beyond).append(piece)
-            for piece in beyond:
-                library.free(piece)
+        old_heap_end = block  # all remaining free blocks are below, new memory is above
+        size = LARGE_BLOCK_BYTES
+        while (size := size * 3 // 4) >= SMALLEST_BLOCK_BYTES:
+            outside = []  # not only new memory: Python frees blocks there too
+            while len(outside) < MAX_OUTSIDE_BLOCKS and (block := library.malloc(size)):
+                (held_blocks if start <= block < old_heap_end else outside).append(block)
+            for block in outside:
+                library.free(block)
     finally:
-        for piece in large:
-            library.free(piece)
+        for block in large_blocks:
+            library.free(block)
 
 
 def heap_start() -> int:
-    """The address at which the memory begins that Linux lets grow for malloc, or one that no memory has."""
+    """The start address of the heap ([heap] in /proc/self/maps), or 2^63 if it is not listed."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -78,7 +81,7 @@ def heap_start() -> int:
 
 
 def c_library() -> ctypes.CDLL | None:
-    """glibc, where it is at hand and its malloc was not spoken for."""
+    """glibc, or None for another C library or if environment variables configure malloc."""
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return None
     try:

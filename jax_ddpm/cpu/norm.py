@@ -1,6 +1,8 @@
-"""GroupNorm and LayerNorm, summed in the order that XLA's compiler for CPUs makes fast.
+"""GroupNorm and LayerNorm with an order of summation that XLA compiles to fast code on CPUs.
 
-Differentiable once, in reverse mode.
+Both can be differentiated once, in reverse mode. With x_hat = (x - mean) * rstd and dx_hat = dy * scale, their gradient
+is dx = (dx_hat - mean(dx_hat) - x_hat * mean(dx_hat * x_hat)) * rstd, with means over the elements that are normalised
+together.
 """
 
 from functools import partial
@@ -9,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jax_ddpm.cpu.xla import HIGHEST, batch_sum, no_fusion, pixel_sum, rounded
+from jax_ddpm.cpu.xla import HIGHEST, batch_sum, cast, no_fusion, pixel_sum
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def group_norm(x, scale, bias, num_groups: int, epsilon: float):
-    """GroupNorm (Wu & He 2018, eq. 1 to 3) of x (B, ..., C), in float32 or better, as scale and bias are.
+    """GroupNorm (Wu & He 2018, eq. 1 to 3) of x (B, ..., C), computed in the dtype of scale and bias.
 
-    With sums over pixels first, then over a group's channels: XLA would compile both at once into slow loops.
+    The result has x's dtype. Sums first over pixels, then over the channels of a group: XLA would compile a sum over
+    both to slow loops.
     """
     return group_norm_forward(x, scale, bias, num_groups, epsilon)[0]
 
@@ -28,7 +31,7 @@ def group_norm_forward(x, scale, bias, num_groups, epsilon):
     variance = group_sum(pixel_sum(jnp.square(pixels - mean)), num_groups)[:, None] / count
     rstd = lax.rsqrt(variance + epsilon)
     y = (pixels - mean) * (rstd * scale) + bias
-    return rounded(y, x.dtype).reshape(x.shape), (x, scale, mean, rstd)
+    return cast(y, x.dtype).reshape(x.shape), (x, scale, mean, rstd)
 
 
 def group_norm_backward(num_groups, epsilon, saved, dy):
@@ -36,11 +39,11 @@ def group_norm_backward(num_groups, epsilon, saved, dy):
     pixels, dy = (a.reshape(len(a), -1, a.shape[-1]).astype(scale.dtype) for a in (x, dy))
     count = pixels.shape[1] * x.shape[-1] // num_groups
     sum_dy = pixel_sum(dy)
-    sum_dy_normal = pixel_sum(dy * (pixels - mean)) * rstd[:, 0]
-    a = group_sum(sum_dy * scale, num_groups)[:, None] / count
-    b = group_sum(sum_dy_normal * scale, num_groups)[:, None] / count
-    dx = (dy * scale - a - (pixels - mean) * (rstd * b)) * rstd
-    return rounded(dx, x.dtype).reshape(x.shape), batch_sum(sum_dy_normal), batch_sum(sum_dy)
+    sum_dy_x_hat = pixel_sum(dy * (pixels - mean)) * rstd[:, 0]
+    mean_dx_hat = group_sum(sum_dy * scale, num_groups)[:, None] / count
+    mean_dx_hat_x_hat = group_sum(sum_dy_x_hat * scale, num_groups)[:, None] / count
+    dx = (dy * scale - mean_dx_hat - (pixels - mean) * (rstd * mean_dx_hat_x_hat)) * rstd
+    return cast(dx, x.dtype).reshape(x.shape), batch_sum(sum_dy_x_hat), batch_sum(sum_dy)
 
 
 group_norm.defvjp(group_norm_forward, group_norm_backward)
@@ -48,37 +51,37 @@ group_norm.defvjp(group_norm_forward, group_norm_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x, scale, bias, epsilon: float):
-    """LayerNorm (Ba et al. 2016) of x (B, ...) over all axes but the first, in float32 or better, as scale and bias.
+    """LayerNorm (Ba et al. 2016) of x (B, ...) over all axes but the first, computed in the dtype of scale and bias.
 
-    The result has x's dtype.
+    scale and bias have the shape of x without B. The result has x's dtype.
     """
     return layer_norm_forward(x, scale, bias, epsilon)[0]
 
 
 def layer_norm_forward(x, scale, bias, epsilon):
-    def normalised(rows, mean, rstd, scale, bias):
-        return rounded((rows - mean) * rstd * scale + bias, x.dtype)
+    def normalise(rows, mean, rstd, scale, bias):
+        return cast((rows - mean) * rstd * scale + bias, x.dtype)
 
-    given = x.reshape(len(x), -1)
-    rows = given.astype(scale.dtype)
+    inputs = x.reshape(len(x), -1)
+    rows = inputs.astype(scale.dtype)
     mean = row_mean(rows)
     rstd = lax.rsqrt(row_mean(jnp.square(rows - mean)) + epsilon)
-    y = no_fusion(normalised, given, mean, rstd, scale.ravel(), bias.ravel())
+    y = no_fusion(normalise, inputs, mean, rstd, scale.ravel(), bias.ravel())
     return y.reshape(x.shape), (x, scale, mean, rstd)
 
 
 def layer_norm_backward(epsilon, saved, dy):
     x, scale, mean, rstd = saved
 
-    def gradient(rows, dy, mean, rstd, scale, a, b):
-        return rounded((dy * scale - a - (rows - mean) * (rstd * b)) * rstd, x.dtype)
+    def input_gradient(rows, dy, mean, rstd, scale, mean_dx_hat, mean_dx_hat_x_hat):
+        return cast((dy * scale - mean_dx_hat - (rows - mean) * (rstd * mean_dx_hat_x_hat)) * rstd, x.dtype)
 
-    given = x.reshape(len(x), -1), dy.reshape(len(x), -1)
-    rows, dy = (values.astype(scale.dtype) for values in given)
-    dnormal = dy * scale.ravel()
-    a, b = row_mean(dnormal), row_mean(dnormal * (rows - mean)) * rstd
-    dx = no_fusion(gradient, *given, mean, rstd, scale.ravel(), a, b)
-    dscale, dbias = (sum_by_parts(values, 0) for values in (dy * (rows - mean) * rstd, dy))
+    inputs = x.reshape(len(x), -1), dy.reshape(len(x), -1)
+    rows, dy = (values.astype(scale.dtype) for values in inputs)
+    dx_hat = dy * scale.ravel()
+    mean_dx_hat, mean_dx_hat_x_hat = row_mean(dx_hat), row_mean(dx_hat * (rows - mean)) * rstd
+    dx = no_fusion(input_gradient, *inputs, mean, rstd, scale.ravel(), mean_dx_hat, mean_dx_hat_x_hat)
+    dscale, dbias = (two_stage_sum(values, 0) for values in (dy * (rows - mean) * rstd, dy))
     return dx.reshape(x.shape), dscale.reshape(scale.shape), dbias.reshape(scale.shape)
 
 
@@ -86,23 +89,24 @@ layer_norm.defvjp(layer_norm_forward, layer_norm_backward)
 
 
 def row_mean(x):
-    """x (B, N) averaged over N: (B, 1)."""
-    return (sum_by_parts(x, 1) / x.shape[1])[:, None]
+    """Mean of x (B, N) over N: (B, 1)."""
+    return (two_stage_sum(x, 1) / x.shape[1])[:, None]
 
 
-def sum_by_parts(x, axis: int):
-    """x (M, N) summed over an axis: first of its eighths the sum, together with what computes x, then of its numbers.
+def two_stage_sum(x, axis: int):
+    """Sum of x (M, N) over an axis: first adds up to 8 equal parts of x, then sums the result.
 
-    The second sum is a product with ones, with which XLA merges no other work: x itself is never written.
+    XLA fuses the first sum with the producer of x, so x itself is never written to memory. The second one is a matrix
+    product with ones, with which XLA fuses nothing.
     """
     size = x.shape[axis]
     count = next(n for n in (8, 4, 2, 1) if size % n == 0)
-    part = sum(lax.slice_in_dim(x, i * size // count, (i + 1) * size // count, axis=axis) for i in range(count))
+    part_sum = sum(lax.slice_in_dim(x, i * size // count, (i + 1) * size // count, axis=axis) for i in range(count))
     ones = jnp.ones(size // count, x.dtype)
-    return jnp.dot(part, ones, precision=HIGHEST) if axis == 1 else jnp.dot(ones, part, precision=HIGHEST)
+    return jnp.dot(part_sum, ones, precision=HIGHEST) if axis == 1 else jnp.dot(ones, part_sum, precision=HIGHEST)
 
 
 def group_sum(x, num_groups: int):
-    """x (B, C) summed within each group of channels, for every channel of the group: (B, C)."""
+    """Sum of x (B, C) over each group of channels, repeated for every channel of the group: (B, C)."""
     group = jnp.arange(x.shape[1]) * num_groups // x.shape[1]
     return jnp.dot(x, (group[:, None] == group).astype(x.dtype), precision=HIGHEST)

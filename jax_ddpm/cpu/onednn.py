@@ -1,10 +1,10 @@
-"""oneDNN's convolutions and products, which jaxlib's library for x86 CPUs holds, called by the names XLA has for them.
+"""oneDNN's convolution and matrix product, called directly through XLA's custom calls. jaxlib for x86 contains them.
 
-They are as fast as PyTorch's, which are the same. XLA itself never calls them for a convolution, and what they expect
-is written down nowhere but in its source (xla/service/cpu/onednn_config.proto, onednn_convolution.cc of XLA); a call
-that oneDNN refuses ends the process. So they are called only in versions of jaxlib that were tried, on kinds of CPU
-that were tried, unless the environment has JAX_DDPM_ONEDNN=0. JAX's compilation cache cannot keep programs with such
-calls: a process that made one writes no more programs to it.
+PyTorch computes with the same oneDNN functions, so the speed is the same. XLA itself never uses them for convolutions.
+Their interface is documented only in XLA's source (xla/service/cpu/onednn_config.proto, onednn_convolution.cc), and an
+invalid call aborts the process. So they are used only with tested versions of jaxlib, on CPUs with the instruction sets
+that were tested. The environment variable JAX_DDPM_ONEDNN=0 turns them off. JAX's compilation cache cannot store
+programs with such calls: after its first call a process writes no more programs to the cache.
 """
 
 import functools
@@ -18,47 +18,48 @@ import jaxlib
 
 from jax_ddpm.cpu.flags import cpu_features
 
-VERSIONS = ("0.10.2",)  # of jaxlib
-LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # with which oneDNN does not use what the CPU has
-INSTRUCTIONS = {"float32": {"avx512f"}, "bfloat16": {"avx512_bf16"}}
-LARGE = 1 << 19  # numbers
+TESTED_JAXLIB_VERSIONS = ("0.10.2",)
+ISA_LIMIT_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # they keep oneDNN from using all of the CPU
+REQUIRED_CPU_FEATURES = {"float32": {"avx512f"}, "bfloat16": {"avx512_bf16"}}
+FLOAT32_FROM_ELEMENTS = 1 << 19  # size of a layer's input from which float32 layers use oneDNN
 
 
-def serves(dtype) -> bool:
-    """Whether oneDNN computes in this dtype here: on one device of a CPU that has the instructions for it."""
-    wanted = INSTRUCTIONS.get(jnp.dtype(dtype).name)
-    here = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return wanted is not None and wanted <= instructions() and here
+def is_supported(dtype) -> bool:
+    """Whether oneDNN computes in this dtype: JAX has a single CPU device with the required instructions."""
+    required = REQUIRED_CPU_FEATURES.get(jnp.dtype(dtype).name)
+    single_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return required is not None and required <= usable_cpu_features() and single_cpu
 
 
-def pays(x) -> bool:
-    """Whether oneDNN is to be called for a layer of x (B, ...): in bfloat16, and in float32 where x is large.
+def is_faster(x) -> bool:
+    """Whether to use oneDNN for a layer with the input x (B, ...): in bfloat16, and in float32 if x is large.
 
-    It is faster elsewhere too, but programs of small layers that are kept start sooner.
+    oneDNN is also faster for smaller float32 inputs. But such a program is not cached, so every start would compile it.
     """
-    return serves(x.dtype) and (x.dtype == jnp.bfloat16 or x.size >= LARGE)
+    return is_supported(x.dtype) and (x.dtype == jnp.bfloat16 or x.size >= FLOAT32_FROM_ELEMENTS)
 
 
 @functools.cache
-def instructions() -> frozenset[str]:
-    """What this CPU can do, in Linux's words; nothing where jaxlib was not tried, or oneDNN is not wanted."""
-    if os.environ.get("JAX_DDPM_ONEDNN") == "0" or any(name in os.environ for name in LIMITS):
+def usable_cpu_features() -> frozenset[str]:
+    """The CPU's features as named in /proc/cpuinfo. Empty if this jaxlib was not tested or oneDNN is turned off."""
+    if os.environ.get("JAX_DDPM_ONEDNN") == "0" or any(name in os.environ for name in ISA_LIMIT_VARIABLES):
         return frozenset()
-    if jaxlib.__version__ not in VERSIONS or platform.machine() != "x86_64":
+    if jaxlib.__version__ not in TESTED_JAXLIB_VERSIONS or platform.machine() != "x86_64":
         return frozenset()
     return frozenset(cpu_features().decode().split())
 
 
 def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3), bias=None, dtype=None):
-    """Cross-correlation of x (B, H, W, I) with a kernel whose `axes` are its rows, columns, I and O: (B, H', W', O).
+    """Cross-correlation of x (B, H, W, I) with a kernel, plus a bias (O,): (B, H', W', O).
 
-    Plus bias (O,), before the sum is rounded to x's dtype, or the wider one given. strides, dilation: a number per axis
-    of the maps; padding: a pair per axis, negative where x is to be cropped.
+    axes: the kernel's axes for rows, columns, I and O. strides, dilation: one number for rows, one for columns.
+    padding: one pair (before, after) each; a negative number crops x. The sum, with the bias, is rounded once, to
+    `dtype`: by default x's dtype, else a wider one.
     """
     rows, columns = (slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(x.shape[1:3], padding, strict=True))
     x, padding = x[:, rows, columns], [(max(a, 0), max(b, 0)) for a, b in padding]
     sizes = [kernel.shape[axis] for axis in axes]
-    maps = [
+    output_size = [
         (n + low + high - d * (k - 1) - 1) // s + 1
         for n, k, s, d, (low, high) in zip(x.shape[1:3], sizes[:2], strides, dilation, padding, strict=True)
     ]
@@ -76,29 +77,31 @@ def convolve(x, kernel, strides, padding, dilation=(1, 1), axes=(0, 1, 2, 3), bi
     if bias is not None:
         config["fusions"] = {"ops": ["BIAS"]}
         operands.append(bias)
-    return call("convolution", (len(x), *maps, sizes[3]), {"onednn_conv_config": config}, *operands, dtype=dtype)
+    shape = (len(x), *output_size, sizes[3])
+    return custom_call("convolution", shape, {"onednn_conv_config": config}, *operands, dtype=dtype)
 
 
 def matmul(a, b, transpose_a: bool = False, transpose_b: bool = False, dtype=None):
-    """a @ b of (..., M, K) and (..., K, N), either transposed before, in their dtype or a wider one."""
+    """a (..., M, K) @ b (..., K, N), each optionally transposed first. The result has a's dtype, or a wider `dtype`."""
     shape = *a.shape[:-2], a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1]
     config = {"transpose_a": transpose_a, "transpose_b": transpose_b}
-    return call("matmul", shape, {"onednn_matmul_config": config}, a, b, dtype=dtype)
+    return custom_call("matmul", shape, {"onednn_matmul_config": config}, a, b, dtype=dtype)
 
 
 def transpose(x):
-    """x (M, N) transposed, NaN where x is not finite.
+    """x (M, N) transposed. If x is not finite, neither is the result.
 
-    A product with the identity: XLA would merge a transposition with whatever computes x, into loops that jump through
-    memory.
+    Computed as a product with the identity matrix. XLA would fuse a plain transposition with the producer of x, into
+    loops with strided memory access.
     """
     return matmul(x, jnp.eye(len(x), dtype=x.dtype), transpose_a=True)
 
 
-def call(name: str, shape, config: dict, *operands, dtype=None):
-    """The result, of this shape, and the operands' dtype if no other is given."""
-    # XLA would write down such a call as if it were one of another kind, and fail (JAX warns, and goes on). Programs
-    # are written when they are compiled: what puts this back between tracing and compiling brings the warning.
+def custom_call(name: str, shape, config: dict, *operands, dtype=None):
+    """Call oneDNN's function `name`. Returns an array of `shape` and `dtype` (default: that of the first operand)."""
+    # XLA cannot serialise such a call: it takes it for another kind of call and fails. JAX then warns and goes on. So
+    # writing to the compilation cache is turned off. JAX writes when it compiles: if this setting is restored between
+    # tracing and compiling, the warning returns.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     result = jax.ShapeDtypeStruct(shape, dtype or operands[0].dtype)
     options = {"custom_call_api_version": 2, "legacy_backend_config": json.dumps(config)}

@@ -1,6 +1,6 @@
-"""Products of matrices by routes that are fast on CPUs, for `layers`: the same numbers up to rounding.
+"""Matrix products by the fastest method for a CPU. Results are equal up to rounding.
 
-Differentiable once, in reverse mode.
+Both functions can be differentiated once, in reverse mode.
 """
 
 import re
@@ -17,8 +17,8 @@ HIGHEST = lax.Precision.HIGHEST
 
 @jax.custom_vjp
 def matmul(x, kernel):
-    """x (..., I) @ kernel (I, O), whose gradient XLA would compute from a transposed copy."""
-    if onednn.pays(x):
+    """x (..., I) @ kernel (I, O). Its own gradient: for the kernel's, XLA would copy x in transposed order."""
+    if onednn.is_faster(x):
         return onednn.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
     return jnp.dot(x, kernel, precision=HIGHEST)
 
@@ -30,7 +30,7 @@ def matmul_forward(x, kernel):
 def matmul_backward(saved, g):
     x, kernel = saved
     pixels = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    if onednn.pays(x):
+    if onednn.is_faster(x):
         dx = onednn.matmul(pixels[1], kernel, transpose_b=True).reshape(x.shape)
         return dx, onednn.matmul(*pixels, transpose_a=True)
     return jnp.dot(g, kernel.T, precision=HIGHEST), jnp.einsum("pi,po->io", *pixels, precision=HIGHEST)
@@ -41,32 +41,36 @@ matmul.defvjp(matmul_forward, matmul_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum(equation: str, a, b):
-    """jnp.einsum of two arrays: one letter of `equation` is summed, one of each array is its own, others are in all."""
-    return product(equation, a, b)
+    """jnp.einsum of two arrays. `equation` must be a batched matrix product, such as "bqhd,bkhd->bhqk".
+
+    One index is summed, one is in `a` and the result only, one in `b` and the result only. All others are in all three.
+    """
+    return batched_matmul(equation, a, b)
 
 
 def einsum_forward(equation, a, b):
-    return product(equation, a, b), (a, b)
+    return batched_matmul(equation, a, b), (a, b)
 
 
 def einsum_backward(equation, saved, g):
     a, b = saved
-    of_a, of_b, of_result = re.split(",|->", equation)
-    return product(f"{of_result},{of_b}->{of_a}", g, b), product(f"{of_result},{of_a}->{of_b}", g, a)
+    a_axes, b_axes, result_axes = re.split(",|->", equation)
+    da = batched_matmul(f"{result_axes},{b_axes}->{a_axes}", g, b)
+    return da, batched_matmul(f"{result_axes},{a_axes}->{b_axes}", g, a)
 
 
 einsum.defvjp(einsum_forward, einsum_backward)
 
 
-def product(equation: str, a, b):
-    """einsum, as products of matrices by oneDNN where that pays."""
-    if not onednn.pays(a):
+def batched_matmul(equation: str, a, b):
+    """einsum, by oneDNN where that is faster."""
+    if not onednn.is_faster(a):
         return jnp.einsum(equation, a, b, precision=HIGHEST)
-    of_a, of_b, of_result = re.split(",|->", equation)
-    batch = "".join(letter for letter in of_result if letter in of_a and letter in of_b)
-    (summed,) = set(of_a) & set(of_b) - set(of_result)
-    (row,), (column,) = set(of_a) - set(batch + summed), set(of_b) - set(batch + summed)
-    rows, columns = (batch + "".join(c for c in letters if c not in batch) for letters in (of_a, of_b))
-    a, b = jnp.einsum(f"{of_a}->{rows}", a), jnp.einsum(f"{of_b}->{columns}", b)
-    y = onednn.matmul(a, b, transpose_a=rows[-2] == summed, transpose_b=columns[-1] == summed)
-    return jnp.einsum(f"{batch}{row}{column}->{of_result}", y)
+    a_axes, b_axes, result_axes = re.split(",|->", equation)
+    batch = "".join(axis for axis in result_axes if axis in a_axes and axis in b_axes)
+    (summed,) = set(a_axes) & set(b_axes) - set(result_axes)
+    (row,), (column,) = set(a_axes) - set(batch + summed), set(b_axes) - set(batch + summed)
+    a_matrices, b_matrices = (batch + "".join(axis for axis in axes if axis not in batch) for axes in (a_axes, b_axes))
+    a, b = jnp.einsum(f"{a_axes}->{a_matrices}", a), jnp.einsum(f"{b_axes}->{b_matrices}", b)
+    y = onednn.matmul(a, b, transpose_a=a_matrices[-2] == summed, transpose_b=b_matrices[-1] == summed)
+    return jnp.einsum(f"{batch}{row}{column}->{result_axes}", y)

@@ -1,4 +1,4 @@
-"""The operations of `jax_ddpm.ops` that XLA is slow at on CPUs, under the same names and with the same arguments."""
+"""Fast versions, for CPUs, of operations of `jax_ddpm.ops`: same names, same arguments."""
 
 from jax_ddpm.cpu import convolution, xla
 from jax_ddpm.cpu.norm import group_norm, layer_norm

@@ -15,22 +15,22 @@ from flax import nnx
 
 from jax_ddpm import diffusion
 from jax_ddpm.arrays import Array
-from jax_ddpm.sampling.reverse import advance, chain_of, initial_carry, run_with_progress
+from jax_ddpm.sampling.reverse import initial_carry, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.samplers import (
     ANCESTRAL,
-    in_batches,
+    image_keys,
     noise_at,
-    parts_of,
-    picture_keys,
     sample,
+    sample_in_batches,
     shard,
+    unpack_model,
 )
 from jax_ddpm.sampling.steps import ddim_inverse_step
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
-from jax_ddpm.spec.spacing import timesteps_below
+from jax_ddpm.spec.spacing import next_timesteps
 
 DDIM = SamplerConfig("ddim")  # all T steps
 
@@ -66,9 +66,9 @@ def interpolate(
     """
     check_draws_no_noise(sampler)
     require(num_images >= 2, "num_images", num_images, "expected at least 2, the ends")
-    _, config, shape = parts_of(model, config, image_shape)
+    _, config, shape = unpack_model(model, config, image_shape)
     config.check()
-    a, b = np.asarray(noise_at(picture_keys([seed_a, seed_b], [0, 0]), config.timesteps, tuple(shape), dtype))
+    a, b = np.asarray(noise_at(image_keys([seed_a, seed_b], [0, 0]), config.timesteps, tuple(shape), dtype))
     x_T = np.stack([a, *slerp(a, b, np.linspace(0, 1, num_images)[1:-1]), b])
     settings = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
     return sample(model, batch_size=batch_size, x_T=x_T, **settings)
@@ -76,15 +76,15 @@ def interpolate(
 
 @partial(jax.jit, static_argnames=("graph", "config", "sampler"))
 def _invert(graph, state, carry, xs, config, sampler):
-    network, chain = nnx.merge(graph, state), chain_of(config, sampler)
+    network, chain = nnx.merge(graph, state), sampling_timesteps(config, sampler)
     tables = schedule_tables(config, carry[0].dtype, chain)
-    below = jnp.asarray(np.maximum(timesteps_below(chain, config.timesteps), chain[-1]))
+    next_t = jnp.asarray(np.maximum(next_timesteps(chain, config.timesteps), chain[-1]))
 
     def eps_below(x, t):
-        prediction, _ = diffusion.split_prediction(network(x, below[t]), x)
-        return diffusion.predicted_eps(tables, config.objective, x, below[t], prediction)
+        prediction, _ = diffusion.split_prediction(network(x, next_t[t]), x)
+        return diffusion.predicted_eps(tables, config.objective, x, next_t[t], prediction)
 
-    return advance(partial(ddim_inverse_step, tables), eps_below, lambda t: None, carry, xs)
+    return scan_steps(partial(ddim_inverse_step, tables), eps_below, lambda t: None, carry, xs)
 
 
 def invert(
@@ -103,7 +103,7 @@ def invert(
     takes eps from the state at the chain's next timestep below; the first one from the images, as if they were at the
     chain's last timestep, which is where the last step down takes it. Nothing is clipped. Takes "ddim" with eta = 0.
     """
-    network, config, image_shape = parts_of(model, config, None)
+    network, config, image_shape = unpack_model(model, config, None)
     images = check_images("images", images, image_shape, dtype)
     config.check()
     sampler.check(config.timesteps)
@@ -111,14 +111,14 @@ def invert(
 
     def draw(indices):
         graph, state, x_0 = shard(network, images[indices])
-        carry, xs = initial_carry(jnp.asarray(x_0), chain_of(config, sampler)[::-1])
+        carry, xs = initial_carry(jnp.asarray(x_0), sampling_timesteps(config, sampler)[::-1])
 
         def run(carry, xs):
             return _invert(graph, state, carry, xs, config, sampler)
 
         return run_with_progress(run, carry, xs, progress)[0]
 
-    return in_batches(draw, len(images), batch_size)
+    return sample_in_batches(draw, len(images), batch_size)
 
 
 def reconstruct(
@@ -132,7 +132,7 @@ def reconstruct(
     progress: Callable | None = None,
 ) -> np.ndarray:
     """The images again from what `invert` made of them: `sample` from x_T without clipping, which would not invert."""
-    _, config, _ = parts_of(model, config, None)
+    _, config, _ = unpack_model(model, config, None)
     settings = {"config": replace(config, clip="none"), "image_shape": np.shape(x_T)[1:], "dtype": dtype}
     return sample(model, batch_size=batch_size, x_T=x_T, sampler=sampler, **settings, progress=progress)
 
@@ -155,13 +155,13 @@ def img2img(
     start_t: in [0, T); the larger, the more is drawn anew. The chain begins at its first timestep that is at most
     start_t, and that is the time the images are noised to. Their noise is what would be x_T, at (SAMPLING, i, T).
     """
-    _, config, image_shape = parts_of(model, config, None)
+    _, config, image_shape = unpack_model(model, config, None)
     images = check_images("images", images, image_shape, dtype)
     config.check()
     sampler.check(config.timesteps)
-    keys = picture_keys(*seeds_and_indices(seed, seeds, len(images)))
+    keys = image_keys(*seeds_and_indices(seed, seeds, len(images)))
     noise = noise_at(keys, config.timesteps, images.shape[1:], dtype)
-    t = np.full(len(images), chain_of(config, sampler, start_t)[0])
+    t = np.full(len(images), sampling_timesteps(config, sampler, start_t)[0])
     x_t = diffusion.q_sample(schedule_tables(config, images.dtype), images, t, noise)
     start = {"x_T": x_t, "start_t": start_t, "seeds": seeds, "image_shape": images.shape[1:]}
     return sample(

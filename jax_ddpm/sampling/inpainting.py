@@ -10,15 +10,15 @@ from flax import nnx
 
 from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
-from jax_ddpm.sampling.reverse import advance, chain_of, initial_carry, make_step, run_with_progress
+from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.samplers import (
     ANCESTRAL,
     compiled_noise_at,
-    in_batches,
+    image_keys,
     noise_at,
-    parts_of,
-    picture_keys,
+    sample_in_batches,
     shard,
+    unpack_model,
 )
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
@@ -26,7 +26,7 @@ from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seed
 from jax_ddpm.spec.spacing import repaint_schedule
 
 
-def jumps(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
+def jump_alpha_ratios(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
     """After each step, alpha_bar of the next timestep over the alpha_bar reached: below 1 where a jump lies between."""
     following = np.append(timesteps[1:], -1)
     return np.where(following >= timesteps, tables.alpha_bars[following] / tables.alpha_bars_prev[timesteps], 1.0)
@@ -34,10 +34,10 @@ def jumps(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
 
 @partial(jax.jit, static_argnames=("graph", "config", "sampler", "resamplings", "jump"))
 def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, carry, xs, config, sampler, resamplings, jump):
-    network, chain = nnx.merge(graph, state), chain_of(config, sampler)
+    network, chain = nnx.merge(graph, state), sampling_timesteps(config, sampler)
     tables = schedule_tables(config, images.dtype, chain)
     timesteps, visits = repaint_schedule(chain, resamplings, jump)
-    kept = jumps(schedule_tables(config, np.float64, chain), timesteps)
+    kept = jump_alpha_ratios(schedule_tables(config, np.float64, chain), timesteps)
     kept, renewed = (jnp.asarray(np.sqrt(share), images.dtype) for share in (kept, 1 - kept))
     places, ts = jnp.asarray(timesteps + visits * (config.timesteps + 1)), jnp.asarray(timesteps)
     ancestral_step = make_step(tables, config, sampler, chain, network)
@@ -56,7 +56,7 @@ def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, carry, xs,
 
         return jax.lax.cond(kept[n] < 1, jumped, lambda: x)
 
-    return advance(step, lambda x, n: network(x, ts[n]), draw_noise, carry, xs)
+    return scan_steps(step, lambda x, n: network(x, ts[n]), draw_noise, carry, xs)
 
 
 def inpaint(
@@ -81,15 +81,15 @@ def inpaint(
     `repaint_schedule(chain, resamplings, jump)`. All draws are new at each visit of a timestep (`rng.py`); with nothing
     known and resamplings = 1 the pictures are those of `sample`.
     """
-    network, config, image_shape = parts_of(model, config, None)
+    network, config, image_shape = unpack_model(model, config, None)
     images = check_images("images", images, image_shape, dtype)
     known = jnp.asarray(check_mask(mask, images))[..., None]
     config.check()
     sampler.check(config.timesteps)
     check_ancestral(sampler)
-    steps = len(repaint_schedule(chain_of(config, sampler), resamplings, jump)[0])
+    steps = len(repaint_schedule(sampling_timesteps(config, sampler), resamplings, jump)[0])
     of = seeds_and_indices(seed, seeds, len(images))
-    keys = [picture_keys(*of, purpose) for purpose in (rng.SAMPLING, rng.KNOWN, rng.JUMP)]
+    keys = [image_keys(*of, purpose) for purpose in (rng.SAMPLING, rng.KNOWN, rng.JUMP)]
 
     def draw(indices):
         arrays = shard(network, images[indices], *(k[indices] for k in keys))
@@ -102,4 +102,4 @@ def inpaint(
 
         return run_with_progress(run, carry, xs, progress)[0]
 
-    return in_batches(draw, len(images), batch_size)
+    return sample_in_batches(draw, len(images), batch_size)

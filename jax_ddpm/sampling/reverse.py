@@ -13,7 +13,7 @@ from jax_ddpm.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_s
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
-from jax_ddpm.spec.spacing import frame_slots, spaced_timesteps, timesteps_below
+from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps
 
 Images = Float[Array, "b h w c"]
 
@@ -30,11 +30,11 @@ def make_step(
     if sampler.sampler == "dpmpp":
         return partial(dpmpp_step, tables, **settings)
     if sampler.sampler == "heun":
-        settings |= {"predict": predict, "below": timesteps_below(chain, config.timesteps)}
+        settings |= {"predict": predict, "next_timesteps": next_timesteps(chain, config.timesteps)}
     return partial(edm_step, tables, **settings)
 
 
-def chain_of(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
+def sampling_timesteps(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
     """The timesteps that the sampler visits: descending integers in [0, T), with start_t those that are at most that.
 
     Raises UserError for a start_t above all timesteps or below the chain's.
@@ -68,7 +68,7 @@ def reverse_process(
     """
     chain = np.arange(timesteps - 1, -1, -1) if isinstance(timesteps, int) else timesteps
     carry, xs = initial_carry(x_T, chain, num_frames, history)
-    return run_with_progress(partial(advance, step, predict, draw_noise), carry, xs, progress)
+    return run_with_progress(partial(scan_steps, step, predict, draw_noise), carry, xs, progress)
 
 
 def initial_carry(x_T: Images, chain: np.ndarray, num_frames: int | tuple[int, ...] = 0, history=None) -> tuple:
@@ -81,7 +81,7 @@ def initial_carry(x_T: Images, chain: np.ndarray, num_frames: int | tuple[int, .
     return (x_T, frames, history), (chain.astype(np.int32), slots[1:])
 
 
-def advance(step: Callable, predict: Callable, draw_noise: Callable, carry: tuple, xs: tuple) -> tuple:
+def scan_steps(step: Callable, predict: Callable, draw_noise: Callable, carry: tuple, xs: tuple) -> tuple:
     """`carry` after the steps of `xs`, all or part of the chain, in one scan; arguments as in `reverse_process`."""
 
     def body(carry, at):

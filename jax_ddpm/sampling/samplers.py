@@ -1,6 +1,5 @@
 """Pictures from noise: keys of pictures, batches, devices, and `sample`."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -12,9 +11,10 @@ from jaxtyping import Float
 
 from jax_ddpm import rng
 from jax_ddpm.arrays import Array
-from jax_ddpm.sampling.reverse import advance, chain_of, initial_carry, make_step, run_with_progress
+from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.steps import first_history
 from jax_ddpm.schedules import schedule_tables
+from jax_ddpm.spec.batches import in_batches
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.inputs import check_images, seeds_and_indices
@@ -33,16 +33,16 @@ compiled_noise_at = jax.jit(noise_at, static_argnames=("shape", "dtype"))
 
 @partial(jax.jit, static_argnames=("graph", "config", "sampler", "dtype"))
 def _sample(graph, state, keys, carry, xs, config, sampler, dtype):
-    network, chain = nnx.merge(graph, state), chain_of(config, sampler)
+    network, chain = nnx.merge(graph, state), sampling_timesteps(config, sampler)
     step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, network)
 
     def draw_noise(t):
         return None if sampler.is_deterministic else noise_at(keys, t, carry[0].shape[1:], dtype)
 
-    return advance(step, network, draw_noise, carry, xs)
+    return scan_steps(step, network, draw_noise, carry, xs)
 
 
-def picture_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:
+def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:
     """Keys of pictures: number `indices` of one seed, or of one seed each."""
     if np.ndim(seed) == 0:
         base = rng.key(seed, purpose)
@@ -89,11 +89,11 @@ def sample_indices(
     """
     config.check()
     sampler.check(config.timesteps)
-    graph, state, keys, x_T = shard(network, picture_keys(seed, indices), x_T)
+    graph, state, keys, x_T = shard(network, image_keys(seed, indices), x_T)
     shape, dtype = tuple(image_shape), jnp.dtype(dtype)
     x_T = compiled_noise_at(keys, config.timesteps, shape, dtype) if x_T is None else jnp.asarray(x_T)
     history = first_history(x_T) if sampler.sampler == "dpmpp" else None
-    carry, xs = initial_carry(x_T, chain_of(config, sampler, start_t), num_frames, history)
+    carry, xs = initial_carry(x_T, sampling_timesteps(config, sampler, start_t), num_frames, history)
 
     def run(carry, xs):
         return _sample(graph, state, keys, carry, xs, config, sampler, dtype)
@@ -101,30 +101,14 @@ def sample_indices(
     return run_with_progress(run, carry, xs, progress)
 
 
-def in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
-    """draw(indices) -> (B, H, W, C), `batch_size` at a time, as one NumPy array of num_images.
+def sample_in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
+    """`spec.batches.in_batches` for draw(indices) -> (B, H, W, C) on JAX's devices."""
 
-    The last batch is filled up and cut, so that all are computed alike. From where the device's memory does not hold
-    so many, half as many at a time. Raises UserError for counts below 1.
-    """
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        require(value >= 1, name, value, "expected at least 1")
-    batch_size = min(batch_size, num_images)
-    first, parts = 0, []
-    while first < num_images:
-        indices = np.minimum(np.arange(first, first + batch_size), num_images - 1)
-        try:
-            parts.append(np.asarray(draw(indices)))
-            first += batch_size
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or batch_size == 1:
-                raise
-            half, devices = batch_size // 2, len(jax.local_devices())
-            half = half - half % devices or half  # all devices go on sharing it
-            text = f"The device's memory does not hold {batch_size} images at a time: now {half}."
-            warnings.warn(text, stacklevel=3)
-            batch_size = half
-    return np.concatenate(parts)[:num_images]
+    def to_numpy(indices):
+        return np.asarray(draw(indices))
+
+    memory_error = jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED"
+    return in_batches(to_numpy, num_images, batch_size, *memory_error, len(jax.local_devices()))
 
 
 def sample(
@@ -150,7 +134,7 @@ def sample(
     (x, t) -> prediction, which needs `config` and `image_shape`. `progress` as in `reverse_process`, per batch. Raises
     UserError for counts below 1, and for shapes and settings that do not fit.
     """
-    network, config, image_shape = parts_of(model, config, image_shape)
+    network, config, image_shape = unpack_model(model, config, image_shape)
     require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T besides, the states at that time")
     if x_T is not None:
         x_T = check_images("x_T", x_T, image_shape, dtype)
@@ -165,10 +149,10 @@ def sample(
         of = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
         return sample_indices(network, config, image_shape, of, all_indices[indices], **settings, x_T=states)[0]
 
-    return in_batches(draw, num_images, batch_size)
+    return sample_in_batches(draw, num_images, batch_size)
 
 
-def parts_of(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
+def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
     """Network, settings and image shape of what `load_model` returns, or of a bare network and what is given."""
     info = getattr(model, "info", None)
     if info is None:

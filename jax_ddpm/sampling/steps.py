@@ -36,7 +36,7 @@ def threshold(x_0: Images, clip: str, clip_percentile: float) -> Images:
     return jnp.clip(x_0, -s, s) / s
 
 
-def denoised(
+def clipped_x_0(
     tables: Tables, x_t: Images, prediction: Prediction, t: Array, objective: str, clip: str, clip_percentile: float
 ) -> Images:
     """The predicted x_0, thresholded."""
@@ -69,7 +69,7 @@ def ancestral_step(
     """
     ts = jnp.full((x_t.shape[0],), t)
     if clip in ("x0", "dynamic"):
-        x_0 = denoised(tables, x_t, prediction, t, objective, clip, clip_percentile)
+        x_0 = clipped_x_0(tables, x_t, prediction, t, objective, clip, clip_percentile)
         mean, _ = diffusion.posterior(tables, x_0, x_t, ts)  # eq. 7
     else:
         eps = diffusion.predicted_eps(tables, objective, x_t, ts, diffusion.split_prediction(prediction, x_t)[0])
@@ -102,7 +102,7 @@ def ddim_step(
     The direction to x_t is computed from the thresholded x_0, so that both tell the same of x_t.
     """
     ts = jnp.full((x_t.shape[0],), t)
-    x_0 = denoised(tables, x_t, prediction, t, objective, clip, clip_percentile)
+    x_0 = clipped_x_0(tables, x_t, prediction, t, objective, clip, clip_percentile)
     eps = diffusion.predicted_eps(tables, "x0", x_t, ts, x_0)
     sigma = eta * jnp.sqrt(extract(tables.posterior_variance, ts))  # eq. 16
     rest = extract(tables.sqrt_one_minus_alpha_bars_prev, ts)
@@ -139,7 +139,7 @@ def dpmpp_step(
     history: x_0 and lambda of the step before. The first and the last step are of first order.
     """
     ts = jnp.full((x_t.shape[0],), t)
-    x_0 = denoised(tables, x_t, prediction, t, objective, clip, clip_percentile)
+    x_0 = clipped_x_0(tables, x_t, prediction, t, objective, clip, clip_percentile)
     x_0_before, lambda_before = history
     lambda_t = extract(tables.half_log_snr, ts)
     h = extract(tables.half_log_snr_prev, ts) - lambda_t
@@ -164,7 +164,7 @@ def edm_step(
     noise: Images | None,
     *,
     predict: Callable | None = None,
-    below: Int[np.ndarray, "t"] | None = None,
+    next_timesteps: Int[np.ndarray, "t"] | None = None,
     objective: str = "eps",
     clip: str = "x0",
     clip_percentile: float = 0.995,
@@ -173,7 +173,7 @@ def edm_step(
 
     The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Without `predict`
     Euler's method, which is DDIM with eta = 0 in other variables. With it Heun's: predict(x, t) is called a second
-    time, at the chain's next timestep below[t] (`spacing.timesteps_below`); the last step, to sigma = 0, stays Euler's.
+    time, at next_timesteps[t] (`spacing.next_timesteps`). The last step, to sigma = 0, stays Euler's.
     """
     settings = (objective, clip, clip_percentile)
     ts = jnp.full((x_t.shape[0],), t)
@@ -184,16 +184,16 @@ def edm_step(
     sigma = extract(tables.sqrt_one_minus_alpha_bars, ts) / scale
     sigma_next = extract(tables.sqrt_one_minus_alpha_bars_prev, ts) / scale_next
     x = x_t / scale
-    d = (x - denoised(tables, x_t, prediction, t, *settings)) / sigma  # line 4
+    d = (x - clipped_x_0(tables, x_t, prediction, t, *settings)) / sigma  # line 4
     x_next = x + (sigma_next - sigma) * d  # line 5
 
     def corrected():
-        t_next = jnp.asarray(below)[t]
+        t_next = jnp.asarray(next_timesteps)[t]
         prediction = predict(x_next * scale_next, jnp.full((x_t.shape[0],), t_next))
-        D = denoised(tables, x_next * scale_next, prediction, t_next, *settings)
+        D = clipped_x_0(tables, x_next * scale_next, prediction, t_next, *settings)
         d_next = (x_next - D) / sigma_next  # line 7
         return x + (sigma_next - sigma) * (d + d_next) / 2  # line 8
 
     if predict is not None:
-        x_next = jax.lax.cond(jnp.asarray(below)[t] >= 0, corrected, lambda: x_next)
+        x_next = jax.lax.cond(jnp.asarray(next_timesteps)[t] >= 0, corrected, lambda: x_next)
     return clamp_state(x_next * scale_next, clip)

@@ -12,14 +12,15 @@ def in_batches(
     draw: Callable[[np.ndarray], np.ndarray],
     num_images: int,
     batch_size: int,
-    is_out_of_memory: Callable[[Exception], bool],
+    memory_error: type[Exception],
+    error_text: str = "",
     num_devices: int = 1,
 ) -> np.ndarray:
     """draw(indices) for the indices 0 to num_images - 1, `batch_size` at a time: one array of num_images.
 
-    The last batch repeats the last index until it is as large as the others; these images are dropped. After an error
-    that is out of memory the batch size is halved, if possible to a multiple of `num_devices`. Raises UserError for
-    counts below 1.
+    The last batch repeats the last index until it is as large as the others; these images are dropped. After a
+    `memory_error` with `error_text` in its message the batch size is halved, if possible to a multiple of
+    `num_devices`. Raises UserError for counts below 1.
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         require(value >= 1, name, value, "expected at least 1")
@@ -30,8 +31,8 @@ def in_batches(
         try:
             parts.append(draw(indices))
             first += batch_size
-        except Exception as error:
-            if batch_size == 1 or not is_out_of_memory(error):
+        except memory_error as error:
+            if batch_size == 1 or error_text not in str(error):
                 raise
             half = batch_size // 2
             half = half - half % num_devices or half

@@ -97,7 +97,7 @@ class Folder:
     """None without a scheduler."""
 
 
-def is_one(folder: Path) -> bool:
+def is_diffusers_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (INDEX, *WEIGHTS))
 
 
@@ -208,7 +208,7 @@ def refuse(path: Path, family: dict[str, tuple], config: dict) -> None:
         raise UserError(f"{path} is outside what is read here: {', '.join(outside)}.")
 
 
-def modern_name(name: str) -> str:
+def current_name(name: str) -> str:
     """A parameter's name with the attention layers called as newer files call them."""
     return re.sub(
         rf"(\.attentions\.\d+)\.({'|'.join(OLD_NAMES)})\.", lambda match: f"{match[1]}.{OLD_NAMES[match[2]]}.", name

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jax_ddpm.spec.errors import one_of, require
+from jax_ddpm.spec.errors import require, require_one_of
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.types import Clip, Objective, Sampler, Schedule, Spacing, Variance
 
@@ -31,7 +31,7 @@ class DiffusionConfig:
     def check(self) -> None:
         check_schedule(self.schedule, self.timesteps, self.beta_start, self.beta_end)
         for name, choices in (("objective", Objective), ("variance", Variance), ("clip", Clip)):
-            one_of(name, getattr(self, name), choices)
+            require_one_of(name, getattr(self, name), choices)
         require(0 < self.clip_percentile <= 1, "clip_percentile", self.clip_percentile, "expected above 0, up to 1")
 
 
@@ -40,7 +40,7 @@ def check_schedule(schedule: str, timesteps: int, beta_start: float, beta_end: f
     require(timesteps >= 1, "timesteps", timesteps, "expected at least 1")
     betas, expected = (beta_start, beta_end), "expected 0 < beta_start <= beta_end < 1, such as 1e-4 and 0.02"
     require(0 < beta_start <= beta_end < 1, "beta_start, beta_end", betas, expected)
-    one_of("schedule", schedule, Schedule)
+    require_one_of("schedule", schedule, Schedule)
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class SamplerConfig:
         return self.sampler != "ddpm" and self.eta == 0
 
     def check(self, timesteps: int) -> None:
-        one_of("sampler", self.sampler, Sampler)
-        one_of("spacing", self.spacing, Spacing)
+        require_one_of("sampler", self.sampler, Sampler)
+        require_one_of("spacing", self.spacing, Spacing)
         steps = self.num_steps
         require(steps is None or 1 <= steps <= timesteps, "num_steps", steps, f"expected 1 to T = {timesteps}")
         require(0 <= self.eta <= 1, "eta", self.eta, "expected 0 to 1")

@@ -21,6 +21,6 @@ def require(condition: bool, name: str, value, expected: str) -> None:
         raise UserError(f"{name} = {value}: {expected}.")
 
 
-def one_of(name: str, value, choices) -> None:
+def require_one_of(name: str, value, choices) -> None:
     """UserError unless the value is one of a Literal's."""
     require(value in get_args(choices), name, value, f"expected one of {', '.join(get_args(choices))}")

@@ -43,11 +43,11 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     if info is None:
         network, channels = infer_network(values, str(path))
         size = preset(network.name).data.image_size
-        info = ModelInfo(network=network, image_shape=(size, size, channels), diffusion=usual_diffusion(network))
+        info = ModelInfo(network=network, image_shape=(size, size, channels), diffusion=default_diffusion(network))
     elif info.diffusion is None:
-        info = replace(info, diffusion=usual_diffusion(info.network))
+        info = replace(info, diffusion=default_diffusion(info.network))
     else:
-        refuse_contradictions(info.diffusion, given, path)
+        require_no_conflict(info.diffusion, given, path)
     info = replace(info, diffusion=replace(info.diffusion, **given))
     if image_size is not None:
         info = replace(info, image_shape=(image_size, image_size, info.image_shape[2]))
@@ -60,7 +60,7 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     return values, info
 
 
-def usual_diffusion(network: NetworkConfig) -> DiffusionConfig:
+def default_diffusion(network: NetworkConfig) -> DiffusionConfig:
     """What a network was trained with where its file does not tell: as its preset, or with the variance it predicts."""
     diffusion = preset(network.name).diffusion
     return replace(diffusion, variance="learned_range") if getattr(network, "learned_variance", False) else diffusion
@@ -80,7 +80,7 @@ def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDic
     return values
 
 
-def refuse_contradictions(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
+def require_no_conflict(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
     """UserError where something other than the way of sampling is given and the file says another thing."""
     wrong = [
         f"{name} = {value} was given, but it was trained with {getattr(told, name)}"
@@ -98,7 +98,7 @@ def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo | None]:
     """
     path = Path(path)
     if path.is_dir() and not (path / MODEL_FILE).is_file():
-        if diffusers_folder.is_one(path):
+        if diffusers_folder.is_diffusers_folder(path):
             return read_diffusers(path)
         raise UserError(f"{path} holds no {MODEL_FILE}, which a run writes with its checkpoints: expected {KINDS}.")
     path = path / MODEL_FILE if path.is_dir() else path
@@ -196,7 +196,7 @@ def strip_prefixes(values: Mapping[str, np.ndarray], source: str) -> StateDict:
         values = {name.removeprefix("ema_model."): v for name, v in values.items() if name.startswith("ema_model.")}
     stripped: StateDict = {}
     for name, value in values.items():
-        plain = diffusers_folder.modern_name(re.sub(f"^({'|'.join(map(re.escape, PREFIXES))})+", "", name))
+        plain = diffusers_folder.current_name(re.sub(f"^({'|'.join(map(re.escape, PREFIXES))})+", "", name))
         if plain in stripped:
             raise UserError(f"{source} holds {plain} twice, under different names.")
         stripped[plain] = value

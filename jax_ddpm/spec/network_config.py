@@ -62,7 +62,7 @@ class ConvBlockConfig(NetworkConfig):
         )
         if image_size is not None:
             halvings = len(self.widths) - 1
-            refuse_size(image_size, halvings, "; or fewer --widths")
+            require_divisible_size(image_size, halvings, "; or fewer --widths")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class StridedConfig(NetworkConfig):
     def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
         """UserError for sizes that are no multiple of 8."""
         if image_size is not None:
-            refuse_size(image_size, 3)
+            require_divisible_size(image_size, 3)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class AttentionConfig(NetworkConfig):
         )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "expected 0 to below 1")
         if image_size is not None:
-            refuse_size(image_size, len(self.multipliers) - 1, "; or fewer --multipliers")
+            require_divisible_size(image_size, len(self.multipliers) - 1, "; or fewer --multipliers")
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,10 @@ class DDPMConfig(NetworkConfig):
         require(self.downsample_padding in (0, 1), "downsample_padding", self.downsample_padding, "expected 0 or 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "expected 0 to below 1")
         if image_size is not None:
-            refuse_size(image_size, len(self.widths) - 1, "; or fewer --widths")
+            require_divisible_size(image_size, len(self.widths) - 1, "; or fewer --widths")
 
 
-def refuse_size(image_size: int, halvings: int, instead: str = "") -> None:
+def require_divisible_size(image_size: int, halvings: int, instead: str = "") -> None:
     """UserError unless the image can be halved so often."""
     multiple = 2**halvings
     if image_size < multiple or image_size % multiple:

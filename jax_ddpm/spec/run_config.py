@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
-from jax_ddpm.spec.errors import one_of, require
+from jax_ddpm.spec.errors import require, require_one_of
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
 from jax_ddpm.spec.types import Precision
@@ -51,6 +51,7 @@ class TrainingConfig:
     remat: bool = False
     """Compute the activations within each block again for the gradient instead of keeping them, to save memory."""
     optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or AdamW, which takes --weight-decay."""
     weight_decay: float = 0.0
     """Decoupled weight decay of adamw."""
     learning_rate: float = 1e-4
@@ -88,9 +89,9 @@ class TrainingConfig:
             self.accumulate,
             f"must divide the batch size, {self.batch_size}",
         )
-        one_of("optimizer", self.optimizer, Literal["adam", "adamw"])
-        one_of("lr_schedule", self.lr_schedule, Literal["cosine", "constant"])
-        one_of("precision", self.precision, Precision)
+        require_one_of("optimizer", self.optimizer, Literal["adam", "adamw"])
+        require_one_of("lr_schedule", self.lr_schedule, Literal["cosine", "constant"])
+        require_one_of("precision", self.precision, Precision)
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "expected 0 or more")
         require(
             self.weight_decay == 0 or self.optimizer == "adamw",

@@ -29,7 +29,7 @@ def spaced_timesteps(spacing: str, num_steps: int, alpha_bars: np.ndarray) -> np
     return chosen[::-1].astype(np.int32)
 
 
-def timesteps_below(chain: np.ndarray, timesteps: int) -> np.ndarray:
+def next_timesteps(chain: np.ndarray, timesteps: int) -> np.ndarray:
     """For every t in [0, T) the largest timestep of the chain below it, or -1 where there is none: int32 (T,)."""
     chosen = np.concatenate([[-1], np.sort(chain)])
     return chosen[np.searchsorted(chosen, np.arange(timesteps)) - 1].astype(np.int32)

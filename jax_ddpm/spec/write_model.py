@@ -16,7 +16,7 @@ from jax_ddpm.spec.types import StateDict
 
 
 def check_output(path: str | os.PathLike, diffusers: bool = False) -> None:
-    """UserError unless `convert_to` can write there; makes the folder."""
+    """UserError unless `save_model` can write there; makes the folder."""
     path = Path(path)
     if diffusers and path.is_dir() and any(path.iterdir()):
         raise UserError(f"{path} holds something already: a diffusers folder is written to a new or empty folder.")
@@ -32,7 +32,7 @@ def check_output(path: str | os.PathLike, diffusers: bool = False) -> None:
         raise UserError(f"{path} cannot be written: expected the name of a file in a folder of yours.")
 
 
-def convert_to(path: str | os.PathLike, values: StateDict, info: ModelInfo, diffusers: bool = False) -> Path:
+def save_model(path: str | os.PathLike, values: StateDict, info: ModelInfo, diffusers: bool = False) -> Path:
     """Write a model as the path says (a folder gets a model.safetensors) and return the file.
 
     A .pt holds {"model_state_dict": PyTorch's state dict, "jax_ddpm": the metadata as JSON}. With `diffusers`, the path

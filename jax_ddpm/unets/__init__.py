@@ -12,14 +12,14 @@ from jax_ddpm.unets.ddpm import DDPMUNet
 from jax_ddpm.unets.layer_norm import LayerNormUNet
 from jax_ddpm.unets.strided import StridedUNet
 
-CLASSES: dict[str, Callable[..., nnx.Module]] = {
+NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "conv_block": ConvBlockUNet,
     "strided": StridedUNet,
     "attention": AttentionUNet,
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
 }
-PACKAGED = frozenset(CLASSES)
+BUILT_IN = frozenset(NETWORK_CLASSES)
 REGISTERED_TORCH_NAMES: dict[str, dict[str, str]] = {}
 """Of registered networks, by their class's name: a table as in `weights.torch_names`."""
 
@@ -29,7 +29,7 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Mod
 
     `dtype` is that of the activations; None means the parameters' own.
     """
-    return CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
+    return NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
 
 
 def register(
@@ -47,6 +47,6 @@ def register(
     name = config_class().name
     if NETWORKS.get(name, config_class) is not config_class:
         raise UserError(f"A network '{name}' exists already: choose another name.")
-    NETWORKS[name], CLASSES[name] = config_class, network_class
+    NETWORKS[name], NETWORK_CLASSES[name] = config_class, network_class
     if torch_names is not None:
         REGISTERED_TORCH_NAMES[network_class.__name__] = dict(torch_names)

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.embeddings import interleaved, interleaved_frequencies
+from jax_ddpm.embeddings import interleaved_embedding, interleaved_frequencies
 from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
 from jax_ddpm.ops import add_to_pixels, concatenate_channels, max_pool_2x2, silu
 
@@ -19,7 +19,7 @@ class TimeEmbedding(nnx.Module):
 
     def __call__(self, t):
         dtype = self.linear.kernel.dtype  # phases never in bfloat16: 998 would become 1000
-        return jax.nn.relu(self.linear(interleaved(t, self.frequencies[...].astype(dtype))))
+        return jax.nn.relu(self.linear(interleaved_embedding(t, self.frequencies[...].astype(dtype))))
 
 
 class ConvBlock(nnx.Module):
@@ -57,8 +57,8 @@ class ConvBlockUNet(nnx.Module):
     ):
         self.dtype = dtype
         self.time_embedding = TimeEmbedding(time_width)
-        ins = (image_channels, *widths[:-1])
-        self.encoder = nnx.List([ConvBlock(i, o, time_width) for i, o in zip(ins, widths, strict=True)])
+        in_channels = (image_channels, *widths[:-1])
+        self.encoder = nnx.List([ConvBlock(i, o, time_width) for i, o in zip(in_channels, widths, strict=True)])
         ups = widths[:0:-1]  # from the deepest width to the second
         self.upsamplers = nnx.List([ConvTranspose2x2(w, w // 2) for w in ups])
         self.decoder = nnx.List([ConvBlock(w, w // 2, time_width) for w in ups])

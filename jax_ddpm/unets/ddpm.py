@@ -10,9 +10,9 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array, upcast
-from jax_ddpm.embeddings import halved, halved_frequencies
+from jax_ddpm.embeddings import concatenated_embedding, concatenated_frequencies
 from jax_ddpm.layers import Conv, GroupNorm, Linear, identity, remat_block
-from jax_ddpm.ops import add_to_pixels, broadcast, concatenate_channels, einsum, silu
+from jax_ddpm.ops import add_to_pixels, cast_and_broadcast, concatenate_channels, einsum, silu
 
 
 class TimeEmbedding(nnx.Module):
@@ -25,8 +25,8 @@ class TimeEmbedding(nnx.Module):
 
     def __call__(self, t):
         dtype = self.linear1.kernel.dtype  # phases never in bfloat16: 998 would become 1000
-        frequencies = jnp.asarray(halved_frequencies(self.width, self.freq_shift), dtype)
-        return self.linear2(silu(self.linear1(halved(t, frequencies, self.flip_sin_to_cos))))
+        frequencies = jnp.asarray(concatenated_frequencies(self.width, self.freq_shift), dtype)
+        return self.linear2(silu(self.linear1(concatenated_embedding(t, frequencies, self.flip_sin_to_cos))))
 
 
 class ResidualBlock(nnx.Module):
@@ -49,10 +49,10 @@ class ResidualBlock(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """x + attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2); head_width None: one head."""
+    """x + attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2); head_dim None: one head."""
 
-    def __init__(self, channels: int, head_width: int | None, groups: int, epsilon: float):
-        self.heads = channels // (head_width or channels)
+    def __init__(self, channels: int, head_dim: int | None, groups: int, epsilon: float):
+        self.heads = channels // (head_dim or channels)
         self.norm = GroupNorm(groups, channels, epsilon)
         self.query = Linear(channels, channels)
         self.key = Linear(channels, channels)
@@ -92,17 +92,19 @@ class Upsample(nnx.Module):
 
     def __call__(self, x):
         b, h, w, c = x.shape
-        blocks = broadcast(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c), x.dtype)
+        blocks = cast_and_broadcast(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c), x.dtype)
         return self.conv(blocks.reshape(b, 2 * h, 2 * w, c))
 
 
 class Down(nnx.Module):
     """A level on the way down: residual blocks, each followed by attention where it is on, then the downsampling."""
 
-    def __init__(self, ins: list[int], out_channels: int, block: Callable, attention: Callable | None, downsample):
-        """ins: each block's input channels; block(in, out) and attention(channels) make layers."""
-        self.residuals = nnx.List([block(i, out_channels) for i in ins])
-        self.attentions = nnx.List([attention(out_channels) for _ in ins] if attention else [])
+    def __init__(
+        self, in_channels: list[int], out_channels: int, block: Callable, attention: Callable | None, downsample
+    ):
+        """in_channels: each block's input channels; block(in, out) and attention(channels) make layers."""
+        self.residuals = nnx.List([block(i, out_channels) for i in in_channels])
+        self.attentions = nnx.List([attention(out_channels) for _ in in_channels] if attention else [])
         self.downsample = downsample
 
     def __call__(self, x, time, dropout):
@@ -130,9 +132,11 @@ class Middle(nnx.Module):
 class Up(nnx.Module):
     """A level on the way up: as `Down`, each block on [x, the newest skip]; then the upsampling."""
 
-    def __init__(self, ins: list[int], out_channels: int, block: Callable, attention: Callable | None, upsample):
-        self.residuals = nnx.List([block(i, out_channels) for i in ins])
-        self.attentions = nnx.List([attention(out_channels) for _ in ins] if attention else [])
+    def __init__(
+        self, in_channels: list[int], out_channels: int, block: Callable, attention: Callable | None, upsample
+    ):
+        self.residuals = nnx.List([block(i, out_channels) for i in in_channels])
+        self.attentions = nnx.List([attention(out_channels) for _ in in_channels] if attention else [])
         self.upsample = upsample
 
     def __call__(self, x, skips, time, dropout):
@@ -171,21 +175,23 @@ class DDPMUNet(nnx.Module):
     ):
         self.dtype, self.center_input_sample = dtype, center_input_sample
         block = partial(ResidualBlock, time_width=4 * widths[0], groups=norm_num_groups, epsilon=norm_eps)
-        attention = partial(SelfAttention, head_width=attention_head_dim, groups=norm_num_groups, epsilon=norm_eps)
+        attention = partial(SelfAttention, head_dim=attention_head_dim, groups=norm_num_groups, epsilon=norm_eps)
         self.input = Conv(image_channels, widths[0], 3)
         self.time_embedding = TimeEmbedding(widths[0], flip_sin_to_cos, freq_shift)
         width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
         down, up = [], []
         for level, (out, on) in enumerate(zip(widths, down_attention, strict=True)):
-            ins = [width] + [out] * (layers_per_block - 1)
+            in_channels = [width] + [out] * (layers_per_block - 1)
             downsample = Downsample(out, downsample_padding) if level < deepest else None
-            down.append(Down(ins, out, block, attention if on else None, downsample))
+            down.append(Down(in_channels, out, block, attention if on else None, downsample))
             width = out
             skips += [out] * (layers_per_block + (level < deepest))
         self.middle = Middle(width, block, attention)
         for level, (out, on) in enumerate(zip(widths[::-1], up_attention, strict=True)):
-            ins = [i + skips.pop() for i in [width] + [out] * layers_per_block]
-            up.append(Up(ins, out, block, attention if on else None, Upsample(out) if level < deepest else None))
+            in_channels = [i + skips.pop() for i in [width] + [out] * layers_per_block]
+            up.append(
+                Up(in_channels, out, block, attention if on else None, Upsample(out) if level < deepest else None)
+            )
             width = out
         self.down, self.up = nnx.List(down), nnx.List(up)
         self.norm = GroupNorm(norm_num_groups, width, norm_eps)

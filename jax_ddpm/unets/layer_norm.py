@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array, upcast_dtype
 from jax_ddpm.embeddings import sinusoid_table
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, empty, remat_block
+from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, remat_block, unfilled
 from jax_ddpm.ops import add_to_pixels, concatenate_channels, layer_norm, silu
 
 TIME_WIDTH = 100
@@ -17,8 +17,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, size: int, channels: int, epsilon: float = 1e-5):
         self.epsilon = epsilon
-        self.scale = empty(size, size, channels)
-        self.bias = empty(size, size, channels)
+        self.scale = unfilled(size, size, channels)
+        self.bias = unfilled(size, size, channels)
 
     def __call__(self, x):
         dtype = upcast_dtype(x.dtype)
@@ -40,7 +40,7 @@ class Block(nnx.Module):
         return silu(self.conv2(silu(self.conv1(h))))
 
 
-class TimeLinears(nnx.Module):
+class TimeMLP(nnx.Module):
     """A row of the table -> Linear(SiLU(Linear)), one number for each channel of a stage's input."""
 
     def __init__(self, channels: int):
@@ -56,7 +56,7 @@ class Stage(nnx.Module):
 
     def __init__(self, size: int, channels: tuple[int, int, int, int], normalize_last: bool = True):
         c0, c1, c2, c3 = channels
-        self.time = TimeLinears(c0)
+        self.time = TimeMLP(c0)
         self.block1 = Block(size, c0, c1)
         self.block2 = Block(size, c1, c2)
         self.block3 = Block(size, c2, c3, normalize_last)

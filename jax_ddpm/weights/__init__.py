@@ -1,7 +1,16 @@
 """A network's arrays under their PyTorch names, both ways and strict; initial values; ready models."""
 
-from jax_ddpm.weights.convert import check_fit, entries, load_state_dict, state_dict, to_device
+from jax_ddpm.weights.convert import check_state_dict, load_state_dict, state_dict, to_device, torch_arrays
 from jax_ddpm.weights.initial_values import initialise
 from jax_ddpm.weights.model import Model, load_model
 
-__all__ = ["Model", "check_fit", "entries", "initialise", "load_model", "load_state_dict", "state_dict", "to_device"]
+__all__ = [
+    "Model",
+    "check_state_dict",
+    "initialise",
+    "load_model",
+    "load_state_dict",
+    "state_dict",
+    "to_device",
+    "torch_arrays",
+]

@@ -35,7 +35,7 @@ LAYOUTS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class TorchArray:
     """One array of a network: its PyTorch name, the variable, and the variable's axes in PyTorch's order."""
 
     name: str
@@ -55,7 +55,7 @@ class Entry:
         return np.asarray(np.transpose(np.asarray(value), np.argsort(self.axes)), order="C")
 
 
-def entries(network: nnx.Module) -> list[Entry]:
+def torch_arrays(network: nnx.Module) -> list[TorchArray]:
     """Every array of a network with its PyTorch name: by the table in `torch_names.py`, else by its own attributes.
 
     Raises UserError for arrays that the table does not name, or that are neither parameters nor buffers.
@@ -67,14 +67,15 @@ def entries(network: nnx.Module) -> list[Entry]:
         place = ".".join(map(str, path))
         if isinstance(node, nnx.Variable):
             rest[id(node)] = (place, node)
-        name = translated(table, place) if table else place if type(node) in LAYOUTS else None
+        name = torch_name(table, place) if table else place if type(node) in LAYOUTS else None
         if name is None or node is None:
             continue
         if isinstance(node, nnx.Variable):
-            found.append(Entry(name, None, node, tuple(range(len(node.shape)))))
+            found.append(TorchArray(name, None, node, tuple(range(len(node.shape)))))
         else:
             found += [
-                Entry(f"{name}.{theirs}", node, getattr(node, ours), axes) for theirs, ours, axes in LAYOUTS[type(node)]
+                TorchArray(f"{name}.{theirs}", node, getattr(node, ours), axes)
+                for theirs, ours, axes in LAYOUTS[type(node)]
             ]
     for entry in found:
         rest.pop(id(entry.variable), None)
@@ -84,10 +85,10 @@ def entries(network: nnx.Module) -> list[Entry]:
             "arrays that are neither parameters nor buffers" if table is None else "arrays without a PyTorch name"
         )
         raise UserError(f"{kind} has {expected}: {', '.join(wrong)}.")
-    return found + [Entry(place, None, node, tuple(range(len(node.shape)))) for place, node in rest.values()]
+    return found + [TorchArray(place, None, node, tuple(range(len(node.shape)))) for place, node in rest.values()]
 
 
-def translated(table: Mapping[str, str], place: str) -> str | None:
+def torch_name(table: Mapping[str, str], place: str) -> str | None:
     """PyTorch's name of a place in our network; None where the table has none."""
     for theirs, ours in table.items():
         match = re.fullmatch(re.escape(ours).replace(r"\{\}", r"(\d+)"), place)
@@ -98,19 +99,19 @@ def translated(table: Mapping[str, str], place: str) -> str | None:
 
 def state_dict(network: nnx.Module) -> StateDict:
     """A network's arrays under PyTorch names and in PyTorch's layouts."""
-    return {entry.name: entry.to_torch(entry.variable[...]) for entry in entries(network)}
+    return {entry.name: entry.to_torch(entry.variable[...]) for entry in torch_arrays(network)}
 
 
-def check_fit(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
+def check_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
     """UserError that lists every missing, unexpected, mis-shaped and non-finite array; `network` may be without any."""
-    shapes = {entry.name: entry.shape for entry in entries(network)}
+    shapes = {entry.name: entry.shape for entry in torch_arrays(network)}
     check_arrays(type(network).__name__, shapes, values, dtype)
 
 
 def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
     """Fill a network with a state dict, in place, rounded or widened to `dtype`. UserError where it does not fit."""
-    check_fit(network, values, dtype)
-    for name, entry in {entry.name: entry for entry in entries(network)}.items():
+    check_state_dict(network, values, dtype)
+    for name, entry in {entry.name: entry for entry in torch_arrays(network)}.items():
         entry.variable.set_value(entry.from_torch(np.asarray(values[name]).astype(dtype)))
 
 

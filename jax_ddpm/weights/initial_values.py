@@ -12,7 +12,7 @@ from jax_ddpm import rng
 from jax_ddpm.layers import GroupNorm, fan_in
 from jax_ddpm.unets.attention import AttentionOutput, Frequencies, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
-from jax_ddpm.weights.convert import entries
+from jax_ddpm.weights.convert import torch_arrays
 
 
 def initialise(network: nnx.Module, seed: int) -> None:
@@ -22,10 +22,10 @@ def initialise(network: nnx.Module, seed: int) -> None:
     and zero. Self-attention: xavier-uniform over its packed projection, no biases. What belongs to no layer, such as
     buffers, keeps the value that the network was built with; random frequencies are drawn.
     """
-    for entry in entries(network):
+    for entry in torch_arrays(network):
         key = rng.key(seed, rng.PARAMS, zlib.crc32(entry.name.encode()))
         if isinstance(entry.variable, Frequencies):
-            value = (np.pi * normal(uniform(key, (2, *entry.shape)))).astype(np.float32)
+            value = (np.pi * box_muller(uniform(key, (2, *entry.shape)))).astype(np.float32)
         elif entry.layer is None:
             continue
         elif isinstance(entry.layer, GroupNorm | LayerNorm):
@@ -39,7 +39,7 @@ def initialise(network: nnx.Module, seed: int) -> None:
         entry.variable.set_value(entry.from_torch(value))
 
 
-def normal(u: np.ndarray) -> np.ndarray:
+def box_muller(u: np.ndarray) -> np.ndarray:
     """Standard normal numbers from uniform ones (2, ...), by Box & Muller 1958: with NumPy alike in both frameworks."""
     u = u.astype(np.float64)
     return np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])

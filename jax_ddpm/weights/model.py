@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm import unets
-from jax_ddpm.spec.errors import one_of
+from jax_ddpm.spec.errors import require_one_of
 from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.types import Precision
@@ -41,7 +41,7 @@ def load_model(
     "bfloat16" (activations only) or "float64" (parameters too; wants jax_enable_x64). Raises UserError for a file that
     is no model or does not fit.
     """
-    one_of("precision", precision, Precision)
+    require_one_of("precision", precision, Precision)
     values, info = read_model(path, image_size, **diffusion)
     network = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
     load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
