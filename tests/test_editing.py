@@ -278,7 +278,7 @@ def test_refusals(network, kind):
 
 
 def test_start_t_wants_its_states(network):
-    with pytest.raises(UserError, match="start_t = 3: expected x_T besides"):
+    with pytest.raises(UserError, match="start_t = 3: expected x_T too"):
         samplers.sample(network, start_t=3, config=CONFIG, image_shape=(8, 8, 1))
     with pytest.raises(UserError, match=r"x_T = \(1, 4, 4, 1\)"):
         samplers.sample(network, x_T=np.zeros((1, 4, 4, 1)), config=CONFIG, image_shape=(8, 8, 1))

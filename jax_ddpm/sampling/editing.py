@@ -1,7 +1,8 @@
-"""What a model does with given images and seeds besides `inpainting`: interpolate, invert and reconstruct, img2img.
+"""Editing with a trained model: interpolate between seeds, invert and reconstruct images, img2img.
 
-Images are floats (N, H, W, C) in [-1, 1], in and out. `model`, `config`, `seeds`, `progress` and `dtype` are those of
-`samplers.sample`; picture i has the noise of picture i of the seed. Wrong shapes and settings raise UserError.
+Images are floats (N, H, W, C) in [-1, 1], as arguments and as results. `model`, `seeds`, `config`, `progress` and
+`dtype` are those of `jax_ddpm.sample`. Image i uses the same noise as image i of `sample` with this seed. Wrong shapes
+and settings raise UserError.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,15 +37,16 @@ DDIM = SamplerConfig("ddim")  # all T steps
 
 
 def slerp(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """On the arc from a to b, seen as vectors: sin((1 - w) theta) / sin(theta) a + sin(w theta) / sin(theta) b.
+    """Spherical linear interpolation, Shoemake 1985: (sin((1 - w) theta) a + sin(w theta) b) / sin(theta).
 
-    Shoemake 1985. weights: (N,) in [0, 1]. Returns (N, *a.shape). The straight line where a and b are nearly parallel.
+    a, b: arrays of one shape, taken as vectors with the angle theta between them. weights: w, (N,) in [0, 1]. Returns
+    (N, *a.shape). Where a and b are nearly parallel the interpolation is linear.
     """
     theta = np.arccos(np.clip(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
-    shares = np.stack([1 - weights, weights])
+    coefficients = np.stack([1 - weights, weights])
     if np.sin(theta) > 1e-3:
-        shares = np.sin(shares * theta) / np.sin(theta)
-    return np.tensordot(shares.T.astype(a.dtype), np.stack([a, b]), 1)
+        coefficients = np.sin(coefficients * theta) / np.sin(theta)
+    return np.tensordot(coefficients.T.astype(a.dtype), np.stack([a, b]), 1)
 
 
 def interpolate(
@@ -60,12 +62,22 @@ def interpolate(
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """From picture 0 of one seed to that of another in even steps along the arc between their x_T: (N, H, W, C).
+    """Interpolate between image 0 of two seeds: Song et al. 2021, section 5.3. Returns (N, H, W, C), N = num_images.
 
-    Song et al. 2021, section 5.3. Takes a sampler that draws no noise; the ends are the pictures of the seeds.
+    The images are sampled from x_T at equal angles on the arc between the x_T of both seeds. The first and the last
+    image are those of `sample` with these seeds.
+
+    Args:
+        model, batch_size, config, image_shape, dtype, progress: as in `sample`.
+        seed_a, seed_b: integers in [0, 2^32).
+        num_images: N, at least 2.
+        sampler: one that draws no noise, so that x_T alone decides the image. Default: ddim with T steps.
+
+    Raises:
+        UserError: a sampler that draws noise, a count out of range, or settings that do not fit.
     """
     check_draws_no_noise(sampler)
-    require(num_images >= 2, "num_images", num_images, "expected at least 2, the ends")
+    require(num_images >= 2, "num_images", num_images, "expected at least 2, for the images of both seeds")
     _, config, shape = unpack_model(model, config, image_shape)
     config.check()
     a, b = np.asarray(noise_at(image_keys([seed_a, seed_b], [0, 0]), config.timesteps, tuple(shape), dtype))
@@ -80,11 +92,11 @@ def _invert(graph, state, carry, xs, config, sampler):
     tables = schedule_tables(config, carry[0].dtype, chain)
     next_t = jnp.asarray(np.maximum(next_timesteps(chain, config.timesteps), chain[-1]))
 
-    def eps_below(x, t):
+    def eps_at_next_timestep(x, t):
         prediction, _ = diffusion.split_prediction(network(x, next_t[t]), x)
         return diffusion.predicted_eps(tables, config.objective, x, next_t[t], prediction)
 
-    return scan_steps(partial(ddim_inverse_step, tables), eps_below, lambda t: None, carry, xs)
+    return scan_steps(partial(ddim_inverse_step, tables), eps_at_next_timestep, lambda t: None, carry, xs)
 
 
 def invert(
@@ -97,11 +109,19 @@ def invert(
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """The x_T from which DDIM draws the images: its ODE from image to noise, Song et al. 2021, section 4.3.
+    """Encode images as x_T with DDIM's ODE, Song et al. 2021, section 4.3. Returns x_T (N, H, W, C).
 
-    The more steps, the nearer to the images comes what `reconstruct` makes of it with the same sampler. A step up to t
-    takes eps from the state at the chain's next timestep below; the first one from the images, as if they were at the
-    chain's last timestep, which is where the last step down takes it. Nothing is clipped. Takes "ddim" with eta = 0.
+    `reconstruct` with the same sampler gives the images back, approximately: the more steps, the closer. Nothing is
+    clipped. The step up to t uses eps predicted from the state at the next lower timestep that the sampler visits. The
+    first step has no such state: it uses eps predicted from the images at the lowest timestep.
+
+    Args:
+        model, batch_size, config, dtype, progress: as in `sample`.
+        images: float (N, H, W, C) in [-1, 1].
+        sampler: ddim with eta = 0. Default: T steps.
+
+    Raises:
+        UserError: another sampler, a wrong shape, or settings that do not fit.
     """
     network, config, image_shape = unpack_model(model, config, None)
     images = check_images("images", images, image_shape, dtype)
@@ -131,7 +151,19 @@ def reconstruct(
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """The images again from what `invert` made of them: `sample` from x_T without clipping, which would not invert."""
+    """Reconstruct images from the x_T of `invert`: `sample` without clipping, because clipping cannot be inverted.
+
+    Args:
+        model, batch_size, config, dtype, progress: as in `sample`.
+        x_T: float (N, H, W, C).
+        sampler: the one that was given to `invert`. Default: ddim with T steps.
+
+    Returns:
+        Images (N, H, W, C), about within [-1, 1].
+
+    Raises:
+        UserError: a wrong shape, or settings that do not fit.
+    """
     _, config, _ = unpack_model(model, config, None)
     settings = {"config": replace(config, clip="none"), "image_shape": np.shape(x_T)[1:], "dtype": dtype}
     return sample(model, batch_size=batch_size, x_T=x_T, sampler=sampler, **settings, progress=progress)
@@ -150,10 +182,20 @@ def img2img(
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """Images noised to start_t, and sampled from there: SDEdit, Meng et al. 2022, section 3. Any sampler.
+    """Vary images: noise them to start_t and sample from there (SDEdit, Meng et al. 2022, section 3).
 
-    start_t: in [0, T); the larger, the more is drawn anew. The chain begins at its first timestep that is at most
-    start_t, and that is the time the images are noised to. Their noise is what would be x_T, at (SAMPLING, i, T).
+    Args:
+        model, batch_size, sampler, config, dtype, progress: as in `sample`.
+        images: float (N, H, W, C) in [-1, 1].
+        start_t: integer in [0, T). A larger start_t changes the images more. The images are noised to the first
+            timestep of the sampler that is at most start_t.
+        seed, seeds: as in `sample`. Image i is noised with the noise that `sample` uses as x_T of image i.
+
+    Returns:
+        Images (N, H, W, C), about within [-1, 1].
+
+    Raises:
+        UserError: a wrong shape, a start_t out of range, or settings that do not fit.
     """
     _, config, image_shape = unpack_model(model, config, None)
     images = check_images("images", images, image_shape, dtype)

@@ -1,4 +1,4 @@
-"""Inpainting: draw the unknown pixels of images so that they fit the known ones (RePaint, Lugmayr et al. 2022)."""
+"""Inpainting: draw the unknown pixels of images so that they fit the known ones."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +27,10 @@ from jax_ddpm.spec.spacing import repaint_schedule
 
 
 def jump_alpha_ratios(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
-    """After each step, alpha_bar of the next timestep over the alpha_bar reached: below 1 where a jump lies between."""
+    """For each step, alpha_bar of the next timestep divided by the alpha_bar after the step. 1 if no jump follows.
+
+    If a jump back up follows, the ratio is below 1: the jump multiplies the signal by its square root.
+    """
     following = np.append(timesteps[1:], -1)
     return np.where(following >= timesteps, tables.alpha_bars[following] / tables.alpha_bars_prev[timesteps], 1.0)
 
@@ -37,24 +40,27 @@ def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, carry, xs,
     network, chain = nnx.merge(graph, state), sampling_timesteps(config, sampler)
     tables = schedule_tables(config, images.dtype, chain)
     timesteps, visits = repaint_schedule(chain, resamplings, jump)
-    kept = jump_alpha_ratios(schedule_tables(config, np.float64, chain), timesteps)
-    kept, renewed = (jnp.asarray(np.sqrt(share), images.dtype) for share in (kept, 1 - kept))
-    places, ts = jnp.asarray(timesteps + visits * (config.timesteps + 1)), jnp.asarray(timesteps)
+    ratios = jump_alpha_ratios(schedule_tables(config, np.float64, chain), timesteps)
+    signal_scale, noise_scale = (jnp.asarray(np.sqrt(ratio), images.dtype) for ratio in (ratios, 1 - ratios))
+    noise_index, ts = jnp.asarray(timesteps + visits * (config.timesteps + 1)), jnp.asarray(timesteps)
     ancestral_step = make_step(tables, config, sampler, chain, network)
 
+    def draw(keys, n):
+        return noise_at(keys, noise_index[n], images.shape[1:], images.dtype)
+
     def draw_noise(n):
-        return tuple(noise_at(k, places[n], images.shape[1:], images.dtype) for k in (keys, known_keys))
+        return draw(keys, n), draw(known_keys, n)
 
     def step(x_t, prediction, n, noise):
         t = jnp.full((x_t.shape[0],), ts[n])
-        root, rest = tables.sqrt_alpha_bars_prev, tables.sqrt_one_minus_alpha_bars_prev
-        known = diffusion.extract(root, t) * images + diffusion.extract(rest, t) * noise[1]  # Algorithm 1, line 5
+        known = diffusion.extract(tables.sqrt_alpha_bars_prev, t) * images
+        known = known + diffusion.extract(tables.sqrt_one_minus_alpha_bars_prev, t) * noise[1]  # Algorithm 1, line 5
         x = jnp.where(mask, known, ancestral_step(x_t, prediction, ts[n], noise[0]))  # lines 7 and 8
 
-        def jumped():
-            return kept[n] * x + renewed[n] * noise_at(jump_keys, places[n], x.shape[1:], x.dtype)  # line 10
+        def jump_up():
+            return signal_scale[n] * x + noise_scale[n] * draw(jump_keys, n)  # line 10
 
-        return jax.lax.cond(kept[n] < 1, jumped, lambda: x)
+        return jax.lax.cond(signal_scale[n] < 1, jump_up, lambda: x)
 
     return scan_steps(step, lambda x, n: network(x, ts[n]), draw_noise, carry, xs)
 
@@ -74,12 +80,25 @@ def inpaint(
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """Images with all but their known pixels drawn anew: RePaint, Lugmayr et al. 2022, Algorithm 1.
+    """Draw the unknown pixels of images so that they fit the known ones: RePaint, Lugmayr et al. 2022, Algorithm 1.
 
-    mask: (H, W), other than 0 where a pixel is known, which it then is in the result, bit for bit. Takes ancestral
-    steps over any chain, and about `resamplings` times as many network calls as the chain is long: the length of
-    `repaint_schedule(chain, resamplings, jump)`. All draws are new at each visit of a timestep (`rng.py`); with nothing
-    known and resamplings = 1 the pictures are those of `sample`.
+    Each visit of a timestep draws new noise (see `rng`). If no pixel is known and resamplings = 1, the result is that
+    of `sample`.
+
+    Args:
+        model, seed, batch_size, seeds, config, dtype, progress: as in `sample`.
+        images: float (N, H, W, C) in [-1, 1].
+        mask: (H, W), nonzero where a pixel is known.
+        resamplings: how often each segment of the timesteps is denoised, at least 1. Multiplies the number of network
+            calls by about this; their exact number is the length of `spec.spacing.repaint_schedule`.
+        jump: steps per segment, from 1 to the number of steps - 1.
+        sampler: ddpm. Default: T steps.
+
+    Returns:
+        Images (N, H, W, C), about within [-1, 1]. Known pixels are those of `images`, bit for bit.
+
+    Raises:
+        UserError: another sampler, a wrong shape, or settings that do not fit.
     """
     network, config, image_shape = unpack_model(model, config, None)
     images = check_images("images", images, image_shape, dtype)
@@ -88,13 +107,13 @@ def inpaint(
     sampler.check(config.timesteps)
     check_ancestral(sampler)
     steps = len(repaint_schedule(sampling_timesteps(config, sampler), resamplings, jump)[0])
-    of = seeds_and_indices(seed, seeds, len(images))
-    keys = [image_keys(*of, purpose) for purpose in (rng.SAMPLING, rng.KNOWN, rng.JUMP)]
+    images_drawn = seeds_and_indices(seed, seeds, len(images))
+    keys = [image_keys(*images_drawn, purpose) for purpose in (rng.SAMPLING, rng.KNOWN, rng.JUMP)]
 
     def draw(indices):
         arrays = shard(network, images[indices], *(k[indices] for k in keys))
-        _, _, _, picture_key, *_ = arrays
-        x_T = compiled_noise_at(picture_key, config.timesteps, tuple(images.shape[1:]), images.dtype)
+        _, _, _, sampling_keys, *_ = arrays
+        x_T = compiled_noise_at(sampling_keys, config.timesteps, tuple(images.shape[1:]), images.dtype)
         carry, xs = initial_carry(x_T, np.arange(steps))
 
         def run(carry, xs):

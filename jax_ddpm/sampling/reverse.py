@@ -1,4 +1,4 @@
-"""The reverse process: one lax.scan around the step of any sampler."""
+"""The reverse process: one `lax.scan` around the step of any sampler."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +12,7 @@ from jax_ddpm.arrays import Array
 from jax_ddpm.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
-from jax_ddpm.spec.errors import require
-from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps
+from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps, timesteps_from
 
 Images = Float[Array, "b h w c"]
 
@@ -21,31 +20,30 @@ Images = Float[Array, "b h w c"]
 def make_step(
     tables: Tables, config: DiffusionConfig, sampler: SamplerConfig, chain: np.ndarray, predict: Callable
 ) -> Callable:
-    """The sampler's step(x_t, prediction, t, noise) -> x along the chain; that of "dpmpp" has a history besides."""
-    settings = {"objective": config.objective, "clip": config.clip, "clip_percentile": config.clip_percentile}
+    """The sampler's step function: step(x_t, prediction, t, noise) -> x. "dpmpp" also takes and returns a history.
+
+    chain: the timesteps that the sampler visits. predict: the network, (x, t) -> prediction; "heun" calls it again.
+    """
     if sampler.sampler == "ddpm":
-        return partial(ancestral_step, tables, variance=config.variance, **settings)
+        return partial(ancestral_step, tables, config)
     if sampler.sampler == "ddim":
-        return partial(ddim_step, tables, eta=sampler.eta, **settings)
+        return partial(ddim_step, tables, config, eta=sampler.eta)
     if sampler.sampler == "dpmpp":
-        return partial(dpmpp_step, tables, **settings)
-    if sampler.sampler == "heun":
-        settings |= {"predict": predict, "next_timesteps": next_timesteps(chain, config.timesteps)}
-    return partial(edm_step, tables, **settings)
+        return partial(dpmpp_step, tables, config)
+    if sampler.sampler == "euler":
+        return partial(edm_step, tables, config)
+    below = next_timesteps(chain, config.timesteps)
+    return partial(edm_step, tables, config, predict=predict, next_timesteps=below)
 
 
 def sampling_timesteps(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
-    """The timesteps that the sampler visits: descending integers in [0, T), with start_t those that are at most that.
+    """The timesteps that a sampler visits: descending integers in [0, T). With start_t: only those <= start_t.
 
-    Raises UserError for a start_t above all timesteps or below the chain's.
+    Raises UserError unless start_t is from the last timestep of the sampler to T - 1.
     """
     alpha_bars = schedule_tables(config, np.float64).alpha_bars
     chain = spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
-    if start_t is None:
-        return chain
-    expected = f"expected {chain[-1]}, the sampler's last timestep, to T - 1 = {config.timesteps - 1}"
-    require(chain[-1] <= start_t < config.timesteps, "start_t", start_t, expected)
-    return chain[chain <= start_t]
+    return chain if start_t is None else timesteps_from(chain, start_t, config.timesteps)
 
 
 def reverse_process(
@@ -58,13 +56,24 @@ def reverse_process(
     progress: Callable | None = None,
     history=None,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
-    """From x_T to x_0 in one scan over a chain of timesteps: x <- step(x, predict(x, t), t, draw_noise(t)).
+    """From x_T to x_0 in one scan over timesteps: x <- step(x, predict(x, t), t, draw_noise(t)).
 
-    timesteps: the chain's, descending; an integer T means T-1, ..., 0. predict takes t as integers (B,); step and
-    draw_noise take one integer. With a `history` step takes it too and returns (x, history). Returns x_0 and
-    `num_frames` states evenly spaced from x_T to x_0 (none unless asked for), or, for a tuple, the states after so many
-    steps. Memory does not grow with the steps. `progress` is called with the number of steps done, about fifty times,
-    between the scans of as many parts of the chain; not within jit.
+    Memory does not grow with the number of steps.
+
+    Args:
+        step: (x, prediction, t, noise) -> x, t one integer.
+        predict: (x, t) -> prediction, t integers (B,).
+        x_T: initial states (B, H, W, C).
+        timesteps: descending integers. An integer T means T-1, ..., 0.
+        draw_noise: t -> noise, t one integer.
+        num_frames: how many states, evenly spaced from x_T to x_0, to return. A tuple: the states after these numbers
+            of steps.
+        progress: called with the number of steps done, about fifty times. The timesteps are then split into as many
+            scans, which is not possible inside jit.
+        history: initial history of a step with memory: (x, prediction, t, noise, history) -> (x, history).
+
+    Returns:
+        x_0, and the frames (F, B, H, W, C).
     """
     chain = np.arange(timesteps - 1, -1, -1) if isinstance(timesteps, int) else timesteps
     carry, xs = initial_carry(x_T, chain, num_frames, history)
@@ -72,9 +81,9 @@ def reverse_process(
 
 
 def initial_carry(x_T: Images, chain: np.ndarray, num_frames: int | tuple[int, ...] = 0, history=None) -> tuple:
-    """`carry` and `xs` of the scan: (x_T, frames or None, history), and (timesteps, slots) of the chain.
+    """Initial `carry` (x_T, frames or None, history) and `xs` (timesteps, slots) of the scan.
 
-    slots: the number of the frame that the state after a step becomes; beyond the last frame if none.
+    slots: for each step, the index of the frame that stores the state after it; the number of frames if none does.
     """
     num_frames, slots = frame_slots(num_frames, len(chain))
     frames = jnp.zeros((num_frames, *x_T.shape), x_T.dtype).at[slots[0]].set(x_T, mode="drop") if num_frames else None
@@ -82,11 +91,11 @@ def initial_carry(x_T: Images, chain: np.ndarray, num_frames: int | tuple[int, .
 
 
 def scan_steps(step: Callable, predict: Callable, draw_noise: Callable, carry: tuple, xs: tuple) -> tuple:
-    """`carry` after the steps of `xs`, all or part of the chain, in one scan; arguments as in `reverse_process`."""
+    """Scan over `xs`, all or part of the timesteps, and return the final `carry`. Arguments as in `reverse_process`."""
 
-    def body(carry, at):
+    def body(carry, x_slice):
         x, frames, history = carry
-        t, slot = at
+        t, slot = x_slice
         arguments = x, predict(x, jnp.full((x.shape[0],), t)), t, draw_noise(t)
         if history is None:
             x = step(*arguments)
@@ -100,9 +109,9 @@ def scan_steps(step: Callable, predict: Callable, draw_noise: Callable, carry: t
 
 
 def run_with_progress(run: Callable, carry: tuple, xs: tuple, progress: Callable | None) -> tuple[Images, Array]:
-    """x_0 and the frames by run(carry, xs) -> carry: at once, or in some fifty parts between which progress is told.
+    """Run run(carry, xs) -> carry and return x_0 and the frames. With `progress`: in about fifty parts.
 
-    The device never waits for the host: a part is sent off before the part before it is waited for.
+    Each part is dispatched before the host waits for the previous one, so the device is never idle.
     """
     if progress is None:
         carry = run(carry, xs)

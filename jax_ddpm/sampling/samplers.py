@@ -1,4 +1,4 @@
-"""Pictures from noise: keys of pictures, batches, devices, and `sample`."""
+"""Images from noise: `sample`, its random keys, batches and devices."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +24,7 @@ ANCESTRAL = SamplerConfig()  # all T steps
 
 
 def noise_at(keys: Array, number, shape: tuple[int, int, int], dtype) -> Images:
-    """The draw at (..., image index, number) for each picture's key."""
+    """Standard normal noise (B, *shape) at the address (..., image index, number). keys: (B,), from `image_keys`."""
     return rng.normal(jax.vmap(lambda k: jax.random.fold_in(k, number))(keys), shape, dtype)
 
 
@@ -43,7 +43,7 @@ def _sample(graph, state, keys, carry, xs, config, sampler, dtype):
 
 
 def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:
-    """Keys of pictures: number `indices` of one seed, or of one seed each."""
+    """Keys (B,) at the addresses (purpose, index). seed: one for all indices (B,), or a sequence with one for each."""
     if np.ndim(seed) == 0:
         base = rng.key(seed, purpose)
         return jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.asarray(indices, jnp.uint32))
@@ -51,12 +51,14 @@ def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) 
 
 
 def shard(network: nnx.Module, *arrays: Array | None) -> tuple:
-    """The network's graph and state, and arrays of one row per image, over all devices where they divide the images.
+    """Split the network into graph and state, and put state and arrays on the devices: (graph, state, *arrays).
 
-    On one device the arrays are placed as the state is, as is what comes of both: else it would be compiled for twice.
+    The arrays have one row per image. If the number of devices divides the number of images, they are sharded over all
+    devices. On one device they get the placement of the state. Otherwise the sampler would be compiled twice: its
+    results have that placement and are the arguments of its next call.
     """
     graph, state = nnx.split(network)
-    state = jax.device_put(state)  # once for all parts of the chain
+    state = jax.device_put(state)  # once for all calls
     devices = jax.local_devices()
     if len(devices) > 1 and len(arrays[0]) % len(devices) == 0:
         mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
@@ -81,11 +83,17 @@ def sample_indices(
     x_T: Images | None = None,
     start_t: int | None = None,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
-    """Pictures number `indices` of a seed, or of one seed each: float (B, H, W, C), around [-1, 1], and frames.
+    """Sample one batch: images `indices` of a seed, or image indices[k] of seed[k].
 
-    Picture i is drawn at (SAMPLING, i, t), x_T at t = T whatever the chain: it does not depend on its batch or on the
-    number of devices, beyond the last digits of floating-point arithmetic. The batch is spread over all devices where
-    their number divides it. Raises UserError for settings that do not fit.
+    Image i takes its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler. So it does not
+    depend on its batch or on the number of devices, up to rounding. The batch is sharded over all devices if their
+    number divides it.
+
+    Returns:
+        Images (B, H, W, C), about within [-1, 1], and frames (F, B, H, W, C) as in `reverse_process`.
+
+    Raises:
+        UserError: settings that do not fit.
     """
     config.check()
     sampler.check(config.timesteps)
@@ -102,7 +110,7 @@ def sample_indices(
 
 
 def sample_in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
-    """`spec.batches.in_batches` for draw(indices) -> (B, H, W, C) on JAX's devices."""
+    """`spec.batches.in_batches` for draw(indices) -> (B, H, W, C) on JAX devices."""
 
     def to_numpy(indices):
         return np.asarray(draw(indices))
@@ -126,34 +134,54 @@ def sample(
     dtype=jnp.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """Pictures 0 to num_images - 1 of a seed as a NumPy array (N, H, W, C), around [-1, 1], `batch_size` at a time.
+    """Sample images from noise.
 
-    seeds: one picture of each of these seeds instead, its picture 0. x_T: (N, H, W, C), the states to start from
-    instead of drawn ones, one picture of each; they are states at the chain's first timestep, or, with start_t, at its
-    first one that is at most start_t, where the chain then begins. model: what `load_model` returns, or any NNX module
-    (x, t) -> prediction, which needs `config` and `image_shape`. `progress` as in `reverse_process`, per batch. Raises
-    UserError for counts below 1, and for shapes and settings that do not fit.
+    An image depends on its seed and its index only: it is the same in every batch size and on any number of devices,
+    up to rounding. If the memory of the device does not hold a batch, the batch size is halved, with a warning.
+
+    Args:
+        model: a `Model` from `load_model`, or an NNX module (x, t) -> prediction with x (B, H, W, C) and t integers
+            (B,) in [0, T). The latter needs `config` and `image_shape`.
+        num_images: N, at least 1: images 0 to N - 1 of the seed.
+        seed: integer in [0, 2^32).
+        batch_size: images at a time, at least 1.
+        seeds: N seeds, to sample image 0 of each of them instead.
+        x_T: float (N, H, W, C), initial states instead of drawn ones: states at the first timestep of the sampler.
+        start_t: integer in [0, T). Start at the sampler's first timestep that is at most start_t. Needs x_T, which are
+            then states at that timestep.
+        sampler: method and number of steps. Default: ddpm with T steps.
+        config: diffusion settings. Default: those of the `Model`.
+        image_shape: (H, W, C). Default: that of the `Model`.
+        dtype: of the states x_t: float32, or float64 (needs jax_enable_x64).
+        progress: called with the number of steps done, about fifty times per batch.
+
+    Returns:
+        NumPy array (N, H, W, C), about within [-1, 1].
+
+    Raises:
+        UserError: a count below 1, a wrong shape, or settings that do not fit.
     """
     network, config, image_shape = unpack_model(model, config, image_shape)
-    require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T besides, the states at that time")
+    require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T too, the states at start_t")
     if x_T is not None:
         x_T = check_images("x_T", x_T, image_shape, dtype)
         num_images = len(x_T)
     elif seeds is not None:
         num_images = len(seeds)
-    seeds, all_indices = seeds_and_indices(seed, seeds, num_images)
+    seeds, image_indices = seeds_and_indices(seed, seeds, num_images)
 
     def draw(indices):
         settings = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
         states = None if x_T is None else x_T[indices]
-        of = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
-        return sample_indices(network, config, image_shape, of, all_indices[indices], **settings, x_T=states)[0]
+        batch_seeds = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
+        batch = image_indices[indices]
+        return sample_indices(network, config, image_shape, batch_seeds, batch, **settings, x_T=states)[0]
 
     return sample_in_batches(draw, num_images, batch_size)
 
 
 def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
-    """Network, settings and image shape of what `load_model` returns, or of a bare network and what is given."""
+    """Network, diffusion settings and image shape of a `Model` or a bare network. Given settings come first."""
     info = getattr(model, "info", None)
     if info is None:
         return model, config, image_shape
