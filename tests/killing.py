@@ -66,7 +66,7 @@ def hook(function: str, n: int, action) -> None:
 
 if __name__ == "__main__":
     for each in json.loads(sys.argv[1]):
-        importlib.import_module("jax_ddpm.training.feed").PATIENCE = 0
+        importlib.import_module("jax_ddpm.training.feed").MAX_DISPATCH_SECONDS_ON_CPU = 0
         hook(*each)
     sys.argv = [str(TRAIN), *sys.argv[2:]]
     runpy.run_path(str(TRAIN), run_name="__main__")

@@ -20,7 +20,7 @@ FLAGS += ["--batch-size", 8, "--num-samples", 4, "--log-every", 5, "--validate-e
 FLAGS += ["--sample-every", 16, "--keep-best"]
 STEPS = 40
 BATCH = "jax_ddpm.training.feed:Feed.batches"
-CHECKPOINT = "jax_ddpm.training.checkpoint:check_room"
+CHECKPOINT = "jax_ddpm.training.checkpoint:check_disk_space"
 IN_CHECKPOINT = "jax_ddpm.training.checkpoint:checksums"
 IN_EXPORT = "jax_ddpm.spec.write_model:save_file"
 IN_CACHE = "jax_ddpm.data.cache:os.replace"
@@ -115,7 +115,7 @@ def test_a_second_signal_ends_a_run_at_once(flags, undisturbed, tmp_path):
 def test_a_disk_that_is_full_for_a_while(flags, undisturbed, tmp_path):
     code, said = resumed(flags, tmp_path / "run", hooks=[(CHECKPOINT, 3, 500), (BATCH, 31, -1)])
     assert code == 0, said
-    assert "checkpoint of step 14 could not be saved" in said and "newest whole one is of step 9" in said, said
+    assert "checkpoint of step 14 could not be saved" in said and "newest checkpoint is of step 9" in said, said
     assert "Traceback" not in said
     assert "metrics.jsonl could not be written" in said
     assert "The sample grid could not be written" in said

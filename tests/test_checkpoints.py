@@ -50,13 +50,13 @@ def test_every_bit_comes_back(tmp_path):
     them = checkpoints(tmp_path)
     them.save(5, STATE, record(best=5))
     them.wait()
-    step, state, found = them.newest(jax.tree.map(jnp.zeros_like, STATE))
+    step, state, found = them.restore_newest(jax.tree.map(jnp.zeros_like, STATE))
     assert step == 5 and bits(state) == bits(STATE) and found == record(best=5)
 
 
 def test_what_is_restored_can_be_donated(tmp_path):
     """jax#18617: else the first step after a resume holds the state twice."""
-    state = saved(tmp_path).newest(STATE)[1]
+    state = saved(tmp_path).restore_newest(STATE)[1]
     jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
@@ -96,20 +96,20 @@ def test_damage_is_named_and_the_one_before_is_used(kind, tmp_path):
     said = []
     them = saved(tmp_path, said=said)
     DAMAGE[kind](tmp_path / "checkpoints" / "16")
-    step, state, _ = them.newest(STATE)
+    step, state, _ = them.restore_newest(STATE)
     assert step == 8 and bits(state) == bits(plus(STATE, 8))
     assert len(said) == 1 and "step 16 is damaged" in said[0]
     DAMAGE[kind](tmp_path / "checkpoints" / "8")
-    with pytest.raises(UserError, match="no checkpoint that is whole"):
-        them.newest(STATE)
+    with pytest.raises(UserError, match="are damaged"):
+        them.restore_newest(STATE)
     them.save(16, STATE, record())  # takes the place of the damaged one
     them.wait()
-    assert bits(them.newest(STATE)[1]) == bits(STATE)
+    assert bits(them.restore_newest(STATE)[1]) == bits(STATE)
 
 
 def test_another_state_does_not_fit(tmp_path):
     with pytest.raises(UserError, match="cannot be restored"):
-        saved(tmp_path).newest({**STATE, "weights": jnp.zeros((3, 3))})
+        saved(tmp_path).restore_newest({**STATE, "weights": jnp.zeros((3, 3))})
 
 
 def test_drafts_do_not_count_and_are_removed(tmp_path):
@@ -117,7 +117,7 @@ def test_drafts_do_not_count_and_are_removed(tmp_path):
     (tmp_path / "checkpoints" / ".24").mkdir()
     (tmp_path / "checkpoints" / ".24" / "record.json").write_text("{}")
     assert them.steps() == [8, 16]
-    them.tidy()
+    them.remove_incomplete()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["16", "8"]
 
 
@@ -135,15 +135,16 @@ def files_of_at_most(size):
 @pytest.mark.parametrize(("size", "foreseen"), [(0, True), (6000, True), (400, False)])
 def test_a_full_disk_costs_only_the_new_checkpoint(size, foreseen, tmp_path, monkeypatch):
     if not foreseen:  # there was room, and then there was none
-        monkeypatch.setattr(checkpoint, "check_room", lambda folder, size: None)
+        monkeypatch.setattr(checkpoint, "check_disk_space", lambda folder, size: None)
     said = []
     them = saved(tmp_path, said=said)
     with files_of_at_most(size):
         them.save(24, STATE, record())
         them.wait()
-    assert len(said) == 1 and "step 24 could not be saved" in said[0] and "newest whole one is of step 16" in said[0]
+    assert len(said) == 1 and "step 24 could not be saved" in said[0] and "newest checkpoint is of step 16" in said[0]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["16", "8"]
-    assert them.newest(STATE)[0] == 16
+    assert them.restore_newest(STATE)[0] == 16
     them.save(24, STATE, record())
     them.wait()
-    assert them.newest(STATE)[0] == 24 and json.loads((tmp_path / "checkpoints/24/record.json").read_text()) == record()
+    assert them.restore_newest(STATE)[0] == 24
+    assert json.loads((tmp_path / "checkpoints/24/record.json").read_text()) == record()

@@ -104,7 +104,7 @@ def test_the_page_is_made_anew_from_the_folder(run, tmp_path, capsys, monkeypatc
     (folder / "report.html").unlink()
     with np.load(folder / "samples" / "closing.npz") as file:
         before = dict(file)
-    assert "closing pictures" not in succeed(capsys, monkeypatch, "report.py", folder)  # they are there
+    assert "final pictures" not in succeed(capsys, monkeypatch, "report.py", folder)  # they are there
     page = (folder / "report.html").read_text()
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     program, script, *arguments = shlex.split(data["pictures"][0]["command"])
@@ -113,7 +113,7 @@ def test_the_page_is_made_anew_from_the_folder(run, tmp_path, capsys, monkeypatc
     assert (tmp_path / "grid.png").read_bytes() == (folder / "samples" / "grid.png").read_bytes()
     (folder / "samples" / "closing.npz").unlink()
     said = succeed(capsys, monkeypatch, "report.py", folder, "--out", tmp_path / "page.html")
-    assert "closing pictures" in said and f"Wrote {tmp_path}/page.html" in said
+    assert "final pictures" in said and f"Wrote {tmp_path}/page.html" in said
     with np.load(folder / "samples" / "closing.npz") as file:
         assert set(file) == set(before)
         for name, values in before.items():

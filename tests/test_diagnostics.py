@@ -1,4 +1,4 @@
-"""What the closing pictures say of a network, for networks of which it is known."""
+"""What the final pictures say of a network, for networks of which it is known."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,27 +48,27 @@ def test_loss_by_t(objective):
 
 
 def test_shares_count_every_pixel():
-    shares = diagnostics.shares(np.asarray([-9.0, -1.499, 0.01, 0.02, 1.6]))
+    shares = diagnostics.bin_fractions(np.asarray([-9.0, -1.499, 0.01, 0.02, 1.6]))
     np.testing.assert_allclose(shares[[0, 30, -1]], [0.4, 0.4, 0.2])
     assert shares.sum() == pytest.approx(1)
 
 
 def test_neighbours_come_from_the_training_images():
     images = ImageData("", IMAGES[:30], IMAGES[30:], ())
-    numbers = diagnostics.data_numbers(Scaled(0), small(), images, IMAGES[[3, 7]], 8)
+    numbers = diagnostics.data_statistics(Scaled(0), small(), images, IMAGES[[3, 7]], 8)
     np.testing.assert_array_equal(numbers["nearest_index"][:, 0], [3, 7])
     np.testing.assert_array_equal(numbers["nearest_distance"][:, 0], [0, 0])
     np.testing.assert_array_equal(numbers["nearest_images"][:, 0], IMAGES[[3, 7]])
     difference = IMAGES[30:, None].astype(float) - IMAGES[None, :30]
     expected = np.sqrt(np.square(difference).mean(axis=(2, 3, 4))).min(axis=1)
     np.testing.assert_allclose(numbers["held_out_distance"], expected)
-    assert "held_out_distance" not in diagnostics.data_numbers(
+    assert "held_out_distance" not in diagnostics.data_statistics(
         Scaled(0), small(), ImageData("", IMAGES, IMAGES[:0], ()), IMAGES[:2], 8
     )
 
 
-def test_the_forward_strip_is_equation_4():
-    strip, t = diagnostics.forward_strip(IMAGES[:3], small(), 5)
+def test_the_forward_process_is_equation_4():
+    strip, t = diagnostics.forward_process(IMAGES[:3], small(), 5)
     assert strip.shape == (3, 5, 4, 4, 1) and t == [5, 10, 14, 19]
     np.testing.assert_array_equal(strip[:, 0], IMAGES[:3])
     noise = np.asarray(rng.normal(rng.key(0, rng.NOISE, 0), (3, 4, 4, 1)), np.float64)

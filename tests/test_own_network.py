@@ -14,7 +14,7 @@ import jax_ddpm
 from jax_ddpm import layers, weights
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import NETWORKS
-from jax_ddpm.training.feed import AT_ONCE, Feed
+from jax_ddpm.training.feed import STEPS_PER_DISPATCH, Feed
 from jax_ddpm.training.prepare import make_mesh
 from jax_ddpm.unets import NETWORK_CLASSES
 from tests.small import small
@@ -47,8 +47,8 @@ class Plain(nnx.Module):
 def test_on_a_cpu_it_stays_out_of_loops(registered):
     """It may have convolutions that XLA makes slow there."""
     images, mesh, own = np.zeros((16, 8, 8, 1), np.uint8), make_mesh(16), replace(small(), network=PlainConfig())
-    assert Feed(images, small(), mesh).steps_per_dispatch == AT_ONCE
-    assert Feed(images, own, mesh).steps_per_dispatch == (1 if jax.default_backend() == "cpu" else AT_ONCE)
+    assert Feed(images, small(), mesh).steps_per_dispatch == STEPS_PER_DISPATCH
+    assert Feed(images, own, mesh).steps_per_dispatch == (1 if jax.default_backend() == "cpu" else STEPS_PER_DISPATCH)
 
 
 class WithDropout(Plain):

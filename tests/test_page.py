@@ -148,8 +148,8 @@ def test_a_run_that_has_only_begun_has_a_page(tmp_path):
 def test_the_command_repeats_the_settings(run, tmp_path):
     config = small(widths=(32, 64, 128), dataset="folder:/a b/'c'", flip=True, ema=False, clip_norm=1.0, steps=7)
     (tmp_path / "config.json").write_text(to_json(config))
-    program, script, *arguments = shlex.split(train_command(config, tmp_path, sample_every=5))
-    assert (program, script) == ("python", "scripts/train_jax.py")
+    program, name, *arguments = shlex.split(train_command(config, tmp_path, sample_every=5))
+    assert (program, name) == ("jax-ddpm", "train")
     flags = parse_run(arguments, "train")
     assert flags.config == replace(config, output=replace(config.output, sample_every=5))
     assert flags.out == tmp_path.with_name(f"{tmp_path.name}-again")

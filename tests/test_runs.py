@@ -14,7 +14,7 @@ from jax_ddpm.commands.train import parse_run
 from jax_ddpm.sampling import samplers
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import read_file
-from jax_ddpm.training import checkpoint, feed, loop, progress
+from jax_ddpm.training import checkpoint, feed, loop, prepare, progress
 from jax_ddpm.training.loop import train
 from jax_ddpm.training.replay import replay
 from jax_ddpm.training.run_folder import load_config
@@ -72,22 +72,22 @@ class Stop(Exception):
 
 @pytest.fixture
 def without_pictures(monkeypatch):
-    """For runs whose closing pictures and page nobody looks at."""
-    monkeypatch.setattr(loop.Pictures, "save_all", lambda *_: [])
-    monkeypatch.setattr(loop.TensorBoard, "picture", lambda *_: None)
+    """For runs whose final pictures and page nobody looks at."""
+    monkeypatch.setattr(prepare.Pictures, "save_final", lambda *_: [])
+    monkeypatch.setattr(prepare.TensorBoard, "picture", lambda *_: None)
     monkeypatch.setattr(loop, "write_page", lambda folder: None)
 
 
 def stop_after(monkeypatch, step):
     """Make the next run break off once the metrics of `step` were read."""
-    read = progress.Progress.read
+    update = progress.Progress.update
 
     def breaking(self, first, n, metrics):
-        read(self, first, n, metrics)
+        update(self, first, n, metrics)
         if first + n >= step:
             raise Stop
 
-    monkeypatch.setattr(progress.Progress, "read", breaking)
+    monkeypatch.setattr(progress.Progress, "update", breaking)
 
 
 @pytest.mark.parametrize("step", [18, 11, 3])  # after two checkpoints, after one, before the first
@@ -96,7 +96,7 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, st
     whole = train(config, tmp_path / "whole", log=quiet)
     with monkeypatch.context() as patch:
         stop_after(patch, step)
-        patch.setattr(checkpoint, "check_room", lambda *_: time.sleep(0.2))  # it breaks off while one is written
+        patch.setattr(checkpoint, "check_disk_space", lambda *_: time.sleep(0.2))  # it breaks off while one is written
         with pytest.raises(Stop):
             train(config, tmp_path / "broken", log=quiet)
     broken = train(config, tmp_path / "broken", resume=True, log=quiet)
@@ -111,14 +111,14 @@ def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, st
 
 def test_a_loss_that_springs_up_is_told(tmp_path, monkeypatch, without_pictures):
     """A hundred times the loss at step 6, and nothing said of the others."""
-    read = progress.Progress.read
+    update = progress.Progress.update
 
     def springing(self, step, n, metrics):
         loss = np.array(metrics["loss"], float)
         loss[:n] *= np.where(np.arange(step + 1, step + n + 1) == 6, 100, 1)
-        read(self, step, n, {**metrics, "loss": loss})
+        update(self, step, n, {**metrics, "loss": loss})
 
-    monkeypatch.setattr(progress.Progress, "read", springing)
+    monkeypatch.setattr(progress.Progress, "update", springing)
     said = []
     train(small(steps=8), tmp_path / "run", log=said.append)
     (line,) = [line for line in said if "times its recent mean" in line]
@@ -136,9 +136,9 @@ def test_a_loss_that_springs_up_is_told(tmp_path, monkeypatch, without_pictures)
 )
 def test_checkpoints_that_take_long_are_made_seldom(tmp_path, monkeypatch, without_pictures, chosen, writing, expected):
     """One takes as long as a step; six short epochs end in one. The last and what the user chose is always made."""
-    monkeypatch.setattr(progress, "APART", 4)
-    monkeypatch.setattr(loop, "lengths", lambda config, num_images: (4, 24))
-    monkeypatch.setattr(checkpoint.Checkpoints, "writing", writing)
+    monkeypatch.setattr(progress, "MIN_DEFAULT_INTERVAL", 4)
+    monkeypatch.setattr(prepare, "count_steps", lambda config, num_images: (4, 24))
+    monkeypatch.setattr(checkpoint.Checkpoints, "is_saving", writing)
     made, spent, run_, save_ = [], [0.0], feed.Feed.run, checkpoint.Checkpoints.save
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: spent[0]))
 
@@ -193,7 +193,7 @@ def replayed(folder, number):
 def test_a_diverging_run_skips_and_then_stops(tmp_path, without_pictures):
     said = []
     config = small(learning_rate=1e30, lr_schedule="constant", max_skipped=6, checkpoint_every=2, log_every=2)
-    with pytest.raises(UserError, match=r"(?s)last 6 steps, up to (\d+), were skipped: loss .*--replay-step \1 looks"):
+    with pytest.raises(UserError, match=r"(?s)last 6 steps, up to (\d+), were skipped: loss .*--replay-step \1 shows"):
         train(config, tmp_path / "run", log=said.append)
     lines = [line for line in said if "was skipped" in line]
     assert len(lines) == 6 and all("gradient norm" in line and "t = " in line for line in lines)
@@ -203,7 +203,8 @@ def test_a_diverging_run_skips_and_then_stops(tmp_path, without_pictures):
     assert all(np.isfinite(value).all() for value in values.values())
     said = replayed(tmp_path / "run", 3)
     assert any("not finite" in line for line in said)
-    assert said[-1].startswith("First: invalid value") and re.search(r"/jax_ddpm/\w+\.py:\d+", said[-1])
+    assert said[-1].startswith("First operation that gave nan or inf: invalid value")
+    assert re.search(r"/jax_ddpm/\w+\.py:\d+", said[-1])
 
 
 def test_the_best_weights_are_kept(tmp_path, monkeypatch):
@@ -232,7 +233,7 @@ def test_a_step_is_replayed(tmp_path, without_pictures):
     for number, start in ((3, 0), (20, 16)):
         row, said = rows(folder)[number - 1], replayed(folder, number)
         assert row["step"] == number
-        assert any(line.startswith(f"From step {start} ") for line in said)
+        assert any(line.startswith(f"Repeating the steps after step {start} ") for line in said)
         (line,) = [line for line in said if line.startswith(f"Step {number}: loss ")]
         loss, norm = map(float, re.match(r"Step \d+: loss (\S+), gradient norm (\S+): finite", line).groups())
         np.testing.assert_allclose((loss, norm), (row["loss"], row["grad_norm"]), rtol=1e-4)
@@ -255,8 +256,8 @@ def test_two_fresh_runs_and_one_from_a_config_file_end_in_the_same_bits(finished
 
 def test_several_steps_per_dispatch_and_a_resume_in_the_middle(finished, tmp_path, monkeypatch):
     """As on a GPU: a run stopped at a step within a dispatch of others, and one that never was."""
-    monkeypatch.setattr(feed, "AT_ONCE", 3)
-    monkeypatch.setattr(feed, "PATIENCE", 1e9)
+    monkeypatch.setattr(feed, "STEPS_PER_DISPATCH", 3)
+    monkeypatch.setattr(feed, "MAX_DISPATCH_SECONDS_ON_CPU", 1e9)
     whole = train(small(), tmp_path / "whole", log=quiet)
     with monkeypatch.context() as patch:
         stop_after(patch, 19)
@@ -284,7 +285,7 @@ def test_init_from_starts_with_other_weights(finished, tmp_path, without_picture
 
 
 def test_large_data_sets_are_fed_in_parts(finished, tmp_path, monkeypatch, without_pictures):
-    monkeypatch.setattr(feed, "ON_DEVICE", 1000)
+    monkeypatch.setattr(feed, "MAX_RESIDENT_BYTES", 1000)
     folder = train(small(), tmp_path / "run", log=quiet)
     assert (folder / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
@@ -306,9 +307,9 @@ def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
     compiled = samplers._sample._cache_size()
     folder = train(config, tmp_path / "run", log=quiet)
     assert {"step-0000002.png", "step-0000004.png"} <= {path.name for path in (folder / "samples").iterdir()}
-    assert samplers._sample._cache_size() <= compiled + 2, "for the grids along the way, and for the closing one"
+    assert samplers._sample._cache_size() <= compiled + 2, "for the grids during the training, and for the final one"
     shown = [(tag, step) for tag, step, _ in pictures(folder)]
-    assert shown == [("samples", 2), ("samples", 4), ("closing samples", 5)]
+    assert shown == [("samples", 2), ("samples", 4), ("final samples", 5)]
     with Image.open(folder / "samples" / "grid.png") as grid:
         assert grid.mode == "RGB"
     assert jax_ddpm.load_model(folder).info.image_shape == (8, 8, 3)

@@ -21,9 +21,9 @@ from jax_ddpm.layers import remat_blocks
 from jax_ddpm.process import use_compilation_cache
 from jax_ddpm.sampling import reverse, samplers
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
-from jax_ddpm.training.feed import Feed, even_share, make_dispatch
+from jax_ddpm.training.feed import Feed, dispatch_length, make_dispatch
 from jax_ddpm.training.prepare import make_mesh
-from jax_ddpm.training.progress import Intervals, Progress, Saving
+from jax_ddpm.training.progress import CheckpointPolicy, Intervals, Progress
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import make_gradients, make_optimizer, make_train_step
 from parity_tests.networks import CASES
@@ -60,7 +60,7 @@ def test_the_loop_sends_nothing_unasked_and_compiles_once():
     mesh = make_mesh(config.training.batch_size)
     feed = Feed(IMAGES, config, mesh)
     dispatch, compilations = make_dispatch(train_step, feed.steps_per_dispatch), []
-    state = jax.device_put(state, feed.everywhere)
+    state = jax.device_put(state, feed.replicated)
     state, metrics = dispatch(state, *feed.batches(0, 1))
 
     def listen(event, seconds, **_):
@@ -86,16 +86,16 @@ def test_a_dispatch_on_a_cpu_takes_no_longer_than_one_is_patient(monkeypatch):
     config, clock = small(), [0.0]
     feed = Feed(IMAGES, config, make_mesh(config.training.batch_size))
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    at_once = []
+    steps = []
     for seconds in (60, 2, 0.2, 0.12, 0.002, 0.002, 2):  # a step of each dispatch
-        at_once.append(feed.at_once)
-        feed.run(lambda state, *_: (state, {}), None, 0, at_once[-1])
-        clock[0] += seconds * at_once[-1]
-    assert at_once == [1, 1, 1, 1, 2, 4, 10]
-    feed.pause()
+        steps.append(feed.next_steps)
+        feed.run(lambda state, *_: (state, {}), None, 0, steps[-1])
+        clock[0] += seconds * steps[-1]
+    assert steps == [1, 1, 1, 1, 2, 4, 10]
+    feed.reset_timer()
     clock[0] += 100
     feed.run(lambda state, *_: (state, {}), None, 0, 1)
-    assert feed.at_once == 10
+    assert feed.next_steps == 10
 
 
 @pytest.mark.parametrize(
@@ -103,20 +103,20 @@ def test_a_dispatch_on_a_cpu_takes_no_longer_than_one_is_patient(monkeypatch):
 )
 def test_dispatches_of_one_length_end_where_something_is_due(validate_every, checkpoint_every, expected):
     output = replace(small().output, validate_every=validate_every, checkpoint_every=checkpoint_every, sample_every=0)
-    assert even_share(10, output) == expected
+    assert dispatch_length(output, 10) == expected
 
 
 def test_another_checkpoint_waits_for_ten_times_what_the_last_one_took(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    saving = Saving(small(checkpoint_every=0), 1000)
-    assert saving.wants(1, False), "none was made yet"
-    with saving:
+    policy = CheckpointPolicy(small(checkpoint_every=0), 1000)
+    assert policy.should_save(1, False), "none was made yet"
+    with policy:
         clock[0] += 3
     found = []
     for _ in range(3):
         clock[0] += 14.5
-        found.append(saving.wants(1, False))
+        found.append(policy.should_save(1, False))
     assert found == [False, False, True]
 
 
@@ -129,7 +129,7 @@ def test_rows_of_one_dispatch_share_its_time(monkeypatch):
     metrics = dict.fromkeys(("loss", "grad_norm", "learning_rate", "skipped"), np.zeros(5))
     for step, n, seconds in ((0, 1, 1), (1, 5, 10), (6, 4, 8), (10, 2, 4)):
         clock[0] += seconds
-        progress.read(step, n, metrics)
+        progress.update(step, n, metrics)
         with progress.pause():
             clock[0] += 1000
     progress.close()

@@ -129,12 +129,12 @@ def test_accumulation_changes_nothing(parts):
     assert_close(state.optimizer[0].mu, same.optimizer[0].mu, 1e-5)
 
 
-@pytest.mark.parametrize("all_rounds", [False, True])
-def test_several_steps_per_dispatch_are_the_same_steps(all_rounds):
+@pytest.mark.parametrize("fixed_length", [False, True])
+def test_several_steps_per_dispatch_are_the_same_steps(fixed_length):
     """Also where the loop goes on beyond them, as on GPUs."""
     config = small()
     _, _, state, train_step = start(config)
-    single, several = make_dispatch(train_step, 1), make_dispatch(train_step, 3, all_rounds)
+    single, several = make_dispatch(train_step, 1), make_dispatch(train_step, 3, fixed_length)
     copy = jax.tree.map(jnp.copy, state)
     losses = []
     for indices in INDICES:
@@ -148,16 +148,16 @@ def test_several_steps_per_dispatch_are_the_same_steps(all_rounds):
     assert_close(copy.optimizer[0].mu, state.optimizer[0].mu, 1e-5)
 
 
-@pytest.mark.parametrize("all_rounds", [False, True])
-def test_on_accelerators_the_compiler_knows_how_often_the_loop_goes_round(all_rounds):
+@pytest.mark.parametrize("fixed_length", [False, True])
+def test_on_accelerators_the_compiler_knows_how_often_the_loop_goes_round(fixed_length):
     """Else a GPU waits for the host at each turn."""
 
     def train_step(state, images):
         return state + images.sum(), {"loss": images.mean()}
 
-    dispatch = make_dispatch(train_step, 7, all_rounds)
+    dispatch = make_dispatch(train_step, 7, fixed_length)
     text = dispatch.lower(0.0, np.ones((8, 2)), np.zeros((7, 4), np.int32), 7).compile().as_text()
-    assert ('"known_trip_count":{"n":"7"}' in text) == all_rounds
+    assert ('"known_trip_count":{"n":"7"}' in text) == fixed_length
 
 
 def test_no_recompilation_after_the_first_dispatch():

@@ -71,7 +71,7 @@ def train(job: Job) -> Contender:
 
     def compiled(config):
         graph, state = create_state(network, optimizer, config.training.ema)
-        state = jax.device_put(state, feed.everywhere)
+        state = jax.device_put(state, feed.replicated)
         train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
         step = make_dispatch(train_step, feed.steps_per_dispatch)
         start = time.perf_counter()
@@ -98,7 +98,7 @@ def train(job: Job) -> Contender:
         jax.block_until_ready((state, last))
 
     work(3)
-    steps = feed.at_once
+    steps = feed.next_steps
     work(2)
     sizes = {
         "parameter_bytes": parameters,

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: `checkpoints/<step>/`, everything needed to go on bit for bit.
+"""Checkpoints of a run: `checkpoints/<step>/`, everything needed to resume bit for bit.
 
-In such a folder are `state/`, written by Orbax, `record.json`, what the loop knows beside the state, and
-`manifest.json`, the SHA-256 of every other file. It is written as a draft and gets its name when it is whole.
+Each folder holds `state/` (written by Orbax), `record.json` (the loop's values outside the state) and `manifest.json`
+(the SHA-256 of every other file). It is written under a temporary name and renamed once it is complete.
 """
 
 import hashlib
@@ -28,16 +28,16 @@ STATE, RECORD, MANIFEST = "state", "record.json", "manifest.json"
 
 
 class Checkpoints:
-    """The checkpoints in a folder: written in the background, one at a time, and pruned after each.
+    """The checkpoints in a folder. A thread writes them, one at a time, and then deletes old ones.
 
-    Kept are the newest `keep_checkpoints`, every one whose step is a multiple of `keep_every` (0: none), and the ones
-    that the records of those name as best. What cannot be written is told by `log`, and what was there stays. A context
-    manager, which is left when nothing is being written any more.
+    Keeps the newest `keep_checkpoints`, those whose step is a multiple of `keep_every` (0: none), and each checkpoint
+    that the record of one of these names as best. A failed write is reported through `log`, and the earlier
+    checkpoints stay. A context manager: leaving it waits for the write in progress.
     """
 
     def __init__(self, folder: Path, config: OutputConfig, log: Callable[[str], None]):
-        self.folder, self.keep, self.keep_every = folder.absolute(), config.keep_checkpoints, config.keep_every
-        self.log = log
+        self.folder, self.log = folder.absolute(), log
+        self.keep_newest, self.keep_every = config.keep_checkpoints, config.keep_every
         self.writer: threading.Thread | None = None
         self.problem: str | None = None
 
@@ -47,111 +47,121 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self.wait()
 
-    def tidy(self) -> None:
-        """Remove what a killed run left half written."""
+    def remove_incomplete(self) -> None:
+        """Delete the half-written checkpoints of a killed run."""
         for path in self.folder.glob(".*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """Of the checkpoints that are there, in order."""
+        """The steps of the existing checkpoints, ascending."""
         if not self.folder.is_dir():
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     def save(self, step: int, state: TrainState, record: dict) -> None:
-        """Returns once the state is copied. `record`: what JSON can hold; `best`, where there, names a step to keep."""
+        """Copy the state to the host, and write the checkpoint in a thread.
+
+        record: a dict that JSON can hold. If record["best"] is a dict with a "step", that step's checkpoint is kept.
+        """
         self.wait()
-        leaves = as_dict(state)
+        leaves = flatten_state(state)
         for leaf in leaves.values():
-            leaf.copy_to_host_async()  # from an accelerator all at once
-        copy = {name: np.array(leaf) for name, leaf in leaves.items()}  # the state itself is donated next
+            leaf.copy_to_host_async()  # starts all copies before the first one is waited for
+        copy = {name: np.array(leaf) for name, leaf in leaves.items()}  # the next step donates the state's own memory
         self.writer = threading.Thread(target=self.write, args=(step, copy, json.dumps(record)))
         self.writer.start()
 
     def write(self, step: int, arrays: dict[str, np.ndarray], record: str) -> None:
-        draft, place = self.folder / f".{step}", self.folder / str(step)
+        """Write a complete checkpoint, or set `problem`."""
+        draft, folder = self.folder / f".{step}", self.folder / str(step)
         try:
             draft.mkdir(parents=True, exist_ok=True)
-            check_room(draft, sum(array.nbytes for array in arrays.values()))
+            check_disk_space(draft, sum(array.nbytes for array in arrays.values()))
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
                 checkpointer.save(draft / STATE, args=ocp.args.StandardSave(arrays), force=True)
-            (draft / RECORD).write_text(record)
-            (draft / MANIFEST).write_text(json.dumps(checksums(draft), indent=1))
+            (draft / RECORD).write_text(record, encoding="utf-8")
+            (draft / MANIFEST).write_text(json.dumps(checksums(draft), indent=1), encoding="utf-8")
             for path in files_of(draft):
-                with open(path, "rb") as file:
+                with open(path, "r+b") as file:  # Windows syncs only files that are open for writing
                     os.fsync(file.fileno())
-            if place.exists():
+            if folder.exists():
                 self.remove(step)
-            os.replace(draft, place)
+            os.replace(draft, folder)
             self.prune()
-        except Exception as error:  # Orbax wraps what the system says in errors of many kinds
+        except Exception as error:  # Orbax wraps system errors in many classes
             self.problem = f"The checkpoint of step {step:,} could not be saved ({one_line(error)})."
             shutil.rmtree(draft, ignore_errors=True)
 
     def prune(self) -> None:
+        """Delete the checkpoints that are not to be kept."""
         steps = self.steps()
-        kept = {step for step in steps if self.keep_every and step % self.keep_every == 0} | set(steps[-self.keep :])
+        kept = set(steps[-self.keep_newest :])
+        kept |= {step for step in steps if self.keep_every and step % self.keep_every == 0}
         for step in set(steps) - kept - {self.best(step) for step in kept}:
             self.remove(step)
 
     def best(self, step: int) -> int | None:
-        """The step that the record of a checkpoint names as best, if any."""
+        """The best step according to the record of the checkpoint at `step`, or None."""
         try:
-            return json.loads((self.folder / str(step) / RECORD).read_text())["best"]["step"]
+            return json.loads((self.folder / str(step) / RECORD).read_text(encoding="utf-8"))["best"]["step"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def remove(self, step: int) -> None:
-        doomed = self.folder / f".{step}.removed"
-        os.replace(self.folder / str(step), doomed)  # so that half a checkpoint never has the name of a whole one
-        shutil.rmtree(doomed, ignore_errors=True)
+        removed = self.folder / f".{step}.removed"
+        os.replace(self.folder / str(step), removed)  # a partly deleted folder never has the name of a checkpoint
+        shutil.rmtree(removed, ignore_errors=True)
 
     @property
-    def writing(self) -> bool:
-        """Whether one is being written now."""
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is being written now."""
         return self.writer is not None and self.writer.is_alive()
 
     def wait(self) -> None:
-        """Until nothing is being written; tells what went wrong."""
+        """Wait for the write in progress, and log its problem if it failed."""
         if self.writer is not None:
             self.writer.join()
         if self.problem is not None:
             steps = self.steps()
-            rest = f"the newest whole one is of step {steps[-1]:,}" if steps else "there is none yet"
-            self.log(f"{self.problem} Training goes on; {rest}.")
+            rest = f"the newest checkpoint is of step {steps[-1]:,}" if steps else "there is no checkpoint yet"
+            self.log(f"{self.problem} Training continues; {rest}.")
             self.problem = None
 
-    def damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files, by their checksums; None where nothing is."""
+    def find_damage(self, step: int) -> str | None:
+        """Compare a checkpoint's files with their checksums: the differences as text, or None if all match."""
         folder = self.folder / str(step)
         try:
-            expected, found = json.loads((folder / MANIFEST).read_text()), checksums(folder)
+            expected, found = json.loads((folder / MANIFEST).read_text(encoding="utf-8")), checksums(folder)
         except (OSError, ValueError) as error:
             return f"{MANIFEST} cannot be read: {one_line(error)}"
         if not isinstance(expected, dict):
-            return f"{MANIFEST} is no list of checksums"
+            return f"{MANIFEST} holds no checksums"
         wrong = [f"{name} is missing" if name not in found else f"{name} has changed" for name in expected]
         wrong = [text for text, (name, value) in zip(wrong, expected.items(), strict=True) if found.get(name) != value]
         return "; ".join(wrong[:3]) or None
 
-    def newest(self, like: TrainState, at_most: int | None = None) -> tuple[int, TrainState, dict] | None:
-        """Step, state and record of the newest whole checkpoint, up to step `at_most`; None where there is none at all.
+    def restore_newest(self, template: TrainState, max_step: int | None = None) -> tuple[int, TrainState, dict] | None:
+        """(step, state, record) of the newest undamaged checkpoint up to `max_step`, or None if there is no checkpoint.
 
-        Damaged ones are named and passed over. UserError where all are damaged, or where the state does not fit `like`.
+        Damaged checkpoints are logged and skipped. Raises UserError if all are damaged, or if the state does not have
+        the structure of `template`.
         """
-        steps = [step for step in self.steps() if at_most is None or step <= at_most]
+        steps = [step for step in self.steps() if max_step is None or step <= max_step]
         for step in reversed(steps):
-            problem = self.damage(step)
+            problem = self.find_damage(step)
             if problem is None:
-                return step, *self.restore(step, like)
-            self.log(f"The checkpoint of step {step:,} is damaged and not used: {problem}.")
+                return step, *self.restore(step, template)
+            self.log(f"The checkpoint of step {step:,} is damaged and skipped: {problem}.")
         if steps:
-            raise UserError(f"{self.folder} holds no checkpoint that is whole: start anew with another --out.")
+            raise UserError(f"All checkpoints in {self.folder} are damaged. Start a new run with another --out.")
         return None
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        """State and record at `step`, the state placed and typed like `like`. UserError if it does not fit."""
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, as_dict(like))
+    def restore(self, step: int, template: TrainState) -> tuple[TrainState, dict]:
+        """(state, record) of the checkpoint at `step`; the state gets the shardings and dtypes of `template`.
+
+        Raises UserError if the state does not have the structure of `template`.
+        """
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, flatten_state(template))
         folder = self.folder / str(step)
         try:
             with warnings.catch_warnings(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
@@ -159,20 +169,20 @@ class Checkpoints:
                 restored = checkpointer.restore(folder / STATE, args=ocp.args.StandardRestore(target))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"The checkpoint {folder} cannot be restored: {one_line(error)}.") from None
-        state = jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in target])
-        record = json.loads((folder / RECORD).read_text())
-        # Orbax's arrays are not always donatable (jax#18617); those that come out of a jitted function are.
+        state = jax.tree.unflatten(jax.tree.structure(template), [restored[name] for name in target])
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        # Orbax's arrays cannot always be donated (jax#18617); the outputs of a jitted function can.
         return jax.jit(lambda x: jax.tree.map(jnp.copy, x))(state), record
 
 
-def as_dict(state: TrainState) -> dict:
-    """A flat dict in the order of the state's leaves, so that files do not depend on Flax's or optax's classes."""
+def flatten_state(state: TrainState) -> dict:
+    """The state's arrays in a flat dict, so that files do not depend on classes of Flax or optax."""
     paths = jax.tree_util.tree_flatten_with_path(state)[0]
     return {f"{number:04d} {jax.tree_util.keystr(path)}": leaf for number, (path, leaf) in enumerate(paths)}
 
 
-def check_room(folder: Path, size: int) -> None:
-    """OSError where the disk does not take `size` more bytes; Orbax would say so in many lines."""
+def check_disk_space(folder: Path, size: int) -> None:
+    """Raises OSError if the disk lacks room for `size` more bytes: its message is shorter than Orbax's."""
     if hasattr(os, "posix_fallocate"):
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, size)
@@ -183,7 +193,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a checkpoint's folder but the manifest, by its path in there."""
+    """SHA-256 of every file in a checkpoint's folder except the manifest, by its path relative to the folder."""
     sums = {}
     for path in files_of(folder):
         if path.name != MANIFEST:

@@ -1,4 +1,4 @@
-"""Looks at a trained network: what it predicts on the way, which t are hard for it, what it may have memorised."""
+"""Analysis of a trained network: predicted x_0 along the reverse process, loss by t, nearest training images."""
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,16 @@ from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.run_config import RunConfig
 
-BINS = np.linspace(-1.525, 1.525, 62)  # edges, so that -1, 0 and 1 are middles; what lies outside counts to the ends
-LOSS_POINTS = 20  # timesteps at which the loss is taken
-LOSS_IMAGES = 64
-NEIGHBOURS = 5
-HELD_OUT = 100  # held-out images whose distance to the training images is the measure for that of samples
-COMPARED = 2**28  # bytes of training images, at most, that are compared
+BIN_EDGES = np.linspace(-1.525, 1.525, 62)  # -1, 0 and 1 are bin centres; values outside go into the end bins
+NUM_LOSS_TIMESTEPS = 20
+NUM_LOSS_IMAGES = 64
+NUM_NEIGHBOURS = 5
+NUM_HELD_OUT = 100  # held-out images; their distance to the training images is the baseline for the samples' distance
+MAX_COMPARED_BYTES = 2**28  # of training images that are compared with samples
 
 
 def predict_x_0(network: nnx.Module, config: DiffusionConfig, x_t: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """The x_0 that the network sees in states (F, N, H, W, C) at timesteps (F,); float32 of the same shape."""
+    """The network's predicted x_0 for states x_t (F, N, H, W, C) at timesteps t (F,): float32, the same shape."""
     graph, state = nnx.split(network)
     tables = schedule_tables(config, np.float32)
 
@@ -32,7 +32,7 @@ def predict_x_0(network: nnx.Module, config: DiffusionConfig, x_t: np.ndarray, t
         def one(frame):
             x, t = frame
             ts = jnp.full(len(x), t)
-            prediction = network(x, ts)[..., : x.shape[-1]]  # a learned variance stands behind the prediction
+            prediction = network(x, ts)[..., : x.shape[-1]]  # further channels: the learned variance
             return diffusion.predicted_x_0(tables, config.objective, x, ts, prediction)
 
         return lax.map(one, (x_t, t))
@@ -40,21 +40,21 @@ def predict_x_0(network: nnx.Module, config: DiffusionConfig, x_t: np.ndarray, t
     return np.asarray(run(state, jnp.asarray(x_t, jnp.float32), jnp.asarray(t, jnp.int32)))
 
 
-def data_numbers(
-    network: nnx.Module, config: RunConfig, images: ImageData, samples: np.ndarray, at_most: int
+def data_statistics(
+    network: nnx.Module, config: RunConfig, images: ImageData, samples: np.ndarray, max_batch: int
 ) -> dict[str, np.ndarray]:
-    """What needs the data: the loss by t, the pixel values' distribution, the training images nearest to samples.
+    """The numbers that need the data set: loss by t, histogram of the pixel values, nearest training images.
 
-    samples: uint8 (N, H, W, C); at_most: how many images the network may see at once.
+    samples: uint8 (N, H, W, C). max_batch: largest batch for the network.
     """
     held_out = images.validation if len(images.validation) else images.train
-    t, losses = loss_by_t(network, config, np.asarray(held_out[: min(LOSS_IMAGES, at_most)]))
-    train = images.train[: max(1, COMPARED // images.train[0].nbytes)]
-    indices, distances = report.nearest(samples, train, NEIGHBOURS)
+    t, losses = loss_by_t(network, config, np.asarray(held_out[: min(NUM_LOSS_IMAGES, max_batch)]))
+    train = images.train[: max(1, MAX_COMPARED_BYTES // images.train[0].nbytes)]
+    indices, distances = report.nearest(samples, train, NUM_NEIGHBOURS)
     numbers = {
         "loss_t": t,
         "loss_by_t": losses,
-        "data_shares": shares(to_float(images.train[:2000])),
+        "data_shares": bin_fractions(to_float(images.train[:2000])),
         "nearest_index": indices,
         "nearest_distance": distances,
         "nearest_images": np.stack([train[row] for row in indices]),
@@ -63,19 +63,20 @@ def data_numbers(
         "num_held_out": np.int64(len(images.validation)),
     }
     if len(images.validation):
-        numbers["held_out_distance"] = report.nearest(images.validation[:HELD_OUT], train)[1][:, 0]
+        numbers["held_out_distance"] = report.nearest(images.validation[:NUM_HELD_OUT], train)[1][:, 0]
     return numbers
 
 
 def loss_by_t(network: nnx.Module, config: RunConfig, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps and the mean loss of images (N, H, W, C), N up to the batch size, at each; with the validation's noise.
+    """(t (K,), loss (K,)): the mean loss of images uint8 (N, H, W, C) at each of K timesteps.
 
-    The plain mean squared error, whatever weights the training gives it.
+    The loss is the plain mean squared error, without min-SNR weights. Uses at most a batch of the images, with the
+    noise of the first validation batch.
     """
     images = images[: config.training.batch_size]
     graph, state = nnx.split(network)
     d, tables = config.diffusion, schedule_tables(config.diffusion, np.float32)
-    t = np.unique(np.round(np.linspace(0, d.timesteps - 1, LOSS_POINTS)).astype(np.int32))
+    t = np.unique(np.round(np.linspace(0, d.timesteps - 1, NUM_LOSS_TIMESTEPS)).astype(np.int32))
     key = rng.key(config.training.seed, rng.VALIDATION, rng.NOISE, 0)
     noise = rng.normal(key, (config.training.batch_size, *images.shape[1:]))[: len(images)]
 
@@ -87,13 +88,13 @@ def loss_by_t(network: nnx.Module, config: RunConfig, images: np.ndarray) -> tup
     return t, np.asarray(run(state, to_float(images), noise, t))
 
 
-def shares(x: np.ndarray) -> np.ndarray:
-    """Which share of the values of x lies in each of BINS."""
-    return np.histogram(np.clip(x, BINS[0], BINS[-1]), BINS)[0] / x.size
+def bin_fractions(x: np.ndarray) -> np.ndarray:
+    """The fraction of the values of x in each bin between BIN_EDGES, (61,)."""
+    return np.histogram(np.clip(x, BIN_EDGES[0], BIN_EDGES[-1]), BIN_EDGES)[0] / x.size
 
 
-def forward_strip(images: np.ndarray, config: RunConfig, columns: int) -> tuple[np.ndarray, list[int]]:
-    """uint8 (rows, columns, H, W, C): each image, then q(x_t | x_0) at growing t; and these t."""
+def forward_process(images: np.ndarray, config: RunConfig, columns: int) -> tuple[np.ndarray, list[int]]:
+    """(uint8 (N, columns, H, W, C), t): each of N images, followed by samples of q(x_t | x_0) at increasing t."""
     d = config.diffusion
     tables = schedule_tables(d, np.float32)
     ts = sorted({round(t) for t in np.linspace(0, d.timesteps - 1, columns)[1:]} or {0})

@@ -1,6 +1,6 @@
-"""Batches on their way to the devices, how many steps run per dispatch, and the held-out images.
+"""Sends training batches to the devices, chooses how many steps run per dispatch, and computes the validation loss.
 
-All scheduling that is particular to CPUs stands here.
+All scheduling that depends on whether JAX runs on CPUs is in this file.
 """
 
 import time
@@ -21,47 +21,56 @@ from jax_ddpm.spec.run_config import OutputConfig, RunConfig
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import make_validation
 
-ON_DEVICE = 2 * 2**30  # bytes of images up to which the whole data set lives on the devices
-AT_ONCE = 10  # steps of one dispatch; what the host does for a dispatch takes milliseconds
-PATIENCE = 0.5  # seconds that a dispatch of several steps may take on a CPU: the bar and Ctrl-C wait for one or two
+MAX_RESIDENT_BYTES = 2 * 2**30  # a data set up to this size is copied to the devices once
+STEPS_PER_DISPATCH = 10  # so that the host's few milliseconds per dispatch do not count
+# The progress bar and Ctrl-C wait for one or two dispatches, so on a CPU, dispatches of several steps are limited.
+MAX_DISPATCH_SECONDS_ON_CPU = 0.5
 
 
 def on_cpu() -> bool:
-    """Whether JAX computes on CPUs."""
+    """Whether JAX's default device is a CPU."""
     return jax.default_backend() == "cpu"
 
 
 def fast_in_loops(config: NetworkConfig) -> bool:
-    """Whether a network's training step is as fast inside a loop of XLA's as outside.
+    """Whether a network's training step is as fast inside an XLA loop as outside.
 
-    On CPUs that holds only for the convolutions of `jax_ddpm.layers` by their CPU routes; others' gradients are some
-    hundred times slower in a loop. A registered network may have others.
+    On CPUs that holds for the convolutions of `jax_ddpm.layers` if they take their CPU routes. The gradients of other
+    convolutions, which a network of the user's own may have, are about a hundred times slower in a loop.
     """
-    return not on_cpu() or (ops.uses_cpu_routes() and config.name in unets.PACKAGED)
+    return not on_cpu() or (ops.uses_cpu_routes() and config.name in unets.BUILT_IN)
 
 
 class Feed:
-    """Gives `dispatch` its next steps: uint8 images on the devices, and which of them make each batch.
+    """Gives a dispatch its inputs: uint8 images on the devices, and the indices of each batch in them.
 
-    A small data set is put there once and only indices travel; of a large one the images of the next dispatch.
+    A small data set is copied to the devices once; later only indices are sent. For a larger one, the images of each
+    dispatch are sent.
     """
 
     def __init__(self, images: np.ndarray, config: RunConfig, mesh: Mesh):
         self.images, self.config = images, config
         self.on_cpu = on_cpu()
-        self.everywhere = NamedSharding(mesh, PartitionSpec())
-        self.by_image = NamedSharding(mesh, PartitionSpec(None, "data"))
-        self.resident = jax.device_put(np.asarray(images), self.everywhere) if images.nbytes <= ON_DEVICE else None
-        several = fast_in_loops(config.network) and not (self.on_cpu and self.resident is None)
-        self.steps_per_dispatch = (AT_ONCE if self.on_cpu else even_share(AT_ONCE, config.output)) if several else 1
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.batch_sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+        self.resident = None
+        if images.nbytes <= MAX_RESIDENT_BYTES:
+            self.resident = jax.device_put(np.asarray(images), self.replicated)
+        self.steps_per_dispatch = 1
+        """The largest number of steps in a dispatch."""
+        if fast_in_loops(config.network) and not (self.on_cpu and self.resident is None):
+            self.steps_per_dispatch = STEPS_PER_DISPATCH
+            if not self.on_cpu:
+                self.steps_per_dispatch = dispatch_length(config.output, STEPS_PER_DISPATCH)
+        self.next_steps = 1 if self.on_cpu else self.steps_per_dispatch
+        """Number of steps for the next dispatch. On a CPU: as many as MAX_DISPATCH_SECONDS_ON_CPU allows."""
+        self.last_dispatch: tuple[float, int] | None = None
+        """On a CPU: start time and number of steps of the last dispatch. None: do not time it."""
         self.unroll_accumulation = not fast_in_loops(config.network)
-        """For `make_train_step`: compile the parts of an accumulated batch one after another, not as a loop."""
-        self.at_once = 1 if self.on_cpu else self.steps_per_dispatch
-        """How many steps the next dispatch is to run: on a CPU as many as PATIENCE allows."""
-        self.last: tuple[float, int] | None = None  # on a CPU: when the last dispatch began, and its steps
+        """Argument of `make_train_step`."""
 
     def batches(self, step: int, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Images (N, H, W, C), int32 indices (K, B) of n steps from `step` on, rows beyond n like the last; n."""
+        """(images (N, H, W, C), int32 indices (K, B), n) for the n steps from `step` on; rows after n repeat row n."""
         training = self.config.training
         rows = [
             batch_indices(training.seed, step + min(i, n - 1), len(self.images), training.batch_size)
@@ -70,88 +79,92 @@ class Feed:
         indices = np.stack(rows)
         images = self.resident
         if images is None:
-            images = jax.device_put(self.images[indices.ravel()], self.everywhere)
+            images = jax.device_put(self.images[indices.ravel()], self.replicated)
             indices = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
-        return images, *jax.device_put((indices, np.int32(n)), (self.by_image, self.everywhere))
+        return images, *jax.device_put((indices, np.int32(n)), (self.batch_sharding, self.replicated))
 
     def run(self, dispatch: Callable, state: TrainState, step: int, n: int) -> tuple[TrainState, Mapping]:
-        """The n steps from `step` on by a `dispatch` of `make_dispatch`: (state, metrics).
+        """Run n steps from `step` on with `dispatch`, a function of `make_dispatch`. Returns (state, metrics).
 
-        On a CPU it waits for the steps before: each dispatch under way would take memory of its own.
+        On a CPU this first waits for the previous dispatch: two at the same time would need twice the memory.
         """
         batches = self.batches(step, n)
         if self.on_cpu:
             jax.block_until_ready(state)
             now = time.perf_counter()
-            if self.last is not None:
-                seconds = (now - self.last[0]) / self.last[1]
-                self.at_once = max(1, min(self.steps_per_dispatch, int(PATIENCE / seconds)))
-            self.last = now, n
+            if self.last_dispatch is not None:
+                start, steps = self.last_dispatch
+                limit = int(MAX_DISPATCH_SECONDS_ON_CPU / ((now - start) / steps))
+                self.next_steps = max(1, min(self.steps_per_dispatch, limit))
+            self.last_dispatch = now, n
         return dispatch(state, *batches)
 
-    def pause(self) -> None:
-        """What comes before the next dispatch is not the last one's time."""
-        self.last = None
+    def reset_timer(self) -> None:
+        """Do not count the time until the next dispatch as time of the last one."""
+        self.last_dispatch = None
 
 
-def even_share(at_most: int, output: OutputConfig) -> int:
-    """Steps of a dispatch that goes round as often whatever is left to do: nearly even parts of what is due most often.
+def dispatch_length(output: OutputConfig, limit: int) -> int:
+    """Steps per fixed-length dispatch, at most `limit`, chosen to split the shortest interval almost evenly.
 
-    Of the default intervals, 500 steps or more, hardly anything is left over.
+    A default interval (500 steps or more) does not count: whatever the length, almost no step is wasted.
     """
-    every = [e for e in (output.validate_every, output.checkpoint_every, output.sample_every) if e]
-    shortest = min(every, default=at_most)
-    return -(-shortest // -(-shortest // at_most))
+    intervals = [steps for steps in (output.validate_every, output.checkpoint_every, output.sample_every) if steps]
+    shortest = min(intervals, default=limit)
+    return -(-shortest // -(-shortest // limit))
 
 
 class Validation:
-    """Mean loss of the held-out images, at timesteps and noise that stay the same over the training."""
+    """Mean loss of the held-out images. Timesteps and noise are the same in every validation."""
 
     def __init__(self, graph, config: RunConfig, images: np.ndarray, mesh: Mesh):
         self.images, self.batch_size = images, config.training.batch_size
         self.validate = make_validation(graph, config)
-        self.by_image = NamedSharding(mesh, PartitionSpec("data"))
+        self.batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
 
     def __call__(self, state: TrainState) -> float:
         starts = range(0, len(self.images), self.batch_size)
-        total, before = 0.0, 0.0
-        for number, first in enumerate(tqdm(starts, "validating", unit="batch", leave=False, delay=5)):
+        total, previous_total = 0.0, 0.0
+        for batch_index, first in enumerate(tqdm(starts, "validating", unit="batch", leave=False, delay=5)):
             batch = self.images[first : first + self.batch_size]
             missing = self.batch_size - len(batch)
             mask = np.arange(self.batch_size) < len(batch)
             batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
-            batch, mask = jax.device_put((batch, mask), self.by_image)
-            jax.block_until_ready(before)  # one batch is under way meanwhile; the bar tells the truth
-            before, total = total, total + self.validate(state.weights, state.buffers, batch, mask, np.int32(number))
+            batch, mask = jax.device_put((batch, mask), self.batch_sharding)
+            jax.block_until_ready(previous_total)  # one batch stays in flight, so that the bar shows finished ones
+            loss = self.validate(state.weights, state.buffers, batch, mask, np.int32(batch_index))
+            previous_total, total = total, total + loss
         return float(total) / len(self.images)
 
 
-def make_dispatch(train_step: Callable, steps_per_dispatch: int, all_rounds: bool | None = None) -> Callable:
-    """dispatch(state, images (N, H, W, C), indices (K, B), n) -> (state, metrics of K steps): jitted, state donated.
+def make_dispatch(train_step: Callable, steps_per_dispatch: int, fixed_length: bool | None = None) -> Callable:
+    """Returns dispatch(state, images (N, H, W, C), indices (K, B), n) -> (state, metrics): jitted, the state donated.
 
-    Runs the first n <= K = `steps_per_dispatch` steps, step i on images[indices[i]], in one device program; the
-    metrics of steps beyond n are zero. all_rounds: go round K times whatever n is, steps beyond it changing nothing:
-    on GPUs, at each turn of a loop whose end the compiler does not know, the device would wait for the host. By default
-    on all devices but CPUs, where such steps would take their time and nothing waits.
+    One device program runs n <= K = `steps_per_dispatch` steps, step i on images[indices[i]]. Each metric is an array
+    (K,), 0 after the first n.
+
+    fixed_length: always loop K times and discard the steps after n, because a dynamic loop bound makes a GPU
+    synchronise with the host at every iteration. Default: False on CPUs, where the discarded steps would cost time and
+    a dynamic bound costs nothing; True elsewhere.
     """
-    all_rounds = not on_cpu() if all_rounds is None else all_rounds
+    fixed_length = not on_cpu() if fixed_length is None else fixed_length
 
-    def one(state, images, indices, n):
+    def single_step(state, images, indices, n):
         state, metrics = train_step(state, images[indices[0]])
         return state, {name: value[None] for name, value in metrics.items()}
 
-    def several(state, images, indices, n):
+    def multi_step(state, images, indices, n):
         shapes = jax.eval_shape(train_step, state, images[indices[0]])[1]
-        record = {name: jnp.zeros((steps_per_dispatch,), value.dtype) for name, value in shapes.items()}
+        buffer = {name: jnp.zeros((steps_per_dispatch,), value.dtype) for name, value in shapes.items()}
 
         def body(i, carry):
-            state, record = carry
+            state, buffer = carry
             new, metrics = train_step(state, images[indices[i]])
-            if all_rounds:
+            if fixed_length:
                 new = jax.tree.map(partial(jnp.where, i < n), new, state)
                 metrics = {name: jnp.where(i < n, value, 0) for name, value in metrics.items()}
-            return new, {name: record[name].at[i].set(value) for name, value in metrics.items()}
+            return new, {name: buffer[name].at[i].set(value) for name, value in metrics.items()}
 
-        return lax.fori_loop(0, steps_per_dispatch if all_rounds else n, body, (state, record))
+        return lax.fori_loop(0, steps_per_dispatch if fixed_length else n, body, (state, buffer))
 
-    return jax.jit(one if steps_per_dispatch == 1 else several, donate_argnums=0)
+    return jax.jit(single_step if steps_per_dispatch == 1 else multi_step, donate_argnums=0)

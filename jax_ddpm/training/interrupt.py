@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first lets a run finish the steps under way and save, the second ends it at once."""
+"""SIGINT and SIGTERM: after the first, a run finishes its steps in flight and saves; the second ends it at once."""
 
 import os
 import signal
@@ -7,48 +7,48 @@ import threading
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the run; `number` is the signal's, and the text says how to go on."""
+    """A signal ended the run. `number` is the signal's number; the message says how to resume."""
 
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.number = number
 
 
-class Interruption:
-    """While this context is open, a signal raises Interrupted with `message`.
+class SignalHandler:
+    """A context in which a signal raises `Interrupted` with `message`.
 
-    While `deferring`, it sets `number` instead, and only a second one ends the process, at once. In a thread other than
-    the main one none of this happens, since only that one may handle signals.
+    While `deferred` is True, the first signal only sets `signal_number`, and a second one ends the process at once.
+    Outside the main thread this does nothing: Python handles signals only in the main thread.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
         self.message = "Stopped before the training began."
-        self.deferring = False
-        self.number: int | None = None
-        self.before: dict = {}
+        self.deferred = False
+        self.signal_number: int | None = None
+        self.previous_handlers: dict = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.handle) for number in self.SIGNALS}
+            self.previous_handlers = {number: signal.signal(number, self.handle) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
     def handle(self, number: int, frame) -> None:
-        if self.number is not None:
+        if self.signal_number is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.number = number
-        if not self.deferring:
+        self.signal_number = number
+        if not self.deferred:
             raise Interrupted(number, self.message)
         print("\nFinishing this step and saving; a second signal stops at once.", file=sys.stderr, flush=True)
 
-    def end_of_deferring(self) -> None:
-        """Raises Interrupted if a signal has come."""
-        self.deferring = False
-        if self.number is not None:
-            raise Interrupted(self.number, self.message)
+    def raise_if_signalled(self) -> None:
+        """End the deferral; raises Interrupted if a signal has come."""
+        self.deferred = False
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number, self.message)

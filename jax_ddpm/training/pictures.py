@@ -1,4 +1,4 @@
-"""The pictures of a run, made from its weights: sample grids while it trains, and the closing ones at its end."""
+"""The pictures of a run: sample grids during the training, and the final pictures at its end."""
 
 import time
 from pathlib import Path
@@ -11,39 +11,42 @@ from tqdm import tqdm
 
 from jax_ddpm import report
 from jax_ddpm.data import ImageData, to_uint8
-from jax_ddpm.sampling.reverse import chain_of
+from jax_ddpm.sampling.reverse import sampling_timesteps
 from jax_ddpm.sampling.samplers import sample_indices
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.files import atomic_path
 from jax_ddpm.spec.run_config import RunConfig
-from jax_ddpm.training import diagnostics as looks
+from jax_ddpm.training import diagnostics
 
-CLOSING_FILE = "closing.npz"  # what the page is made from
-NUM_FRAMES = 31  # states of the reverse process that are kept, x_T and x_0 among them
-COLUMNS = 11  # of them in a strip
-ROWS = 8  # images in strips, and beside their nearest training images
-FEW_STEPS = 50  # of the grids along the way
-SECONDS = 50.0  # what a sample grid may take, compilation aside
+NUMBERS_FILE = "closing.npz"  # arrays behind the final pictures, from which the page is made
+NUM_FRAMES = 31  # states of the reverse process on the page, with x_T and x_0
+STRIP_COLUMNS = 11  # states in a strip
+STRIP_ROWS = 8  # images in a strip; also the number of samples that are compared with training images
+PREVIEW_STEPS = 50  # sampler steps of the grids during the training
+MAX_SAMPLING_SECONDS = 50.0  # for a sample grid, without compilation: a slow network draws fewer images
 
 
 class Pictures:
-    """Samples of a run; always the same images of its seed, so that grids can be compared over the training."""
+    """Draws samples of a run. Their noise depends only on the seed, so grids of different steps can be compared."""
 
     def __init__(self, folder: Path, graph, config: RunConfig, image_shape: tuple[int, int, int]):
         self.folder, self.graph, self.config, self.image_shape = folder / "samples", graph, config, image_shape
-        self.seconds: float | None = None  # that the network takes for an image
+        self.seconds: float | None = None  # per image and network call; None until measured
 
     def sample(
-        self, network: nnx.Module, sampler: SamplerConfig, kept: tuple[int, ...] = ()
+        self, network: nnx.Module, sampler: SamplerConfig, frame_steps: tuple[int, ...] = ()
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Float samples (N, H, W, C), N as time allows, and states (F, N, H, W, C) after `kept` steps."""
-        config, wanted = self.config, self.config.output.num_samples
+        """(samples (N, H, W, C), frames (F, N, H, W, C)), both float.
+
+        N is `num_samples`, or fewer if sampling is slow. Frame f is the state after frame_steps[f] steps.
+        """
+        config, num_samples = self.config, self.config.output.num_samples
         if self.seconds is None:
-            self.seconds = seconds_per_image(network, min(8, wanted), self.image_shape)
+            self.seconds = seconds_per_image(network, min(8, num_samples), self.image_shape)
         steps = sampler.num_steps or config.diffusion.timesteps
         calls = 2 * steps if sampler.sampler == "heun" else steps
-        count = max(1, min(wanted, int(SECONDS / (calls * self.seconds))))
+        count = max(1, min(num_samples, int(MAX_SAMPLING_SECONDS / (calls * self.seconds))))
         with tqdm(total=steps, desc=f"sampling {count}", unit="step", leave=False, mininterval=1) as bar:
             x, frames = sample_indices(
                 network,
@@ -52,118 +55,120 @@ class Pictures:
                 config.training.seed,
                 np.arange(count),
                 sampler=sampler,
-                num_frames=kept,
+                num_frames=frame_steps,
                 progress=lambda done: bar.update(done - bar.n),
             )
         return np.asarray(x), np.asarray(frames)
 
     def save_grid(self, weights: nnx.State, buffers: nnx.State, step: int) -> Path:
-        """A sample grid of this step, drawn in few steps."""
-        samples, _ = self.sample(nnx.merge(self.graph, weights, buffers), along(self.config))
+        """Draw a sample grid with `preview_sampler`, and save it as step-NNNNNNN.png."""
+        samples, _ = self.sample(nnx.merge(self.graph, weights, buffers), preview_sampler(self.config))
         path = self.folder / f"step-{step:07d}.png"
         with atomic_path(path) as draft:
             report.grid(to_uint8(samples)).save(draft, "PNG")
         return path
 
-    def save_all(
+    def save_final(
         self, weights: nnx.State, buffers: nnx.State, step: int, images: ImageData | None, rows: list[dict]
     ) -> list[tuple[Path, str]]:
-        """The closing pictures of the weights of `step`, and what each one shows.
+        """Make the final pictures from the weights of `step`. Returns the path of each and what it shows.
 
-        Their numbers go into closing.npz, from which the page is made. images: None where the data cannot be had; the
-        pictures that need it are then left out.
+        Saves their numbers in closing.npz, for the page. images: None if the data set is not available; then the
+        pictures that need it are left out. rows: the rows of metrics.jsonl.
         """
         network, config = nnx.merge(self.graph, weights, buffers), self.config
-        gif_frames, chain = config.output.gif_frames, chain_of(config.diffusion, config.sampling)
-        log_snr = np.log(schedule_tables(config.diffusion, np.float64).snr)[
-            chain
-        ]  # of the states after 0, 1, ... steps
-        kept = report.evenly_spaced(log_snr, max(NUM_FRAMES, gif_frames) - 1)
-        x_0, every_frame = self.sample(network, config.sampling, (*kept.tolist(), len(chain)))
-        some = evenly_spaced_indices(len(every_frame), NUM_FRAMES)
-        frames, t = every_frame[some, :ROWS], chain[kept[some[:-1]]]
-        predicted = np.concatenate([looks.predict_x_0(network, config.diffusion, frames[:-1], t), frames[-1:]])
+        gif_frames, timesteps = config.output.gif_frames, sampling_timesteps(config.diffusion, config.sampling)
+        # logSNR of the states after 0, 1, ... steps; the last state, x_0, has none.
+        log_snr = np.log(schedule_tables(config.diffusion, np.float64).snr)[timesteps]
+        frame_steps = report.evenly_spaced(log_snr, max(NUM_FRAMES, gif_frames) - 1)
+        x_0, all_frames = self.sample(network, config.sampling, (*frame_steps.tolist(), len(timesteps)))
+        chosen = evenly_spaced_indices(len(all_frames), NUM_FRAMES)
+        frames, steps = all_frames[chosen, :STRIP_ROWS], frame_steps[chosen[:-1]]
+        t = timesteps[steps]
+        predicted = np.concatenate([diagnostics.predict_x_0(network, config.diffusion, frames[:-1], t), frames[-1:]])
         x_t = to_uint8(frames)
         numbers: dict[str, np.ndarray] = {
             "step": np.int64(step),
             "num_parameters": np.int64(sum(leaf.size for leaf in jax.tree.leaves(weights))),
             "num_samples": np.int64(len(x_0)),
             "frames_t": t,
-            "frames_log_snr": log_snr[kept[some[:-1]]],
+            "frames_log_snr": log_snr[steps],
             "frames_x_t": x_t,
             "frames_x_0": to_uint8(predicted),
-            "bins": looks.BINS,
-            "sampled_shares": looks.shares(x_0),
+            "bins": diagnostics.BIN_EDGES,
+            "sampled_shares": diagnostics.bin_fractions(x_0),
         }
         samples = to_uint8(x_0)
-        made = {"grid.png": (report.grid(samples), f"{len(samples)} samples")}
+        pictures = {"grid.png": (report.grid(samples), f"{len(samples)} samples")}
         self.save_grid(weights, buffers, step)
-        columns = evenly_spaced_indices(len(x_t), COLUMNS)
+        columns = evenly_spaced_indices(len(x_t), STRIP_COLUMNS)
         labels = ["x_T", *(f"t = {t[column]}" for column in columns[1:-1]), "x_0"]
-        made["reverse.png"] = (
+        pictures["reverse.png"] = (
             report.table(x_t[columns].swapaxes(0, 1), labels),
-            "reverse process: from noise to samples, evenly in logSNR",
+            "the reverse process, from noise to samples",
         )
-        made["x0.png"] = (
+        pictures["x0.png"] = (
             report.beside(x_t[columns, :4], numbers["frames_x_0"][columns, :4], labels),
-            "what the network takes each x_t for",
+            "predicted x_0 for each x_t",
         )
         if images is not None:
-            numbers |= looks.data_numbers(network, config, images, samples[:ROWS], max(ROWS, len(samples)))
-            made |= data_pictures(config, images, samples[:ROWS], numbers)
-        for name, (picture, _) in made.items():
+            shown, max_batch = samples[:STRIP_ROWS], max(STRIP_ROWS, len(samples))
+            numbers |= diagnostics.data_statistics(network, config, images, shown, max_batch)
+            pictures |= data_pictures(config, images, shown, numbers)
+        for name, (picture, _) in pictures.items():
             picture.save(self.folder / name)
         figures = {}
         if rows:
-            figures["loss.png"] = report.loss_curve(rows), "loss over the training"
+            figures["loss.png"] = report.loss_curve(rows), "training and validation loss"
         if "loss_by_t" in numbers:
-            figures["timesteps.png"] = report.loss_by_timestep(numbers["loss_t"], numbers["loss_by_t"]), "loss by t"
-        shares = {"samples": numbers["sampled_shares"], "data": numbers.get("data_shares")}
+            figure = report.loss_by_timestep(numbers["loss_t"], numbers["loss_by_t"])
+            figures["timesteps.png"] = figure, "loss by timestep"
+        fractions = {"samples": numbers["sampled_shares"], "data": numbers.get("data_shares")}
         figures["histogram.png"] = (
-            report.histogram(looks.BINS, {name: share for name, share in shares.items() if share is not None}),
-            "distribution of the pixel values",
+            report.histogram(diagnostics.BIN_EDGES, {name: x for name, x in fractions.items() if x is not None}),
+            "histogram of the pixel values",
         )
         for name, (figure, _) in figures.items():
             figure.savefig(self.folder / name, dpi=120)
-        with atomic_path(self.folder / CLOSING_FILE) as draft, open(draft, "wb") as file:
+        with atomic_path(self.folder / NUMBERS_FILE) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, **numbers)
-        shown = [(self.folder / name, text) for name, (_, text) in {**made, **figures}.items()]
+        paths = [(self.folder / name, text) for name, (_, text) in {**pictures, **figures}.items()]
         if gif_frames:
-            chosen = to_uint8(every_frame[evenly_spaced_indices(len(every_frame), gif_frames)])
-            report.write_gif(self.folder / "reverse.gif", chosen)
-            shown.append((self.folder / "reverse.gif", f"the reverse process, {len(chosen)} frames"))
-        return shown
+            gif = to_uint8(all_frames[evenly_spaced_indices(len(all_frames), gif_frames)])
+            report.write_gif(self.folder / "reverse.gif", gif)
+            paths.append((self.folder / "reverse.gif", f"the reverse process, {len(gif)} frames"))
+        return paths
 
 
 def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
-    """At most `count` of the indices of a sequence, evenly spaced, first and last among them."""
+    """At most `count` indices of a sequence, evenly spaced, with the first and the last one."""
     return np.unique(np.round(np.linspace(0, length - 1, count)).astype(int))
 
 
 def data_pictures(config: RunConfig, images: ImageData, samples: np.ndarray, numbers: dict) -> dict[str, tuple]:
-    """By file name: the training images, the forward process, and the training images nearest to the samples."""
-    strip, ts = looks.forward_strip(np.asarray(images.train[:ROWS]), config, COLUMNS)
-    beside = np.concatenate([samples[:, None], numbers["nearest_images"]], axis=1)
-    ranks = ["nearest", *(f"{i}." for i in range(2, beside.shape[1]))]
+    """(picture, text) by file name: training images, the forward process, nearest training images of the samples."""
+    strip, ts = diagnostics.forward_process(np.asarray(images.train[:STRIP_ROWS]), config, STRIP_COLUMNS)
+    neighbours = np.concatenate([samples[:, None], numbers["nearest_images"]], axis=1)
+    ranks = ["nearest", *(f"{i}." for i in range(2, neighbours.shape[1]))]
     return {
         "data.png": (report.grid(np.asarray(images.train[:64])), "training images"),
         "forward.png": (
             report.table(strip, ["x_0", *(f"t = {t}" for t in ts)]),
-            "forward process: noise added to training images",
+            "the forward process: noise added to training images",
         ),
-        "nearest.png": (report.table(beside, ["sample", *ranks]), "samples and the training images nearest to them"),
+        "nearest.png": (report.table(neighbours, ["sample", *ranks]), "samples and their nearest training images"),
     }
 
 
-def along(config: RunConfig) -> SamplerConfig:
-    """What draws the grids along the way: the run's own sampler where that takes few steps, else DDIM."""
+def preview_sampler(config: RunConfig) -> SamplerConfig:
+    """Sampler of the grids during the training: the run's own if it sets `num_steps`, else DDIM in PREVIEW_STEPS."""
     if config.sampling.num_steps is not None:
         return config.sampling
-    return SamplerConfig(sampler="ddim", num_steps=min(FEW_STEPS, config.diffusion.timesteps))
+    return SamplerConfig(sampler="ddim", num_steps=min(PREVIEW_STEPS, config.diffusion.timesteps))
 
 
 def seconds_per_image(network: nnx.Module, batch_size: int, image_shape: tuple[int, int, int]) -> float:
-    """What a network call takes for each image of a batch."""
+    """Seconds per image of one network call on a batch."""
     graph, state = nnx.split(network)
     call = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t))
     x, t = jnp.zeros((batch_size, *image_shape), jnp.float32), jnp.zeros(batch_size, jnp.int32)

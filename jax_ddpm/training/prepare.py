@@ -1,4 +1,4 @@
-"""What a training run needs before its first step: images, network, devices, and everything that watches and writes."""
+"""Everything a run needs before its first step: images, network, devices, and the objects that log and save."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.feed import Feed, Validation, make_dispatch
 from jax_ddpm.training.pictures import Pictures
-from jax_ddpm.training.progress import Intervals, Progress, Saving
+from jax_ddpm.training.progress import CheckpointPolicy, Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog
 from jax_ddpm.training.run_page import Page
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
@@ -28,7 +28,7 @@ from jax_ddpm.training.tensorboard import TensorBoard
 
 @dataclass
 class Run:
-    """A training run: its settings and parts, and how far it is."""
+    """A training run: its settings, its parts and its current state."""
 
     config: RunConfig
     folder: Path
@@ -42,20 +42,20 @@ class Run:
     total_steps: int
     intervals: Intervals
     checkpoints: Checkpoints
-    saving: Saving
+    checkpoint_policy: CheckpointPolicy
     metrics_log: MetricsLog
     progress: Progress
     pictures: Pictures
     page: Page
     tensorboard: TensorBoard
-    start: int
-    """The step that this process began at."""
+    start_step: int
+    """The number of steps that were done when this process started."""
     step: int
     """Optimiser steps done."""
     state: TrainState
     best: dict | None
     """{"step": ..., "validation_loss": ...} of the best validation; None before the first, or without --keep-best."""
-    saved: int
+    saved_step: int
     """The step of the newest checkpoint."""
 
 
@@ -69,30 +69,31 @@ def prepare(
     checkpoints: Checkpoints,
     log: Callable[[str], None],
 ) -> Run:
-    """A run at its start, or at its newest complete checkpoint if it is resumed; says what is about to be trained."""
+    """A run at step 0, or at its newest undamaged checkpoint if it is resumed. Logs what will be trained."""
     training, image_shape = config.training, images.train.shape[1:]
-    steps_per_epoch, total_steps = lengths(config, len(images.train))
+    steps_per_epoch, total_steps = count_steps(config, len(images.train))
     optimizer = make_optimizer(training)
     dtype = np.float64 if training.precision == "float64" else np.float32
     graph, state = create_state(network, optimizer, training.ema, dtype)
     info = ModelInfo(network=config.network, image_shape=image_shape, diffusion=config.diffusion)
     log(describe(info, num_parameters(state.params)))
     num_train, num_held_out = len(images.train), len(images.validation)
-    log(f"{num_train:,} training images, {num_held_out:,} held out; {total_steps:,} steps of {training.batch_size}")
+    log(f"{num_train:,} training images, {num_held_out:,} held out")
+    log(f"{total_steps:,} steps, batch size {training.batch_size}")
     kind = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({jax.default_backend()})"
     log(f"Devices: {kind}, {training.precision}")
 
-    checkpoints.tidy()
+    checkpoints.remove_incomplete()
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     start, record = 0, {"pending": [], "unwritten": [], "skipped_in_a_row": 0, "best": None}
-    if resume and (found := checkpoints.newest(state)):
+    if resume and (found := checkpoints.restore_newest(state)):
         start, state, record = found
-        log(f"Going on from step {start:,}.")
+        log(f"Resuming from step {start:,}.")
 
     tensorboard = TensorBoard(folder, start, config.output.tensorboard, log)
     metrics_log = MetricsLog(folder, log)
     metrics_log.rewind(start, record["pending"], record["unwritten"])
-    metrics_log.watch = tensorboard.row
+    metrics_log.on_row = tensorboard.row
     intervals = Intervals(config, steps_per_epoch, total_steps, num_held_out > 0)
 
     def timesteps(step: int) -> np.ndarray:
@@ -116,38 +117,39 @@ def prepare(
         total_steps=total_steps,
         intervals=intervals,
         checkpoints=checkpoints,
-        saving=Saving(config, total_steps),
+        checkpoint_policy=CheckpointPolicy(config, total_steps),
         metrics_log=metrics_log,
         progress=progress,
         pictures=Pictures(folder, graph, config, image_shape),
         page=Page(folder),
         tensorboard=tensorboard,
-        start=start,
+        start_step=start,
         step=start,
         state=state,
         best=record["best"],
-        saved=start,
+        saved_step=start,
     )
 
 
-def lengths(config: RunConfig, num_images: int) -> tuple[int, int]:
-    """Steps of an epoch, and of the whole run."""
+def count_steps(config: RunConfig, num_images: int) -> tuple[int, int]:
+    """(steps per epoch, total steps of the run)."""
     steps_per_epoch = num_images // config.training.batch_size
     return steps_per_epoch, config.training.steps or config.training.epochs * steps_per_epoch
 
 
 def make_mesh(batch_size: int) -> Mesh:
-    """All devices in one row; UserError where they cannot share a batch evenly."""
+    """All devices, in one dimension "data". Raises UserError if a batch cannot be split evenly over them."""
     devices = jax.devices()
     if batch_size % len(devices):
         raise UserError(
-            f"{len(devices)} devices cannot share {batch_size} images evenly: "
+            f"{batch_size} images cannot be split evenly over {len(devices)} devices: "
             f"expected a --batch-size (divided by --accumulate) that is a multiple of {len(devices)}."
         )
     return Mesh(np.asarray(devices), ("data",))
 
 
 def load_images(config: RunConfig, log: Callable[[str], None]) -> data.ImageData:
+    """The images of a run. Raises UserError if there are too few for a batch, or none to validate --keep-best."""
     d = config.data
     images = data.load(
         d.dataset,
@@ -159,7 +161,7 @@ def load_images(config: RunConfig, log: Callable[[str], None]) -> data.ImageData
         log=log,
     )
     if config.output.keep_best and not len(images.validation):
-        raise UserError("keep_best wants held-out images, and there are none: give a --validation-fraction above 0.")
+        raise UserError("keep_best needs held-out images, and there are none: give a --validation-fraction above 0.")
     for note in images.notes:
         log(note)
     if len(images.train) < config.training.batch_size:
@@ -171,7 +173,7 @@ def load_images(config: RunConfig, log: Callable[[str], None]) -> data.ImageData
 
 
 def make_network(config: RunConfig, image_shape: tuple[int, int, int]):
-    """The network with its initial weights, or those of `init_from`."""
+    """The network, with random initial weights or the weights of `init_from`."""
     dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
     network = unets.build(config.network, image_shape[2], dtype)
     if config.training.init_from is None:

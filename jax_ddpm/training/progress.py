@@ -1,4 +1,4 @@
-"""When things are due in a run, and what a person sees of it meanwhile."""
+"""The schedule of validations, checkpoints and sample grids; the progress bar and the rows of metrics.jsonl."""
 
 import sys
 import time
@@ -12,20 +12,20 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.run_folder import MetricsLog
 
-APART = 500  # steps at least between two validations or checkpoints, where the user sets no interval
-SHARE = 0.1  # of the time, that checkpoints may take where the user sets no interval
-SPIKE = 5.0  # times the running mean of the loss
+MIN_DEFAULT_INTERVAL = 500  # steps between two validations or checkpoints, unless the user sets an interval
+MAX_CHECKPOINT_TIME_FRACTION = 0.1  # of the time may go into writing checkpoints, unless the user sets an interval
+SPIKE_FACTOR = 5.0  # a loss this many times its running mean is logged
 
 
 class Intervals:
     """The steps after which a validation, a checkpoint or a sample grid is due."""
 
     def __init__(self, config: RunConfig, steps_per_epoch: int, total_steps: int, validates: bool):
-        epochs = steps_per_epoch * -(-APART // steps_per_epoch)  # one epoch, or as many as make APART steps
         output = config.output
+        default_interval = steps_per_epoch * -(-MIN_DEFAULT_INTERVAL // steps_per_epoch)  # whole epochs
         self.total = total_steps
-        self.every_validation = (output.validate_every or epochs) if validates else 0
-        self.every_checkpoint = output.checkpoint_every or epochs
+        self.every_validation = (output.validate_every or default_interval) if validates else 0
+        self.every_checkpoint = output.checkpoint_every or default_interval
         self.every_samples = [e for e in (output.sample_every, output.sample_every_epochs * steps_per_epoch) if e]
 
     def validation(self, step: int) -> bool:
@@ -41,37 +41,40 @@ class Intervals:
         return self.validation(step) or self.checkpoint(step) or self.samples(step)
 
     def next(self, step: int) -> int:
-        """The first step after `step` after which something is due; the last step of all at the latest."""
+        """The next step > `step` at which something is due; at most the last step of the run."""
         every = [e for e in (self.every_validation, self.every_checkpoint, *self.every_samples) if e]
         return min([self.total, *(step - step % e + e for e in every)])
 
 
-class Saving:
-    """Whether a checkpoint that is due is made, and a context for making it.
+class CheckpointPolicy:
+    """Decides whether a due checkpoint is written. As a context manager, it measures how long the writing takes.
 
-    On an accelerator some hundred steps may take less time than that does.
+    On an accelerator, writing a checkpoint can take longer than the steps between two checkpoints.
     """
 
     def __init__(self, config: RunConfig, total_steps: int):
         self.output, self.total = config.output, total_steps
-        self.seconds, self.last = 0.0, time.perf_counter()
+        self.seconds, self.last_end = 0.0, time.perf_counter()
 
     def __enter__(self) -> None:
-        self.began = time.perf_counter()
+        self.start = time.perf_counter()
 
     def __exit__(self, *_) -> None:
-        self.last = time.perf_counter()
-        self.seconds = self.last - self.began
+        self.last_end = time.perf_counter()
+        self.seconds = self.last_end - self.start
 
-    def wants(self, step: int, writing: bool) -> bool:
-        """Always what the user chose and the last; others if they take, like the one before, SHARE of the time at most.
+    def should_save(self, step: int, is_saving: bool) -> bool:
+        """Whether to write the checkpoint of `step`.
 
-        writing: whether the one before is still being written, for which another would wait.
+        Always True at the intervals that the user set, and at the last step. Otherwise True if writing the last
+        checkpoint took at most MAX_CHECKPOINT_TIME_FRACTION of the time since then.
+
+        is_saving: whether the previous checkpoint is still being written; a new one would have to wait for it.
         """
         chosen = bool(self.output.keep_every) and step % self.output.keep_every == 0
         if self.output.checkpoint_every or chosen or step == self.total:
             return True
-        return not writing and self.seconds <= SHARE * (time.perf_counter() - self.last)
+        return not is_saving and self.seconds <= MAX_CHECKPOINT_TIME_FRACTION * (time.perf_counter() - self.last_end)
 
 
 class Progress:
@@ -88,15 +91,15 @@ class Progress:
         timesteps: Callable[[int], np.ndarray],
         log: Callable[[str], None],
     ):
-        self.timesteps = timesteps  # timesteps(step): those that step `step`, from 0, draws
+        self.timesteps = timesteps  # timesteps(step): the t drawn in that step, counted from 0
         self.skipped_in_a_row = 0
         self.config, self.metrics_log, self.log = config, metrics_log, log
         self.steps_per_epoch, self.intervals, self.total = steps_per_epoch, intervals, total
-        self.first: tuple[int, float] | None = None  # step and time after the first dispatch, which compiles
+        self.timing_start: tuple[int, float] | None = None  # step and time after the first dispatch, which compiles
         self.announced = False
-        self.paused: float | None = None  # since when
-        self.row_time, self.row_step, self.shown_loss, self.speed = time.perf_counter(), start, None, None
-        self.read_time = self.row_time
+        self.pause_start: float | None = None
+        self.row_time, self.row_step, self.mean_loss, self.speed = time.perf_counter(), start, None, None
+        self.update_time = self.row_time
         self.bar = tqdm(
             total=total,
             initial=start,
@@ -105,52 +108,52 @@ class Progress:
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
         )
 
-    def read(self, step: int, n: int, metrics: Mapping) -> None:
-        """Take in the figures of the n steps after `step`, arrays (n or more,) by name; waits for them.
+    def update(self, step: int, n: int, metrics: Mapping) -> None:
+        """Record the metrics of the n steps after `step`, and move the bar. Waits for the device.
 
-        UserError once `max_skipped` steps in a row were skipped.
+        metrics: by name, arrays (at least n,). Raises UserError after `max_skipped` skipped steps in a row.
         """
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         now = time.perf_counter()
         for i in range(n):
-            figures = {name: float(value[i]) for name, value in values.items()}
-            self.metrics_log.add({"step": step + i + 1, **figures})
-            self.judge(step + i, figures)
+            step_metrics = {name: float(value[i]) for name, value in values.items()}
+            self.metrics_log.add({"step": step + i + 1, **step_metrics})
+            self.check_step(step + i, step_metrics)
             if (step + i + 1) % self.config.output.log_every == 0 and not self.intervals.validation(step + i + 1):
-                self.row(step + i + 1, self.read_time + (now - self.read_time) * (i + 1) / n)
-        self.read_time = now
-        if self.first is None:
-            self.first = (step + n, now)
+                self.write_row(step + i + 1, self.update_time + (now - self.update_time) * (i + 1) / n)
+        self.update_time = now
+        if self.timing_start is None:
+            self.timing_start = (step + n, now)
         else:
-            seconds = (now - self.first[1]) / (step + n - self.first[0])
+            seconds = (now - self.timing_start[1]) / (step + n - self.timing_start[0])
             self.speed = self.config.training.batch_size / seconds
-            if not self.announced and (step + n - self.first[0] >= 10 or now - self.first[1] > 10):
+            if not self.announced and (step + n - self.timing_start[0] >= 10 or now - self.timing_start[1] > 10):
                 self.announce(seconds, step + n)
         speed = "" if self.speed is None else f", {self.speed:,.0f} images/s"
-        loss = "not finite" if self.shown_loss is None else f"{self.shown_loss:.4f}"
+        loss = "not finite" if self.mean_loss is None else f"{self.mean_loss:.4f}"
         self.bar.set_postfix_str(f"loss {loss}{speed}", refresh=False)
         self.bar.update(n)
 
-    def judge(self, step: int, figures: Mapping[str, float]) -> None:
-        """Tell of a skipped step and of a loss that springs up."""
-        loss = figures["loss"]
-        if not figures["skipped"]:
+    def check_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log a skipped step, or a loss far above its running mean."""
+        loss = metrics["loss"]
+        if not metrics["skipped"]:
             self.skipped_in_a_row = 0
-            mean = loss if self.shown_loss is None else self.shown_loss
-            if loss > SPIKE * mean:
+            mean = loss if self.mean_loss is None else self.mean_loss
+            if loss > SPIKE_FACTOR * mean:
                 self.log(f"Step {step + 1:,}: the loss, {loss:.4g}, is {loss / mean:.0f} times its recent mean.")
-            self.shown_loss = 0.95 * mean + 0.05 * loss
+            self.mean_loss = 0.95 * mean + 0.05 * loss
             return
         self.skipped_in_a_row += 1
         t = np.sort(self.timesteps(step))
-        found = f"loss {loss:g}, gradient norm {figures['grad_norm']:g}, t = {' '.join(map(str, t[:8]))}"
+        found = f"loss {loss:g}, gradient norm {metrics['grad_norm']:g}, t = {' '.join(map(str, t[:8]))}"
         found += f" ... {t[-1]}" if len(t) > 8 else ""
-        self.log(f"Step {step + 1:,} was skipped, since its loss or gradient is not finite: {found}.")
+        self.log(f"Step {step + 1:,} was skipped because its loss or gradient is not finite: {found}.")
         if self.skipped_in_a_row >= self.config.training.max_skipped:
             raise UserError(
                 f"The last {self.skipped_in_a_row} steps, up to {step + 1}, were skipped: {found}.\n"
-                "The newest checkpoint is as good as before. "
-                f"--replay-step {step + 1} looks into this step; a lower --learning-rate may help."
+                "The newest checkpoint is not affected. "
+                f"--replay-step {step + 1} shows what happens in this step; a lower --learning-rate may help."
             )
 
     def announce(self, seconds: float, step: int) -> None:
@@ -158,9 +161,9 @@ class Progress:
         left = seconds * (self.total - step)
         self.log(f"Expecting {duration(left)} of training at {seconds:.3g} s a step.")
 
-    def row(self, step: int, now: float | None = None, **extra) -> None:
-        """Write the row of the steps since the last one; `now`: when `step` was done."""
-        now = now or self.paused or time.perf_counter()
+    def write_row(self, step: int, now: float | None = None, **extra) -> None:
+        """Write a row for the steps since the last row. now: the time at which `step` was done."""
+        now = now or self.pause_start or time.perf_counter()
         images = (step - self.row_step) * self.config.training.batch_size
         self.row_step, elapsed, self.row_time = step, now - self.row_time, now
         epoch = (step - 1) // self.steps_per_epoch
@@ -169,19 +172,20 @@ class Progress:
     @contextmanager
     def pause(self):
         """Time spent inside does not count as training."""
-        self.paused = time.perf_counter()
+        self.pause_start = time.perf_counter()
         yield
-        away, self.paused = time.perf_counter() - self.paused, None
-        self.row_time += away
-        self.read_time += away
-        if self.first is not None:
-            self.first = (self.first[0], self.first[1] + away)
+        seconds, self.pause_start = time.perf_counter() - self.pause_start, None
+        self.row_time += seconds
+        self.update_time += seconds
+        if self.timing_start is not None:
+            self.timing_start = (self.timing_start[0], self.timing_start[1] + seconds)
 
     def close(self) -> None:
         self.bar.close()
 
 
 def duration(seconds: float) -> str:
+    """A duration as text, in the largest unit of which it has at least 1.5 (days: 2)."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

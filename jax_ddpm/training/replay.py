@@ -1,4 +1,4 @@
-"""One step of a run again, to look into it."""
+"""Repeat one step of a run, to find out why it failed."""
 
 import math
 import traceback
@@ -16,25 +16,25 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.feed import Feed, make_dispatch
-from jax_ddpm.training.prepare import lengths, load_images, make_network
+from jax_ddpm.training.prepare import count_steps, load_images, make_network
 from jax_ddpm.training.run_folder import default_out
 from jax_ddpm.training.state import create_state
 from jax_ddpm.training.step import global_norm, make_gradients, make_optimizer, make_train_step
 
 
-def replay(config: RunConfig, out: Path | None, number: int, log: Callable[[str], None] = print) -> None:
-    """Run step `number` of a run again, counted from 1 as in metrics.jsonl, from the newest checkpoint before it.
+def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[[str], None] = print) -> None:
+    """Repeat step `replay_step` of a run, counted from 1 as in metrics.jsonl, from the newest checkpoint before it.
 
-    Tells its loss, timesteps, images and gradients, and where they are not finite, the operation that was first. Writes
-    nothing. Raises UserError for a step that the run does not have.
+    Logs the step's loss, t, image indices and gradient norms; if they are not finite, also the first operation that
+    gave nan or inf. Writes nothing. Raises UserError for a step that the run does not have.
     """
     if config.training.precision == "float64":
         jax.config.update("jax_enable_x64", True)
     folder, training = out or default_out(config), config.training
     images = load_images(config, log).train
-    total_steps = lengths(config, len(images))[1]
-    if not 1 <= number <= total_steps:
-        raise UserError(f"replay_step = {number}: expected 1 to {total_steps}, the steps of this run.")
+    total_steps = count_steps(config, len(images))[1]
+    if not 1 <= replay_step <= total_steps:
+        raise UserError(f"replay_step = {replay_step}: expected 1 to {total_steps}, the steps of this run.")
     optimizer = make_optimizer(training)
     network = make_network(config, images.shape[1:])
     graph, state = create_state(
@@ -42,37 +42,38 @@ def replay(config: RunConfig, out: Path | None, number: int, log: Callable[[str]
     )
     checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
     start = 0
-    if found := checkpoints.newest(state, at_most=number - 1):
+    if found := checkpoints.restore_newest(state, max_step=replay_step - 1):
         start, state, _ = found
-    log(f"From step {start:,} on ...")
+    log(f"Repeating the steps after step {start:,} ...")
 
-    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))  # one device is enough, and shares any batch
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))  # one device is enough, and works for any batch size
     feed = Feed(images, config, mesh)
-    state = jax.device_put(state, feed.everywhere)
+    state = jax.device_put(state, feed.replicated)
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
     dispatch = make_dispatch(train_step, feed.steps_per_dispatch)
     step = start
-    while step < number - 1:
-        n = min(feed.at_once, number - 1 - step)
+    while step < replay_step - 1:
+        n = min(feed.next_steps, replay_step - 1 - step)
         state, _ = feed.run(dispatch, state, step, n)
         step += n
-    indices = data.batch_indices(training.seed, number - 1, len(images), training.batch_size)
+    indices = data.batch_indices(training.seed, replay_step - 1, len(images), training.batch_size)
     gradients = jax.jit(make_gradients(graph, config, mesh, feed.unroll_accumulation))
     loss, grads = gradients(state, images[indices])
-    key = rng.key(training.seed, rng.TIMESTEPS, number - 1)
+    key = rng.key(training.seed, rng.TIMESTEPS, replay_step - 1)
     t = np.asarray(rng.timesteps(key, training.batch_size, config.diffusion.timesteps))
     finite = bool(np.isfinite(loss) & np.isfinite(global_norm(grads)))
-    log(f"Step {number:,}: loss {loss:.6g}, gradient norm {global_norm(grads):.6g}: {'' if finite else 'not '}finite.")
+    result = "finite" if finite else "not finite"
+    log(f"Step {replay_step:,}: loss {loss:.6g}, gradient norm {global_norm(grads):.6g}: {result}.")
     log(f"t: {' '.join(map(str, t))}")
     log(f"Training images: {' '.join(map(str, indices))}")
     for group, norm in norms_by_group(weights.state_dict(nnx.merge(graph, grads, state.buffers))).items():
         log(f"  gradient norm of {group}: {norm:.4g}")
     if not finite:
-        log(f"First: {first_cause(gradients, state, images[indices])}.")
+        log(f"First operation that gave nan or inf: {first_cause(gradients, state, images[indices])}.")
 
 
 def norms_by_group(gradients: dict[str, np.ndarray]) -> dict[str, float]:
-    """The norm over the parameters of each part of the network: enc_convs.0, output, ..."""
+    """The gradient norm of each part of the network (enc_convs.0, output, ...)."""
     squares: dict[str, float] = {}
     for name, value in gradients.items():
         first, second, *_ = name.split(".")
@@ -82,13 +83,13 @@ def norms_by_group(gradients: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def first_cause(gradients: Callable, *arguments) -> str:
-    """The operation that first gave nan or inf, and the line that asked for it."""
+    """The operation that first gave nan or inf, and the line of this package that called it."""
     try:
         with jax.debug_nans(True), jax.debug_infs(True):
             gradients(*arguments)
     except FloatingPointError as error:
         package = str(Path(jax_ddpm.__file__).parent)
-        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)]
-        place = f", at {ours[-1].filename}:{ours[-1].lineno}" if ours else ""
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)]
+        place = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         return f"{error}{place}"
-    return "no operation alone, only all of them compiled together"
+    return "not found, it happens only when all operations are compiled together"

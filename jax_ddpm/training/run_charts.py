@@ -1,4 +1,4 @@
-"""The curves on the page of a run, from its metrics and from the numbers of its closing pictures."""
+"""The curves on the page of a run, from its metrics and from the numbers of its final pictures."""
 
 import math
 
@@ -8,7 +8,7 @@ from jax_ddpm.report import html_page
 
 
 def training_charts(rows: list[dict]) -> list[dict]:
-    """Over the steps: losses, images per second, gradient norm, learning rate."""
+    """Curves over the steps: losses, images per second, gradient norm, learning rate."""
     if not rows:
         return []
 
@@ -26,39 +26,40 @@ def training_charts(rows: list[dict]) -> list[dict]:
         loss.append(
             html_page.curve("validation", *zip(*held_out, strict=True), colour="second", style="points", log=True)
         )
-    charts = [
-        chart("Loss", "On training images with the weights as they are, on held-out ones with those sampled.", loss)
-    ]
+    text = "Training loss: with the current weights. Validation loss: with the weights that are sampled (EMA, if on)."
+    charts = [chart("Loss", text, loss)]
     for name, title, text, log in (
-        ("images_per_second", "Images per second", "While training; pauses for pictures do not count.", False),
-        ("grad_norm", "Gradient norm", "Before clipping, where the run clips.", True),
-        ("learning_rate", "Learning rate", "Warm-up and decay.", False),
+        ("images_per_second", "Images per second", "Without the time for validation, pictures and checkpoints.", False),
+        ("grad_norm", "Gradient norm", "Before clipping, if the run clips gradients.", True),
+        ("learning_rate", "Learning rate", "Of each step.", False),
     ):
         charts.append(chart(title, text, [html_page.curve(title.lower(), steps, column(name), log=log)], log=log))
-    return [shown for shown in charts if any(np.isfinite(line["y"]).any() for line in shown["series"])]
+    return [c for c in charts if any(np.isfinite(line["y"]).any() for line in c["series"])]
 
 
-def closing_charts(closing: dict) -> list[dict]:
-    """Loss by t, and the distribution of the pixel values."""
+def final_charts(numbers: dict) -> list[dict]:
+    """Curves of the final pictures: loss by timestep, histogram of the pixel values."""
     charts = []
-    if "loss_by_t" in closing:
-        whose = "held-out" if closing["num_held_out"] else "training"
-        line = html_page.curve("loss", closing["loss_t"], closing["loss_by_t"], style="points", log=True)
-        text = f"Which t are hard: mean squared error on {whose} images, the same noise at every t."
+    if "loss_by_t" in numbers:
+        split = "held-out" if numbers["num_held_out"] else "training"
+        line = html_page.curve("loss", numbers["loss_t"], numbers["loss_by_t"], style="points", log=True)
+        text = f"Mean squared error on {split} images, with the same noise at every t."
         charts.append(chart("Loss by timestep", text, [line], x="t"))
-    shares = {"samples": closing["sampled_shares"], "data": closing.get("data_shares", 0 * closing["sampled_shares"])}
-    used = np.flatnonzero(sum(shares.values()))
+    sampled = numbers["sampled_shares"]
+    fractions = {"samples": sampled, "data": numbers.get("data_shares", 0 * sampled)}
+    used = np.flatnonzero(sum(fractions.values()))
     bins = slice(used[0], used[-1] + 1)
-    middles = ((closing["bins"][1:] + closing["bins"][:-1]) / 2)[bins]
+    bin_centres = ((numbers["bins"][1:] + numbers["bins"][:-1]) / 2)[bins]
     lines = [
-        html_page.curve(name, middles, 100 * share[bins], colour, "points", log=True)
-        for (name, share), colour in zip(shares.items(), ("first", "second"), strict=True)
-        if share.any()
+        html_page.curve(name, bin_centres, 100 * fraction[bins], colour, "points", log=True)
+        for (name, fraction), colour in zip(fractions.items(), ("first", "second"), strict=True)
+        if fraction.any()
     ]
-    text = "How often a pixel has which value: images are scaled to [-1, 1]."
+    text = "Histogram of the pixel values. Images are scaled to [-1, 1]."
     charts.append(chart("Pixel values", text, lines, x="value", y="percent of pixels", unit=" %"))
     return charts
 
 
 def chart(title, text, series, x="step", y=None, log=True, unit="") -> dict:
+    """A chart as page.html takes it. log: logarithmic y axis; unit: follows the values of y."""
     return {"title": title, "text": text, "series": series, "x": x, "y": y or title, "log": log, "unit": unit}

@@ -1,4 +1,4 @@
-"""A run's folder: who may write into it, its config.json and its metrics.jsonl."""
+"""The folder of a run: its lock, its config.json and its metrics.jsonl."""
 
 import dataclasses
 import datetime
@@ -24,32 +24,33 @@ from jax_ddpm.spec.run_config import RunConfig, slug
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
-STARTS = "starts"  # in config.json, beside the settings
-OURS = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html", "tensorboard")
+STARTS = "starts"  # entry of config.json: how and where the run was started, each time
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html", "tensorboard")
 
-# What may differ when a run is resumed: paths, intervals, how pictures are drawn, and how long it goes on.
-MAY_CHANGE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
-MAY_CHANGE |= {"training.epochs", "training.steps", "training.max_skipped"}
+# Settings that may change when a run is resumed; so may everything in `output` and `sampling`.
+CHANGEABLE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
+CHANGEABLE |= {"training.epochs", "training.steps", "training.max_skipped"}
 
 
 def default_out(config: RunConfig) -> Path:
+    """runs/DATASET-PRESET."""
     return Path("runs") / f"{slug(config.data.dataset)}-{config.preset}"
 
 
 def load_config(folder: Path) -> RunConfig:
-    """The settings of the run in `folder`; UserError where there is none."""
+    """The settings of the run in `folder`. Raises UserError if it holds no run."""
     path = folder / CONFIG_FILE
     if not path.exists():
         raise UserError(
-            f"There is no run to resume in {folder}: expected its {CONFIG_FILE}. Leave --resume out to start one."
+            f"There is no run to resume in {folder}: expected its {CONFIG_FILE}. To start a run, omit --resume."
         )
     return read_config(path)
 
 
 def read_config(path: Path) -> RunConfig:
-    """The settings in a config.json. UserError for anything else."""
+    """The settings in a config.json. Raises UserError if the file is missing or not valid."""
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): expected the config.json of a run.") from None
     except (ValueError, RecursionError) as error:
@@ -60,25 +61,25 @@ def read_config(path: Path) -> RunConfig:
 
 
 def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
-    """UserError for a folder that holds another run, or one that was trained with other settings; writes nothing."""
+    """Raises UserError if `folder` holds another run or, with `resume`, one with other settings. Writes nothing."""
     if resume:
-        refuse_changes(load_config(folder), config)
+        check_unchanged(load_config(folder), config)
     elif folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: expected a folder. Choose another --out.")
-    elif taken := [name for name in OURS if (folder / name).exists()]:
+    elif taken := [name for name in RUN_FILES if (folder / name).exists()]:
         raise UserError(
             f"{folder} already holds a run ({taken[0]}).\n"
-            "To go on with it, add --resume; to start another, choose another --out."
+            "To continue this run, add --resume. To start another run, choose another --out."
         )
 
 
 @contextmanager
-def claim(folder: Path, config: RunConfig, resume: bool = False) -> Iterator[None]:
-    """Make the folder, hold it against other processes while the context is open, and write its config.json.
+def lock_folder(folder: Path, config: RunConfig, resume: bool = False) -> Iterator[None]:
+    """Create the folder, lock it for this process while the context is open, and write config.json.
 
-    UserError where it cannot be written, or where another process holds it.
+    Raises UserError if the folder cannot be written, or if another process has locked it.
     """
-    lock = FileLock(folder / LOCK_FILE)  # the system releases it however the process ends
+    lock = FileLock(folder / LOCK_FILE)  # the operating system releases it, however the process ends
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
@@ -87,12 +88,12 @@ def claim(folder: Path, config: RunConfig, resume: bool = False) -> Iterator[Non
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from None
     try:
-        check_folder(folder, config, resume)  # again: it may have come and gone in the meantime
+        check_folder(folder, config, resume)  # again: another process may have trained here since the first check
         try:
-            drafts = [path for name in OURS for path in folder.glob(f".{name}.*")]
-            for draft in [*drafts, *(folder / "samples").glob(".*")]:  # of a killed run
+            drafts = [path for name in RUN_FILES for path in folder.glob(f".{name}.*")]
+            for draft in [*drafts, *(folder / "samples").glob(".*")]:  # temporary files of a killed run
                 draft.unlink()
-            write_text(folder / CONFIG_FILE, described(folder, config) + "\n")
+            write_text(folder / CONFIG_FILE, config_json(folder, config) + "\n")
             (folder / "samples").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from None
@@ -101,19 +102,19 @@ def claim(folder: Path, config: RunConfig, resume: bool = False) -> Iterator[Non
         lock.release()
 
 
-def described(folder: Path, config: RunConfig) -> str:
+def config_json(folder: Path, config: RunConfig) -> str:
     """The text of config.json: every setting, and how and where the run was started, each time."""
     try:
-        before = json.loads((folder / CONFIG_FILE).read_text())[STARTS]
+        earlier_starts = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))[STARTS]
     except (OSError, ValueError, KeyError):
-        before = []
-    return json.dumps({**dataclasses.asdict(config), STARTS: [*before, surroundings()]}, indent=2)
+        earlier_starts = []
+    return json.dumps({**dataclasses.asdict(config), STARTS: [*earlier_starts, environment()]}, indent=2)
 
 
-def surroundings() -> dict:
-    """Time, command, versions, devices and the state of the source's git repository, where it is one."""
+def environment() -> dict:
+    """Time, command, versions, devices, and the commit and changed files of the source, if it is a git repository."""
     packages = ("jax-ddpm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    jax = sys.modules.get("jax")  # the PyTorch trainer has its own devices
+    jax = sys.modules.get("jax")  # not loaded in the PyTorch trainer
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *sys.argv]),
@@ -134,7 +135,7 @@ def version_of(package: str) -> str | None:
 
 
 def git(*arguments: str) -> str | None:
-    """What git says about the folder of this package; None where it is not in a repository."""
+    """The output of a git command in the folder of this package; None if that is not in a repository."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.rstrip()
@@ -142,28 +143,29 @@ def git(*arguments: str) -> str | None:
         return None
 
 
-def refuse_changes(old: RunConfig, new: RunConfig) -> None:
-    """UserError that names every setting in which a resumed run differs where it may not."""
-    before, after = flat(old), flat(new)
+def check_unchanged(old: RunConfig, new: RunConfig) -> None:
+    """Raises UserError, listing every setting of a resumed run that changed but must not."""
+    before, after = flatten(old), flatten(new)
     changed = [
         f"{name.split('.')[-1]} was {before.get(name)}, now {after.get(name)}"
         for name in {**before, **after}
         if before.get(name) != after.get(name)
-        and name not in MAY_CHANGE
+        and name not in CHANGEABLE
         and not name.startswith(("output.", "sampling."))
     ]
     for name in ("epochs", "steps"):
         was, now = getattr(old.training, name), getattr(new.training, name)
         if None not in (was, now) and now < was:
-            changed.append(f"{name} was {was}, now {now} (it may only grow)")
+            changed.append(f"{name} was {was}, now {now} (expected at least {was})")
     if changed:
         raise UserError(
-            f"A resumed run keeps its settings: {'; '.join(changed)}.\n"
-            "Leave these flags out, or start anew with another --out."
+            f"A resumed run must keep its settings: {'; '.join(changed)}.\n"
+            "Omit these flags, or start another run with another --out."
         )
 
 
-def flat(config) -> dict:
+def flatten(config) -> dict:
+    """The settings by "section.name"."""
     return {
         f"{section}.{name}" if isinstance(value, dict) else section: inner
         for section, value in dataclasses.asdict(config).items()
@@ -172,19 +174,22 @@ def flat(config) -> dict:
 
 
 class MetricsLog:
-    """metrics.jsonl: rows, each the mean of the steps since the one before."""
+    """metrics.jsonl: rows of metrics, each the mean over the steps since the previous row."""
 
     def __init__(self, folder: Path, log: Callable[[str], None]):
         self.path, self.log = folder / METRICS_FILE, log
         self.pending: list[dict] = []
-        """Figures of the steps that belong to the next row."""
+        """Metrics of the steps that belong to the next row."""
         self.unwritten: list[dict] = []
         """Rows that could not be written yet."""
-        self.watch: Callable[[dict], None] = lambda row: None
-        """Told every new row."""
+        self.on_row: Callable[[dict], None] = lambda row: None
+        """Called with each new row."""
 
     def rewind(self, step: int, pending: list[dict], unwritten: list[dict]) -> None:
-        """Go back to a checkpoint at `step`: drop what was written after it, take up what it had not yet written."""
+        """Go back to the checkpoint at `step`: drop later rows, and restore what was not yet written when it was saved.
+
+        pending, unwritten: from the record of the checkpoint.
+        """
         kept = [row for row in self.rows() if row["step"] <= step]
         last = kept[-1]["step"] if kept else 0
         kept += [row for row in unwritten if row["step"] > last]
@@ -192,40 +197,41 @@ class MetricsLog:
         self.pending = list(pending)
 
     def rows(self) -> list[dict]:
-        """Every complete row so far."""
+        """All complete rows so far."""
         if not self.path.exists():
             return []
         rows = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                break  # the last line of a killed run
+                break  # an incomplete line: the run was killed
         return [*rows, *self.unwritten]
 
     def add(self, metrics: dict) -> None:
-        """One step's figures: at least step and loss."""
+        """Add the metrics of one step: step, loss, grad_norm, learning_rate and skipped."""
         self.pending.append(metrics)
 
     def write_row(self, epoch: int, **extra) -> dict:
-        """The row of the steps since the last one; `extra` figures stand beside the means.
+        """Write the row of the pending steps, and return it. extra: further values of the row.
 
-        Means are of the steps that were not skipped, `skipped` counts the others; what is not finite is null.
+        The means leave out skipped steps, which `skipped` counts. Values that are not finite become null.
         """
-        last, good = self.pending[-1], [step for step in self.pending if not step["skipped"]]
+        last, taken = self.pending[-1], [step for step in self.pending if not step["skipped"]]
         row = {"step": last["step"], "epoch": epoch}
-        row |= {name: sum(step[name] for step in good) / len(good) if good else None for name in ("loss", "grad_norm")}
-        row |= {"learning_rate": last["learning_rate"], "skipped": len(self.pending) - len(good), **extra}
+        for name in ("loss", "grad_norm"):
+            row[name] = sum(step[name] for step in taken) / len(taken) if taken else None
+        row |= {"learning_rate": last["learning_rate"], "skipped": len(self.pending) - len(taken), **extra}
         row = {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}
         self.pending, self.unwritten = [], [*self.unwritten, row]
-        self.watch(row)
+        self.on_row(row)
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in self.unwritten))
             self.unwritten = []
-        except OSError as error:  # a full disk: the next row tries again
+        except OSError as error:  # for example a full disk: retried with the next row
             with suppress(OSError):
                 os.truncate(self.path, size)
-            self.log(f"{self.path} could not be written ({error.strerror}). Training goes on; its rows are kept.")
+            self.log(f"{self.path} could not be written ({error.strerror}). Training continues and will try again.")
         return row

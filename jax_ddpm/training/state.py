@@ -13,7 +13,10 @@ from jax_ddpm.layers import Buffer
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """step: int32, optimiser steps done; params, ema (None without EMA), optimizer; buffers, which are not trained."""
+    """The training state.
+
+    step: int32, the number of optimiser steps done. ema: None without EMA. buffers: arrays that are not trained.
+    """
 
     step: jax.Array | jax.ShapeDtypeStruct
     params: nnx.State
@@ -23,12 +26,12 @@ class TrainState:
 
     @property
     def weights(self) -> nnx.State:
-        """What is sampled, validated and exported: the EMA where there is one."""
+        """The weights used for sampling, validation and export: the EMA if there is one, else `params`."""
         return self.params if self.ema is None else self.ema
 
 
 def create_state(network: nnx.Module, optimizer: optax.GradientTransformation, ema: bool, dtype=jnp.float32):
-    """The graph of a filled network and its state at step 0; the EMA starts as a copy of the parameters."""
+    """(graph, state at step 0) of a network that has its weights. The EMA starts as a copy of the parameters."""
     graph, params, buffers = nnx.split(network, nnx.Param, Buffer)
     params, buffers = jax.tree.map(lambda x: jnp.array(x, dtype), (params, buffers))
     return graph, TrainState(

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run: tensorboard/ in its folder, with every row of metrics.jsonl and the grids."""
+"""TensorBoard's event files, in tensorboard/ of the run's folder: the rows of metrics.jsonl and the sample grids."""
 
 import io
 import sys
@@ -10,14 +10,14 @@ from pathlib import Path
 from PIL import Image
 
 FOLDER = "tensorboard"
-APART = 30  # seconds at least between two flushes to the disk, beside those before a checkpoint
+MIN_SECONDS_BETWEEN_FLUSHES = 30  # a checkpoint flushes too
 
 
 class TensorBoard:
-    """Writes into a file's buffer, without thread or queue: a row takes a tenth of a millisecond.
+    """Writes events into a file's buffer, without a thread or queue: a row takes a tenth of a millisecond.
 
-    In a folder that holds earlier files, the first event tells TensorBoard to drop what these have after step `start`.
-    A disk that refuses a write is told of once; then nothing more is written. on: False writes nothing at all.
+    If the folder holds files of earlier starts, the first event tells TensorBoard to drop their events after step
+    `start`. After the first failed write, this logs it once and writes nothing more. on: False writes nothing at all.
     """
 
     def __init__(self, folder: Path, start: int, on: bool, log: Callable[[str], None]):
@@ -27,25 +27,26 @@ class TensorBoard:
         protocol, summary, files = import_tensorboardx()
         self.Event, self.Summary = protocol.Event, summary.Summary
         resumed = self.folder.is_dir()
-        with self.disk_may_fail():
+        with self.stop_on_write_error():
             self.folder.mkdir(exist_ok=True)
-            # Files are read in the order of their names: seconds, host, and what is given here.
+            # TensorBoard reads files in name order. Names contain the time in seconds and the host; the suffix orders
+            # files of the same second.
             self.writer = files.EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
         if resumed:
             self.write(step=start + 1, session_log=protocol.SessionLog(status=protocol.SessionLog.START))
 
     def row(self, row: dict) -> None:
-        """A row of metrics.jsonl; figures that are null are left out."""
+        """Write a row of metrics.jsonl, without its null values."""
         if self.writer is None:
             return
-        figures = {name: value for name, value in row.items() if name != "step" and value is not None}
-        values = [self.Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
+        metrics = {name: value for name, value in row.items() if name != "step" and value is not None}
+        values = [self.Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self.write(step=row["step"], summary=self.Summary(value=values))
-        if time.monotonic() - self.flushed >= APART:
+        if time.monotonic() - self.flushed >= MIN_SECONDS_BETWEEN_FLUSHES:
             self.flush()
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        """A PNG file as it is."""
+        """Write a PNG file."""
         if self.writer is None:
             return
         content = path.read_bytes()
@@ -55,28 +56,33 @@ class TensorBoard:
         self.write(step=step, summary=self.Summary(value=[self.Summary.Value(tag=name, image=picture)]))
 
     def write(self, **fields) -> None:
+        """Write an event with these fields."""
         if self.writer is not None:
-            with self.disk_may_fail():
+            with self.stop_on_write_error():
                 self.writer.write_event(self.Event(wall_time=time.time(), **fields))
 
     def flush(self) -> None:
-        """Put what was written on the disk."""
+        """Write the buffer to the disk."""
         self.flushed = time.monotonic()
         if self.writer is not None:
-            with self.disk_may_fail():
+            with self.stop_on_write_error():
                 self.writer.flush()
 
     @contextmanager
-    def disk_may_fail(self):
+    def stop_on_write_error(self):
+        """Inside this context, an error of writing is logged and ends the writing for good."""
         try:
             yield
         except OSError as error:
             self.writer = None
-            self.log(f"{self.folder} could not be written ({error.strerror}). Training goes on without it.")
+            self.log(f"{self.folder} could not be written ({error.strerror}). Training continues without it.")
 
 
 def import_tensorboardx():
-    """Its messages and its file writer. It would import torch where that is installed, which a run has no use for."""
+    """tensorboardX's event messages, summary messages and file writer.
+
+    tensorboardX imports torch if it is installed. A run does not need it, so it is hidden from this import.
+    """
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None
