@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -116,11 +116,9 @@ class OwnConfig(NetworkConfig):
 
 def test_a_registered_network_has_flags(monkeypatch, capsys):
     monkeypatch.setitem(NETWORKS, "own", OwnConfig)
-    recipe = PRESETS["tiny"]
-    monkeypatch.setitem(PRESETS, "own", type(recipe)(**{**vars(recipe), "preset": "own", "network": OwnConfig()}))
-    assert parse_run(["--preset", "own", "--width", "16", "--groups", "4"], "").config.network == OwnConfig(
-        "own", 16, 4
-    )
+    monkeypatch.setitem(PRESETS, "own", replace(PRESETS["tiny"], preset="own", network=OwnConfig()))
+    flags = ["--preset", "own", "--width", "16", "--groups", "4"]
+    assert parse_run(flags, "").config.network == OwnConfig(width=16, groups=4)
     with pytest.raises(SystemExit):
         parse_run(["--preset", "own", "--help"], "")
     said = capsys.readouterr().out
