@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jax_ddpm.benchmark.job import Absent, Contender, Job
-from jax_ddpm.process import prepare_process, settle_memory
+from jax_ddpm.process import prepare_process, trim_and_hold_free_blocks
 from jax_ddpm.spec.json_text import from_json
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     except (Absent, ImportError, MemoryError) as error:
         answer(absent=" ".join(str(error).split()) or type(error).__name__)
         return
-    settle_memory()  # after compiling and comparing outputs
+    trim_and_hold_free_blocks()  # after compiling and comparing outputs
     contender.forget_peak()
     forget_peak()
     for line in sys.stdin:
@@ -73,13 +73,15 @@ def forget_peak() -> None:
         return
 
 
-def resident_peak() -> int:
-    """Bytes: the largest resident set since `forget_peak`, or ever where the system does not tell."""
+def resident_peak() -> int | None:
+    """Bytes: the largest resident set since `forget_peak`; on macOS since the start; None on Windows."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        import resource  # not on Windows
+        if sys.platform == "win32":
+            return None
+        import resource
 
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return largest if sys.platform == "darwin" else largest * 1024
