@@ -223,15 +223,15 @@ def test_broken_folders(package, folder):
     refused("a pipeline of vqvae, unet, scheduler")
     (folder / "model_index.json").unlink()
     (folder / "config.json").write_text("[1]")
-    refused("config.json is no JSON object")
+    refused("config.json is not a JSON object")
     (folder / "config.json").write_text("{")
     refused("config.json cannot be read as JSON")
     (folder / "config.json").unlink()
     refused("config.json cannot be read as JSON")
     (folder / "diffusion_pytorch_model.safetensors").unlink()
-    refused("holds no model.safetensors")
+    refused("has no model.safetensors")
     (folder / "model_index.json").write_text("{}")
-    refused("holds no model: expected diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin")
+    refused("has no weights: expected diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin")
 
 
 def test_training_starts_from_a_folder(folders):
@@ -298,9 +298,13 @@ def test_convert_command(folders, tmp_path, monkeypatch, capsys):
         assert end.value.code == 2
         assert re.search(match, capsys.readouterr().err)
 
-    refused("holds something already", tmp_path / "model.safetensors", tmp_path / "made")
+    refused("is not empty", tmp_path / "model.safetensors", tmp_path / "made")
     refused(
-        "no clip_sample like state: only x0, none", tmp_path / "model.safetensors", tmp_path / "b", "--clip", "state"
+        "clip_sample of diffusers cannot express state: expected x0, none",
+        tmp_path / "model.safetensors",
+        tmp_path / "b",
+        "--clip",
+        "state",
     )
     other = unets.build(ConvBlockConfig(widths=(32,), time_width=8))
     weights.initialise(other, 1)
@@ -312,5 +316,5 @@ def test_convert_command(folders, tmp_path, monkeypatch, capsys):
         ),
     )
     refused(
-        "Only ddpm is written as a diffusers folder; this is conv_block", tmp_path / "other.safetensors", tmp_path / "c"
+        "Only ddpm can be written as a diffusers folder, not conv_block", tmp_path / "other.safetensors", tmp_path / "c"
     )

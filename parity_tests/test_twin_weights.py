@@ -117,10 +117,10 @@ def test_model_files_are_read_by_both(tmp_path):
     ("name", "content", "message"),
     [
         ("none.pt", None, "does not exist"),
-        ("model.onnx", b"x", "is no model"),
+        ("model.onnx", b"x", "is not a model file"),
         ("cut.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot be read as safetensors"),
         ("cut.pt", b"PK\x03\x04", "cannot be read as a PyTorch checkpoint"),
-        ("", None, "holds no model.safetensors"),
+        ("", None, "has no model.safetensors"),
     ],
 )
 def test_files_that_are_no_models_are_refused_in_the_same_words(tmp_path, name, content, message):
@@ -136,7 +136,7 @@ def test_files_that_are_no_models_are_refused_in_the_same_words(tmp_path, name, 
 def test_contradictions_and_unknown_precisions_are_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     write_model(path, torch_ref.weights.state_dict(networks()[0]), INFO)
-    with pytest.raises(UserError, match="objective = eps was given, but it was trained with v"):
+    with pytest.raises(UserError, match="objective = eps was given, but the model was trained with v"):
         torch_ref.load_model(path, objective="eps")
     assert torch_ref.load_model(path, clip="state").info.diffusion.clip == "state"
     with pytest.raises(UserError, match="precision = half: expected one of float32, bfloat16, float64"):

@@ -252,7 +252,7 @@ BAD_TRAINING = {
     "a file for a folder": (["--out", "file"], "is a file"),
     "unwritable": (["--out", "/proc/run"], "cannot be written"),
     "weights that are missing": (["--init-from", "missing.pt"], "missing.pt"),
-    "weights that are none": (["--init-from", "file"], "no model"),
+    "weights that are none": (["--init-from", "file"], "not a model file"),
     "fraction": (["--validation-fraction", "1"], "validation_fraction"),
     "no network": (["--dataset", "kmnist", "--manual-dir", "empty", "--data-dir", "none here"], "none here"),
 }
@@ -276,14 +276,14 @@ class Harm:
 
 
 BAD_MODELS = {
-    "text": ("file", "no model"),
+    "text": ("file", "not a model file"),
     "missing": ("missing.safetensors", "does not exist"),
     "a folder without a model": ("empty", "model.safetensors"),
     "text as .pt": ("text.pt", "damaged"),
     "text as .safetensors": ("text.safetensors", "safetensors"),
-    "a pickle that runs code": ("harm.pt", "only plain tensors"),
+    "a pickle that runs code": ("harm.pt", "only tensors"),
     "a tensor": ("tensor.pt", "expected a state dict"),
-    "another network": ("other.pt", "no network that is known"),
+    "another network": ("other.pt", "none of the known networks"),
 }
 
 
@@ -340,7 +340,7 @@ BAD_SAMPLING = {
     "variance of a deterministic sampler": (["--sampler", "heun", "--variance", "beta"], "heun has none"),
     "variance that was not learned": (["--variance", "learned_range"], "predicts no variance"),
     "unknown sampler": (["--sampler", "plms"], "dpmpp"),
-    "percentile": (["--clip", "dynamic", "--clip-percentile", "99.5"], "expected above 0, up to 1"),
+    "percentile": (["--clip", "dynamic", "--clip-percentile", "99.5"], "expected more than 0, at most 1"),
 }
 
 

@@ -251,7 +251,7 @@ REFUSALS = {
     "noise between seeds": ("interpolate", (1, 2), {"sampler": SamplerConfig()}, "--sampler ddim"),
     "eta between seeds": ("interpolate", (1, 2), {"sampler": NOISY}, "--sampler ddim"),
     "one end": ("interpolate", (1, 2, 1), {}, "num_images = 1: expected at least 2"),
-    "another sampler up": ("invert", (IMAGES,), {"sampler": ODE}, "Use --sampler ddim"),
+    "another sampler up": ("invert", (IMAGES,), {"sampler": ODE}, "--sampler ddim"),
     "noise up": ("invert", (IMAGES,), {"sampler": NOISY}, "eta = 0.5"),
     "bytes": ("invert", (IMAGES.astype(np.uint8),), {}, "uint8: expected floating point"),
     "one image without its axis": ("invert", (IMAGES[0],), {}, "expected the shape"),

@@ -148,7 +148,7 @@ def test_only_the_way_of_sampling_overrules_what_a_file_tells(values, tmp_path):
     path = tmp_path / "model.safetensors"
     write_model(path, values, INFO)
     assert load_model(path, clip="none", variance="posterior", timesteps=50).info.diffusion.clip == "none"
-    with pytest.raises(UserError, match="timesteps = 60 was given, but it was trained with 50"):
+    with pytest.raises(UserError, match="timesteps = 60 was given, but the model was trained with 50"):
         load_model(path, timesteps=60)
 
 

@@ -54,7 +54,8 @@ def test_reverse_process_is_algorithm_2(objective, variance, clip):
     with jax.enable_x64(True):
         tables = make_tables("linear", 30, 1e-3, 0.2, dtype=np.float64)
         noise = np.random.default_rng(1).standard_normal((31, 2, 3, 3, 1))
-        step = partial(ancestral_step, tables, objective=objective, variance=variance, clip=clip)
+        config = DiffusionConfig(objective=objective, variance=variance, clip=clip)
+        step = partial(ancestral_step, tables, config)
         device_noise = jnp.asarray(noise)
         x_0, _ = reverse_process(step, predict, device_noise[30], 30, lambda t: device_noise[t])
         expected = numpy_loop(objective, variance, clip, tables.betas, noise[30], noise)
@@ -94,10 +95,10 @@ def test_a_batch_that_memory_does_not_hold_is_halved():
         (samplers.sample_in_batches, full, np),
         (torch_samplers.sample_in_batches, torch.OutOfMemoryError(), torch),
     ):
-        with pytest.warns(UserWarning, match="does not hold 8 images at a time: now 4"):
+        with pytest.warns(UserWarning, match="not enough memory for 8 images at a time: continuing with 4"):
             drawn = sample_in_batches(partial(draw, fits=3, error=error, module=module), 21, 8)
         np.testing.assert_array_equal(drawn.ravel(), np.arange(21))
-        with pytest.raises(type(error)), pytest.warns(UserWarning, match="now 1"):
+        with pytest.raises(type(error)), pytest.warns(UserWarning, match="continuing with 1"):
             sample_in_batches(partial(draw, fits=0, error=error, module=module), 21, 8)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         samplers.sample_in_batches(partial(draw, fits=3, error=jax.errors.JaxRuntimeError("INTERNAL: no")), 21, 8)

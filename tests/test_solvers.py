@@ -156,7 +156,7 @@ def test_dynamic_thresholding_by_hand():
         ({"num_steps": 0}, "num_steps = 0"),
         ({"sampler": "ddim", "eta": 1.5}, "eta = 1.5: expected 0 to 1"),
         ({"sampler": "ddim", "eta": -0.1}, "eta = -0.1"),
-        ({"sampler": "heun", "eta": 0.5}, "eta = 0.5: heun has none, ddim has"),
+        ({"sampler": "heun", "eta": 0.5}, "eta = 0.5: only ddim has eta, not heun"),
         ({"sampler": "plms"}, "expected one of ddpm, ddim"),
         ({"spacing": "karras"}, "expected one of linspace"),
     ],

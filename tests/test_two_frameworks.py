@@ -87,7 +87,7 @@ def test_a_strangers_file_becomes_a_whole_model(runs, tmp_path):
 BAD_CONVERSIONS = {
     "unknown format": (["model", "out.onnx"], ".onnx"),
     "missing": (["missing.pt", "out.pt"], "does not exist"),
-    "unwritable": (["model", "/proc/x/out.pt"], "cannot be made"),
+    "unwritable": (["model", "/proc/x/out.pt"], "cannot be created"),
     "contradiction": (["model", "out.pt", "--timesteps", "7"], "trained with 20"),
 }
 

@@ -1,4 +1,4 @@
-"""Draws images in batches, and in smaller batches once the memory of the device does not suffice."""
+"""Draw images in batches, and in smaller ones if the device runs out of memory."""
 
 import warnings
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def in_batches(
 ) -> np.ndarray:
     """draw(indices) for the indices 0 to num_images - 1, `batch_size` at a time: one array of num_images.
 
-    The last batch repeats the last index until it is as large as the others; these images are dropped. After a
+    The last batch is padded with its last index to the size of the others, and the extra images are dropped. After a
     `memory_error` with `error_text` in its message the batch size is halved, if possible to a multiple of
     `num_devices`. Raises UserError for counts below 1.
     """
@@ -36,7 +36,7 @@ def in_batches(
                 raise
             half = batch_size // 2
             half = half - half % num_devices or half
-            text = f"The device's memory does not hold {batch_size} images at a time: now {half}."
+            text = f"The device has not enough memory for {batch_size} images at a time: continuing with {half}."
             warnings.warn(text, stacklevel=4)
             batch_size = half
     return np.concatenate(parts)[:num_images]

@@ -1,7 +1,7 @@
-"""Model folders of the diffusers package: what their settings mean here, and ours in their words.
+"""Model folders of the diffusers package: read their settings, and convert ours to theirs.
 
-A folder holds a UNet2DModel (config.json beside its weights) or a whole pipeline (model_index.json, the model and the
-scheduler flat beside it or in unet/ and scheduler/).
+A folder contains a UNet2DModel (config.json and weights) or a pipeline: model_index.json, and the model and the
+scheduler in the same folder or in unet/ and scheduler/.
 """
 
 import json
@@ -18,8 +18,8 @@ from jax_ddpm.spec.network_config import DDPMConfig
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
-# Fields of UNet2DModel that DDPMConfig has under the same name, and what the package takes where they are absent.
-SAME = {
+# Fields with the same name in UNet2DModel and DDPMConfig, with the defaults of diffusers.
+SHARED_FIELDS = {
     "layers_per_block": 2,
     "attention_head_dim": 8,
     "norm_num_groups": 32,
@@ -30,7 +30,8 @@ SAME = {
     "center_input_sample": False,
     "dropout": 0.0,
 }
-OTHER = {
+# Other fields of UNet2DModel that are converted, with the defaults of diffusers.
+CONVERTED_FIELDS = {
     "sample_size": None,
     "in_channels": 3,
     "out_channels": 3,
@@ -38,8 +39,8 @@ OTHER = {
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
 }
-# Fields that `ddpm` has no choice of; the first value is the package's default.
-FAMILY = {
+# Fields of UNet2DModel for which `ddpm` supports only these values. The first one is the default of diffusers.
+SUPPORTED_VALUES = {
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1,),
@@ -51,8 +52,8 @@ FAMILY = {
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
 }
-CHECKED_LATER = ("time_embedding_dim", "attn_norm_num_groups")
-WITHOUT_MEANING = (  # the time table's length, where it is not learned; what the package's EMAModel notes of itself
+DERIVED_FIELDS = ("time_embedding_dim", "attn_norm_num_groups")
+IGNORED_FIELDS = (  # the length of a time table, which only a learned one has; what EMAModel of diffusers saves
     *("num_train_timesteps", "decay", "min_decay", "optimization_step", "update_after_step"),
     *("use_ema_warmup", "inv_gamma", "power"),
 )
@@ -66,7 +67,8 @@ SCHEDULER_DEFAULTS = {
     "variance_type": "fixed_small",
     "clip_sample": True,
 }
-SCHEDULER_FAMILY = {
+# Fields of the scheduler: the supported values, and ours for them.
+SCHEDULER_VALUES = {
     "beta_schedule": {"linear": "linear", "squaredcos_cap_v2": "cosine"},
     "prediction_type": {"epsilon": "eps", "sample": "x0", "v_prediction": "v"},
     "variance_type": {
@@ -81,36 +83,37 @@ SCHEDULER_FAMILY = {
     "clip_sample_range": {1.0: 1.0},
     "rescale_betas_zero_snr": {False: False},
 }
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder tells."""
+    """Contents of a diffusers folder."""
 
     weights: Path
     network: DDPMConfig
     image_channels: int
     image_size: tuple[int, int] | None
-    """(H, W), where it is told."""
+    """(H, W), or None if config.json has no sample_size."""
     diffusion: DiffusionConfig | None
-    """None without a scheduler."""
+    """None if there is no scheduler."""
 
 
 def is_diffusers_folder(folder: Path) -> bool:
+    """Whether the folder has an index or weights of diffusers."""
     return any((folder / name).is_file() for name in (INDEX, *WEIGHTS))
 
 
-def read(folder: Path) -> Folder:
-    """The settings of a folder. UserError that names what is missing, damaged or outside the family of `ddpm`."""
+def read_folder(folder: Path) -> Folder:
+    """The contents of a folder. Raises UserError that names what is missing, damaged or not supported by `ddpm`."""
     if (folder / INDEX).is_file():
         parts = [name for name in read_object(folder / INDEX) if not name.startswith("_")]
         if not set(parts) <= {"unet", "scheduler"}:
-            raise UserError(f"{folder} is a pipeline of {', '.join(parts)}: expected unet and scheduler alone.")
+            raise UserError(f"{folder} is a pipeline of {', '.join(parts)}: expected only unet and scheduler.")
     model = folder / "unet" if (folder / "unet").is_dir() else folder
     weights = next((model / name for name in WEIGHTS if (model / name).is_file()), None)
     if weights is None:
-        raise UserError(f"{model} holds no model: expected {' or '.join(WEIGHTS)}.")
+        raise UserError(f"{model} has no weights: expected {' or '.join(WEIGHTS)}.")
     network, channels, size = read_network(model / "config.json")
     schedulers = (folder / "scheduler" / SCHEDULER, folder / SCHEDULER)
     diffusion = next((read_diffusion(path) for path in schedulers if path.is_file()), None)
@@ -120,62 +123,67 @@ def read(folder: Path) -> Folder:
 def read_network(path: Path) -> tuple[DDPMConfig, int, tuple[int, int] | None]:
     """Network, image channels and image size of a UNet2DModel's config.json."""
     given = read_object(path)
-    refuse(path, {"_class_name": ("UNet2DModel",)}, {"_class_name": None, **given})
-    config = {**SAME, **OTHER, **{name: values[0] for name, values in FAMILY.items()}, **given}
-    known = {*SAME, *OTHER, *FAMILY, *CHECKED_LATER, *WITHOUT_MEANING}
+    require_supported(path, {"_class_name": ("UNet2DModel",)}, {"_class_name": None, **given})
+    config = {
+        **SHARED_FIELDS,
+        **CONVERTED_FIELDS,
+        **{name: values[0] for name, values in SUPPORTED_VALUES.items()},
+        **given,
+    }
+    known = {*SHARED_FIELDS, *CONVERTED_FIELDS, *SUPPORTED_VALUES, *DERIVED_FIELDS, *IGNORED_FIELDS}
     unknown = {name: (None,) for name in given if name not in known and not name.startswith("_")}
-    attention = {way: attention_flags(config[f"{way.lower()}_block_types"], way) for way in ("Down", "Up")}
+    attention = {name: attention_flags(config[f"{name.lower()}_block_types"], name) for name in ("Down", "Up")}
     blocks = {
-        f"{way.lower()}_block_types": (f"[{way}Block2D or Attn{way}Block2D, ...]",)
-        for way, flags in attention.items()
+        f"{name.lower()}_block_types": (f"[{name}Block2D or Attn{name}Block2D, ...]",)
+        for name, flags in attention.items()
         if flags is None
     }
-    refuse(path, {**FAMILY, **unknown, **blocks}, config)
+    require_supported(path, {**SUPPORTED_VALUES, **unknown, **blocks}, config)
     inputs, outputs, size = (config[name] for name in ("in_channels", "out_channels", "sample_size"))
     if type(inputs) is not int or inputs < 1:
-        raise UserError(f"{path}: in_channels = {inputs!r}; expected the image's channels.")
-    refuse(path, {"out_channels": (inputs, 2 * inputs)}, config)
+        raise UserError(f"{path}: in_channels = {inputs!r}; expected the number of image channels.")
+    require_supported(path, {"out_channels": (inputs, 2 * inputs)}, config)
     sizes = [size, size] if type(size) is int else size
     if sizes is not None and not (isinstance(sizes, list) and [type(s) for s in sizes] == [int, int]):
-        raise UserError(f"{path}: sample_size = {size!r}; expected one integer, or height and width.")
-    translated = {
-        **{name: config[name] for name in SAME},
+        raise UserError(f"{path}: sample_size = {size!r}; expected an integer, or a list of height and width.")
+    converted = {
+        **{name: config[name] for name in SHARED_FIELDS},
         "widths": config["block_out_channels"],
         "down_attention": attention["Down"],
         "up_attention": attention["Up"],
         "learned_variance": outputs == 2 * inputs,
     }
-    network = from_json(DDPMConfig, json.dumps(translated), str(path))
+    network = from_json(DDPMConfig, json.dumps(converted), str(path))
     network.check()
-    implied = {
+    derived = {
         "time_embedding_dim": (None, 4 * network.widths[0]),
         "attn_norm_num_groups": (None, network.norm_num_groups),
     }
-    refuse(path, {name: values for name, values in implied.items() if name in config}, config)
+    require_supported(path, {name: values for name, values in derived.items() if name in config}, config)
     return network, inputs, None if sizes is None else (sizes[0], sizes[1])
 
 
-def attention_flags(kinds, way: str) -> list[bool] | None:
-    """Per block whether it has attention; None for other blocks than these two."""
-    known = {f"{way}Block2D": False, f"Attn{way}Block2D": True}
-    plain = [str(kind).removeprefix("UNetRes") for kind in kinds] if isinstance(kinds, list) else [""]
-    return [known[kind] for kind in plain] if set(plain) <= set(known) else None
+def attention_flags(block_types, direction: str) -> list[bool] | None:
+    """For each block, whether it has attention. None if there is another block type. direction: "Down" or "Up"."""
+    has_attention = {f"{direction}Block2D": False, f"Attn{direction}Block2D": True}
+    types = [str(name).removeprefix("UNetRes") for name in block_types] if isinstance(block_types, list) else [""]
+    return [has_attention[name] for name in types] if set(types) <= set(has_attention) else None
 
 
 def read_diffusion(path: Path) -> DiffusionConfig:
-    """The diffusion of a scheduler_config.json of DDPMScheduler or DDIMScheduler."""
+    """The diffusion settings of a scheduler_config.json of DDPMScheduler or DDIMScheduler."""
     config = {"_class_name": None, **SCHEDULER_DEFAULTS, **read_object(path)}
     if config["clip_sample"] is False:
         config.pop("clip_sample_range", None)
-    family = {name: tuple(values) for name, values in SCHEDULER_FAMILY.items() if name in config}
-    refuse(path, {"_class_name": ("DDPMScheduler", "DDIMScheduler"), **family}, config)
-    translated = {
+    supported = {name: tuple(values) for name, values in SCHEDULER_VALUES.items() if name in config}
+    require_supported(path, {"_class_name": ("DDPMScheduler", "DDIMScheduler"), **supported}, config)
+    converted = {
         "timesteps": config["num_train_timesteps"],
         "beta_start": config["beta_start"],
         "beta_end": config["beta_end"],
         **{
-            ours: SCHEDULER_FAMILY[name][config[name]]
-            for ours, name in (
+            our_name: SCHEDULER_VALUES[name][config[name]]
+            for our_name, name in (
                 ("schedule", "beta_schedule"),
                 ("objective", "prediction_type"),
                 ("variance", "variance_type"),
@@ -183,58 +191,57 @@ def read_diffusion(path: Path) -> DiffusionConfig:
             )
         },
     }
-    return from_json(DiffusionConfig, json.dumps(translated), str(path))
+    return from_json(DiffusionConfig, json.dumps(converted), str(path))
 
 
 def read_object(path: Path) -> dict:
-    """A JSON file's object."""
+    """The object in a JSON file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is no JSON object, as a settings file of diffusers is.")
+        raise UserError(f"{path} is not a JSON object: expected a settings file of diffusers.")
     return value
 
 
-def refuse(path: Path, family: dict[str, tuple], config: dict) -> None:
-    """UserError that names the fields with other values than these."""
-    outside = [
+def require_supported(path: Path, supported: dict[str, tuple], config: dict) -> None:
+    """Raise UserError that names the fields whose value is not among the supported ones."""
+    wrong = [
         f"{name} = {config[name]!r} (expected {' or '.join(map(str, values))})"
-        for name, values in family.items()
+        for name, values in supported.items()
         if config[name] not in values
     ]
-    if outside:
-        raise UserError(f"{path} is outside what is read here: {', '.join(outside)}.")
+    if wrong:
+        raise UserError(f"{path} is not supported: {', '.join(wrong)}.")
 
 
 def current_name(name: str) -> str:
-    """A parameter's name with the attention layers called as newer files call them."""
-    return re.sub(
-        rf"(\.attentions\.\d+)\.({'|'.join(OLD_NAMES)})\.", lambda match: f"{match[1]}.{OLD_NAMES[match[2]]}.", name
-    )
+    """Rename an attention parameter of an old diffusers file to its current name. Other names stay as they are."""
+    old = rf"(\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION_NAMES)})\."
+    return re.sub(old, lambda match: f"{match[1]}.{OLD_ATTENTION_NAMES[match[2]]}.", name)
 
 
-def configs(info: ModelInfo) -> dict[str, dict]:
-    """The JSON files of a flat folder by name, which the package loads as a model and as a pipeline.
+def to_diffusers(info: ModelInfo) -> dict[str, dict]:
+    """The JSON files of a folder, name to content, that diffusers loads as a model and as a pipeline.
 
-    Raises UserError for what the package has no word for.
+    Raises UserError for settings that diffusers does not have.
     """
     network, diffusion = info.network, info.diffusion
     if not isinstance(network, DDPMConfig):
-        raise UserError(f"Only ddpm is written as a diffusers folder; this is {network.name}.")
-    words = {}
+        raise UserError(f"Only ddpm can be written as a diffusers folder, not {network.name}.")
+    scheduler_values = {}
     for name, value in (
         ("beta_schedule", diffusion.schedule),
         ("prediction_type", diffusion.objective),
         ("variance_type", diffusion.variance),
         ("clip_sample", diffusion.clip),
     ):
-        theirs = [word for word, ours in SCHEDULER_FAMILY[name].items() if ours == value]
-        if not theirs:
-            expected = ", ".join(dict.fromkeys(SCHEDULER_FAMILY[name].values()))
-            raise UserError(f"diffusers has no {name} like {value}: only {expected} can be written.")
-        words[name] = theirs[0]
+        diffusers_values = [key for key, our_value in SCHEDULER_VALUES[name].items() if our_value == value]
+        if not diffusers_values:
+            expected = ", ".join(dict.fromkeys(SCHEDULER_VALUES[name].values()))
+            raise UserError(f"The {name} of diffusers cannot express {value}: expected {expected}.")
+        scheduler_values[name] = diffusers_values[0]
     height, width, channels = info.image_shape
     model = {
         "_class_name": "UNet2DModel",
@@ -242,16 +249,16 @@ def configs(info: ModelInfo) -> dict[str, dict]:
         "in_channels": channels,
         "out_channels": channels * (2 if network.learned_variance else 1),
         "block_out_channels": network.widths,
-        "down_block_types": ["AttnDownBlock2D" if on else "DownBlock2D" for on in network.down_attention],
-        "up_block_types": ["AttnUpBlock2D" if on else "UpBlock2D" for on in network.up_attention],
-        **{name: getattr(network, name) for name in SAME},
+        "down_block_types": ["AttnDownBlock2D" if flag else "DownBlock2D" for flag in network.down_attention],
+        "up_block_types": ["AttnUpBlock2D" if flag else "UpBlock2D" for flag in network.up_attention],
+        **{name: getattr(network, name) for name in SHARED_FIELDS},
     }
     scheduler = {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": diffusion.timesteps,
         "beta_start": diffusion.beta_start,
         "beta_end": diffusion.beta_end,
-        **words,
+        **scheduler_values,
     }
     index = {
         "_class_name": "DDPMPipeline",

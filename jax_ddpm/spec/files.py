@@ -1,4 +1,4 @@
-"""Where files go, and how they are written: whole or not at all."""
+"""Where files are cached, and how they are written: completely or not at all."""
 
 import os
 import secrets
@@ -14,26 +14,26 @@ def cache_dir() -> Path:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields the path of a draft beside `path`, and moves the draft there once the block has ended without an error.
+    """Yield the path of a temporary file in the same folder. If the block ends without an error, rename it to `path`.
 
-    Other processes see the old file or the whole new one. The draft is deleted if the block fails. Its name is
-    `.<name>.<process>.<random>`.
+    Other processes see the old file or the complete new one. If the block fails, the temporary file is deleted. Its
+    name is `.<name>.<process id>.<random>`.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        draft.touch()
-        mode = draft.stat().st_mode  # follows the user's umask; safetensors would make the file private
-        yield draft
-        draft.chmod(mode)
-        with open(draft, "r+b") as file:  # Windows syncs only files that are open for writing
+        temporary.touch()
+        mode = temporary.stat().st_mode  # respects the user's umask; safetensors would make the file private
+        yield temporary
+        temporary.chmod(mode)
+        with open(temporary, "r+b") as file:  # Windows syncs only files that are open for writing
             os.fsync(file.fileno())
-        os.replace(draft, path)
+        os.replace(temporary, path)
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a UTF-8 text file, whole or not at all."""
-    with atomic_path(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+    """Write a UTF-8 text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

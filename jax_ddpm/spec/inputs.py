@@ -1,4 +1,4 @@
-"""Checks of what callers give to sampling and editing, the same in both frameworks. All raise UserError."""
+"""Checks of the arguments of sampling and editing, for both frameworks. All of them raise UserError."""
 
 import operator
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from jax_ddpm.spec.errors import UserError, require
 
 
 def check_seed(seed: int) -> int:
-    """The seed itself, which must be an integer in [0, 2^32)."""
+    """Require an integer in [0, 2^32) and return it."""
     try:
         number = operator.index(seed)
     except TypeError:
@@ -22,7 +22,7 @@ def check_seed(seed: int) -> int:
 def seeds_and_indices(
     seed: int, seeds: Sequence[int] | None, num_images: int
 ) -> tuple[int | Sequence[int], np.ndarray]:
-    """Images 0 to num_images - 1 of `seed`, or image 0 of each of `seeds`: the seed or seeds, and the indices (N,)."""
+    """`seed` and the indices 0 to N - 1, or, if `seeds` is given, these N seeds and N zeros. N = num_images."""
     if seeds is None:
         return seed, np.arange(num_images)
     require(len(seeds) == num_images, "seeds", f"{len(seeds)} of them", f"expected {num_images}, one for each image")
@@ -30,40 +30,42 @@ def seeds_and_indices(
 
 
 def check_images(name: str, images, image_shape: tuple[int, int, int] | None, dtype) -> np.ndarray:
-    """Images or states as an array of `dtype`. They must be finite floats (N, *image_shape), N at least 1."""
+    """Require finite floats (N, *image_shape), N at least 1, and return them as `dtype`. image_shape None: any."""
     images = np.asarray(images)
     wanted = ("N", "H", "W", "C") if image_shape is None else ("N", *image_shape)
     fits = images.ndim == 4 and len(images) and (image_shape is None or images.shape[1:] == tuple(image_shape))
     require(fits, name, images.shape, f"expected the shape ({', '.join(map(str, wanted))})")
-    require(images.dtype.kind == "f", name, images.dtype, "expected floating point, images within [-1, 1]")
+    require(images.dtype.kind == "f", name, images.dtype, "expected floating point (images in [-1, 1])")
     require(np.isfinite(images).all(), name, "nan or inf", "expected finite numbers")
     return images.astype(dtype)
 
 
 def check_mask(mask, images: np.ndarray) -> np.ndarray:
-    """Where pixels are known, bool (H, W): where the mask is not 0. It must have the height and width of the images."""
+    """Require a mask with the height and width of the images (N, H, W, C) and return mask != 0: bool (H, W)."""
     mask = np.asarray(mask)
     require(mask.shape == images.shape[1:3], "mask", mask.shape, f"expected the images' shape, {images.shape[1:3]}")
     return mask != 0
 
 
 def check_draws_no_noise(sampler: SamplerConfig) -> None:
-    """For interpolation: x_T alone must decide the image."""
+    """Require a sampler whose images depend on x_T only."""
     if not sampler.is_deterministic:
         raise UserError(
-            f"sampler = {sampler.sampler}, eta = {sampler.eta}: its noise decides the picture besides x_T. "
-            "To interpolate, use a sampler without noise: --sampler ddim."
+            f"sampler = {sampler.sampler}, eta = {sampler.eta}: it adds noise, so x_T alone does not decide the image. "
+            "To interpolate, use a sampler without noise, such as ddim (--sampler ddim)."
         )
 
 
 def check_invertible(sampler: SamplerConfig) -> None:
+    """Require ddim without noise."""
     if sampler.sampler != "ddim" or sampler.eta != 0:
         raise UserError(
-            f"sampler = {sampler.sampler}, eta = {sampler.eta}: only ddim with eta = 0 is inverted. Use --sampler ddim."
+            f"sampler = {sampler.sampler}, eta = {sampler.eta}: only ddim with eta = 0 can be inverted. Use ddim "
+            "(--sampler ddim)."
         )
 
 
 def check_ancestral(sampler: SamplerConfig) -> None:
-    """For inpainting."""
+    """Require the sampler that inpainting needs."""
     if sampler.sampler != "ddpm":
-        raise UserError(f"sampler = {sampler.sampler}: inpainting takes ancestral steps. Use --sampler ddpm.")
+        raise UserError(f"sampler = {sampler.sampler}: inpainting needs ancestral steps. Use ddpm (--sampler ddpm).")

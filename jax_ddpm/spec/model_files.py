@@ -1,6 +1,6 @@
-"""Read files that hold a model: run folders, diffusers folders, .safetensors, and other people's .pt, .pth and .bin.
+"""Read model files: run folders, diffusers folders, .safetensors, and PyTorch checkpoints (.pt, .pth, .bin).
 
-Nothing in a file is executed: safetensors holds data only, and .pt files are read by torch's `weights_only` loader.
+No code from a file is executed: safetensors contains only data, and PyTorch files are read with `weights_only=True`.
 """
 
 import json
@@ -26,17 +26,20 @@ from jax_ddpm.spec.types import StateDict
 
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "jax_ddpm"
-LARGEST = 2**20  # number in the settings of a network
-KINDS = "a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin"
+MAX_SETTING = 2**20  # largest number accepted in a file's network settings: others could fill the memory
+EXPECTED = "a run folder, a diffusers folder, or a .safetensors, .pt, .pth or .bin file"
 PREFIXES = ("module.", "_orig_mod.", "network.", "model.")
-HOLDERS = ("ema", "ema_model", "model_state_dict", "state_dict")  # the first that is there wins: EMA over raw weights
+STATE_DICT_KEYS = ("ema", "ema_model", "model_state_dict", "state_dict")  # the first one found is read: EMA first
 
 
 def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusion) -> tuple[StateDict, ModelInfo]:
-    """The arrays of a file under PyTorch names, and what is known of the model, for `load_model` of both frameworks.
+    """The arrays of a model file, by PyTorch name, and its metadata. Used by `load_model` of both frameworks.
 
-    Whether the arrays fit the network is for the caller to check. Raises UserError for a file that is no model, and for
-    settings that contradict it.
+    Does not check whether the arrays fit the network. Raises UserError for a file that is not a model, and for settings
+    in conflict with it.
+
+    path: as in `jax_ddpm.load_model`. image_size: height and width, instead of those in the file. diffusion: fields of
+    `DiffusionConfig`; None means not given.
     """
     values, info = read_file(path)
     given = {name: value for name, value in diffusion.items() if value is not None}
@@ -54,61 +57,61 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     info.diffusion.check()
     for size in info.image_shape[:2]:
         info.network.check(size, info.diffusion.timesteps)
-    for name, value in asdict(info.network).items():  # what a hostile file says must not fill the memory
+    for name, value in asdict(info.network).items():
         numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int | float)]
-        require(all(n <= LARGEST for n in numbers), name, value, f"expected at most {LARGEST}")
+        require(all(n <= MAX_SETTING for n in numbers), name, value, f"expected at most {MAX_SETTING}")
     return values, info
 
 
 def default_diffusion(network: NetworkConfig) -> DiffusionConfig:
-    """What a network was trained with where its file does not tell: as its preset, or with the variance it predicts."""
+    """Settings for a file without any: those of the network's preset, learned_range if it predicts a variance."""
     diffusion = preset(network.name).diffusion
     return replace(diffusion, variance="learned_range") if getattr(network, "learned_variance", False) else diffusion
 
 
 def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:
-    """The arrays of a file to start a training of `network` from. UserError where the file tells of another network."""
+    """The arrays of a model file from which to start training `network`. Raises UserError for another network."""
     values, info = read_file(path)
-    told, wanted = asdict(network if info is None else info.network), asdict(network)
+    stored, expected = asdict(network if info is None else info.network), asdict(network)
     wrong = [
-        f"{name} {told.get(name)} instead of {value}"
-        for name, value in wanted.items()
-        if name != "dropout" and told.get(name) != value
+        f"{name} = {stored.get(name)} (expected {value})"
+        for name, value in expected.items()
+        if name != "dropout" and stored.get(name) != value
     ]
     if wrong:
-        raise UserError(f"{path} holds another network than this run's: {', '.join(wrong[:3])}.")
+        raise UserError(f"{path} has another network than this run: {', '.join(wrong[:3])}.")
     return values
 
 
-def require_no_conflict(told: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
-    """UserError where something other than the way of sampling is given and the file says another thing."""
+def require_no_conflict(stored: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
+    """Raise UserError if a given training setting differs from the stored one. Sampling settings may differ."""
     wrong = [
-        f"{name} = {value} was given, but it was trained with {getattr(told, name)}"
+        f"{name} = {value} was given, but the model was trained with {getattr(stored, name)}"
         for name, value in given.items()
-        if name not in ("variance", "clip", "clip_percentile") and value != getattr(told, name)
+        if name not in ("variance", "clip", "clip_percentile") and value != getattr(stored, name)
     ]
     if wrong:
-        raise UserError(f"{path} tells how it was trained: {'; '.join(wrong)}. Leave this out.")
+        raise UserError(f"{path} does not fit these settings: {'; '.join(wrong)}. Leave them out.")
 
 
 def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo | None]:
-    """A file's state dict, prefixes stripped, and what it tells of the model: all, or None.
+    """The state dict of a model file, without wrapper prefixes, and its metadata, or None if it has none.
 
-    The `diffusion` is None of a diffusers folder that has no scheduler.
+    For a diffusers folder without a scheduler, the metadata's `diffusion` is None.
     """
     path = Path(path)
     if path.is_dir() and not (path / MODEL_FILE).is_file():
         if diffusers_folder.is_diffusers_folder(path):
             return read_diffusers(path)
-        raise UserError(f"{path} holds no {MODEL_FILE}, which a run writes with its checkpoints: expected {KINDS}.")
+        raise UserError(f"{path} has no {MODEL_FILE}, which a run writes with its checkpoints: expected {EXPECTED}.")
     path = path / MODEL_FILE if path.is_dir() else path
     if not path.exists():
-        raise UserError(f"{path} does not exist: expected {KINDS}.")
+        raise UserError(f"{path} does not exist: expected {EXPECTED}.")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix in (".pt", ".pth", ".bin"):
         return read_pickle(path)
-    raise UserError(f"{path} is no model: expected {KINDS}.")
+    raise UserError(f"{path} is not a model file: expected {EXPECTED}.")
 
 
 def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
@@ -122,7 +125,7 @@ def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
             }
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}.") from None
-    return understood(values, metadata.get(METADATA_KEY), path)
+    return parse_metadata(values, metadata.get(METADATA_KEY), path)
 
 
 def read_bfloat16(path: Path, name: str) -> np.ndarray:
@@ -137,8 +140,8 @@ def read_bfloat16(path: Path, name: str) -> np.ndarray:
 
 
 def read_diffusers(path: Path) -> tuple[StateDict, ModelInfo]:
-    """A model of the diffusers package; a folder that does not tell the image size has that of the DDPM paper."""
-    folder = diffusers_folder.read(path)
+    """A model of the diffusers package. Without an image size in the folder, it is that of the DDPM paper."""
+    folder = diffusers_folder.read_folder(path)
     read = read_safetensors if folder.weights.suffix == ".safetensors" else read_pickle
     values, _ = read(folder.weights)
     height, width = folder.image_size or 2 * (preset(folder.network.name).data.image_size,)
@@ -146,10 +149,10 @@ def read_diffusers(path: Path) -> tuple[StateDict, ModelInfo]:
     return values, ModelInfo(network=folder.network, image_shape=shape, diffusion=folder.diffusion)
 
 
-def understood(
+def parse_metadata(
     values: Mapping[str, np.ndarray], metadata: str | None, path: Path
 ) -> tuple[StateDict, ModelInfo | None]:
-    """Arrays as they are, and their metadata, where that is ours; else arrays without prefixes, and None."""
+    """With our metadata (JSON): the arrays unchanged, and the ModelInfo. Without: arrays without prefixes, and None."""
     if metadata is None:
         return strip_prefixes(values, str(path)), None
     try:
@@ -162,42 +165,45 @@ def understood(
 
 
 def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:
-    """The state dict of a .pt or .pth, bare or under a usual name, as NumPy arrays; our metadata where it has it."""
+    """The state dict of a .pt, .pth or .bin file as NumPy arrays, and our metadata if the file has it.
+
+    The state dict is the file's content, or stands there under one of STATE_DICT_KEYS.
+    """
     try:
         import torch
     except ImportError:
         raise UserError(
-            f"{path} needs PyTorch to be read: pip install 'jax-ddpm[torch]', or convert it to .safetensors."
+            f"Reading {path} needs PyTorch: pip install 'jax-ddpm[torch]', or convert the file to .safetensors."
         ) from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken or hostile pickle raises, it is not a model
+    except Exception as error:  # a damaged or hostile pickle can raise anything
         code = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
-        why = f"it asks for {code[1]}, and only plain tensors are loaded" if code else "it is damaged or something else"
+        why = f"it needs {code[1]}, but only tensors are loaded" if code else "it is damaged or not a checkpoint"
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {why}.") from None
     metadata = content.get(METADATA_KEY) if isinstance(content, Mapping) else None
-    for holder in HOLDERS:
-        if isinstance(content, Mapping) and isinstance(content.get(holder), Mapping):
-            content = content[holder]
+    for key in STATE_DICT_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
             break
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}: expected a state dict.")
+        raise UserError(f"{path} contains a {type(content).__name__}: expected a state dict.")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     values = {
         name: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
         for name, value in tensors.items()
     }
-    return understood(values, metadata, path)
+    return parse_metadata(values, metadata, path)
 
 
 def strip_prefixes(values: Mapping[str, np.ndarray], source: str) -> StateDict:
-    """Without the prefixes that wrappers put before every name; of an EMA wrapper only its average."""
+    """Remove the prefixes that wrappers add to names. From an EMA wrapper, keep only the averaged weights."""
     if any(name.startswith("ema_model.") for name in values):
         values = {name.removeprefix("ema_model."): v for name, v in values.items() if name.startswith("ema_model.")}
     stripped: StateDict = {}
     for name, value in values.items():
         plain = diffusers_folder.current_name(re.sub(f"^({'|'.join(map(re.escape, PREFIXES))})+", "", name))
         if plain in stripped:
-            raise UserError(f"{source} holds {plain} twice, under different names.")
+            raise UserError(f"{source} has {plain} twice, under different names.")
         stripped[plain] = value
     return stripped

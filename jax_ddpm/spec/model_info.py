@@ -1,4 +1,4 @@
-"""What a file of weights says about its model: the JSON metadata of `model.safetensors`."""
+"""The metadata of a weights file."""
 
 from dataclasses import asdict, dataclass
 
@@ -11,21 +11,24 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a file of weights must tell so that it can be used."""
+    """Metadata of a weights file: all that is needed to rebuild the model. model.safetensors stores it as JSON."""
 
     __pydantic_config__ = STRICT
 
     network: NetworkConfig
+    """The network and its arguments."""
     image_shape: tuple[int, int, int]
     """(H, W, C)."""
     diffusion: DiffusionConfig
+    """The diffusion settings that the model was trained with."""
     step: int | None = None
-    """Optimiser steps behind the weights, where known."""
+    """Optimiser steps that the weights were trained for, or None if unknown."""
     format_version: int = FORMAT_VERSION
+    """Version of this metadata."""
 
 
 def describe(info: ModelInfo, num_parameters: int) -> str:
-    """The model in one line: network, parameters, image shape, diffusion."""
+    """One line that describes a model: network, number of parameters, image shape, diffusion."""
     height, width, channels = info.image_shape
     d = info.diffusion
     betas = f" {d.beta_start:g} to {d.beta_end:g}" if d.schedule == "linear" else ""

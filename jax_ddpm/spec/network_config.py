@@ -1,4 +1,4 @@
-"""Which network, and its arguments: one dataclass for each. Imports neither jax nor torch."""
+"""Settings of the networks: one dataclass for each network."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal, Union
@@ -8,55 +8,54 @@ from jax_ddpm.spec.errors import UserError, require
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """A network's name, and in subclasses the arguments it is built with."""
+    """Base class of the networks' settings: the network's name, and in subclasses the arguments of its class."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # an unknown field in a JSON file is an error
 
     name: str
+    """Name of the network, unique among all networks."""
 
     def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
-        """UserError that names the wrong field, or the sizes (and T) that the network can take."""
+        """Raise UserError for a wrong field, and, if given, for an image size or a T that the network cannot take."""
 
     @property
     def arguments(self) -> dict:
-        """Without the name: what the network's class is called with."""
+        """Keyword arguments for the network's class: all fields except the name."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):
-        """Where any network may stand, `name` tells which; those that users registered are among them."""
+        """For fields of type NetworkConfig, pydantic chooses the subclass by `name`, also among registered networks."""
         if cls is not NetworkConfig:
             return handler(source)
         import pydantic
 
-        kinds = Union[tuple(NETWORKS.values())]  # noqa: UP007
-        return handler.generate_schema(
-            Annotated[kinds, pydantic.Field(discriminator="name")] if len(NETWORKS) > 1 else kinds
-        )
+        classes = Union[tuple(NETWORKS.values())]  # noqa: UP007
+        return handler.generate_schema(Annotated[classes, pydantic.Field(discriminator="name")])
 
 
 @dataclass(frozen=True)
 class ConvBlockConfig(NetworkConfig):
-    """Arguments of `conv_block`, the ConvBlock UNet."""
+    """Settings of `conv_block`, the ConvBlock UNet."""
 
     name: Literal["conv_block"] = "conv_block"
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    """Channels per level, each twice the one before; a level halves height and width."""
+    """Channels per level, each twice the previous one. Each level after the first halves height and width."""
     time_width: int = 256
     """Width of the time embedding."""
 
     def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
-        """UserError that names the wrong field, or the sizes that these widths can take."""
+        """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
         require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
         for width in self.widths:
             require(
                 width > 0 and width % 32 == 0,
                 "widths",
                 self.widths,
-                f"GroupNorm's 32 groups cannot divide {width} channels; expected multiples of 32, such as 32 64 128",
+                f"GroupNorm cannot split {width} channels into 32 groups; expected multiples of 32, such as 32 64 128",
             )
         doubled = all(b == 2 * a for a, b in zip(self.widths, self.widths[1:], strict=False))
-        require(doubled, "widths", self.widths, "each width must be twice the one before, such as 64 128 256")
+        require(doubled, "widths", self.widths, "expected each width to be twice the previous one, such as 64 128 256")
         require(
             self.time_width > 0 and self.time_width % 2 == 0, "time_width", self.time_width, "expected an even number"
         )
@@ -67,42 +66,42 @@ class ConvBlockConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class StridedConfig(NetworkConfig):
-    """`strided`, the UNet of strided convolutions, has no arguments."""
+    """Settings of `strided`, the UNet with strided convolutions. It has no arguments."""
 
     name: Literal["strided"] = "strided"
 
     def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
-        """UserError for sizes that are no multiple of 8."""
+        """Raise UserError for an image size that is not a multiple of 8."""
         if image_size is not None:
             require_divisible_size(image_size, 3)
 
 
 @dataclass(frozen=True)
 class AttentionConfig(NetworkConfig):
-    """Arguments of `attention`, the UNet with self-attention."""
+    """Settings of `attention`, the UNet with residual blocks and self-attention."""
 
     name: Literal["attention"] = "attention"
     channels: int = 64
     """Channels after the first convolution."""
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
-    """Per level, how many times the channels of the one before; a level halves height and width."""
+    """Per level, the factor on the previous level's channels. Each level after the first halves height and width."""
     attention: tuple[bool, ...] = (False, False, True, True)
-    """Per level, whether its blocks end in self-attention (the middle always has it)."""
+    """Per level, whether its blocks end in self-attention. The middle always has it."""
     blocks: int = 2
     """Residual blocks per level."""
     heads: int = 8
     """Heads of self-attention."""
     dropout: float = 0.1
-    """Rate of dropout in the training."""
+    """Dropout rate during training."""
 
     def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
-        """UserError that names the wrong field, or the sizes that these levels can take."""
+        """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
         require(self.channels > 0 and self.channels % 32 == 0, "channels", self.channels, "expected a multiple of 32")
         require(
             len(self.multipliers) >= 1 and min(self.multipliers) >= 1,
             "multipliers",
             self.multipliers,
-            "expected at least one, none below 1",
+            "expected at least one number, each at least 1",
         )
         require(
             len(self.attention) == len(self.multipliers),
@@ -124,57 +123,57 @@ class AttentionConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class LayerNormConfig(NetworkConfig):
-    """Arguments of `layer_norm`, the UNet with LayerNorm for 28x28 images."""
+    """Settings of `layer_norm`, the UNet with LayerNorm for 28x28 images."""
 
     name: Literal["layer_norm"] = "layer_norm"
     table_rows: int = 1000
-    """Rows of the frozen table of time embeddings: at least T."""
+    """Rows of the fixed table of time embeddings, at least T."""
 
     def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
-        """UserError that names the wrong field, or for any size but 28."""
+        """Raise UserError for fewer rows than timesteps, and for an image size other than 28."""
         rows = timesteps or 1
         require(self.table_rows >= rows, "table_rows", self.table_rows, f"expected at least {rows}, one per timestep")
-        require(image_size in (None, 28), "image_size", image_size, "layer_norm takes 28x28 images only")
+        require(image_size in (None, 28), "image_size", image_size, "layer_norm takes only 28x28 images")
 
 
 @dataclass(frozen=True)
 class DDPMConfig(NetworkConfig):
-    """Arguments of `ddpm`, the DDPM paper's network; its CIFAR-10 settings are the defaults.
+    """Settings of `ddpm`, the network of Ho et al. 2020. The defaults are those of the paper for CIFAR-10.
 
-    Other fields than the widths, the attentions and `learned_variance` have the names that the diffusers package gives
-    them in UNet2DModel.
+    All fields except widths, down_attention, up_attention and learned_variance have the names of the arguments of
+    UNet2DModel in the diffusers package.
     """
 
     name: Literal["ddpm"] = "ddpm"
     widths: tuple[int, ...] = (128, 256, 256, 256)
-    """Channels per level; a level halves height and width."""
+    """Channels per level. Each level after the first halves height and width."""
     layers_per_block: int = 2
-    """Residual blocks per level on the way down; one more on the way up."""
+    """Residual blocks per level on the way down. Levels on the way up have one more."""
     down_attention: tuple[bool, ...] = (False, True, False, False)
-    """Per level on the way down, whether its blocks end in self-attention (the middle always has it)."""
+    """Per level on the way down, whether its blocks end in self-attention. The middle always has it."""
     up_attention: tuple[bool, ...] = (False, False, True, False)
-    """The same on the way up, from the deepest level."""
+    """Per level on the way up, from the deepest level, whether its blocks end in self-attention."""
     attention_head_dim: int | None = None
-    """Channels per head of self-attention. Default: one head."""
+    """Channels per head of self-attention. Default: a single head."""
     norm_num_groups: int = 32
     """Groups of GroupNorm."""
     norm_eps: float = 1e-6
     """Epsilon of GroupNorm."""
     downsample_padding: int = 0
-    """Before the strided convolutions: 1 pads all four sides, 0 the right and the bottom only."""
+    """Padding of the strided convolutions: 1 pads all four sides, 0 pads only the right and the bottom."""
     flip_sin_to_cos: bool = False
-    """Put the cosines of the time before the sines."""
+    """In the time embedding, put the cosines before the sines."""
     freq_shift: int = 1
-    """The time's frequencies are 10000^(-i / (d/2 - freq_shift))."""
+    """The frequencies of the time embedding of width d are 10000^(-i / (d/2 - freq_shift))."""
     center_input_sample: bool = False
-    """Take images in [0, 1]: the network sees 2x - 1."""
+    """The input is in [0, 1]: the network scales it to 2x - 1."""
     dropout: float = 0.1
-    """Rate of dropout in the training."""
+    """Dropout rate during training."""
     learned_variance: bool = False
-    """Predict the variance of a reverse step too, in as many channels again (Nichol & Dhariwal 2021)."""
+    """Also predict the variance of a reverse step; doubles the output channels (Nichol & Dhariwal 2021)."""
 
     def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
-        """UserError that names the wrong field, or the sizes that these widths can take."""
+        """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
         require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
         require(self.norm_num_groups >= 1, "norm_num_groups", self.norm_num_groups, "expected at least 1")
         groups, head = self.norm_num_groups, self.attention_head_dim
@@ -191,14 +190,14 @@ class DDPMConfig(NetworkConfig):
         for name in ("down_attention", "up_attention"):
             value, levels = getattr(self, name), len(self.widths)
             require(len(value) == levels, name, value, f"expected {levels} values, one per level")
-        attended = [self.widths[-1]]  # the middle
-        attended += [width for width, on in zip(self.widths, self.down_attention, strict=True) if on]
-        attended += [width for width, on in zip(self.widths[::-1], self.up_attention, strict=True) if on]
+        attention_widths = [self.widths[-1]]  # the middle
+        attention_widths += [width for width, on in zip(self.widths, self.down_attention, strict=True) if on]
+        attention_widths += [width for width, on in zip(self.widths[::-1], self.up_attention, strict=True) if on]
         require(
-            head is None or (head >= 1 and all(width % head == 0 for width in attended)),
+            head is None or (head >= 1 and all(width % head == 0 for width in attention_widths)),
             "attention_head_dim",
             head,
-            f"expected a divisor of the channels of levels with attention, {sorted(set(attended))}",
+            f"expected a divisor of the channels of levels with attention, {sorted(set(attention_widths))}",
         )
         require(self.norm_eps > 0, "norm_eps", self.norm_eps, "expected more than 0, such as 1e-6")
         require(self.downsample_padding in (0, 1), "downsample_padding", self.downsample_padding, "expected 0 or 1")
@@ -208,7 +207,7 @@ class DDPMConfig(NetworkConfig):
 
 
 def require_divisible_size(image_size: int, halvings: int, instead: str = "") -> None:
-    """UserError unless the image can be halved so often."""
+    """Raise UserError unless the image size can be halved this many times. instead: another remedy, for the message."""
     multiple = 2**halvings
     if image_size < multiple or image_size % multiple:
         below = image_size // multiple * multiple
@@ -220,8 +219,7 @@ def require_divisible_size(image_size: int, halvings: int, instead: str = "") ->
         )
 
 
-# By name; `unets.register` adds to them.
-NETWORKS: dict[str, type[NetworkConfig]] = {
+NETWORKS: dict[str, type[NetworkConfig]] = {  # by name; `unets.register` adds to them
     "conv_block": ConvBlockConfig,
     "strided": StridedConfig,
     "attention": AttentionConfig,

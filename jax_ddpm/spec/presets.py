@@ -1,4 +1,4 @@
-"""Recipes: whole settings of a run by a name, which flags override."""
+"""Presets: complete settings of a run, by name. Flags override them."""
 
 from dataclasses import replace
 
@@ -9,44 +9,49 @@ from jax_ddpm.spec.run_config import DataConfig, OutputConfig, RunConfig, Traini
 
 
 def preset(name: str | None = None, dataset: str | None = None) -> RunConfig:
-    """The recipe `name`, on a data set other than its own where one is given.
+    """All settings of a run: those of the preset `name`, with the data set replaced if `dataset` is given.
 
-    Without a name: `digits` for the digits, which are also the default data set, and `conv_block` for all else. Raises
-    UserError for an unknown name.
+    Args:
+        name: digits, tiny, conv_block, strided, attention, layer_norm or ddpm. Default: digits if the data set is
+            digits or not given, else conv_block.
+        dataset: as in `DataConfig`. Default: that of the preset.
+
+    Raises:
+        UserError: an unknown name.
     """
     name = name or ("digits" if dataset in (None, "digits") else "conv_block")
-    recipe = PRESETS.get(name)
-    if recipe is None:
+    settings = PRESETS.get(name)
+    if settings is None:
         raise UserError(f"Unknown preset '{name}': expected one of {', '.join(PRESETS)}.")
-    dataset = dataset or recipe.data.dataset
-    size = 8 if dataset == "digits" and name in ("digits", "tiny") else recipe.data.image_size
-    return replace(recipe, data=replace(recipe.data, dataset=dataset, image_size=size))
+    dataset = dataset or settings.data.dataset
+    size = 8 if dataset == "digits" and name in ("digits", "tiny") else settings.data.image_size
+    return replace(settings, data=replace(settings.data, dataset=dataset, image_size=size))
 
 
 PRESETS: dict[str, RunConfig] = {
-    # Real 8x8 digits, readable after a minute or two on two cores.
+    # Handwritten 8x8 digits: readable samples after one or two minutes on two CPU cores.
     "digits": RunConfig(
         preset="digits",
         data=DataConfig(image_size=8),
         network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
-        training=TrainingConfig(epochs=60, learning_rate=2e-3, ema_decay=0.999),  # of 25 steps
+        training=TrainingConfig(epochs=60, learning_rate=2e-3, ema_decay=0.999),  # an epoch has 25 steps
         output=OutputConfig(validate_every=250, sample_every=250),
     ),
-    # Any data, on a CPU.
+    # A small network for any data set, fast enough for a CPU.
     "tiny": RunConfig(
         preset="tiny",
         data=DataConfig(image_size=16),
         network=ConvBlockConfig(widths=(32, 64, 128), time_width=128),
         training=TrainingConfig(epochs=5, learning_rate=1e-3, ema_decay=0.999),
     ),
-    # The full-size ConvBlock UNet and its published recipe.
+    # The full-size ConvBlock UNet with its published settings.
     "conv_block": RunConfig(
         preset="conv_block",
         data=DataConfig(dataset="fashion_mnist"),
         training=TrainingConfig(epochs=1000),
         output=OutputConfig(sample_every=10_000),
     ),
-    # Strided convolutions, and t as it is beside the features: the loss begins far above 1.
+    # A UNet with strided convolutions. t is not scaled before the time embedding, so the loss starts far above 1.
     "strided": RunConfig(
         preset="strided",
         data=DataConfig(dataset="cifar10"),
@@ -54,7 +59,7 @@ PRESETS: dict[str, RunConfig] = {
         training=TrainingConfig(epochs=100, lr_schedule="constant"),
         output=OutputConfig(sample_every_epochs=1),
     ),
-    # Residual blocks and self-attention at every size; the weights of the best validation loss are kept and sampled.
+    # Residual blocks, and self-attention at the two deepest levels. Keeps and samples the best validation loss.
     "attention": RunConfig(
         preset="attention",
         data=DataConfig(dataset="mnist", validation_fraction=0.1),
@@ -63,7 +68,7 @@ PRESETS: dict[str, RunConfig] = {
         training=TrainingConfig(epochs=20, optimizer="adamw", weight_decay=0.01, lr_schedule="constant", clip_norm=1.0),
         output=OutputConfig(keep_best=True),
     ),
-    # Small, with LayerNorm over whole maps, on Fashion-MNIST or MNIST at their own 28x28.
+    # A small UNet with LayerNorm over whole images, for Fashion-MNIST or MNIST in their own size of 28x28.
     "layer_norm": RunConfig(
         preset="layer_norm",
         data=DataConfig(dataset="fashion_mnist", image_size=28),

@@ -1,6 +1,6 @@
-"""Settings of a training run: data, training, output, and all of them together.
+"""Settings of a training run.
 
-The flags of `jax-ddpm train` are the fields of `RunConfig`, and a run's `config.json` is a `RunConfig` as JSON.
+The flags of `jax-ddpm train` are the fields of the parts of `RunConfig`. A run's config.json is a `RunConfig` as JSON.
 """
 
 import re
@@ -18,68 +18,74 @@ MAX_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class DataConfig:
+    """The images to train on."""
+
     __pydantic_config__ = STRICT
 
     dataset: str = "digits"
-    """digits, any image data set of tensorflow_datasets by its name (fashion_mnist, cifar10, ...), or folder:PATH."""
+    """digits, the name of an image data set of tensorflow_datasets (fashion_mnist, cifar10, ...), or folder:PATH."""
     image_size: int = 32
-    """Height and width; the short side is resized, then the centre cut out."""
+    """Height and width in pixels. The short side is resized to this, then the centre is cropped."""
     data_dir: str | None = None
-    """Where tensorflow_datasets keeps its data (its own default: ~/tensorflow_datasets)."""
+    """Folder where tensorflow_datasets stores its data. Default: ~/tensorflow_datasets."""
     manual_dir: str | None = None
-    """Archives downloaded by hand, from which tensorflow_datasets prepares without a network."""
+    """Folder of manually downloaded archives, so that tensorflow_datasets works without internet access."""
     cache_dir: str | None = None
-    """Where decoded images are kept (default: ~/.cache/jax_ddpm)."""
+    """Folder where decoded images are stored. Default: ~/.cache/jax_ddpm."""
     validation_fraction: float | None = None
-    """Share of the training images held out. Default: the data set's own test split, or a tenth where it has none."""
+    """Fraction of the training images to hold out. Default: use the data set's test split, or 0.1 if it has none."""
     flip: bool = False
-    """Flip half of the training images left to right, at random."""
+    """Flip each training image left to right with probability 1/2."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
+    """Settings of the optimisation."""
+
     __pydantic_config__ = STRICT
 
     epochs: int = 1000
     """Passes over the training images."""
     steps: int | None = None
-    """Optimiser steps; overrules --epochs."""
+    """Optimiser steps. If given, epochs are ignored."""
     batch_size: int = 64
     """Images per optimiser step."""
     accumulate: int = 1
-    """Split a batch into this many parts, one after another, to save memory; the result is the same."""
+    """Split a batch into this many parts and add up their gradients, to save memory. The result is the same."""
     remat: bool = False
-    """Compute the activations within each block again for the gradient instead of keeping them, to save memory."""
+    """Gradient checkpointing: recompute the activations of each block in the backward pass, to save memory."""
     optimizer: Literal["adam", "adamw"] = "adam"
+    """Optimiser: Adam, or AdamW with weight_decay."""
     """Adam, or AdamW, which takes --weight-decay."""
     weight_decay: float = 0.0
     """Decoupled weight decay of adamw."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: anneal by a cosine over the whole run, or stay."""
+    """Learning rate after the warm-up: cosine decay to the end of the run, or constant."""
     min_learning_rate: float = 1e-6
-    """Where the cosine ends."""
+    """Final learning rate of the cosine decay."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps in which the learning rate rises linearly from 0."""
     clip_norm: float | None = None
-    """Scale gradients down to this global norm."""
+    """Clip gradients to this global norm. Default: no clipping."""
     min_snr_gamma: float | None = None
-    """Weight the loss by min-SNR-gamma (Hang et al. 2023; 5 is usual). Default: plain mean squared error."""
+    """gamma of the min-SNR-gamma loss weights (Hang et al. 2023; 5 is usual). Default: no weights."""
     ema: bool = True
-    """Sample and export an exponential moving average of the weights."""
+    """Keep an exponential moving average (EMA) of the weights, and sample and export it instead of the weights."""
     ema_decay: float = 0.9999
-    """Its decay, reached by a warm-up: (1 + step) / (10 + step) where that is smaller."""
+    """Decay of the EMA. Early steps use (1 + step) / (10 + step) if it is smaller."""
     max_skipped: int = 20
-    """Steps in a row whose loss or gradient is not finite, and that were therefore skipped, before the run stops."""
+    """Stop the run after this many consecutive steps with a non-finite loss or gradient. Such steps are skipped."""
     precision: Precision = "float32"
-    """Of the network's activations; parameters, EMA and loss stay float32 (float64: everything, for comparisons)."""
+    """dtype of the activations. Parameters, EMA and loss stay float32. float64 is for comparisons, for everything."""
     seed: int = 0
-    """Decides the initial weights, the order of the images, timesteps, noise and the sampled pictures."""
+    """Seed of the initial weights, order of images, timesteps, noise and samples: an integer from 0 to 2^32 - 1."""
     init_from: str | None = None
-    """Start from the weights of this run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
+    """Start from the weights in this run folder, diffusers folder, .safetensors, .pt, .pth or .bin file."""
 
     def check(self) -> None:
+        """Raise UserError that names the first wrong field."""
         for name in ("epochs", "batch_size", "accumulate", "max_skipped"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, "expected at least 1")
@@ -87,7 +93,7 @@ class TrainingConfig:
             self.batch_size % self.accumulate == 0,
             "accumulate",
             self.accumulate,
-            f"must divide the batch size, {self.batch_size}",
+            f"expected a divisor of the batch size, {self.batch_size}",
         )
         require_one_of("optimizer", self.optimizer, Literal["adam", "adamw"])
         require_one_of("lr_schedule", self.lr_schedule, Literal["cosine", "constant"])
@@ -97,7 +103,7 @@ class TrainingConfig:
             self.weight_decay == 0 or self.optimizer == "adamw",
             "weight_decay",
             self.weight_decay,
-            "adam has none; use --optimizer adamw",
+            "only adamw has weight_decay (--optimizer adamw)",
         )
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "expected more than 0")
         if self.lr_schedule == "cosine":
@@ -117,48 +123,51 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class OutputConfig:
+    """What a run writes, and how often."""
+
     __pydantic_config__ = STRICT
 
     log_every: int = 10
     """Steps between rows of metrics.jsonl."""
     validate_every: int = 0
-    """Steps between validations; 0: after every epoch, or after as many as make 500 steps."""
+    """Steps between validations. 0: every epoch, or every few epochs so that it is at least 500 steps."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0: as validate_every 0, fewer where they would take more than a tenth of the time."""
+    """Steps between checkpoints. 0: as for validations, but less often if saving would take over 10% of the run."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints are kept."""
+    """How many of the newest checkpoints to keep."""
     keep_every: int = 0
-    """Keep also the checkpoints whose step is a multiple of this; 0: no others."""
+    """Also keep the checkpoints whose step is a multiple of this. 0: none."""
     keep_best: bool = False
-    """Keep the checkpoint of the best validation loss too; export and picture its weights, not the last ones."""
+    """Also keep the checkpoint with the best validation loss. Export its weights and draw the final samples with it."""
     sample_every: int = 0
-    """Steps between sample grids during the training, drawn in few steps; 0: only the closing pictures."""
+    """Steps between sample grids during training, drawn with few sampling steps. 0: samples only at the end."""
     sample_every_epochs: int = 0
-    """Epochs between sample grids; 0: as --sample-every says."""
+    """Epochs between further sample grids. 0: none."""
     num_samples: int = 64
-    """Images of a sample grid, at most; fewer where the network is slow."""
+    """Maximum number of images in a sample grid. Fewer are drawn if the network is slow."""
     gif_frames: int = 0
-    """Frames of a GIF of the way from noise to the closing grid; 0: no GIF."""
+    """Frames of a GIF that shows the final samples from noise to image. 0: no GIF."""
     tensorboard: bool = True
-    """Write the metrics and the sample grids for TensorBoard too."""
+    """Also write the metrics and sample grids for TensorBoard."""
 
     def check(self) -> None:
+        """Raise UserError that names the first wrong field."""
         for name in ("log_every", "keep_checkpoints", "num_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
         intervals = ("validate_every", "checkpoint_every", "keep_every", "sample_every", "sample_every_epochs")
         for name in intervals:
             require(getattr(self, name) >= 0, name, getattr(self, name), "expected 0 or more")
-        require(self.gif_frames == 0 or self.gif_frames >= 2, "gif_frames", self.gif_frames, "expected 0, or 2 or more")
+        require(self.gif_frames == 0 or self.gif_frames >= 2, "gif_frames", self.gif_frames, "expected 0 or at least 2")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run."""
+    """All settings of a training run."""
 
     __pydantic_config__ = STRICT
 
     preset: str = "digits"
-    """Recipe that the other flags start from: see --list-presets. Default: digits for digits, else conv_block."""
+    """Name of the preset that the other settings start from. Default: digits for the digits, else conv_block."""
     data: DataConfig = DataConfig()
     network: NetworkConfig = field(default_factory=ConvBlockConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -167,24 +176,25 @@ class RunConfig:
     output: OutputConfig = OutputConfig()
 
     def check(self) -> None:
-        """UserError that names the first wrong field."""
+        """Raise UserError that names the first wrong field."""
         size = self.data.image_size
         require(size >= 1, "image_size", size, "expected at least 1")
         fraction = self.data.validation_fraction
         require(fraction is None or 0 <= fraction < 1, "validation_fraction", fraction, "expected 0 to below 1")
         self.network.check(size, self.diffusion.timesteps)
         learned, variance = getattr(self.network, "learned_variance", False), self.diffusion.variance
-        wanted = (
-            "learned_variance wants --variance learned_range" if learned else "expected a network with learned_variance"
-        )
-        require(learned == (variance == "learned_range"), "variance", variance, wanted)
+        if learned:
+            expected = "expected learned_range (--variance learned_range), because the network has learned_variance"
+        else:
+            expected = "expected a network with learned_variance (--learned-variance)"
+        require(learned == (variance == "learned_range"), "variance", variance, expected)
         for section in (self.diffusion, self.training, self.output):
             section.check()
         self.sampling.check(self.diffusion.timesteps)
 
 
 def slug(dataset: str) -> str:
-    """A data set's name as part of a folder's name: folder:/a/My Photos becomes folder-My_Photos."""
+    """A data set's name as part of a folder name: "folder:/a/My Photos" becomes "folder-My_Photos"."""
     kind, _, path = dataset.partition(":")
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     return re.sub(r"[^\w.-]+", "_", f"{kind}-{last}" if last else kind)

@@ -1,13 +1,13 @@
-"""Foreign text made fit for a one-line message."""
+"""Make text from elsewhere fit for a one-line message."""
 
 
 def printable(text: str) -> str:
-    """The text with what no terminal can show, line ends included, replaced by question marks."""
+    """The text with non-printable characters, including line breaks, replaced by question marks."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def one_line(error: BaseException, width: int = 160) -> str:
-    """The first line of what an exception says, or else its class; at most `width` characters."""
+    """The first line of an exception's message, or its class if it has none. At most `width` characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = printable(lines[0]).rstrip(".:")
     return line if len(line) <= width else line[: width - 3] + "..."

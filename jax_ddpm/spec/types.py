@@ -1,4 +1,4 @@
-"""The names that settings choose from, and the type of a state dict."""
+"""The values that settings may have, and the type of a state dict."""
 
 from typing import Literal
 

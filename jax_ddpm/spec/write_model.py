@@ -1,4 +1,4 @@
-"""Write files that hold a model: .safetensors, .pt, .pth, diffusers folders."""
+"""Write model files: .safetensors, .pt, .pth, diffusers folders."""
 
 import json
 import os
@@ -16,35 +16,43 @@ from jax_ddpm.spec.types import StateDict
 
 
 def check_output(path: str | os.PathLike, diffusers: bool = False) -> None:
-    """UserError unless `save_model` can write there; makes the folder."""
+    """Create the folder of `path`, and raise UserError unless `save_model` can write there."""
     path = Path(path)
     if diffusers and path.is_dir() and any(path.iterdir()):
-        raise UserError(f"{path} holds something already: a diffusers folder is written to a new or empty folder.")
+        raise UserError(f"{path} is not empty: a diffusers folder can only be written to a new or empty folder.")
     if not diffusers and path.suffix not in (".safetensors", ".pt", ".pth", ""):
-        raise UserError(f"{path} ends in {path.suffix}: expected a .safetensors, a .pt, a .pth or a folder.")
+        raise UserError(f"{path} ends in {path.suffix}: expected a .safetensors, .pt or .pth file, or a folder.")
     is_folder = diffusers or path.suffix == ""
     folder = path if is_folder else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}).") from None
+        raise UserError(f"{folder} cannot be created ({error.strerror}).") from None
     if not os.access(folder, os.W_OK) or (not is_folder and path.is_dir()):
-        raise UserError(f"{path} cannot be written: expected the name of a file in a folder of yours.")
+        raise UserError(f"{path} cannot be written: expected a file name in a writable folder.")
 
 
 def save_model(path: str | os.PathLike, values: StateDict, info: ModelInfo, diffusers: bool = False) -> Path:
-    """Write a model as the path says (a folder gets a model.safetensors) and return the file.
+    """Write a model in the format that the path's ending says, and return the path of the weights file.
 
-    A .pt holds {"model_state_dict": PyTorch's state dict, "jax_ddpm": the metadata as JSON}. With `diffusers`, the path
-    is a folder, for the package's UNet2DModel.from_pretrained and DDPMPipeline.from_pretrained; UserError for networks
-    and settings that it does not know.
+    In a folder, the file is model.safetensors. A .pt or .pth file contains a dict: "model_state_dict" is the state dict
+    and "jax_ddpm" the metadata as JSON.
+
+    Args:
+        path: a .safetensors, .pt or .pth file, or a folder.
+        values: arrays by PyTorch name.
+        info: the metadata.
+        diffusers: write a folder for UNet2DModel.from_pretrained and DDPMPipeline.from_pretrained of diffusers.
+
+    Raises:
+        UserError: a network or settings that diffusers does not have.
     """
     path = Path(path)
     if diffusers:
-        settings = diffusers_folder.configs(info)
+        settings = diffusers_folder.to_diffusers(info)
         weights_file = path / diffusers_folder.WEIGHTS[0]
-        with atomic_path(weights_file) as draft:
-            save_file(values, draft, metadata={"format": "pt"})
+        with atomic_path(weights_file) as temporary:
+            save_file(values, temporary, metadata={"format": "pt"})
         for name, content in settings.items():
             write_text(path / name, json.dumps(content, indent=2) + "\n")
         return weights_file
@@ -53,8 +61,8 @@ def save_model(path: str | os.PathLike, values: StateDict, info: ModelInfo, diff
 
         tensors = {name: torch.from_numpy(value) for name, value in values.items()}
         content = {"model_state_dict": tensors, METADATA_KEY: json.dumps(asdict(info))}
-        with atomic_path(path) as draft:
-            torch.save(content, draft)
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
         return path
     path = path / MODEL_FILE if path.suffix == "" else path
     write_model(path, values, info)
@@ -62,7 +70,7 @@ def save_model(path: str | os.PathLike, values: StateDict, info: ModelInfo, diff
 
 
 def write_model(path: str | os.PathLike, values: StateDict, info: ModelInfo) -> None:
-    """A .safetensors with metadata, whole or absent."""
+    """Write a .safetensors file with metadata, atomically."""
     metadata = {METADATA_KEY: json.dumps(asdict(info))}
-    with atomic_path(path) as draft:
-        save_file(values, draft, metadata=metadata)
+    with atomic_path(path) as temporary:
+        save_file(values, temporary, metadata=metadata)
