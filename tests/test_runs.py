@@ -204,7 +204,7 @@ def test_a_diverging_run_skips_and_then_stops(tmp_path, without_pictures):
     said = replayed(tmp_path / "run", 3)
     assert any("not finite" in line for line in said)
     assert said[-1].startswith("First operation that gave nan or inf: invalid value")
-    assert re.search(r"/jax_ddpm/\w+\.py:\d+", said[-1])
+    assert re.search(r"/jax_ddpm/[\w/]+\.py:\d+", said[-1])
 
 
 def test_the_best_weights_are_kept(tmp_path, monkeypatch):

@@ -82,12 +82,12 @@ def check_together(flags) -> None:
 def given(flags, image_shape: tuple[int, int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The images to begin with, float32 (N, H, W, C), one for each picture, and the mask, bool (H, W); or None."""
     from jax_ddpm.data import to_float
-    from jax_ddpm.data.given import given_images, given_mask
+    from jax_ddpm.data.user_images import read_images, read_mask
 
     if flags.editing.image is None:
         return None, None
-    images = to_float(given_images(flags.editing.image, image_shape))
-    mask = None if flags.editing.mask is None else given_mask(flags.editing.mask, image_shape)
+    images = to_float(read_images(flags.editing.image, image_shape))
+    mask = None if flags.editing.mask is None else read_mask(flags.editing.mask, image_shape)
     if len(images) == 1 and flags.editing.kind != "--invert":
         return images.repeat(num_images(flags), axis=0), mask
     if flags.num_images not in (None, len(images)):

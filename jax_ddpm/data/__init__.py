@@ -1,7 +1,7 @@
-"""Images to train on: digits, any image data set of tensorflow_datasets, a folder of pictures.
+"""Images to train on: digits, any image data set of tensorflow_datasets, or a folder of image files.
 
-NumPy and Pillow only: neither jax, torch nor TensorFlow is imported here. What TensorFlow is needed for, preparing a
-data set that is not there yet, happens in a child process.
+Uses NumPy and Pillow, and imports neither jax nor torch. Only preparing a new data set needs TensorFlow; that runs in a
+child process.
 """
 
 from jax_ddpm.data.order import batch_indices

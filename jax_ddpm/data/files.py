@@ -1,4 +1,4 @@
-"""What a source of images says about itself before a single image is decoded."""
+"""Descriptions of a source of images, before any image is decoded."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ File = str | PathLike | BinaryIO
 
 
 @dataclass(frozen=True)
-class Files:
-    """Encoded images in a fixed order: `count` pairs of a name, for messages, and a path or open file."""
+class ImageFiles:
+    """Encoded images in a fixed order: `read` yields `count` pairs of a name (for messages) and a path or open file."""
 
     label: str
     count: int
-    channels: int | None  # 1, 3, or None: as the images are
+    channels: int | None  # 1 or 3; None: the channels of each image
     read: Callable[[], Iterable[tuple[str, File]]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: training images, validation images if it has its own, and what a person should know about it.
+    """A data set: its training images, its own validation images if it has any, and notes for the user.
 
-    Sources with equal fingerprints (anything that JSON can hold) hold the same images.
+    Sources with equal fingerprints (any values that JSON can hold) hold the same images.
     """
 
-    train: Files
-    validation: Files | None
+    train: ImageFiles
+    validation: ImageFiles | None
     fingerprint: Any
     notes: tuple[str, ...] = ()

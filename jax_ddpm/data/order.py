@@ -1,4 +1,4 @@
-"""Which images are in which batch: a function of (seed, step) alone, so that a resumed run goes on exactly."""
+"""Which images are in which batch. This depends only on (seed, step), so a resumed run gets the same batches."""
 
 from functools import lru_cache
 
@@ -8,15 +8,15 @@ from jax_ddpm.spec.errors import UserError
 
 
 def batch_indices(seed: int, step: int, num_images: int, batch_size: int) -> np.ndarray:
-    """Which images form batch number `step` of a seed.
+    """Indices of the images in batch number `step` of a seed.
 
-    Every epoch is its own permutation of all images, cut into `num_images // batch_size` batches; the incomplete last
+    Each epoch is a new permutation of all images, cut into `num_images // batch_size` batches; the incomplete last
     batch is dropped.
 
     Args:
-        seed: non-negative.
+        seed: 0 or more.
         step: 0 is the first batch of the first epoch.
-        num_images: how many there are.
+        num_images: number of training images.
         batch_size: at least 1, at most `num_images`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From an image file to a square of 8-bit pixels, and from pixels to the numbers that a network sees and back."""
+"""Reads an image file as a square of 8-bit pixels; converts between 8-bit pixels and floats in [-1, 1]."""
 
 import os
 import warnings
@@ -8,59 +8,62 @@ from PIL import Image, ImageOps
 
 from jax_ddpm.data.files import File
 
-RULE = f"1, Pillow {Image.__version__}"  # part of a cache's key: count up when the same file gives other pixels
+# Part of the cache's key. Increase the number when a change here gives other pixels for the same file.
+PREPROCESSING_VERSION = f"1, Pillow {Image.__version__}"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
-    """uint8 in [0, 255] to float32 in [-1, 1], any shape."""
+    """Convert uint8 in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1. Any shape."""
     return np.asarray(images, np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Float in [-1, 1] to uint8 in [0, 255], any shape; clipped, then rounded to the nearest level."""
+    """Convert floats in [-1, 1] to uint8 in [0, 255], the inverse of `to_float`: clipped, then rounded. Any shape."""
     return np.rint((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
 
 
 def read_image(file: File, image_size: int, channels: int | None = None) -> np.ndarray:
-    """Read an image file as a square: `open_image`, then `square`.
+    """Read an image file as a square: `open_image`, then `resize_and_crop`.
 
     Args:
-        file: path or open file: png, jpeg, webp, bmp or gif, of any mode and size.
+        file: path or open file; png, jpeg, webp, bmp or gif, of any mode and size.
         image_size: height and width of the result.
-        channels: 1 or 3; None keeps gray images gray (1) and colour images in colour (3).
+        channels: 1 or 3. None: 1 for gray images, 3 for colour images.
 
     Returns:
         uint8 (image_size, image_size, channels).
 
     Raises:
-        Exception: as `open_image`.
+        Exception: see `open_image`.
     """
-    return square(open_image(file, channels), image_size)
+    return resize_and_crop(open_image(file, channels), image_size)
 
 
 def open_image(file: File, channels: int | None = None) -> Image.Image:
-    """Read an image file in mode L or RGB, as `channels` (1, 3, or None: as it is) says.
+    """Read an image file in mode L (channels = 1), RGB (channels = 3), or the one that fits the image (None).
 
-    Turned as its EXIF orientation says; transparent parts become white; of an animation, the first frame.
+    Applies the EXIF orientation. Transparent pixels become white. Of an animation, reads the first frame.
 
     Raises:
-        Exception: of whatever class Pillow chooses, if the file is not an image, is cut short, or is so large in pixels
-            that Pillow takes it for a decompression bomb.
+        Exception: of any class that Pillow chooses, if the file is not an image, is truncated, or has so many pixels
+            that Pillow suspects a decompression bomb.
     """
     if isinstance(file, str | os.PathLike) and not os.path.isfile(file):
-        raise FileNotFoundError("no such file")  # a dangling link; a pipe would be waited for
+        raise FileNotFoundError("no such file")  # also for a dangling link, and for a pipe, whose opening would block
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=FORMATS) as image:
             image.load()
-            image = _gray_or_rgb(_upright(image))
+            image = _gray_or_rgb(_apply_exif_orientation(image))
     return image if channels is None else image.convert("L" if channels == 1 else "RGB")
 
 
-def square(image: Image.Image, image_size: int) -> np.ndarray:
-    """Resize the short side to `image_size` (bicubic, antialiased), unless it is that, and cut out the centre.
+def resize_and_crop(image: Image.Image, image_size: int) -> np.ndarray:
+    """Resize the short side to `image_size` (bicubic, antialiased) and cut out the centre.
+
+    An image whose short side is `image_size` already is only cut.
 
     Args:
         image: mode L or RGB.
@@ -80,15 +83,15 @@ def square(image: Image.Image, image_size: int) -> np.ndarray:
     return np.asarray(image).reshape(image_size, image_size, -1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_exif_orientation(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data say nothing about the pixels
+    except Exception:  # damaged EXIF data; the pixels may be fine
         return image
 
 
 def _gray_or_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel: "I;16", in older Pillow "I"
+    if image.mode.startswith("I"):  # 16 bits per pixel: "I;16", or "I" in older versions of Pillow
         levels = np.clip(np.asarray(image), 0, 65535) / 257
         return Image.fromarray(np.rint(levels).astype(np.uint8))
     gray = image.mode in ("1", "L", "LA")

@@ -1,4 +1,4 @@
-"""`load`: the images of a data set by its name."""
+"""`load`: the images of a data set, by its name."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,29 +11,29 @@ from jax_ddpm.data import cache
 from jax_ddpm.data.collect import collect
 from jax_ddpm.data.files import Source
 from jax_ddpm.data.folder import open_folder
-from jax_ddpm.data.pixels import RULE, square
+from jax_ddpm.data.pixels import PREPROCESSING_VERSION, resize_and_crop
 from jax_ddpm.data.tfds_source import open_tfds
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import cache_dir as user_cache_dir
 from jax_ddpm.spec.text import one_line
 
-HELD_OUT = 0.1  # of a data set that brings no validation images
-HELD_OUT_FROM = 10  # images; fewer are all needed for training
-HELD_OUT_SEED = 20200619  # of no run: every run holds out the same images
+DEFAULT_VALIDATION_FRACTION = 0.1  # if the data set has no validation images of its own
+MIN_IMAGES_TO_SPLIT = 10  # fewer are all used for training, unless the user gives a fraction
+SPLIT_SEED = 20200619  # independent of the run's seed, so that every run holds out the same images
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-    """Images of one size, and what a person should know about them."""
+    """A data set, decoded: images of one size, and notes for the user."""
 
     name: str
-    """As the user gave it."""
+    """The name that was given to `load`."""
     train: np.ndarray
-    """uint8 (N, H, W, C), C 1 or 3, C-contiguous; may be a read-only memory map."""
+    """Training images, uint8 (N, H, W, C) with C = 1 or 3, C-contiguous; may be a read-only memory map."""
     validation: np.ndarray
-    """uint8 (M, H, W, C); M may be 0."""
+    """Held-out images, uint8 (M, H, W, C); M may be 0."""
     notes: tuple[str, ...]
-    """One line each."""
+    """Notes for the user, one line each."""
 
 
 def load(
@@ -46,30 +46,30 @@ def load(
     validation_fraction: float | None = None,
     log: Callable[[str], None] = print,
 ) -> ImageData:
-    """Load the images of a data set, decoded once and then kept in a cache.
+    """Load the images of a data set. They are decoded once and then read from a cache on disk.
 
     Args:
-        name: `digits` (1,797 handwritten digits that scikit-learn ships), `folder:PATH`, or the name of an image data
-            set of tensorflow_datasets, also as `name/config` or `name:version`.
-        image_size: height and width; the short side is resized with antialiasing, then the centre cut out.
-        data_dir: where tensorflow_datasets keeps its data; its own default if None.
-        manual_dir: archives fetched by hand, from which tensorflow_datasets prepares without a network.
-        cache_dir: where decoded images are kept; `spec.files.cache_dir()` if None.
-        validation_fraction: share of the training images that is held out, in [0, 1). None: the data set's own test
-            (else validation) images, or a tenth of the training images where it has neither.
-        log: told, in single lines, what takes a while.
+        name: `digits` (1,797 handwritten digits of scikit-learn), `folder:PATH`, or the name of an image data set of
+            tensorflow_datasets, also as `name/config` or `name:version`.
+        image_size: height and width of the result. The short side is resized to it, then the centre is cut out.
+        data_dir: the data folder of tensorflow_datasets; its default if None.
+        manual_dir: a folder of archives downloaded by hand, from which tensorflow_datasets prepares without a network.
+        cache_dir: the folder for decoded images; if None, `$XDG_CACHE_HOME/jax_ddpm` or `~/.cache/jax_ddpm`.
+        validation_fraction: fraction of the training images to hold out, in [0, 1). None: the data set's own test
+            split, else its validation split, else a tenth of the training images.
+        log: called with a line of text before each long operation.
 
     Returns:
-        The images; gray ones with one channel, colour with three.
+        The images; C is 1 for a gray data set and 3 for one in colour.
 
     Raises:
-        UserError: a name, path, size or fraction that cannot be used, or data that cannot be had or read.
+        UserError: a name, path, size or fraction that is not valid, or data that cannot be downloaded or read.
     """
     if image_size < 1:
-        raise UserError(f"image size {image_size}: it has to be at least 1.")
+        raise UserError(f"image size {image_size}: expected at least 1.")
     if validation_fraction is not None and not 0 <= validation_fraction < 1:
         raise UserError(
-            f"validation fraction {validation_fraction}: expected a share of the training images, 0 <= share < 1."
+            f"validation fraction {validation_fraction}: expected a fraction of the training images, 0 to below 1."
         )
     if name == "digits":
         decoded = _split(_digits(image_size), validation_fraction)
@@ -88,14 +88,14 @@ def _digits(image_size: int) -> np.ndarray:
     from sklearn.datasets import load_digits
 
     images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
-    return np.stack([square(Image.fromarray(image), image_size) for image in images])
+    return np.stack([resize_and_crop(Image.fromarray(image), image_size) for image in images])
 
 
 def _through_cache(
     source: Source, image_size: int, fraction: float | None, cache_dir: str | None, log: Callable[[str], None]
 ) -> tuple[cache.Decoded, str]:
     folder = Path(cache_dir).expanduser() if cache_dir else user_cache_dir()
-    key = {"rule": RULE, "source": source.fingerprint, "size": image_size, "validation": fraction}
+    key = {"rule": PREPROCESSING_VERSION, "source": source.fingerprint, "size": image_size, "validation": fraction}
     path = cache.entry(folder, f"{source.train.label}-{image_size}", key)
     cached = cache.read(path)
     if cached is not None:
@@ -127,14 +127,15 @@ def _decode(source: Source, image_size: int, fraction: float | None, log: Callab
 
 
 def _split(images: np.ndarray, fraction: float | None) -> cache.Decoded:
-    """Hold out validation images, the same ones whatever the seed of a run; both parts keep their order."""
+    """Hold out validation images, the same ones in every run. Both parts keep the order of the images."""
     count = len(images)
     if fraction == 0:
         return cache.Decoded(images, images[:0], ("validation: none",))
-    if count < 2 or (fraction is None and count < HELD_OUT_FROM):
+    if count < 2 or (fraction is None and count < MIN_IMAGES_TO_SPLIT):
         return cache.Decoded(images, images[:0], (f"validation: none, {count} images are too few",))
-    num_held_out = min(max(1, round(count * (HELD_OUT if fraction is None else fraction))), count - 1)
+    fraction = DEFAULT_VALIDATION_FRACTION if fraction is None else fraction
+    num_held_out = min(max(1, round(count * fraction)), count - 1)
     held_out = np.zeros(count, bool)
-    held_out[np.random.default_rng(HELD_OUT_SEED).permutation(count)[:num_held_out]] = True
+    held_out[np.random.default_rng(SPLIT_SEED).permutation(count)[:num_held_out]] = True
     note = f"validation: {num_held_out:,} of {count:,} images held out, the same ones in every run"
     return cache.Decoded(images[~held_out], images[held_out], (note,))

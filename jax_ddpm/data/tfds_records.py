@@ -1,4 +1,4 @@
-"""The encoded images in prepared data of tensorflow_datasets, read without TensorFlow."""
+"""Reads the encoded images of a prepared data set of tensorflow_datasets, without TensorFlow."""
 
 import importlib.util
 import io
@@ -13,27 +13,27 @@ from jax_ddpm.spec.text import one_line
 if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder, SplitInfo
 
-READ_AHEAD = 256  # records
+RECORDS_PER_READ = 256
 
 
 def readable_format(builder: "DatasetBuilder") -> str:
-    """`array_record` or `tfrecord`, and the names of the builder's files set to it.
+    """The format of the prepared files, `array_record` or `tfrecord`. Also sets this format on the builder.
 
     Raises:
-        UserError: the data are there, but in neither.
+        UserError: the data set is prepared in another format.
     """
     available = {file_format.value for file_format in builder.info.available_file_formats()}
     readable = ["tfrecord"]
-    if importlib.util.find_spec("array_record"):  # there is none for Windows
+    if importlib.util.find_spec("array_record"):  # not available on Windows
         readable.insert(0, "array_record")
     for name in readable:
         if name in available:
             builder.info.set_file_format(name, override=True, override_if_initialized=True)
             return name
-    found = ", ".join(sorted(available)) or "nothing known"
+    found = ", ".join(sorted(available)) or "an unknown format"
     raise UserError(
         f"{builder.info.full_name} is prepared in {builder.data_dir} as {found}.\n"
-        f"This system reads {' and '.join(readable)}: give another --data-dir, and it is prepared there."
+        f"Expected {' or '.join(readable)}: give another --data-dir, and the data set will be prepared there."
     )
 
 
@@ -53,11 +53,11 @@ def records(builder: "DatasetBuilder", split: "SplitInfo") -> Iterator[tuple[str
             yield f"{split.name} image {count}", io.BytesIO(values[0] if values else b"")
             count += 1
         if count != split.num_examples:
-            raise EOFError(f"{count} of {split.num_examples} examples in it")
+            raise EOFError(f"{count} of {split.num_examples} examples found")
     except Exception as error:
         raise UserError(
             f"the {split.name} split of {builder.info.full_name} is damaged: {one_line(error)}.\n"
-            f"Delete {builder.data_dir} and run again to prepare it anew."
+            f"Delete {builder.data_dir} and run again to prepare it again."
         ) from error
 
 
@@ -66,19 +66,19 @@ def _array_records(builder: "DatasetBuilder", split: "SplitInfo") -> Iterator[by
 
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     source = builder.as_data_source(split.name, deserialize_method=raw)
-    for start in range(0, len(source), READ_AHEAD):
-        yield from source.__getitems__(range(start, min(start + READ_AHEAD, len(source))))
+    for start in range(0, len(source), RECORDS_PER_READ):
+        yield from source.__getitems__(range(start, min(start + RECORDS_PER_READ, len(source))))
 
 
 def _tfrecords(split: "SplitInfo") -> Iterator[bytes]:
-    """The TFRecord format: length (uint64), its checksum (4 bytes), the record, its checksum (4 bytes)."""
+    """Records of TFRecord files: length (uint64), its checksum (4 bytes), the record, its checksum (4 bytes)."""
     for path in split.filepaths:
         with open(path, "rb") as file:
-            left = os.stat(path).st_size
-            while left:
+            bytes_left = os.stat(path).st_size
+            while bytes_left:
                 (length,) = struct.unpack("<Q4x", file.read(12))
-                left -= 12 + length + 4
-                if left < 0:
-                    raise EOFError(f"{path} is cut short")
+                bytes_left -= 12 + length + 4
+                if bytes_left < 0:
+                    raise EOFError(f"{path} is truncated")
                 yield file.read(length)
                 file.seek(4, os.SEEK_CUR)

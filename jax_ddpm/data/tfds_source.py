@@ -1,4 +1,4 @@
-"""A data set of tensorflow_datasets, prepared where it is missing; TensorFlow is never loaded into this process."""
+"""A data set of tensorflow_datasets, prepared if necessary. TensorFlow is never loaded into this process."""
 
 import difflib
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jax_ddpm.data.child import prepare_in_child
-from jax_ddpm.data.files import Files, Source
+from jax_ddpm.data.files import ImageFiles, Source
 from jax_ddpm.data.tfds_records import readable_format, records
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.text import one_line, printable
@@ -20,19 +20,20 @@ if TYPE_CHECKING:
 
 
 def open_tfds(name: str, data_dir: str | None, manual_dir: str | None, log: Callable[[str], None]) -> Source:
-    """Find a data set, or download and prepare it, and say what is in it.
+    """Find a data set of tensorflow_datasets, or download and prepare it.
 
     Args:
         name: `name`, `name/config`, `name:version` or `name/config:version`.
-        data_dir: where prepared data are and go; None: `TFDS_DATA_DIR`, else the default of tensorflow_datasets.
-        manual_dir: archives fetched by hand to prepare from.
-        log: told what takes a while.
+        data_dir: the folder of prepared data; None: `TFDS_DATA_DIR`, else the default of tensorflow_datasets.
+        manual_dir: a folder of archives downloaded by hand.
+        log: called with a line of text before each long operation.
 
     Returns:
-        Its `train` split (else its largest) and its `test` split (else `validation`, else nothing).
+        Its `train` split (else its largest split) for training; its `test` split (else `validation`, else none) for
+        validation.
 
     Raises:
-        UserError: no such data set or folder, no images in it, or it can be neither read nor prepared.
+        UserError: no such data set or folder, no images in it, or it cannot be read or prepared.
     """
     data_dir = _existing(data_dir, "--data-dir") or os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "")) or None
     manual_dir = _existing(manual_dir, "--manual-dir")
@@ -42,14 +43,14 @@ def open_tfds(name: str, data_dir: str | None, manual_dir: str | None, log: Call
         log(f"{name} is not in {builder.data_dir}: preparing it there, once")
         failure = prepare_in_child(name, data_dir, manual_dir)
         builder = _builder(name, data_dir)
-        if not _is_prepared(builder):  # else another process was faster
-            raise failure or UserError(f"{name}: preparing it left nothing in {builder.data_dir}.")
+        if not _is_prepared(builder):  # if it is there in spite of a failure, another process has prepared it
+            raise failure or UserError(f"{name}: the preparation has left no data set in {builder.data_dir}.")
     train, validation, notes = _splits(builder)
-    shards = [_shards(split, builder) for split in (train, validation) if split is not None]
+    fingerprints = [_fingerprint(split, builder) for split in (train, validation) if split is not None]
     return Source(
         _files(builder, train, channels),
         _files(builder, validation, channels) if validation is not None else None,
-        ["tfds", builder.info.full_name, shards],
+        ["tfds", builder.info.full_name, fingerprints],
         notes,
     )
 
@@ -63,7 +64,7 @@ def _existing(path: str | None, flag: str) -> str | None:
         return None
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{flag} {printable(path)}: there is no such folder.\nMake it, or leave {flag} out.")
+        raise UserError(f"{flag} {printable(path)}: there is no such folder.\nCreate it, or omit {flag}.")
     return str(folder.resolve())
 
 
@@ -72,7 +73,7 @@ def _builder(name: str, data_dir: str | None) -> "DatasetBuilder":
 
     known = tfds.list_builders(with_community_datasets=False)
     base = re.split("[/:]", name)[0]
-    prepared_here = Path(data_dir or tfds.core.constants.DATA_DIR) / base  # perhaps by code of the user's own
+    prepared_here = Path(data_dir or tfds.core.constants.DATA_DIR) / base  # maybe with the user's own builder
     if base not in known and not (base.isidentifier() and prepared_here.is_dir()):
         raise _unknown(name, base, known)
     try:
@@ -85,7 +86,7 @@ def _builder(name: str, data_dir: str | None) -> "DatasetBuilder":
                 f"{printable(name)}: {base} has no configuration {printable(config)!r}.\n"
                 f"It has: {', '.join(configs[:20]) or 'none; give its name alone'}."
             ) from error
-        cause = one_line(error).rpartition('}": ')[-1]  # without the arguments that tensorflow_datasets repeats
+        cause = one_line(error, 500).rpartition('}": ')[-1]  # without the arguments, which the message begins with
         raise UserError(f"{printable(name)} cannot be opened: {cause}.") from error
 
 
@@ -104,16 +105,16 @@ def _unknown(name: str, base: str, known: list[str]) -> UserError:
 
 
 def _channels(builder: "DatasetBuilder", name: str) -> int | None:
-    """1 or 3 as the data set declares, None where it leaves that open."""
+    """Channels that the data set declares, 1 or 3; None if it declares none."""
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     image = features["image"] if isinstance(features, tfds.features.FeaturesDict) and "image" in features else None
-    # np_dtype, since asking an Image for its dtype loads TensorFlow
+    # np_dtype, because the property `dtype` of an Image loads TensorFlow
     if not isinstance(image, tfds.features.Image) or np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
         held = ", ".join(features) if isinstance(features, tfds.features.FeaturesDict) else "something else"
         raise UserError(
-            f"{printable(name)} is no image data set: expected 8- or 16-bit pictures named 'image', found {held}.\n"
+            f"{printable(name)} is not an image data set: expected 8- or 16-bit images named 'image', found {held}.\n"
             "Give another --dataset, for example fashion_mnist or cifar10."
         )
     channels = image.shape[-1]
@@ -129,23 +130,23 @@ def _splits(builder: "DatasetBuilder") -> tuple["SplitInfo", "SplitInfo | None",
     train = splits.get("train") or max(splits.values(), key=lambda split: split.num_examples)
     own = (splits.get(name) for name in ("test", "validation"))
     validation = next((split for split in own if split is not None and split.name != train.name), None)
-    notes = () if train.name == "train" else (f"training on its {train.name} split: it has none named train",)
+    notes = () if train.name == "train" else (f"training on the split {train.name}: there is none named train",)
     return train, validation, notes
 
 
-def _shards(split: "SplitInfo", builder: "DatasetBuilder") -> list[tuple[str, int, int]]:
-    """Name, size and time of each file of a split: with them, a cache of decoded images stands or falls."""
+def _fingerprint(split: "SplitInfo", builder: "DatasetBuilder") -> list[tuple[str, int, int]]:
+    """Name, size and modification time of each file of a split; if one changes, the images are decoded again."""
     readable_format(builder)
     try:
-        about = [(path.name, os.stat(path)) for path in split.filepaths]
+        stats = [(path.name, os.stat(path)) for path in split.filepaths]
     except OSError as error:
         raise UserError(
             f"{builder.info.full_name} is incomplete: {error.filename} is missing.\n"
-            f"Delete {builder.data_dir} and run again to prepare it anew."
+            f"Delete {builder.data_dir} and run again to prepare it again."
         ) from error
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in about]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _files(builder: "DatasetBuilder", split: "SplitInfo", channels: int | None) -> Files:
+def _files(builder: "DatasetBuilder", split: "SplitInfo", channels: int | None) -> ImageFiles:
     label = f"{builder.info.full_name} {split.name}"
-    return Files(label, split.num_examples, channels, lambda: records(builder, split))
+    return ImageFiles(label, split.num_examples, channels, lambda: records(builder, split))

@@ -1,0 +1,68 @@
+"""Images and masks for editing. They must have the size of the model's images: how to resize is the user's choice."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jax_ddpm.data.collect import reason
+from jax_ddpm.data.folder import open_folder
+from jax_ddpm.data.pixels import open_image
+from jax_ddpm.spec.errors import UserError, require
+
+Shape = tuple[int, int, int]
+
+
+def read_images(path: Path, image_shape: Shape) -> np.ndarray:
+    """Read images, uint8 (N, *image_shape), from an image file, a folder, or the array `images` of a .npz file.
+
+    Image files are converted to the channels of the model: colour to gray, or gray to colour. Raises UserError for
+    files that cannot be read, and for images of another size.
+    """
+    if path.suffix == ".npz":
+        return _read_npz(path, image_shape)
+    files = [file for _, file in open_folder(str(path)).train.read()] if path.is_dir() else [path]
+    return np.stack([np.asarray(_open(file, image_shape)).reshape(image_shape) for file in files])
+
+
+def read_mask(path: Path, image_shape: Shape) -> np.ndarray:
+    """Read a mask, bool (H, W), from an image file: True where its gray level is 128 or more.
+
+    Raises UserError like `read_images`.
+    """
+    return np.asarray(_open(path, (*image_shape[:2], 1))) >= 128
+
+
+def _open(path: Path, image_shape: Shape) -> Image.Image:
+    """An image file in the model's channels. Raises UserError if it cannot be read or has another size."""
+    try:
+        image = open_image(path, image_shape[2])
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises nearly any exception for a damaged file
+        raise UserError(
+            f"{path} cannot be read ({reason(error)}).\nExpected a png, jpeg, webp, bmp or gif file."
+        ) from None
+    height, width, _ = image_shape
+    if image.size != (width, height):
+        code = f"from PIL import Image; Image.open({str(path)!r}).resize(({width}, {height})).save('resized.png')"
+        raise UserError(
+            f"{path} has {image.width}x{image.height} pixels, but the model's images have {width}x{height}.\n"
+            f"Resize it, for example with: python -c {shlex.quote(code)}"
+        )
+    return image
+
+
+def _read_npz(path: Path, image_shape: Shape) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images = arrays["images"]
+    except Exception as error:  # NumPy raises nearly any exception for a damaged file
+        raise UserError(
+            f"{path} cannot be read ({reason(error)}).\nExpected a .npz with an array `images`, uint8 (N, H, W, C)."
+        ) from None
+    expected = f"expected uint8 images, (N, {', '.join(map(str, image_shape))})"
+    fits = images.dtype == np.uint8 and images.ndim == 4 and len(images) and images.shape[1:] == tuple(image_shape)
+    require(fits, f"{path}: images", f"{images.dtype} {images.shape}", expected)
+    return images
