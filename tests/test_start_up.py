@@ -1,8 +1,5 @@
 """What a start and a step cost: programs that are kept, memory that is reused, nothing that is done twice."""
 
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -16,9 +13,7 @@ import pytest
 from flax import nnx
 
 from jax_ddpm import unets, weights
-from jax_ddpm.cpu import flags as cpu_flags
 from jax_ddpm.layers import remat_blocks
-from jax_ddpm.process import use_compilation_cache
 from jax_ddpm.sampling import reverse, samplers
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.training.feed import Feed, dispatch_length, make_dispatch
@@ -213,82 +208,3 @@ def bytes_kept(graph, state, shape, remat) -> int:
     given = {id(variable) for variable in program.invars}
     kept = [variable.aval for variable in program.outvars if id(variable) not in given]
     return sum(value.size * value.dtype.itemsize for value in kept)
-
-
-# Programs that are kept --------------------------------------------------------------------------------------------
-
-COMPILE = """
-from jax_ddpm.process import use_compilation_cache
-print(use_compilation_cache())
-import jax
-hits = []
-jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
-jax.jit(lambda x: jax.numpy.linalg.qr(jax.numpy.sin(x) @ x))(jax.numpy.ones((7, 7)))
-print(hits.count("/jax/compilation_cache/cache_hits"))
-"""
-
-
-def start(home, **changes):
-    environment = {key: v for key, v in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
-    environment |= {"XDG_CACHE_HOME": str(home), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **changes}
-    result = subprocess.run(
-        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=True
-    )
-    folder, hits = result.stdout.split()
-    return folder, int(hits)
-
-
-def test_a_second_start_finds_what_the_first_compiled(tmp_path):
-    folder, hits = start(tmp_path)
-    assert folder.startswith(str(tmp_path / "jax_ddpm" / "compiled")) and hits == 0
-    assert start(tmp_path)[1] > 0
-
-
-def test_the_users_choice_and_a_home_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    assert use_compilation_cache() is None and os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    (tmp_path / "a file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
-    assert use_compilation_cache() is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ
-
-
-PRODUCTS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-OTHERS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
-WIDTH, HALF = "--xla_cpu_prefer_vector_width=512", "--xla_cpu_prefer_vector_width=256"
-
-
-@pytest.mark.parametrize(
-    ("before", "features", "after"),
-    [
-        ("", b"flags: avx512f avx512_bf16", f"{PRODUCTS} {WIDTH}"),
-        ("", b"flags: avx512f", PRODUCTS),
-        ("--xla_dump_to=x", b"", f"--xla_dump_to=x {PRODUCTS}"),
-        (OTHERS, b"avx512_bf16", f"{OTHERS} {WIDTH}"),
-        (HALF, b"avx512_bf16", f"{HALF} {PRODUCTS}"),
-    ],
-)
-def test_cpu_flags_are_added_never_over_ones_own(monkeypatch, before, features, after):
-    monkeypatch.setattr(cpu_flags, "jaxlib_has", lambda *names: True)
-    monkeypatch.setattr(cpu_flags, "cpu_features", lambda: features)
-    monkeypatch.setenv("XLA_FLAGS", before)
-    cpu_flags.set_cpu_flags()
-    assert os.environ["XLA_FLAGS"] == after
-
-
-def test_a_flag_that_jaxlib_lacks_is_not_set(monkeypatch):
-    assert cpu_flags.jaxlib_has("xla_backend_optimization_level")
-    assert not cpu_flags.jaxlib_has("xla_backend_optimization_level", "xla_no_such_" + "flag")
-    monkeypatch.setattr(cpu_flags, "jaxlib_has", lambda *names: False)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-    cpu_flags.set_cpu_flags()
-    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x"
-
-
-def test_jax_takes_the_flags():
-    """XLA ends the process for a flag or a value that it does not know."""
-    program = "import jax_ddpm, os, jax; print(jax.jit(lambda x: x @ x)(jax.numpy.ones((2, 2)))[0, 0])"
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "2.0", done.stderr
