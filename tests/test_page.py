@@ -270,10 +270,12 @@ def test_commands_can_be_copied(window, page, run):
     assert count == 9  # grid, reverse process, nearest, five pictures, the training
     window.run("document.querySelector('#nearest .command button').focus()")
     window.press("Enter")
-    told = window.run("new Promise((done) => setTimeout(() => done(document.getElementById('said').textContent), 300))")
-    assert told in ("Copied.", "Selected: press Ctrl and C.")
+    told = window.run(
+        "new Promise((done) => setTimeout(() => done(document.getElementById('status').textContent), 300))"
+    )
+    assert told in ("Copied.", "Selected. Press Ctrl+C to copy.")
     assert window.run("document.querySelector('#nearest code').textContent").strip() == shlex.join(
-        ["python", "scripts/report.py", str(run)]
+        ["jax-ddpm", "report", str(run)]
     )
 
 
@@ -285,7 +287,7 @@ def test_contrast(window, page, scheme):
     style = "getComputedStyle(document.documentElement).getPropertyValue('--%s')"
     colours = {
         name: window.run(style % name).strip()
-        for name in ("paper", "sheet", "ink", "soft", "accent", "first", "second")
+        for name in ("background", "panel", "text", "muted", "accent", "first", "second")
     }
 
     def luminance(colour):
@@ -297,6 +299,8 @@ def test_contrast(window, page, scheme):
         low, high = sorted((luminance(colours[a]), luminance(colours[b])))
         return (high + 0.05) / (low + 0.05)
 
-    assert luminance(colours["paper"]) > 0.9 if scheme == "light" else luminance(colours["paper"]) < 0.05
-    assert all(contrast(text, under) >= 4.5 for text in ("ink", "soft", "accent") for under in ("paper", "sheet"))
-    assert all(contrast(line, "paper") >= 3 for line in ("first", "second"))
+    assert luminance(colours["background"]) > 0.9 if scheme == "light" else luminance(colours["background"]) < 0.05
+    assert all(
+        contrast(text, under) >= 4.5 for text in ("text", "muted", "accent") for under in ("background", "panel")
+    )
+    assert all(contrast(line, "background") >= 3 for line in ("first", "second"))

@@ -160,13 +160,13 @@ def pictured(flags, images: np.ndarray | None, mask: np.ndarray | None, x_0: np.
     """A grid of the pictures, or of one image and what was drawn from it; of several images a column each."""
     from jax_ddpm import report
 
-    made = report.shown(x_0, flags.rescale)
+    made = report.as_uint8(x_0, flags.rescale)
     if images is None:
         return report.grid(made, min(len(made), COLUMNS) if flags.editing.interpolate else None)
-    begun = report.shown(images if mask is None else np.where(mask[..., None], images, 0), flags.rescale)
+    begun = report.as_uint8(images if mask is None else np.where(mask[..., None], images, 0), flags.rescale)
     if x_T is not None:
         return report.table(
-            np.stack([begun, report.shown(x_T, "per-image"), made]), row_labels=("image", "x_T", "back")
+            np.stack([begun, report.as_uint8(x_T, "per-image"), made]), row_labels=("image", "x_T", "back")
         )
     if (images == images[0]).all():
         return report.grid(np.concatenate([begun[:1], made]))

@@ -1,4 +1,4 @@
-"""Curves as matplotlib figures."""
+"""Curves and histograms as matplotlib figures."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,13 @@ from matplotlib.figure import Figure
 
 
 def loss_curve(rows: Sequence[dict]) -> Figure:
-    """Training and validation loss over steps, from the rows of metrics.jsonl."""
-    rows = [row for row in rows if row["loss"] is not None]  # null: every step of the row was skipped
-    figure, axes = empty("step", "loss")
+    """Plot training and validation loss by step; the loss axis is logarithmic.
+
+    rows: the rows of metrics.jsonl. Each has `step` and `loss` (None if all its steps were skipped), and after a
+    validation also `validation_loss`.
+    """
+    rows = [row for row in rows if row["loss"] is not None]
+    figure, axes = new_axes("step", "loss")
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     axes.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=0.8, label="training")
     window = max(1, len(losses) // 25)
@@ -26,16 +30,21 @@ def loss_curve(rows: Sequence[dict]) -> Figure:
 
 
 def loss_by_timestep(t: np.ndarray, losses: np.ndarray) -> Figure:
-    """Which t are hard: the mean loss at each of some timesteps; both (K,)."""
-    figure, axes = empty("t", "loss")
+    """Plot the mean loss by timestep: t and losses, both (K,). The loss axis is logarithmic."""
+    figure, axes = new_axes("t", "loss")
     axes.plot(t, losses, color="tab:blue", marker="o", markersize=3)
     axes.set_yscale("log")
     return figure
 
 
 def histogram(edges: np.ndarray, shares: dict[str, np.ndarray]) -> Figure:
-    """How pixel values are distributed: shares (K,) of the values in the bins between `edges` (K + 1,), by name."""
-    figure, axes = empty("pixel value", "share of the pixels")
+    """Plot histograms of pixel values; the vertical axis is logarithmic.
+
+    Args:
+        edges: bin edges (K + 1,).
+        shares: for each name in the legend, the fraction of the pixel values in each bin (K,).
+    """
+    figure, axes = new_axes("pixel value", "fraction of pixels")
     for name, values in shares.items():
         axes.stairs(values, edges, label=name, linewidth=1.5)
     axes.set_yscale("log")
@@ -43,7 +52,8 @@ def histogram(edges: np.ndarray, shares: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def empty(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def new_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """A figure with empty axes."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(x_label)

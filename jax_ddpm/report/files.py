@@ -1,4 +1,4 @@
-"""Sampled images in files: where they may go, and how they are written."""
+"""Writes sampled images to files."""
 
 import tempfile
 from pathlib import Path
@@ -12,40 +12,48 @@ from jax_ddpm.spec.errors import UserError
 
 
 def check_images_path(path: Path) -> None:
-    """UserError unless `path` is a place that `write_images` can write to; makes its folder."""
+    """Create the folder for `write_images(path, ...)`. Raises UserError if `path` is not valid or cannot be written."""
     if path.suffix not in (".png", ".npz", ""):
         raise UserError(f"{path} ends in {path.suffix}: expected a .png (grid), a .npz, or a folder.")
     folder = path if path.suffix == "" else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.is_dir() != (path.suffix == ""):
-            raise UserError(f"{path} is a folder: expected a file's name.")
+            raise UserError(f"{path} is a folder: expected the name of a file.")
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}).") from None
 
 
-def stretched(x: np.ndarray) -> np.ndarray:
-    """Float images (N, H, W, C), each from its own minimum and maximum to [-1, 1]; flat ones become 0."""
+def rescale_per_image(x: np.ndarray) -> np.ndarray:
+    """Float images (N, H, W, C), each mapped linearly from its minimum and maximum to [-1, 1]; constant ones to 0."""
     low, high = x.min(axis=(1, 2, 3), keepdims=True), x.max(axis=(1, 2, 3), keepdims=True)
     return (2 * x - low - high) / np.where(high > low, high - low, 1)
 
 
-def shown(x: np.ndarray, rescale: str) -> np.ndarray:
-    """Float images (N, H, W, C) as uint8, within [-1, 1] ("none") or each within its own range ("per-image")."""
-    return to_uint8(stretched(x) if rescale == "per-image" else x)
+def as_uint8(x: np.ndarray, rescale: str) -> np.ndarray:
+    """Float images (N, H, W, C) as uint8: clipped to [-1, 1] ("none"), or each rescaled to [-1, 1] ("per-image")."""
+    return to_uint8(rescale_per_image(x) if rescale == "per-image" else x)
 
 
 def write_images(
     path: Path, x_0: np.ndarray, rescale: str = "none", picture: Image.Image | None = None, **arrays: np.ndarray
 ) -> str:
-    """Float images (N, H, W, C) in [-1, 1] as a grid (.png), arrays (.npz) or a PNG each (folder); says what it wrote.
+    """Write images to a file or folder, and overwrite files of the same names.
 
-    rescale: "none", or "per-image" for `stretched`. A .npz holds `images`, uint8, and `x0`, float32 as sampled, and the
-    further `arrays`; a .png holds `picture` where one is given. Files of the same names are overwritten.
+    Args:
+        path: `.png` for one grid of all images; `.npz` for arrays: `images` (uint8), `x0` (float32, as given) and
+            `arrays`; a folder for one PNG file per image.
+        x_0: float images (N, H, W, C); [-1, 1] is shown as black to white.
+        rescale: "none", or "per-image" to map each image from its own range to [-1, 1].
+        picture: for a `.png`, a picture to write instead of the grid.
+        arrays: further arrays for a `.npz`.
+
+    Returns:
+        A line of text that says what was written.
     """
-    images = shown(x_0, rescale)
+    images = as_uint8(x_0, rescale)
     if path.suffix == ".png":
         (picture or grid(images)).save(path)
         return f"a grid of {len(images)} images: {path}"

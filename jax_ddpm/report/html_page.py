@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that holds everything it shows and fetches nothing."""
+"""The page of a run: one HTML file that contains everything it shows and loads nothing else."""
 
 import base64
 import hashlib
@@ -12,42 +12,50 @@ import re
 import numpy as np
 from PIL import Image
 
-POINTS = 600  # of a curve, at most
+MAX_POINTS = 600  # of a curve
 
 
 def page(content: dict) -> str:
-    """The HTML of a page from its content, which `page.html` draws; see `training/run_page.py` for its fields.
+    """The HTML of the page of a run.
 
-    Every text in it is shown as it is, never taken for HTML. Numbers that are not finite become gaps.
+    Texts in `content` are shown literally, never interpreted as HTML. Numbers that are not finite become gaps.
+
+    Args:
+        content: a dict that JSON can hold, except for nan and inf. Its keys are `title`, `subtitle`, `facts`, `notes`,
+            `grids`, `grids_text`, `charts`, `reverse`, `nearest`, `pictures`, `settings` and `command`;
+            `jax_ddpm.training.run_page.page_content` makes it from the folder of a run.
     """
     template = importlib.resources.files("jax_ddpm.report").joinpath("page.html").read_text("utf-8")
     policy = (
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"style-src {source_hash(template, '<style>', '</style>')}; "
-        f"script-src {source_hash(template, '<script>', '</script>')}"
+        f"style-src {csp_hash(template, '<style>', '</style>')}; "
+        f"script-src {csp_hash(template, '<script>', '</script>')}"
     )
-    data = json.dumps(finite(content), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(nan_to_none(content), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     parts = {"@POLICY@": policy, "@TITLE@": html.escape(content["title"]), "@DATA@": data}
     return re.sub("|".join(parts), lambda found: parts[found[0]], template)
 
 
-def source_hash(template: str, start: str, end: str) -> str:
-    """What a content security policy calls an inline script or style."""
+def csp_hash(template: str, start: str, end: str) -> str:
+    """The hash by which a content security policy allows the inline script or style between `start` and `end`."""
     source = template.split(start)[1].split(end)[0]
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-def finite(value):
-    """JSON's None for numbers that JSON has not."""
+def nan_to_none(value):
+    """Replace nan and inf, which JSON does not have, by None."""
     if isinstance(value, dict):
-        return {name: finite(inner) for name, inner in value.items()}
+        return {name: nan_to_none(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
+        return [nan_to_none(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def data_uri(picture: Image.Image, limit: int) -> str:
-    """A picture as a data: URI of at most `limit` bytes: WebP without loss if that fits, else coarser, else smaller."""
+    """A picture as a data: URI of at most `limit` bytes, in WebP.
+
+    Lossless if that fits, else at a lower quality, else at a smaller size. Pictures of up to 16 pixels may be larger.
+    """
     picture = picture.convert("RGB")
     while True:
         for options in ({"lossless": True}, *({"quality": quality} for quality in (90, 75, 50, 25))):
@@ -60,27 +68,27 @@ def data_uri(picture: Image.Image, limit: int) -> str:
 
 
 def image(picture: Image.Image, limit: int, alt: str) -> dict:
-    """A picture with its size and the text that stands for it."""
+    """A picture for page.html: a data: URI of at most `limit` bytes, its size in pixels, and its alternative text."""
     return {"src": data_uri(picture, limit), "width": picture.width, "height": picture.height, "alt": alt}
 
 
-def sheet(tiles: np.ndarray, largest: int = 64) -> Image.Image:
-    """uint8 (columns, rows, H, W, C) edge to edge, tiles larger than `largest` pixels made smaller."""
+def sheet(tiles: np.ndarray, max_tile: int = 64) -> Image.Image:
+    """Tiles uint8 (columns, rows, H, W, C) in one picture without gaps; tiles larger than `max_tile` are reduced."""
     columns, rows, height, width, channels = tiles.shape
     canvas = tiles.transpose(1, 2, 0, 3, 4).reshape(rows * height, columns * width, channels)
     picture = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
-    return picture.reduce(math.ceil(max(height, width) / largest))
+    return picture.reduce(math.ceil(max(height, width) / max_tile))
 
 
 def curve(
     name: str, x: np.ndarray, y: np.ndarray, colour: str = "first", style: str = "line", log: bool = False
 ) -> dict:
-    """A line of a chart, thinned to means of equally many neighbours where it has more than POINTS.
+    """A curve of a chart. Above MAX_POINTS points, groups of neighbours are replaced by their mean.
 
-    colour: "first" or "second"; style: "line", "faint" or "points"; log: what is not positive becomes a gap.
+    colour: "first" or "second". style: "line", "faint" or "points". log: values <= 0 become gaps.
     """
     x, y = np.asarray(x), np.asarray(y, np.float64)
-    group = math.ceil(len(y) / POINTS)
+    group = math.ceil(len(y) / MAX_POINTS)
     if group > 1:
         starts = np.arange(0, len(y), group)
         y = np.add.reduceat(y, starts) / np.diff([*starts, len(y)])

@@ -1,4 +1,4 @@
-"""Tiles: many small images as one picture. Enlarging repeats pixels."""
+"""Many small images in one picture. Images are enlarged by repeating pixels."""
 
 import math
 from collections.abc import Sequence
@@ -7,31 +7,44 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-GAP = 2  # pixels between and around tiles
-PAPER = 255
-HEAD = 18  # height of a line of labels
-FONT_SIZE = 12
+GAP = 2  # pixels between and around images
+BACKGROUND = 255  # gray level
+LABEL_HEIGHT = 18  # pixels for the labels of columns
+FONT_SIZE = 12  # pixels
 
 
 def grid(images: np.ndarray, columns: int | None = None, tile: int = 48) -> Image.Image:
-    """Images in rows, as near to a square as may be; each enlarged by a whole factor to about `tile` pixels or more."""
+    """Images uint8 (N, H, W, C) in rows, as a nearly square picture.
+
+    Args:
+        images: C = 1 (gray) or 3 (RGB).
+        columns: images per row; ceil(sqrt(N)) if None.
+        tile: each image is enlarged by the smallest whole factor that makes its longer side at least `tile` pixels.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    blank = np.full((rows * columns - len(images), *images.shape[1:]), PAPER, np.uint8)
+    blank = np.full((rows * columns - len(images), *images.shape[1:]), BACKGROUND, np.uint8)
     return table(np.concatenate([images, blank]).reshape(rows, columns, *images.shape[1:]), tile=tile)
 
 
 def table(
     images: np.ndarray, labels: Sequence[str] = (), tile: int = 48, row_labels: Sequence[str] = ()
 ) -> Image.Image:
-    """uint8 (rows, columns, H, W, C) as a picture; where given, a label over each column and left of each row."""
+    """Images uint8 (rows, columns, H, W, C) as a picture, with optional labels.
+
+    Args:
+        images: C = 1 (gray) or 3 (RGB).
+        labels: one per column, written above it; none if empty.
+        tile: each image is enlarged by the smallest whole factor that makes its longer side at least `tile` pixels.
+        row_labels: one per row, written left of it; none if empty.
+    """
     rows, columns, height, width, channels = images.shape
     scale = max(1, math.ceil(tile / max(height, width)))
     h, w = height * scale + GAP, width * scale + GAP
     font = ImageFont.load_default(size=FONT_SIZE)
-    head = HEAD if labels else 0
+    head = LABEL_HEIGHT if labels else 0
     side = math.ceil(max(map(font.getlength, row_labels))) + 3 * GAP if row_labels else 0
-    canvas = np.full((head + rows * h + GAP, side + columns * w + GAP, channels), PAPER, np.uint8)
+    canvas = np.full((head + rows * h + GAP, side + columns * w + GAP, channels), BACKGROUND, np.uint8)
     for row in range(rows):
         for column in range(columns):
             top, left = head + GAP + row * h, side + GAP + column * w
@@ -48,9 +61,13 @@ def table(
 
 
 def beside(x_t: np.ndarray, x_0: np.ndarray, labels: Sequence[str] = (), tile: int = 48) -> Image.Image:
-    """States and what the network takes them for: uint8 (F, N, H, W, C) each, a column per state, two rows per image.
+    """States x_t above the x_0 predicted from them: a column per state, two rows per image.
 
-    labels: F of them, over the columns.
+    Args:
+        x_t: states, uint8 (F, N, H, W, C).
+        x_0: predicted x_0, uint8 (F, N, H, W, C).
+        labels: one per state, written above its column; none if empty.
+        tile: as in `table`.
     """
     frames, count = x_t.shape[:2]
     pairs = np.stack([x_t, x_0], axis=2).reshape(frames, 2 * count, *x_t.shape[2:])
@@ -58,7 +75,14 @@ def beside(x_t: np.ndarray, x_0: np.ndarray, labels: Sequence[str] = (), tile: i
 
 
 def write_gif(path: Path, frames: np.ndarray, seconds: float = 5.0, hold: float = 2.0) -> None:
-    """uint8 (F, N, H, W, C) as an endless GIF: F grids of N images over `seconds`, the last one for `hold` more."""
+    """Write a looping GIF of F grids of N images.
+
+    Args:
+        path: the file to write.
+        frames: uint8 (F, N, H, W, C).
+        seconds: each grid but the last is shown for seconds / F.
+        hold: seconds for which the last grid is shown.
+    """
     pictures = [grid(images, tile=32) for images in frames]
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [round(1000 * hold)]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
