@@ -1,8 +1,7 @@
 """Steps of the reverse process: from x_t and the network's prediction to the state at the next lower timestep.
 
 `tables` are those of the timesteps that the sampler visits (`schedules.make_tables(..., chain=chain)`). t is one
-integer for the whole batch. The keyword arguments are the fields of `DiffusionConfig` with these names. If the network
-also predicts a variance, only `ancestral_step` uses it.
+integer for the whole batch. If the network also predicts a variance, only `ancestral_step` uses it.
 """
 
 from collections.abc import Callable
@@ -55,9 +54,9 @@ def ancestral_step(
 ) -> Images:
     """x_{t-1} from x_t: Ho et al. 2020, Algorithm 2, lines 3 and 4. The last step adds no noise.
 
-    variance: "beta" (sigma_t^2 = beta_t) or "posterior" (beta~_t), both of section 3.2, or "learned_range": predicted
-    by the network. clip: "x0" and "dynamic" limit the predicted x_0 (`threshold`) and use the posterior mean. "state"
-    clamps the new state to [-1, 1]. "none" does neither.
+    config.variance: "beta" (sigma_t^2 = beta_t) or "posterior" (beta~_t), both of section 3.2, or "learned_range":
+    predicted by the network. config.clip: "x0" and "dynamic" limit the predicted x_0 (`threshold`) and use the
+    posterior mean. "state" clamps the new state to [-1, 1]. "none" does neither.
     """
     ts = jnp.full((x_t.shape[0],), t)
     if config.clip in ("x0", "dynamic"):
@@ -161,10 +160,7 @@ def edm_step(
     second time, at next_timesteps[t] (of `spec.spacing.next_timesteps`). The last step, to sigma = 0, is Euler's.
     """
     ts = jnp.full((x_t.shape[0],), t)
-    scale, scale_next = (
-        extract(tables.sqrt_alpha_bars, ts),
-        extract(tables.sqrt_alpha_bars_prev, ts),
-    )
+    scale, scale_next = extract(tables.sqrt_alpha_bars, ts), extract(tables.sqrt_alpha_bars_prev, ts)
     sigma = extract(tables.sqrt_one_minus_alpha_bars, ts) / scale
     sigma_next = extract(tables.sqrt_one_minus_alpha_bars_prev, ts) / scale_next
     x = x_t / scale

@@ -1,4 +1,4 @@
-"""A network's arrays under their PyTorch names, both ways and strict; initial values; ready models."""
+"""Weights: load models, convert to and from PyTorch state dicts, draw initial values."""
 
 from jax_ddpm.weights.convert import check_state_dict, load_state_dict, state_dict, to_device, torch_arrays
 from jax_ddpm.weights.initial_values import initialise

@@ -1,7 +1,7 @@
-"""Parameters under their PyTorch names, both ways, strictly; how they start; files that hold them.
+"""Convert a network's arrays to and from a PyTorch state dict.
 
-A state dict here is a dict of NumPy arrays in PyTorch's names and layouts. A network and a state dict fit only if
-every array of the one goes to exactly one of the other.
+A state dict here is a dict of NumPy arrays with PyTorch's names and layouts. Conversion is strict: each array of the
+network needs exactly one array of the state dict, and the other way round.
 """
 
 import re
@@ -21,7 +21,7 @@ from jax_ddpm.unets.attention import AttentionOutput, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
 from jax_ddpm.weights.torch_names import TORCH_NAMES
 
-# Of each layer: PyTorch's parameter, ours, and the axes of ours in PyTorch's order.
+# The parameters of each layer: PyTorch's name, ours, and axes: transpose(ours, axes) is PyTorch's array.
 LAYOUTS = {
     Linear: (("weight", "kernel", (1, 0)), ("bias", "bias", (0,))),
     Conv: (("weight", "kernel", (3, 2, 0, 1)), ("bias", "bias", (0,))),  # HWIO to OIHW
@@ -36,12 +36,16 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class TorchArray:
-    """One array of a network: its PyTorch name, the variable, and the variable's axes in PyTorch's order."""
+    """One array of a network, and its name and layout in PyTorch."""
 
     name: str
+    """PyTorch's name."""
     layer: nnx.Module | None
+    """The layer that the array belongs to, if it is one of LAYOUTS."""
     variable: nnx.Variable
+    """Our array."""
     axes: tuple[int, ...]
+    """transpose(variable, axes) is PyTorch's array."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,65 +60,73 @@ class TorchArray:
 
 
 def torch_arrays(network: nnx.Module) -> list[TorchArray]:
-    """Every array of a network with its PyTorch name: by the table in `torch_names.py`, else by its own attributes.
+    """Every array of a network with its PyTorch name.
 
-    Raises UserError for arrays that the table does not name, or that are neither parameters nor buffers.
+    The names are those of the network's table in `torch_names`, or of the table given to `register`. Without a table
+    they are the paths of the network's attributes. Raises UserError for arrays that the table does not name, and
+    without a table for arrays that are neither parameters nor buffers.
     """
-    kind = type(network).__name__
-    table = {**TORCH_NAMES, **REGISTERED_TORCH_NAMES}.get(kind)
-    found, rest = [], {}
-    for path, node in nnx.iter_graph(network):
-        place = ".".join(map(str, path))
+    class_name = type(network).__name__
+    table = {**TORCH_NAMES, **REGISTERED_TORCH_NAMES}.get(class_name)
+    matched, unmatched = [], {}
+    for keys, node in nnx.iter_graph(network):
+        path = ".".join(map(str, keys))
         if isinstance(node, nnx.Variable):
-            rest[id(node)] = (place, node)
-        name = torch_name(table, place) if table else place if type(node) in LAYOUTS else None
+            unmatched[id(node)] = (path, node)
+        name = torch_name(table, path) if table else path if type(node) in LAYOUTS else None
         if name is None or node is None:
             continue
         if isinstance(node, nnx.Variable):
-            found.append(TorchArray(name, None, node, tuple(range(len(node.shape)))))
+            matched.append(same_layout(name, node))
         else:
-            found += [
-                TorchArray(f"{name}.{theirs}", node, getattr(node, ours), axes)
-                for theirs, ours, axes in LAYOUTS[type(node)]
+            matched += [
+                TorchArray(f"{name}.{torch_parameter}", node, getattr(node, parameter), axes)
+                for torch_parameter, parameter, axes in LAYOUTS[type(node)]
             ]
-    for entry in found:
-        rest.pop(id(entry.variable), None)
-    wrong = [place for place, node in rest.values() if table or not isinstance(node, nnx.Param | Buffer)]
+    for array in matched:
+        unmatched.pop(id(array.variable), None)
+    wrong = [path for path, node in unmatched.values() if table or not isinstance(node, nnx.Param | Buffer)]
     if wrong:
-        expected = (
-            "arrays that are neither parameters nor buffers" if table is None else "arrays without a PyTorch name"
-        )
-        raise UserError(f"{kind} has {expected}: {', '.join(wrong)}.")
-    return found + [TorchArray(place, None, node, tuple(range(len(node.shape)))) for place, node in rest.values()]
+        problem = "arrays that are neither parameters nor buffers" if table is None else "arrays without a PyTorch name"
+        raise UserError(f"{class_name} has {problem}: {', '.join(wrong)}.")
+    return matched + [same_layout(path, node) for path, node in unmatched.values()]
 
 
-def torch_name(table: Mapping[str, str], place: str) -> str | None:
-    """PyTorch's name of a place in our network; None where the table has none."""
-    for theirs, ours in table.items():
-        match = re.fullmatch(re.escape(ours).replace(r"\{\}", r"(\d+)"), place)
+def same_layout(name: str, variable: nnx.Variable) -> TorchArray:
+    """An array that has the same layout in PyTorch."""
+    return TorchArray(name, None, variable, tuple(range(len(variable.shape))))
+
+
+def torch_name(table: Mapping[str, str], path: str) -> str | None:
+    """The PyTorch name for a path in our network, or None if the table does not have it."""
+    for torch_pattern, pattern in table.items():
+        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), path)
         if match:
-            return theirs.format(*match.groups())
+            return torch_pattern.format(*match.groups())
     return None
 
 
 def state_dict(network: nnx.Module) -> StateDict:
-    """A network's arrays under PyTorch names and in PyTorch's layouts."""
-    return {entry.name: entry.to_torch(entry.variable[...]) for entry in torch_arrays(network)}
+    """The PyTorch state dict of a network."""
+    return {array.name: array.to_torch(array.variable[...]) for array in torch_arrays(network)}
 
 
 def check_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
-    """UserError that lists every missing, unexpected, mis-shaped and non-finite array; `network` may be without any."""
-    shapes = {entry.name: entry.shape for entry in torch_arrays(network)}
+    """Raise UserError that lists every missing, unexpected or wrongly shaped array, and those not finite in `dtype`.
+
+    The network's arrays may be abstract: only their shapes are used.
+    """
+    shapes = {array.name: array.shape for array in torch_arrays(network)}
     check_arrays(type(network).__name__, shapes, values, dtype)
 
 
 def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
-    """Fill a network with a state dict, in place, rounded or widened to `dtype`. UserError where it does not fit."""
+    """Fill a network with a PyTorch state dict, cast to `dtype`, in place. Raises UserError if it does not fit."""
     check_state_dict(network, values, dtype)
-    for name, entry in {entry.name: entry for entry in torch_arrays(network)}.items():
-        entry.variable.set_value(entry.from_torch(np.asarray(values[name]).astype(dtype)))
+    for array in torch_arrays(network):
+        array.variable.set_value(array.from_torch(np.asarray(values[array.name]).astype(dtype)))
 
 
 def to_device(network: nnx.Module) -> None:
-    """Put a network's arrays on JAX's device, in place: NumPy's would go there anew at each call."""
+    """Put a network's arrays on the default device, in place. NumPy arrays would be transferred at every call."""
     nnx.update(network, jax.device_put(nnx.state(network)))

@@ -1,4 +1,4 @@
-"""Initial values of a network's parameters: PyTorch's defaults, each drawn at an address of its own."""
+"""Initial values of a network's parameters: PyTorch's defaults, each drawn from its own random address."""
 
 import math
 import zlib
@@ -16,42 +16,43 @@ from jax_ddpm.weights.convert import torch_arrays
 
 
 def initialise(network: nnx.Module, seed: int) -> None:
-    """Fill a network, in place, with PyTorch's default initial values, each drawn at (PARAMS, crc32 of its name there).
+    """Fill a network with PyTorch's default initial values, in place.
 
-    Kernels: kaiming-uniform with a = sqrt(5), that is uniform within 1/sqrt(fan_in); so are their biases. Norms: one
-    and zero. Self-attention: xavier-uniform over its packed projection, no biases. What belongs to no layer, such as
-    buffers, keeps the value that the network was built with; random frequencies are drawn.
+    Each parameter is drawn from the address (PARAMS, crc32 of its PyTorch name). Kernels and their biases are
+    kaiming-uniform with a = sqrt(5): uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)]. Norms have scale 1 and bias 0. The
+    packed projection of self-attention is xavier-uniform, its biases are 0. Random frequencies are drawn. All other
+    arrays outside of layers, such as buffers, keep their values.
     """
-    for entry in torch_arrays(network):
-        key = rng.key(seed, rng.PARAMS, zlib.crc32(entry.name.encode()))
-        if isinstance(entry.variable, Frequencies):
-            value = (np.pi * box_muller(uniform(key, (2, *entry.shape)))).astype(np.float32)
-        elif entry.layer is None:
+    for array in torch_arrays(network):
+        key = rng.key(seed, rng.PARAMS, zlib.crc32(array.name.encode()))
+        if isinstance(array.variable, Frequencies):
+            value = (np.pi * box_muller(uniform(key, (2, *array.shape)))).astype(np.float32)
+        elif array.layer is None:
             continue
-        elif isinstance(entry.layer, GroupNorm | LayerNorm):
-            value = np.full(entry.shape, 1 if entry.name.endswith("weight") else 0, np.float32)
-        elif isinstance(entry.layer, QueryKeyValue | AttentionOutput) and entry.name.endswith("bias"):
-            value = np.zeros(entry.shape, np.float32)
+        elif isinstance(array.layer, GroupNorm | LayerNorm):
+            value = np.full(array.shape, 1 if array.name.endswith("weight") else 0, np.float32)
+        elif isinstance(array.layer, QueryKeyValue | AttentionOutput) and array.name.endswith("bias"):
+            value = np.zeros(array.shape, np.float32)
         else:
-            packed = isinstance(entry.layer, QueryKeyValue)
-            bound = np.float32(math.sqrt(6 / sum(entry.shape)) if packed else 1 / math.sqrt(fan_in(entry.layer)))
-            value = (2 * uniform(key, entry.shape) - 1) * bound
-        entry.variable.set_value(entry.from_torch(value))
+            packed = isinstance(array.layer, QueryKeyValue)
+            bound = np.float32(math.sqrt(6 / sum(array.shape)) if packed else 1 / math.sqrt(fan_in(array.layer)))
+            value = (2 * uniform(key, array.shape) - 1) * bound
+        array.variable.set_value(array.from_torch(value))
 
 
 def box_muller(u: np.ndarray) -> np.ndarray:
-    """Standard normal numbers from uniform ones (2, ...), by Box & Muller 1958: with NumPy alike in both frameworks."""
+    """Standard normal numbers from uniform numbers u (2, ...): Box & Muller 1958. NumPy, as in the PyTorch twin."""
     u = u.astype(np.float64)
     return np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])
 
 
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
-    """jax.random.uniform(key, shape), float32 in [0, 1), compiled for a few sizes instead of once for every shape.
+    """jax.random.uniform(key, shape), float32 in [0, 1), compiled for a few sizes instead of for every shape.
 
-    Draw i of a threefry key depends on i alone, not on how many are drawn, so a longer draw may be cut.
+    Element i of a threefry draw depends only on i, not on the size. So a larger draw can be cut to the shape.
     """
-    wanted = math.prod(shape)
+    count = math.prod(shape)
     size = 4**6
-    while size < wanted:
+    while size < count:
         size *= 4
-    return np.asarray(jax.random.uniform(key, (size,), jnp.float32))[:wanted].reshape(shape)
+    return np.asarray(jax.random.uniform(key, (size,), jnp.float32))[:count].reshape(shape)

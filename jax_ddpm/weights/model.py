@@ -1,4 +1,4 @@
-"""A network with its weights, ready to be called."""
+"""`load_model`, and the `Model` that it returns."""
 
 import os
 from dataclasses import dataclass
@@ -18,28 +18,46 @@ from jax_ddpm.weights.convert import load_state_dict, to_device
 
 @dataclass(frozen=True)
 class Model:
-    """A ready network and what is known of it: model(x, t), x float32 (B, H, W, C), t integers (B,) in [0, T)."""
+    """A network with its weights, and its metadata.
+
+    model(x, t) is the network's prediction of x's shape, for x float32 (B, H, W, C) and t integers (B,) in [0, T). If
+    the network also predicts the variance, the prediction has twice the channels.
+    """
 
     network: nnx.Module
+    """The network as a Flax NNX module."""
     info: ModelInfo
+    """Network settings, image shape and diffusion settings."""
 
     def __call__(self, x, t):
+        """The network's prediction for x at the timesteps t."""
         return self.network(x, t)
 
     @property
     def num_parameters(self) -> int:
+        """Number of trained parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.network, nnx.Param)))
 
 
 def load_model(
     path: str | os.PathLike, image_size: int | None = None, precision: str = "float32", **diffusion
 ) -> Model:
-    """A model from a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin.
+    """Load a trained model.
 
-    `variance`, `clip`, `clip_percentile` and `image_size` overrule what the file says. A file that says nothing takes
-    what is not given, also the other fields of DiffusionConfig, from the preset of its network. precision: "float32",
-    "bfloat16" (activations only) or "float64" (parameters too; wants jax_enable_x64). Raises UserError for a file that
-    is no model or does not fit.
+    The network of a file without metadata is inferred from the names and shapes of its arrays. If a file has both EMA
+    and raw weights, the EMA weights are loaded. No code from the file is executed.
+
+    Args:
+        path: a run folder, a diffusers folder, or a .safetensors, .pt, .pth or .bin file. The last three need PyTorch.
+        image_size: height and width in pixels. Default: those in the file, else those of the network's preset.
+        precision: "float32", "bfloat16" (of the activations only) or "float64" (of the parameters too; needs
+            jax_enable_x64).
+        diffusion: fields of `DiffusionConfig`. variance, clip and clip_percentile replace those in the file. The others
+            must agree with the file, if it has diffusion settings. Settings that are neither given nor in the file are
+            those of the network's preset.
+
+    Raises:
+        UserError: the file is not a model, its weights do not fit, or a setting is wrong or disagrees with the file.
     """
     require_one_of("precision", precision, Precision)
     values, info = read_model(path, image_size, **diffusion)
