@@ -1,5 +1,6 @@
 """The ladder catches faults: each one, seeded into torch_ref, must break its rung (and the rung holds without it)."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -142,7 +143,10 @@ def optimizer_setting(**wrong):
 
 
 def sampler_setting(**wrong):
-    return swap(reverse, "ancestral_step", lambda step: lambda *a, **settings: step(*a, **{**settings, **wrong}))
+    def make(step):
+        return lambda tables, config, *a: step(tables, replace(config, **wrong), *a)
+
+    return swap(reverse, "ancestral_step", make)
 
 
 def eta_ignored(step):
@@ -330,7 +334,10 @@ FAULTS = {
     ),
     "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
-    "noise drawn in NCHW": (swap(torch_ref.step, "draw", drawn_channels_first), "50 training steps, losses, float32"),
+    "noise drawn in NCHW": (
+        swap(torch_ref.step, "draw_t_and_noise", drawn_channels_first),
+        "50 training steps, losses, float32",
+    ),
     "batch order": (
         swap(measures, "batch", lambda batch: lambda step, images: batch(step + 1, images)),
         "50 training steps, losses, float32",

@@ -13,7 +13,8 @@ from jax_ddpm import diffusion, unets, weights
 from jax_ddpm.embeddings import interleaved_embedding, interleaved_frequencies
 from jax_ddpm.sampling.reverse import reverse_process
 from jax_ddpm.sampling.steps import ancestral_step
-from jax_ddpm.schedules import make_tables
+from jax_ddpm.schedules import make_tables, schedule_tables
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
 from parity_tests import budgets
 from parity_tests.golden_weights import GOLDEN, golden_state_dict
@@ -139,7 +140,8 @@ def test_reverse_process(name):
     def predict(x, t):
         return 0.5 * jnp.tanh(x) + 0.1 * jnp.cos(0.01 * t.astype(jnp.float32)).reshape(-1, 1, 1, 1)
 
-    step = partial(ancestral_step, make_tables("linear", 1000, beta_start, 0.02), variance=variance, clip=clip)
+    config = DiffusionConfig(beta_start=beta_start, variance=variance, clip=clip)
+    step = partial(ancestral_step, schedule_tables(config), config)
     # Frame k is the state after k steps, so that the state after the step from t is frame 1000 - t.
     x_0, frames = jax.jit(
         lambda: reverse_process(step, predict, noise[0], 1000, lambda t: noise[1000 - t], num_frames=1001)

@@ -140,13 +140,13 @@ def test_hybrid_loss_and_its_gradient(objective, dtype):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_ancestral_step(objective, variance, clip, dtype):
     x_t, noise, prediction, _ = batch(dtype)
-    settings = {"objective": objective, "variance": variance, "clip": clip}
+    config = DiffusionConfig(objective=objective, variance=variance, clip=clip)
     with jax.enable_x64(dtype == np.float64):
         tables = jax_ddpm.schedules.make_tables(dtype=dtype)
         for t in (0, 1, 500, 999):
-            theirs = jax_ddpm.sampling.steps.ancestral_step(tables, x_t, prediction, jnp.int32(t), noise, **settings)
+            theirs = jax_ddpm.sampling.steps.ancestral_step(tables, config, x_t, prediction, jnp.int32(t), noise)
             ours = torch_ref.sampling.steps.ancestral_step(
-                tables, to_torch(x_t), to_torch(prediction), t, to_torch(noise), **settings
+                tables, config, to_torch(x_t), to_torch(prediction), t, to_torch(noise)
             )
             assert_close(to_numpy(ours), theirs, FORMULA[dtype])
 

@@ -68,11 +68,11 @@ ONLY_IN_TORCH = {
         **dict.fromkeys(["threefry2x32", "erf_inv"], "inside jax.random"),
     },
     "sampling/steps": {"of_images": "jnp.full, which takes arrays too"},
-    "step": {"draw": "one line in JAX; here with the permutation of the noise"},
+    "step": {"draw_t_and_noise": "one line in JAX; here with the permutation of the noise"},
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
     "weights": {
         "num_parameters": "a property of Model in JAX",
-        "draw": "uniform, with the address",
+        "draw_uniform": "uniform, with the address",
         "fan_in": "in layers.py in JAX, whose layers are its own",
     },
 }

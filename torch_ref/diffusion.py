@@ -38,7 +38,7 @@ def objective_target(tables: Tables, objective: str, x_0: Tensor, t: Tensor, noi
 
 
 def predicted_x_0(tables: Tables, objective: str, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
-    """x_0 as the network sees it; from eps by Ho et al. 2020, eq. 15."""
+    """x_0 computed from the network's prediction; for eps: Ho et al. 2020, eq. 15."""
     if objective == "x0":
         return prediction
     root, root_rest = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
@@ -48,7 +48,7 @@ def predicted_x_0(tables: Tables, objective: str, x_t: Tensor, t: Tensor, predic
 
 
 def predicted_eps(tables: Tables, objective: str, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
-    """The noise as the network sees it."""
+    """eps computed from the network's prediction."""
     if objective == "eps":
         return prediction
     root, root_rest = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
@@ -58,7 +58,7 @@ def predicted_eps(tables: Tables, objective: str, x_t: Tensor, t: Tensor, predic
 
 
 def split_prediction(prediction: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What a network says of the image, and of the variance where it has twice the image's channels, else None."""
+    """The network's output as (prediction, v). v is None unless there are twice the image's channels."""
     channels = x_t.shape[1]
     if prediction.shape[1] == channels:
         return prediction, None
@@ -84,10 +84,10 @@ def loss_weights(tables: Tables, objective: str, t: Tensor, min_snr_gamma: float
 
 
 def variational_bound(
-    tables: Tables, x_0: Tensor, x_t: Tensor, t: Tensor, x_0_seen: Tensor, log_variance: Tensor
+    tables: Tables, x_0: Tensor, x_t: Tensor, t: Tensor, x_0_pred: Tensor, log_variance: Tensor
 ) -> Tensor:
     """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension (B,); at t = 0 the likelihood of 8-bit pixels, eq. 13."""
-    mean, _ = posterior(tables, x_0_seen, x_t, t)
+    mean, _ = posterior(tables, x_0_pred, x_t, t)
     true_mean, _ = posterior(tables, x_0, x_t, t)
     true_log_variance = extract(tables.log_posterior_variance, t)
     kl = 0.5 * (
@@ -103,9 +103,9 @@ def variational_bound(
 
 
 def pixel_probability(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    """Of the 8-bit level x under N(mean, sigma^2); the outermost levels have all that lies beyond: eq. 13.
+    """Probability of the 8-bit level x under N(mean, sigma^2); the outermost levels include the tails: eq. 13.
 
-    By symmetry taken in the lower tail, where differences of small probabilities keep their digits.
+    Computed in the lower tail, by symmetry, which avoids cancellation.
     """
 
     def below(distance):
@@ -126,10 +126,10 @@ def loss_per_image(
     min_snr_gamma: float | None = None,
     variance: str = "beta",
 ) -> Tensor:
-    """Mean over pixels of Ho et al. 2020, eq. 14, for `predict(x_t, t)`; min-SNR-gamma weighted where given; (B,).
+    """Mean over pixels of Ho et al. 2020, eq. 14, for `predict(x_t, t)`, weighted if min_snr_gamma is given: (B,).
 
-    variance: with "learned_range" the hybrid loss L_simple + 0.001 L_vlb, Nichol & Dhariwal 2021, eq. 16. L_vlb is T
-    times the bound's term at t, in bits per dimension; it teaches the variance alone, the mean is held constant there.
+    variance = "learned_range": the hybrid loss L_simple + 0.001 L_vlb, Nichol & Dhariwal 2021, eq. 16. L_vlb is T times
+    the bound's term at t, in bits per dimension. Its gradient reaches only the variance, not the mean.
     """
     x_t = q_sample(tables, x_0, t, noise)
     prediction, v = split_prediction(predict(x_t, t), x_t)

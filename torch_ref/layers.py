@@ -1,4 +1,4 @@
-"""What networks share and torch.nn does not have: dropout whose masks have addresses."""
+"""The layer that torch.nn lacks: dropout whose masks are drawn at addresses of `rng`."""
 
 import torch
 

@@ -1,10 +1,8 @@
-"""Every random number of the project has an address: (seed, purpose, ...).
+"""Every random number of the project has an address, (seed, purpose, ...): `jax_ddpm.rng` again, and jax.random.
 
-Nothing carries a key forward, so any draw can be made again from its address alone. The generator is jax.random's
-threefry2x32 (partitionable): bits, uniforms and integers are equal to JAX's to the last bit, normals to a few ulp.
-
-PyTorch has little arithmetic for unsigned integers, so that draws are made by NumPy on the CPU, and are CPU tensors. A
-key is a uint32 array (2,), or (*n, 2) for n keys at once, whose draws then have the shape (*n, *shape).
+The generator is jax.random's threefry2x32 (partitionable). Bits, uniforms and integers equal JAX's to the last bit,
+normals to a few ulp. PyTorch has little arithmetic for unsigned integers, so NumPy draws, and the draws are CPU
+tensors. A key is a uint32 array (2,). Several keys at once are (*n, 2), and their draws (*n, *shape).
 """
 
 import math
@@ -62,7 +60,7 @@ def timesteps(k: np.ndarray, batch_size: int, num_timesteps: int) -> torch.Tenso
 def normal(k: np.ndarray, shape: tuple[int, ...], dtype=torch.float32) -> torch.Tensor:
     """Standard normal numbers of a stated dtype; channels last wherever they are pixels.
 
-    jax.random.normal: within 1e-6 in float32, 1e-13 in float64.
+    Those of jax.random.normal, within 1e-6 in float32 and 1e-13 in float64.
     """
     u = uniform(k, shape, dtype).numpy()
     above = np.nextafter(u.dtype.type(-1), u.dtype.type(0))
@@ -70,7 +68,7 @@ def normal(k: np.ndarray, shape: tuple[int, ...], dtype=torch.float32) -> torch.
     return torch.from_numpy(np.asarray(np.sqrt(u.dtype.type(2)) * erf_inv(x)))
 
 
-# What jax.random has, or has inside it, under its names.
+# Functions of jax.random, public or internal, under the same names.
 
 
 def threefry2x32(k: np.ndarray, x_0: np.ndarray, x_1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -127,7 +125,8 @@ def randint(k: np.ndarray, shape: tuple[int, ...], minval: int, maxval: int) -> 
     """jax.random.randint with dtype int32: integers in [minval, maxval), minval where that is empty."""
     higher, lower = np.moveaxis(bits(split(k), (math.prod(shape),)), -2, 0)
     span = max(maxval - minval, 1)
-    multiplier = np.uint32((2**16 % span) ** 2 % 2**32 % span)  # 2^32 mod span, where 32 bits can hold the square
+    # 2^32 mod span up to span = 2^16; above that the square overflows, as in JAX.
+    multiplier = np.uint32((2**16 % span) ** 2 % 2**32 % span)
     span = np.uint32(span)
     offset = (higher % span * multiplier + lower % span) % span + np.uint32(minval % 2**32)
     return torch.from_numpy(offset.view(np.int32).reshape((*k.shape[:-1], *shape)))
@@ -139,9 +138,9 @@ def bernoulli(k: np.ndarray, p: float, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def erf_inv(x: np.ndarray) -> np.ndarray:
-    """The inverse error function of numbers in (-1, 1), as XLA computes it: from the logarithm of 1 - x^2, x^2 rounded.
+    """The inverse error function on (-1, 1), computed as XLA does: from log(1 - x^2) with x^2 rounded.
 
-    In the tails that rounding is felt (2e-5 at 5 standard deviations in float32), so it is made here too.
+    In the tails this rounding changes the result (by 2e-5 at 5 standard deviations in float32).
     """
     square = (x * x).astype(np.float64)
     if x.dtype == np.float64:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, check_schedule
-from jax_ddpm.spec.spacing import timesteps_below
+from jax_ddpm.spec.spacing import next_timesteps
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the chain's last steps from being singular
 
@@ -102,7 +102,7 @@ def make_tables(
     alpha_bars = np.cumprod(alphas)
     alpha_bars_prev = np.concatenate([[1.0], alpha_bars[:-1]])
     if chain is not None and len(chain) < timesteps:
-        alpha_bars_prev = np.concatenate([[1.0], alpha_bars])[timesteps_below(chain, timesteps) + 1]
+        alpha_bars_prev = np.concatenate([[1.0], alpha_bars])[next_timesteps(chain, timesteps) + 1]
         alphas = alpha_bars / alpha_bars_prev
         betas = 1.0 - alphas
     one_minus, one_minus_prev = 1.0 - alpha_bars, 1.0 - alpha_bars_prev

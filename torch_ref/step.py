@@ -1,7 +1,4 @@
-"""One optimiser step, and everything that it reads and writes.
-
-`config` is the settings of a run (`jax_ddpm.config.RunConfig`), or anything with the same fields.
-"""
+"""One optimiser step, and everything that it reads and writes: `jax_ddpm.training.state` and `.step` again."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -12,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from torch_ref import diffusion, rng
 from torch_ref.layers import Dropout
 from torch_ref.layouts import numpy_dtype
@@ -22,7 +20,7 @@ Metrics = dict[str, float]
 
 @dataclass
 class TrainState:
-    """step: optimiser steps done; network; ema: a network alike, or None; optimizer: that of network's parameters."""
+    """step: the number of optimiser steps done; ema: a copy of `network` that holds the averages, or None."""
 
     step: int
     network: nn.Module
@@ -31,20 +29,20 @@ class TrainState:
 
     @property
     def weights(self) -> nn.Module:
-        """What is sampled, validated and exported: the EMA where there is one."""
+        """The weights used for sampling, validation and export: the EMA if there is one, else `network`."""
         return self.network if self.ema is None else self.ema
 
 
 def create_state(network: nn.Module, optimizer: torch.optim.Optimizer, ema: bool, dtype=torch.float32) -> TrainState:
-    """The state of a filled network at step 0, converted to `dtype` in place; the EMA starts as a copy of it."""
+    """State at step 0 of a network that has its weights, which are cast to `dtype`. The EMA starts as a copy of it."""
     network.to(dtype)
     return TrainState(0, network, copy.deepcopy(network).requires_grad_(False) if ema else None, optimizer)
 
 
-def learning_rate(config, step: int, total_steps: int) -> float:
-    """Linear warm-up from 0, then constant or a cosine to `min_learning_rate` (Loshchilov & Hutter 2017, eq. 5).
+def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
+    """Learning rate of a step (0 is the first), computed in float32 as in jax_ddpm.
 
-    config: a TrainingConfig. Computed in float32, as on the other side.
+    Linear warm-up from 0, then constant, or a cosine down to the minimum (Loshchilov & Hutter 2017, eq. 5).
     """
     step = np.float32(step)
     if step < config.warmup_steps:
@@ -56,8 +54,8 @@ def learning_rate(config, step: int, total_steps: int) -> float:
     return float(config.min_learning_rate + span * 0.5 * (1 + np.cos(np.pi * progress)))
 
 
-def make_optimizer(config, network: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW; the learning rate is set before each step. config: a TrainingConfig."""
+def make_optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Adam or AdamW. The train step sets its learning rate."""
     settings = {"lr": 0.0, "betas": (0.9, 0.999), "eps": 1e-8}
     if config.optimizer == "adam":
         return torch.optim.Adam(network.parameters(), **settings)
@@ -65,13 +63,14 @@ def make_optimizer(config, network: nn.Module) -> torch.optim.Optimizer:
 
 
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """L2 norm over all gradients together."""
     return torch.sqrt(sum(torch.sum(torch.square(g)) for g in gradients))
 
 
 def clip_by_global_norm(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
-    """Gradients of global norm `norm`, scaled down in place to `max_norm` where that is smaller.
+    """Scale gradients down, in place, to `max_norm` if `norm`, their global norm, is larger: optax's formula.
 
-    By optax's formula; torch's own adds 1e-6 to the norm.
+    PyTorch's own function adds 1e-6 to the norm.
     """
     if not norm < max_norm:
         for g in gradients:
@@ -80,37 +79,38 @@ def clip_by_global_norm(gradients: Sequence[Tensor], norm: Tensor, max_norm: flo
 
 @torch.no_grad()
 def ema_update(ema: nn.Module, network: nn.Module, step: int, decay: float) -> None:
-    """decay * ema + (1 - decay) * params, in place.
-
-    The decay is warmed up: (1 + step) / (10 + step) where that is smaller.
-    """
+    """d * ema + (1 - d) * params, in place; d = min(decay, (1 + step) / (10 + step)), which warms up the average."""
     for e, p in zip(ema.parameters(), network.parameters(), strict=True):
         d = torch.clamp((1.0 + torch.tensor(step, dtype=e.dtype)) / (10.0 + step), max=decay)
         e.copy_(d * e + (1 - d) * p)
 
 
 def prepare_images(images: Tensor, dtype, flip_key: np.ndarray | None) -> Tensor:
-    """uint8 (B, H, W, C) to (B, C, H, W) in [-1, 1], half of them mirrored where a key is given."""
+    """uint8 (B, H, W, C) to (B, C, H, W) in [-1, 1]. With a key, each is flipped left to right with probability 1/2."""
     x = (images.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
     if flip_key is None:
         return x
-    coins = rng.bernoulli(flip_key, 0.5, (x.shape[0],)).to(x.device)
-    return torch.where(coins[:, None, None, None], x.flip(-1), x)
+    flip = rng.bernoulli(flip_key, 0.5, (x.shape[0],)).to(x.device)
+    return torch.where(flip[:, None, None, None], x.flip(-1), x)
 
 
-def draw(t_key: np.ndarray, noise_key: np.ndarray, x_0: Tensor, num_timesteps: int) -> tuple[Tensor, Tensor]:
-    """Timesteps (B,) and noise (B, C, H, W) for a batch; the noise is drawn channels last."""
+def draw_t_and_noise(
+    t_key: np.ndarray, noise_key: np.ndarray, x_0: Tensor, num_timesteps: int
+) -> tuple[Tensor, Tensor]:
+    """Timesteps (B,) and noise (B, C, H, W) for a batch. The noise is drawn channels last."""
     b, c, h, w = x_0.shape
     t = rng.timesteps(t_key, b, num_timesteps)
     noise = rng.normal(noise_key, (b, h, w, c), x_0.dtype).permute(0, 3, 1, 2).contiguous()
     return t.to(x_0.device), noise.to(x_0.device)
 
 
-def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarray], tuple[TrainState, Metrics]]:
-    """train_step(state, images uint8 (B, H, W, C)) -> (state, metrics): the same state, updated in place.
+def make_train_step(
+    config: RunConfig, total_steps: int
+) -> Callable[[TrainState, np.ndarray], tuple[TrainState, Metrics]]:
+    """Returns train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), which updates the state in place.
 
-    Every draw comes from (seed, state.step). Where the loss or a gradient is not finite, the step counts and changes
-    nothing else. Metrics: loss, grad_norm (before clipping), learning_rate and skipped (0 or 1).
+    If the loss or a gradient is not finite, the step is skipped: only `state.step` increases. Metrics: loss, grad_norm
+    (before clipping), learning_rate and skipped (0 or 1). Every random number depends only on (seed, state.step).
     """
     training, seed = config.training, config.training.seed
     dropout = getattr(config.network, "dropout", 0.0)
@@ -118,29 +118,27 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
     tables = schedule_tables(config.diffusion, numpy_dtype(dtype))
 
     def gradients(network, step, *batch):
-        """Loss of the batch, in `accumulate` parts of equal size; the gradients are left in the parameters."""
+        """Loss and gradients of the batch: the mean over `accumulate` parts of equal size."""
         total, parts = 0.0, training.accumulate
         for a in range(parts):  # part a takes images a, a + A, a + 2A, ...
-            x_0, t, noise, places = (values[a::parts] for values in batch)
-            predict = partial(network, dropout=Dropout(dropout, seed, step, places)) if dropout else network
-            settings = training.min_snr_gamma, config.diffusion.variance
-            loss = diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *settings)
+            x_0, t, noise, image_indices = (values[a::parts] for values in batch)
+            predict = partial(network, dropout=Dropout(dropout, seed, step, image_indices)) if dropout else network
+            loss_settings = training.min_snr_gamma, config.diffusion.variance
+            loss = diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
             loss.backward()
             total = total + loss.detach()
         for p in network.parameters():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # of a parameter that is not used
-        grads = [p.grad for p in network.parameters()]
-        if parts > 1:
-            for g in grads:
-                g.div_(parts)
-        return total / parts, grads
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # None: the parameter is not used
+            if parts > 1:
+                p.grad.div_(parts)
+        return total / parts, [p.grad for p in network.parameters()]
 
     def train_step(state: TrainState, images: np.ndarray) -> tuple[TrainState, Metrics]:
         step, device = state.step, next(state.network.parameters()).device
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, flip_key)
         t_key, noise_key = rng.key(seed, rng.TIMESTEPS, step), rng.key(seed, rng.NOISE, step)
-        t, noise = draw(t_key, noise_key, x_0, config.diffusion.timesteps)
+        t, noise = draw_t_and_noise(t_key, noise_key, x_0, config.diffusion.timesteps)
         state.optimizer.zero_grad()
         loss, grads = gradients(state.network, step, x_0, t, noise, np.arange(len(x_0)))
         norm, rate = global_norm(grads), learning_rate(training, step, total_steps)
@@ -160,23 +158,23 @@ def make_train_step(config, total_steps: int) -> Callable[[TrainState, np.ndarra
     return train_step
 
 
-def make_validation(config) -> Callable[[nn.Module, np.ndarray, np.ndarray, int], float]:
-    """validate(network, images (B, H, W, C), mask (B,), number) -> summed loss of the masked-in images.
+def make_validation(config: RunConfig) -> Callable[[nn.Module, np.ndarray, np.ndarray, int], float]:
+    """Returns validate(network, images uint8 (B, H, W, C), mask bool (B,), batch_index) -> summed loss.
 
-    Batch `number` always meets the same timesteps and noise.
+    The sum is over the images whose mask is True. Timesteps and noise depend only on the seed and `batch_index`.
     """
     dtype = torch.float64 if config.training.precision == "float64" else torch.float32
     tables, seed = schedule_tables(config.diffusion, numpy_dtype(dtype)), config.training.seed
 
     @torch.no_grad()
-    def validate(network, images, mask, number):
+    def validate(network, images, mask, batch_index):
         device = next(network.parameters()).device
         x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, None)
-        t_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, number)
-        noise_key = rng.key(seed, rng.VALIDATION, rng.NOISE, number)
-        t, noise = draw(t_key, noise_key, x_0, config.diffusion.timesteps)
-        settings = config.training.min_snr_gamma, config.diffusion.variance
-        errors = diffusion.loss_per_image(tables, config.diffusion.objective, network, x_0, t, noise, *settings)
-        return torch.sum(errors * torch.as_tensor(mask, device=device)).item()
+        t_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index)
+        noise_key = rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index)
+        t, noise = draw_t_and_noise(t_key, noise_key, x_0, config.diffusion.timesteps)
+        loss_settings = config.training.min_snr_gamma, config.diffusion.variance
+        losses = diffusion.loss_per_image(tables, config.diffusion.objective, network, x_0, t, noise, *loss_settings)
+        return torch.sum(losses * torch.as_tensor(mask, device=device)).item()
 
     return validate

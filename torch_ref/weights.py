@@ -1,6 +1,6 @@
-"""Parameters as NumPy arrays under their PyTorch names, strict; initial values; ready models.
+"""State dicts of NumPy arrays under PyTorch names, loaded strictly; initial values; ready models.
 
-A state dict here is a dict of NumPy arrays, the same as `jax_ddpm.weights` reads and writes.
+They are the state dicts that `jax_ddpm.weights` reads and writes.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from jax_ddpm.spec.errors import UserError, one_of
+from jax_ddpm.spec.errors import UserError, require_one_of
 from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import Precision, StateDict
@@ -24,18 +24,15 @@ from torch_ref.unets import attention
 def load_model(
     path: str | os.PathLike, image_size: int | None = None, precision: str = "float32", **diffusion
 ) -> nn.Module:
-    """A model from a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin.
+    """The network in a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin, in eval mode.
 
-    A module in eval mode, model(x, t), x (B, C, H, W), t integers (B,) in [0, T); what is known of it is its attribute
-    `info`. `variance`, `clip`, `clip_percentile` and `image_size` overrule what the file says. A file that says nothing
-    takes what is not given, also the other fields of DiffusionConfig, from the preset of its network. precision:
-    "float32", "bfloat16" (activations only) or "float64" (parameters too). Raises UserError for a file that is no model
-    or does not fit.
+    Returns a module, model(x, t), x (B, C, H, W), t integers (B,) in [0, T), with its ModelInfo as attribute `info`.
+    Arguments and errors are those of `jax_ddpm.load_model`.
     """
-    one_of("precision", precision, Precision)
+    require_one_of("precision", precision, Precision)
     values, info = read_model(path, image_size, **diffusion)
-    with torch.device("meta"):  # takes no memory, whatever sizes the file names
-        check_fit(unets.build(info.network, info.image_shape[2]), values)
+    with torch.device("meta"):  # takes no memory, whatever sizes the file claims
+        check_state_dict(unets.build(info.network, info.image_shape[2]), values)
     network = unets.build(info.network, info.image_shape[2], torch.bfloat16 if precision == "bfloat16" else None)
     load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
     network.info = info
@@ -51,44 +48,44 @@ def state_dict(network: nn.Module) -> StateDict:
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
 
 
-def check_fit(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
-    """UserError that lists every missing, unexpected, mis-shaped and non-finite array; `network` may be without any."""
+def check_state_dict(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
+    """`spec.state_dict.check_arrays` for `network`, which may be on the meta device."""
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     check_arrays(type(network).__name__, shapes, values, dtype)
 
 
 def load_state_dict(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
-    """Fill a network with a state dict, in place, rounded or widened to `dtype`. UserError where it does not fit."""
-    check_fit(network, values, dtype)
+    """Load a state dict, cast to `dtype`, into `network`, in place. Raises UserError if it does not fit."""
+    check_state_dict(network, values, dtype)
     filled = {name: torch.from_numpy(np.array(values[name], dtype)) for name in network.state_dict()}
     network.to(next(iter(filled.values())).dtype).load_state_dict(filled, strict=True)
 
 
 @torch.no_grad()
 def initialise(network: nn.Module, seed: int) -> None:
-    """Fill a network with PyTorch's default initial values, in place, each drawn at (PARAMS, crc32 of its name).
+    """Set PyTorch's default initial values, in place, each drawn at (PARAMS, crc32 of its name).
 
-    Kernels: kaiming-uniform with a = sqrt(5), that is uniform within 1/sqrt(fan_in); so are their biases. Norms: one
-    and zero. Self-attention: xavier-uniform over its packed projection, no biases. What belongs to no layer, such as
-    buffers, keeps the value that the network was built with; random frequencies are drawn. Raises UserError for a layer
-    that it does not know.
+    Kernels and their biases: kaiming-uniform with a = sqrt(5), that is uniform within 1/sqrt(fan_in). Norms: one and
+    zero. Self-attention: xavier-uniform over its packed projection, biases zero. Buffers keep their value, except the
+    random frequencies of `attention`, which are drawn. Raises UserError for an unknown kind of layer.
     """
     for path, layer in network.named_modules():
         parameters = dict(layer.named_parameters(path, recurse=False))
         if isinstance(layer, attention.TimeEmbedding):
-            layer.freqs.copy_(torch.from_numpy(np.pi * normal(draw(seed, f"{path}.freqs", (2, *layer.freqs.shape)))))
+            u = draw_uniform(seed, f"{path}.freqs", (2, *layer.freqs.shape))
+            layer.freqs.copy_(torch.from_numpy(np.pi * box_muller(u)))
         elif isinstance(layer, nn.GroupNorm | nn.LayerNorm):
             layer.weight.fill_(1)
             layer.bias.fill_(0)
         elif isinstance(layer, nn.MultiheadAttention):
             weight = layer.in_proj_weight
             bound = np.float32(math.sqrt(6 / sum(weight.shape)))
-            weight.copy_(torch.from_numpy((2 * draw(seed, f"{path}.in_proj_weight", weight.shape) - 1) * bound))
+            weight.copy_(torch.from_numpy((2 * draw_uniform(seed, f"{path}.in_proj_weight", weight.shape) - 1) * bound))
             layer.in_proj_bias.fill_(0)
         elif isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             bound = np.float32(1 / math.sqrt(fan_in(layer)))
             for name, parameter in parameters.items():
-                parameter.copy_(torch.from_numpy((2 * draw(seed, name, parameter.shape) - 1) * bound))
+                parameter.copy_(torch.from_numpy((2 * draw_uniform(seed, name, parameter.shape) - 1) * bound))
             if isinstance(layer, NonDynamicallyQuantizableLinear):  # a MultiheadAttention's out_proj
                 layer.bias.fill_(0)
         elif parameters:
@@ -97,13 +94,13 @@ def initialise(network: nn.Module, seed: int) -> None:
             )
 
 
-def normal(u: np.ndarray) -> np.ndarray:
-    """Standard normal numbers from uniform ones (2, ...), by Box & Muller 1958: with NumPy alike in both frameworks."""
+def box_muller(u: np.ndarray) -> np.ndarray:
+    """Normal numbers from uniform ones (2, ...), Box & Muller 1958. NumPy gives the same to both frameworks."""
     u = u.astype(np.float64)
     return np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])
 
 
-def draw(seed: int, name: str, shape) -> np.ndarray:
+def draw_uniform(seed: int, name: str, shape) -> np.ndarray:
     """Uniform numbers in [0, 1) at (PARAMS, crc32 of the name), float32."""
     return rng.uniform(rng.key(seed, rng.PARAMS, zlib.crc32(name.encode())), tuple(shape)).numpy()
 

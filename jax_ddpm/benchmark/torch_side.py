@@ -1,5 +1,7 @@
-"""PyTorch at work, set up for speed: torch_ref's networks and formulas, or diffusers', with torch's own generator,
-fused optimiser and grouped EMA. The noise that torch_ref and jax_ddpm share serves the comparison of outputs alone.
+"""The code in PyTorch that is timed, set up for speed: networks and formulas of torch_ref or of diffusers.
+
+It uses torch's own random numbers, a fused optimiser and a grouped EMA. The noise of jax_ddpm, which torch_ref can
+draw, is used only to compare outputs.
 """
 
 import copy
@@ -17,19 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jax_ddpm.benchmark.job import SEED, TORCH_SETTINGS, Absent, Contender, Job
+from jax_ddpm.benchmark.job import SEED, TORCH_SETTINGS, Contender, Job, Unavailable
 from jax_ddpm.data import batch_indices
 from jax_ddpm.spec.model_info import ModelInfo
 from torch_ref import diffusion, rng, unets, weights
 from torch_ref.sampling import reverse, samplers
 from torch_ref.schedules import Tables, schedule_tables
-from torch_ref.step import draw, learning_rate, prepare_images
+from torch_ref.step import draw_t_and_noise, learning_rate, prepare_images
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 torch.backends.cudnn.benchmark = True
 
 
 def about(compile_seconds: float) -> dict:
+    """`Contender.about`."""
     gpu = DEVICE.type == "cuda"
     return {
         "platform": "gpu" if gpu else "cpu",
@@ -39,7 +42,8 @@ def about(compile_seconds: float) -> dict:
     }
 
 
-def wait() -> None:
+def synchronise() -> None:
+    """Wait until the GPU has finished its work."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
@@ -48,74 +52,78 @@ def peak_memory() -> int | None:
     return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else None
 
 
-def peak_of_graphs() -> int | None:
-    """What CUDA graphs use is theirs for good, and not allocated when they run."""
+def peak_reserved_memory() -> int | None:
+    """For CUDA graphs: they reserve their memory permanently, and it does not count as allocated when they run."""
     return torch.cuda.max_memory_reserved() if DEVICE.type == "cuda" else None
 
 
-def forget_peak() -> None:
+def reset_peak_memory() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
 class Network:
-    """The network of a job, of torch_ref or of diffusers: predict(x, t, dropout), and its parameters in `module`."""
+    """The network of a job, of torch_ref or of diffusers. `module` holds its parameters."""
 
     def __init__(self, job: Job):
         settings = TORCH_SETTINGS[job.contender]
         self.compile_mode = settings.get("compile_mode")
         if self.compile_mode:
-            refuse_to_compile(self.compile_mode)
-        self.peak_memory = peak_memory if self.compile_mode in (None, "default") else peak_of_graphs
+            check_can_compile(self.compile_mode)
+        self.peak_memory = peak_memory if self.compile_mode in (None, "default") else peak_reserved_memory
         self.bfloat16 = job.run.training.precision == "bfloat16"
-        self.rate = getattr(job.run.network, "dropout", 0.0)
-        ours = unets.build(job.run.network, job.image_channels, torch.bfloat16 if self.bfloat16 else None)
-        weights.initialise(ours, SEED)
-        self.module: nn.Module = unet2d(job, ours) if job.contender == "diffusers" else ours
+        self.dropout_rate = getattr(job.run.network, "dropout", 0.0)
+        reference = unets.build(job.run.network, job.image_channels, torch.bfloat16 if self.bfloat16 else None)
+        weights.initialise(reference, SEED)
+        self.module: nn.Module = unet2d(job, reference) if job.contender == "diffusers" else reference
         self.module.to(DEVICE)
         if settings.get("channels_last"):
             self.module.to(memory_format=torch.channels_last)
         self.memory_format = torch.channels_last if settings.get("channels_last") else torch.contiguous_format
-        self.theirs = job.contender == "diffusers"
+        self.is_diffusers = job.contender == "diffusers"
 
     def predict(self, x: Tensor, t: Tensor, dropout: bool = False) -> Tensor:
+        """The output of the network, float32 (B, C, H, W)."""
         x = x.contiguous(memory_format=self.memory_format)
-        if self.theirs:
+        if self.is_diffusers:
             self.module.train(dropout)
             with torch.autocast(DEVICE.type, torch.bfloat16) if self.bfloat16 else nullcontext():
                 return self.module(x, t, return_dict=False)[0].float()
         if dropout:
-            return self.module(x, t, dropout=lambda h: F.dropout(h, self.rate))
+            return self.module(x, t, dropout=lambda h: F.dropout(h, self.dropout_rate))
         return self.module(x, t)
 
     def compiled(self, function: Callable) -> Callable:
+        """The function, compiled if the contender compiles."""
         return torch.compile(function, mode=self.compile_mode, fullgraph=False) if self.compile_mode else function
 
 
-def refuse_to_compile(mode: str) -> None:
+def check_can_compile(mode: str) -> None:
+    """Raises Unavailable if torch.compile does not work here in this mode."""
     if mode != "default" and DEVICE.type == "cpu":
-        raise Absent("CUDA graphs need a GPU that torch can use")
+        raise Unavailable("CUDA graphs need a GPU that torch can use")
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if DEVICE.type == "cpu" and shutil.which(compiler) is None:
-        raise Absent(f"torch.compile needs a C++ compiler on the CPU, and there is no {compiler}")
+        raise Unavailable(f"torch.compile needs a C++ compiler on the CPU, and there is no {compiler}")
 
 
-def unet2d(job: Job, ours: nn.Module) -> nn.Module:
-    """diffusers' network with the same weights."""
+def unet2d(job: Job, reference: nn.Module) -> nn.Module:
+    """The network of diffusers with the weights of `reference`."""
     if job.run.network.name != "ddpm":
-        raise Absent("diffusers has no network like this one; it has ddpm")
+        raise Unavailable("diffusers has no network like this one; it has ddpm")
     from diffusers import UNet2DModel
 
-    model = UNet2DModel.from_config(package_configs(job)["config.json"])
-    model.load_state_dict(ours.state_dict())
+    model = UNet2DModel.from_config(diffusers_configs(job)["config.json"])
+    model.load_state_dict(reference.state_dict())
     return model
 
 
-def package_configs(job: Job) -> dict[str, dict]:
+def diffusers_configs(job: Job) -> dict[str, dict]:
+    """The configuration files of diffusers for the job, by name."""
     from jax_ddpm.spec import diffusers_folder
 
-    return diffusers_folder.configs(ModelInfo(job.run.network, job.image_shape, job.run.diffusion))
+    return diffusers_folder.to_diffusers(ModelInfo(job.run.network, job.image_shape, job.run.diffusion))
 
 
 def tables_on_device(config) -> Tables:
@@ -125,18 +133,22 @@ def tables_on_device(config) -> Tables:
 
 
 def train(job: Job) -> Contender:
-    """Check: loss and gradient norm of step 0, without dropout, at the timesteps and the noise that jax_ddpm draws."""
+    """Prepare to time training steps.
+
+    Check: loss and gradient norm of step 0, without dropout, with the timesteps and the noise that jax_ddpm draws.
+    """
     network, training, config = Network(job), job.run.training, job.run.diffusion
     tables, parameters = tables_on_device(config), list(network.module.parameters())
     ema = list(copy.deepcopy(network.module).requires_grad_(False).parameters()) if training.ema else []
-    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(parameters, lr=0.0, weight_decay=training.weight_decay, fused=True)
+    optimizer_class = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    optimizer = optimizer_class(parameters, lr=0.0, weight_decay=training.weight_decay, fused=True)
     images = torch.as_tensor(job.images(), device=DEVICE)
     epoch = [
         batch_indices(training.seed, step, len(images), training.batch_size)
         for step in range(len(images) // training.batch_size)
     ]
-    epoch = torch.as_tensor(np.stack(epoch), device=DEVICE).long()  # sent once: a GPU would be waited for at each step
+    # Copied to the device once: a copy at each step would wait for the GPU.
+    epoch = torch.as_tensor(np.stack(epoch), device=DEVICE).long()
 
     def loss_of(x_0, t, noise, dropout):
         predict = partial(network.predict, dropout=dropout)
@@ -148,7 +160,7 @@ def train(job: Job) -> Contender:
         return images[epoch[step % len(epoch)]]
 
     def gradients(x_0, t, noise, dropout) -> tuple[Tensor, Tensor]:
-        """Loss and gradient norm; the gradients are left in the parameters."""
+        """Loss and gradient norm; the gradients are in the parameters afterwards."""
         optimizer.zero_grad()
         if network.compile_mode:
             torch.compiler.cudagraph_mark_step_begin()
@@ -162,10 +174,10 @@ def train(job: Job) -> Contender:
     def step(number: int) -> None:
         x_0 = prepare_images(batch(number), torch.float32, None)
         if job.run.data.flip:
-            coins = torch.rand(len(x_0), device=DEVICE) < 0.5
-            x_0 = torch.where(coins[:, None, None, None], x_0.flip(-1), x_0)
+            flipped = torch.rand(len(x_0), device=DEVICE) < 0.5
+            x_0 = torch.where(flipped[:, None, None, None], x_0.flip(-1), x_0)
         t = torch.randint(config.timesteps, (len(x_0),), device=DEVICE)
-        gradients(x_0, t, torch.randn_like(x_0), network.rate > 0)
+        gradients(x_0, t, torch.randn_like(x_0), network.dropout_rate > 0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, number, 1_000_000)
         optimizer.step()
@@ -177,47 +189,48 @@ def train(job: Job) -> Contender:
     flip = rng.key(training.seed, rng.FLIP, 0) if job.run.data.flip else None
     x_0 = prepare_images(batch(0), torch.float32, flip)
     keys = rng.key(training.seed, rng.TIMESTEPS, 0), rng.key(training.seed, rng.NOISE, 0)
-    t, noise = draw(*keys, x_0, config.timesteps)
+    t, noise = draw_t_and_noise(*keys, x_0, config.timesteps)
     start = time.perf_counter()
     loss, norm = gradients(x_0, t, noise, False)
     check = {"loss": loss.detach().cpu().numpy(), "grad_norm": norm.detach().cpu().numpy()}
     seconds, done = [time.perf_counter() - start], 0
 
-    def work(units):
+    def work(runs):
         nonlocal done
-        for number in range(done, done + units):
+        for number in range(done, done + runs):
             step(number)
-        done += units
-        wait()
+        done += runs
+        synchronise()
 
     for _ in range(3):
         start = time.perf_counter()
         work(1)
         seconds.append(time.perf_counter() - start)
     compiled = max(seconds) - min(seconds) if network.compile_mode else 0.0
-    return Contender(work, 1, check, about(compiled), network.peak_memory, forget_peak)
+    return Contender(work, 1, check, about(compiled), network.peak_memory, reset_peak_memory)
 
 
 def sample(job: Job) -> Contender:
-    """Check: the pictures of the seed that jax_ddpm draws."""
+    """Prepare to time sampling. Check: the images from the noise that jax_ddpm draws."""
     network, config = Network(job), job.run.diffusion
     batch = job.run.training.batch_size
     height, width, channels = job.image_shape
     keys = rng.fold_in(rng.key(SEED, rng.SAMPLING), np.arange(batch))
 
-    def own_noise(t) -> Tensor:
+    def torch_noise(t) -> Tensor:
         return torch.randn((batch, channels, height, width), device=DEVICE)
 
     def shared_noise(t) -> Tensor:
         noise = rng.normal(rng.fold_in(keys, t), job.image_shape).permute(0, 3, 1, 2)
-        return noise.clone(memory_format=torch.contiguous_format).to(DEVICE)  # else it would be compiled for anew
+        # In the memory layout of torch_noise: another one would be compiled again.
+        return noise.clone(memory_format=torch.contiguous_format).to(DEVICE)
 
-    pictures = pipeline(job, network) if job.contender == "diffusers" else reverse_process(job, network)
+    sample_images = pipeline(job, network) if job.contender == "diffusers" else reverse_process(job, network)
 
-    def work(units):
-        for _ in range(units):
-            pictures(own_noise)
-        wait()
+    def work(runs):
+        for _ in range(runs):
+            sample_images(torch_noise)
+        synchronise()
 
     compiled = 0.0
     if network.compile_mode:
@@ -227,70 +240,71 @@ def sample(job: Job) -> Contender:
             work(1)
             seconds.append(time.perf_counter() - start)
         compiled = max(0.0, seconds[0] - seconds[1])
-    check = {"x_0": pictures(shared_noise).permute(0, 2, 3, 1).cpu().numpy()}
+    check = {"x_0": sample_images(shared_noise).permute(0, 2, 3, 1).cpu().numpy()}
     work(1)
-    return Contender(work, config.timesteps, check, about(compiled), network.peak_memory, forget_peak)
+    return Contender(work, config.timesteps, check, about(compiled), network.peak_memory, reset_peak_memory)
 
 
 def reverse_process(job: Job, network: Network) -> Callable[[Callable], Tensor]:
-    """pictures(draw_noise): torch_ref's sampler, each of its steps compiled where that is asked for."""
+    """Returns sample_images(draw_noise): the sampler of torch_ref. Each step is compiled if the contender compiles."""
     config = job.run.diffusion
     network.module.eval()
-    chain = reverse.chain_of(config, samplers.ANCESTRAL)
-    step = reverse.make_step(tables_on_device(config), config, samplers.ANCESTRAL, chain, network.predict)
+    timesteps = reverse.sampling_timesteps(config, samplers.ANCESTRAL)
+    step = reverse.make_step(tables_on_device(config), config, samplers.ANCESTRAL, timesteps, network.predict)
     advance = network.compiled(lambda x, t, noise: step(x, network.predict(x, t), t, noise))
 
     @torch.no_grad()
-    def pictures(draw_noise):
+    def sample_images(draw_noise):
         if not network.compile_mode:
-            return reverse.reverse_process(step, network.predict, draw_noise(config.timesteps), chain, draw_noise)[0]
+            x_T = draw_noise(config.timesteps)
+            return reverse.reverse_process(step, network.predict, x_T, timesteps, draw_noise)[0]
         x = draw_noise(config.timesteps)
-        for t in chain.tolist():
+        for t in timesteps.tolist():
             torch.compiler.cudagraph_mark_step_begin()
             x = advance(x, torch.full((len(x),), t, device=DEVICE), draw_noise(t))
-            x = x.clone(memory_format=torch.contiguous_format)  # CUDA graphs write over theirs
+            x = x.clone(memory_format=torch.contiguous_format)  # the next run of a CUDA graph overwrites its output
         return x
 
-    return pictures
+    return sample_images
 
 
 def pipeline(job: Job, network: Network) -> Callable[[Callable], Tensor]:
-    """pictures(draw_noise): diffusers' DDPMPipeline."""
+    """Returns sample_images(draw_noise): the DDPMPipeline of diffusers."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    scheduler = DDPMScheduler.from_config(package_configs(job)["scheduler_config.json"])
+    scheduler = DDPMScheduler.from_config(diffusers_configs(job)["scheduler_config.json"])
     pipe = DDPMPipeline(network.module.eval(), scheduler).to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
     timesteps, batch = job.run.diffusion.timesteps, job.run.training.batch_size
 
-    def pictures(draw_noise):
-        left = iter(range(timesteps, 0, -1))  # x_T, then a draw per step but the last
+    def sample_images(draw_noise):
+        remaining = iter(range(timesteps, 0, -1))  # x_T, then one draw per step except for the last
 
         def randn_tensor(*_, **__):
-            return draw_noise(next(left))
+            return draw_noise(next(remaining))
 
-        places = ("pipelines.ddpm.pipeline_ddpm", "schedulers.scheduling_ddpm")
+        modules = ("pipelines.ddpm.pipeline_ddpm", "schedulers.scheduling_ddpm")
         with (
-            mock.patch(f"diffusers.{places[0]}.randn_tensor", randn_tensor),
-            mock.patch(f"diffusers.{places[1]}.randn_tensor", randn_tensor),
+            mock.patch(f"diffusers.{modules[0]}.randn_tensor", randn_tensor),
+            mock.patch(f"diffusers.{modules[1]}.randn_tensor", randn_tensor),
             torch.autocast(DEVICE.type, torch.bfloat16) if network.bfloat16 else nullcontext(),
         ):
             images = pipe(batch_size=batch, num_inference_steps=timesteps, output_type="np").images
-        return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1  # it maps to [0, 1]
+        return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1  # the pipeline returns images in [0, 1]
 
-    return pictures
+    return sample_images
 
 
 def matrix_product(job: Job) -> Contender:
-    """Two square matrices in the job's precision."""
+    """Prepare to time the product of two square matrices in the precision of the job."""
     size = 3000 if DEVICE.type == "cpu" else 8192
     dtype = getattr(torch, job.run.training.precision)
     a = torch.as_tensor(np.random.default_rng(SEED).standard_normal((size, size)), dtype=dtype, device=DEVICE)
 
-    def work(units):
-        for _ in range(units):
+    def work(runs):
+        for _ in range(runs):
             torch.matmul(a, a)
-        wait()
+        synchronise()
 
     work(1)
-    return Contender(work, 1, {}, {**about(0.0), "flops_per_step": 2 * size**3}, peak_memory, forget_peak)
+    return Contender(work, 1, {}, {**about(0.0), "flops_per_step": 2 * size**3}, peak_memory, reset_peak_memory)

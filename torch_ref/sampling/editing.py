@@ -1,7 +1,7 @@
-"""What a model does with given images and seeds besides `inpainting`: interpolate, invert and reconstruct, img2img.
+"""Editing with a trained model: interpolate between seeds, invert and reconstruct images, img2img.
 
-Images are floats (N, H, W, C) in [-1, 1], in and out. `model`, `config`, `seeds`, `progress` and `dtype` are those of
-`samplers.sample`; picture i has the noise of picture i of the seed. Wrong shapes and settings raise UserError.
+Images are floats (N, H, W, C) in [-1, 1], as arguments and as results. Functions have the arguments, results and errors
+of those of `jax_ddpm`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,18 +15,11 @@ from torch import nn
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
-from jax_ddpm.spec.spacing import timesteps_below
+from jax_ddpm.spec.spacing import next_timesteps
 from torch_ref import diffusion
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
-from torch_ref.sampling.reverse import chain_of, reverse_process
-from torch_ref.sampling.samplers import (
-    ANCESTRAL,
-    in_batches,
-    noise_at,
-    parts_of,
-    picture_keys,
-    sample,
-)
+from torch_ref.sampling.reverse import reverse_process, sampling_timesteps
+from torch_ref.sampling.samplers import ANCESTRAL, image_keys, noise_at, sample, sample_in_batches, unpack_model
 from torch_ref.sampling.steps import ddim_inverse_step
 from torch_ref.schedules import schedule_tables
 
@@ -34,15 +27,15 @@ DDIM = SamplerConfig("ddim")  # all T steps
 
 
 def slerp(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """On the arc from a to b, seen as vectors: sin((1 - w) theta) / sin(theta) a + sin(w theta) / sin(theta) b.
+    """Spherical linear interpolation, Shoemake 1985: (sin((1 - w) theta) a + sin(w theta) b) / sin(theta).
 
-    Shoemake 1985. weights: (N,) in [0, 1]. Returns (N, *a.shape). The straight line where a and b are nearly parallel.
+    weights: w, (N,) in [0, 1]. Returns (N, *a.shape). Where a and b are nearly parallel the interpolation is linear.
     """
     theta = np.arccos(np.clip(np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
-    shares = np.stack([1 - weights, weights])
+    coefficients = np.stack([1 - weights, weights])
     if np.sin(theta) > 1e-3:
-        shares = np.sin(shares * theta) / np.sin(theta)
-    return np.tensordot(shares.T.astype(a.dtype), np.stack([a, b]), 1)
+        coefficients = np.sin(coefficients * theta) / np.sin(theta)
+    return np.tensordot(coefficients.T.astype(a.dtype), np.stack([a, b]), 1)
 
 
 def interpolate(
@@ -58,15 +51,12 @@ def interpolate(
     dtype=torch.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """From picture 0 of one seed to that of another in even steps along the arc between their x_T: (N, H, W, C).
-
-    Song et al. 2021, section 5.3. Takes a sampler that draws no noise; the ends are the pictures of the seeds.
-    """
+    """Interpolate between image 0 of two seeds, at equal angles between their x_T: Song et al. 2021, section 5.3."""
     check_draws_no_noise(sampler)
-    require(num_images >= 2, "num_images", num_images, "expected at least 2, the ends")
-    _, config, shape = parts_of(model, config, image_shape)
+    require(num_images >= 2, "num_images", num_images, "expected at least 2, for the images of both seeds")
+    _, config, shape = unpack_model(model, config, image_shape)
     config.check()
-    noise = noise_at(picture_keys([seed_a, seed_b], [0, 0]), config.timesteps, shape, dtype)
+    noise = noise_at(image_keys([seed_a, seed_b], [0, 0]), config.timesteps, shape, dtype)
     a, b = noise.permute(0, 2, 3, 1).numpy()
     x_T = np.stack([a, *slerp(a, b, np.linspace(0, 1, num_images)[1:-1]), b])
     settings = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
@@ -84,33 +74,32 @@ def invert(
     dtype=torch.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """The x_T from which DDIM draws the images: its ODE from image to noise, Song et al. 2021, section 4.3.
+    """Encode images as x_T with DDIM's ODE, Song et al. 2021, section 4.3. Returns x_T (N, H, W, C).
 
-    The more steps, the nearer to the images comes what `reconstruct` makes of it with the same sampler. A step up to t
-    takes eps from the state at the chain's next timestep below; the first one from the images, as if they were at the
-    chain's last timestep, which is where the last step down takes it. Nothing is clipped. Takes "ddim" with eta = 0.
+    The step up to t uses eps predicted from the state at the next lower timestep that the sampler visits. The first
+    step has no such state: it uses eps predicted from the images at the lowest timestep.
     """
-    network, config, image_shape = parts_of(model, config, None)
+    network, config, image_shape = unpack_model(model, config, None)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
     config.check()
     sampler.check(config.timesteps)
     check_invertible(sampler)
 
-    chain = chain_of(config, sampler)
+    chain = sampling_timesteps(config, sampler)
     tables = schedule_tables(config, images.dtype, chain)
-    below = torch.from_numpy(np.maximum(timesteps_below(chain, config.timesteps), chain[-1])).long()
+    next_t = torch.from_numpy(np.maximum(next_timesteps(chain, config.timesteps), chain[-1])).long()
 
-    def eps_below(x, t):
-        s = below.to(t.device)[t]
+    def eps_at_next_timestep(x, t):
+        s = next_t.to(t.device)[t]
         prediction, _ = diffusion.split_prediction(network(x, s), x)
         return diffusion.predicted_eps(tables, config.objective, x, s, prediction)
 
     def draw(indices):
         x = channels_first(images[indices], device_of(network))
         step = partial(ddim_inverse_step, tables)
-        return reverse_process(step, eps_below, x, chain[::-1], lambda t: None, progress=progress)[0]
+        return reverse_process(step, eps_at_next_timestep, x, chain[::-1], lambda t: None, progress=progress)[0]
 
-    return in_batches(draw, len(images), batch_size)
+    return sample_in_batches(draw, len(images), batch_size)
 
 
 def reconstruct(
@@ -123,8 +112,8 @@ def reconstruct(
     dtype=torch.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """The images again from what `invert` made of them: `sample` from x_T without clipping, which would not invert."""
-    _, config, _ = parts_of(model, config, None)
+    """Reconstruct images from the x_T of `invert`: `sample` without clipping, because clipping cannot be inverted."""
+    _, config, _ = unpack_model(model, config, None)
     settings = {"config": replace(config, clip="none"), "image_shape": np.shape(x_T)[1:], "dtype": dtype}
     return sample(model, batch_size=batch_size, x_T=x_T, sampler=sampler, **settings, progress=progress)
 
@@ -142,25 +131,16 @@ def img2img(
     dtype=torch.float32,
     progress: Callable | None = None,
 ) -> np.ndarray:
-    """Images noised to start_t, and sampled from there: SDEdit, Meng et al. 2022, section 3. Any sampler.
-
-    start_t: in [0, T); the larger, the more is drawn anew. The chain begins at its first timestep that is at most
-    start_t, and that is the time the images are noised to. Their noise is what would be x_T, at (SAMPLING, i, T).
-    """
-    _, config, image_shape = parts_of(model, config, None)
+    """Vary images: noise them to start_t and sample from there (SDEdit, Meng et al. 2022, section 3)."""
+    _, config, image_shape = unpack_model(model, config, None)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
     config.check()
     sampler.check(config.timesteps)
-    keys = picture_keys(*seeds_and_indices(seed, seeds, len(images)))
-    noise = noise_at(keys, config.timesteps, images.shape[1:], dtype)
-    t = torch.full((len(images),), int(chain_of(config, sampler, start_t)[0]))
+    keys = image_keys(*seeds_and_indices(seed, seeds, len(images)))
+    shape = images.shape[1:]
+    noise = noise_at(keys, config.timesteps, shape, dtype)
+    t = torch.full((len(images),), int(sampling_timesteps(config, sampler, start_t)[0]))
     x_t = diffusion.q_sample(schedule_tables(config, images.dtype), channels_first(images, None), t, noise)
-    start = {
-        "x_T": x_t.permute(0, 2, 3, 1).numpy(),
-        "start_t": start_t,
-        "seeds": seeds,
-        "image_shape": images.shape[1:],
-    }
-    return sample(
-        model, len(images), seed, batch_size, **start, sampler=sampler, config=config, dtype=dtype, progress=progress
-    )
+    x_T = x_t.permute(0, 2, 3, 1).numpy()
+    settings = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
+    return sample(model, seed=seed, batch_size=batch_size, seeds=seeds, x_T=x_T, start_t=start_t, **settings)

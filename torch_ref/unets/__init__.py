@@ -1,4 +1,9 @@
-"""The networks by the name in their settings."""
+"""The networks by the name in their settings: `jax_ddpm.unets` again, under the parameter names of checkpoints.
+
+A network is called as network(x, t) and predicts an array of x's shape, (B, image_channels, H, W) around [-1, 1]; t are
+integers (B,) in [0, T). It computes activations in its `dtype` (torch.bfloat16, or None: the parameters' own) and
+returns the parameters' dtype. A network with dropout also takes `dropout`, a function h -> h, in training.
+"""
 
 from collections.abc import Callable
 
@@ -12,7 +17,7 @@ from torch_ref.unets.ddpm import DDPMUNet
 from torch_ref.unets.layer_norm import LayerNormUNet
 from torch_ref.unets.strided import StridedUNet
 
-CLASSES: dict[str, Callable[..., nn.Module]] = {
+NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "conv_block": ConvBlockUNet,
     "strided": StridedUNet,
     "attention": AttentionUNet,
@@ -29,4 +34,4 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Modu
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
+    return NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)

@@ -1,7 +1,4 @@
-"""AttentionUNet: residual blocks, self-attention at the deep levels; 173,082,049 parameters at its defaults, gray.
-
-Parameter names are those of existing checkpoints; `jax_ddpm/unets/attention.py` is the same network.
-"""
+"""AttentionUNet: residual blocks, self-attention at the deep levels; 173,082,049 parameters at its defaults, gray."""
 
 from collections.abc import Callable
 
@@ -31,7 +28,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice; the time between them, dropout before the second convolution."""
+    """Twice GroupNorm, SiLU, 3x3 convolution: with the time added in between, and dropout before the last."""
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int):
         super().__init__()
@@ -50,7 +47,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Vaswani et al. 2017, section 3.2, over the H*W pixels in row order. Replaces its input: nothing is added."""
+    """Vaswani et al. 2017, section 3.2, over the H*W pixels in row order. No residual connection."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__(channels, heads, batch_first=True)
@@ -105,12 +102,9 @@ class Middle(nn.Module):
 
 
 class AttentionUNet(nn.Module):
-    """(x, t) -> prediction of x's shape.
+    """(x, t) -> prediction of x's shape; H and W multiples of 2^(levels - 1).
 
-    x: (B, image_channels, H, W), around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T).
-    `multipliers` apply one after another: level l has channels * multipliers[0] * ... * multipliers[l]. `dropout`:
-    h -> h, for training. Activations are computed in `dtype` (torch.bfloat16, or None: the parameters' own); the result
-    has the parameters' dtype.
+    `multipliers` apply one after another: level l has channels * multipliers[0] * ... * multipliers[l].
     """
 
     def __init__(

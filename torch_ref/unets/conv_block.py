@@ -1,13 +1,10 @@
-"""ConvBlockUNet: the ConvBlock UNet, 33,260,417 parameters at its default widths and one image channel.
-
-Parameter names are those of existing checkpoints; `jax_ddpm/unets/conv_block.py` is the same network.
-"""
+"""ConvBlockUNet: the ConvBlock UNet, 33,260,417 parameters at its default widths and one image channel."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torch_ref.embeddings import interleaved, interleaved_frequencies
+from torch_ref.embeddings import interleaved_embedding, interleaved_frequencies
 
 
 class TimeEmbedding(nn.Module):
@@ -18,7 +15,7 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("J", torch.from_numpy(interleaved_frequencies(width)))
 
     def forward(self, t):
-        return interleaved(t, self.J)
+        return interleaved_embedding(t, self.J)
 
 
 class ConvBlock(nn.Module):
@@ -43,12 +40,7 @@ class ConvBlock(nn.Module):
 
 
 class ConvBlockUNet(nn.Module):
-    """(x, t) -> prediction of x's shape.
-
-    x: (B, image_channels, H, W), values around [-1, 1], H and W multiples of 2^(levels - 1);
-    t: integers (B,) in [0, T). Activations are computed in `dtype` (torch.bfloat16, or None: the parameters' own);
-    the result has the parameters' dtype.
-    """
+    """(x, t) -> prediction of x's shape; H and W multiples of 2^(levels - 1)."""
 
     def __init__(
         self,
@@ -60,8 +52,8 @@ class ConvBlockUNet(nn.Module):
         super().__init__()
         self.dtype = dtype
         self.time_emb = nn.Sequential(TimeEmbedding(time_width), nn.Linear(time_width, time_width), nn.ReLU())
-        ins = (image_channels, *widths[:-1])
-        self.enc_convs = nn.ModuleList([ConvBlock(i, o, time_width) for i, o in zip(ins, widths, strict=True)])
+        in_channels = (image_channels, *widths[:-1])
+        self.enc_convs = nn.ModuleList([ConvBlock(i, o, time_width) for i, o in zip(in_channels, widths, strict=True)])
         ups = widths[:0:-1]  # from the deepest width to the second
         self.deconvs = nn.ModuleList([nn.ConvTranspose2d(w, w // 2, 2, stride=2) for w in ups])
         self.dec_convs = nn.ModuleList([ConvBlock(w, w // 2, time_width) for w in ups])

@@ -1,7 +1,4 @@
-"""DDPMUNet: the network of Ho et al. 2020, appendix B; 35,746,307 parameters at its defaults, three channels.
-
-Parameter names are those of existing checkpoints; `jax_ddpm/unets/ddpm.py` is the same network.
-"""
+"""DDPMUNet: the network of Ho et al. 2020, appendix B; 35,746,307 parameters at its defaults, three channels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torch_ref.embeddings import halved, halved_frequencies
+from torch_ref.embeddings import concatenated_embedding, concatenated_frequencies
 from torch_ref.layers import identity
 
 
@@ -20,17 +17,17 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, flip_sin_to_cos: bool, freq_shift: int):
         super().__init__()
         self.flip_sin_to_cos = flip_sin_to_cos
-        frequencies = torch.from_numpy(halved_frequencies(width, freq_shift))
+        frequencies = torch.from_numpy(concatenated_frequencies(width, freq_shift))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.linear_1 = nn.Linear(width, 4 * width)
         self.linear_2 = nn.Linear(4 * width, 4 * width)
 
     def forward(self, t):
-        return self.linear_2(F.silu(self.linear_1(halved(t, self.frequencies, self.flip_sin_to_cos))))
+        return self.linear_2(F.silu(self.linear_1(concatenated_embedding(t, self.frequencies, self.flip_sin_to_cos))))
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice; the time between them, dropout before the second convolution."""
+    """Twice GroupNorm, SiLU, 3x3 convolution: with the time added in between, and dropout before the last."""
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int, groups: int, epsilon: float):
         super().__init__()
@@ -49,11 +46,11 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2); head_width None: one head."""
+    """x + attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2); head_dim None: one head."""
 
-    def __init__(self, channels: int, head_width: int | None, groups: int, epsilon: float):
+    def __init__(self, channels: int, head_dim: int | None, groups: int, epsilon: float):
         super().__init__()
-        self.heads = channels // (head_width or channels)
+        self.heads = channels // (head_dim or channels)
         self.group_norm = nn.GroupNorm(groups, channels, eps=epsilon)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
@@ -99,11 +96,13 @@ class Upsample(nn.Module):
 class Down(nn.Module):
     """A level on the way down: residual blocks, each followed by attention where it is on, then the downsampling."""
 
-    def __init__(self, ins: list[int], out_channels: int, block: Callable, attention: Callable | None, downsample):
-        """ins: each block's input channels; block(in, out) and attention(channels) make layers."""
+    def __init__(
+        self, in_channels: list[int], out_channels: int, block: Callable, attention: Callable | None, downsample
+    ):
+        """in_channels: each block's input channels; block(in, out) and attention(channels) make layers."""
         super().__init__()
-        self.resnets = nn.ModuleList([block(i, out_channels) for i in ins])
-        self.attentions = nn.ModuleList([attention(out_channels) for _ in ins] if attention else [])
+        self.resnets = nn.ModuleList([block(i, out_channels) for i in in_channels])
+        self.attentions = nn.ModuleList([attention(out_channels) for _ in in_channels] if attention else [])
         self.downsamplers = None if downsample is None else nn.ModuleList([downsample])
 
     def forward(self, x, time, dropout):
@@ -130,12 +129,14 @@ class Middle(nn.Module):
 
 
 class Up(nn.Module):
-    """A level on the way up: as `Down`, each block on [x, the newest skip]; then the upsampling."""
+    """A level on the way up: like `Down`, but each block takes [x, the last skip]; then the upsampling."""
 
-    def __init__(self, ins: list[int], out_channels: int, block: Callable, attention: Callable | None, upsample):
+    def __init__(
+        self, in_channels: list[int], out_channels: int, block: Callable, attention: Callable | None, upsample
+    ):
         super().__init__()
-        self.resnets = nn.ModuleList([block(i, out_channels) for i in ins])
-        self.attentions = nn.ModuleList([attention(out_channels) for _ in ins] if attention else [])
+        self.resnets = nn.ModuleList([block(i, out_channels) for i in in_channels])
+        self.attentions = nn.ModuleList([attention(out_channels) for _ in in_channels] if attention else [])
         self.upsamplers = None if upsample is None else nn.ModuleList([upsample])
 
     def forward(self, x, skips, time, dropout):
@@ -148,10 +149,8 @@ class Up(nn.Module):
 class DDPMUNet(nn.Module):
     """(x, t) -> prediction of x's shape, or with `learned_variance` of twice the channels: [prediction, variance's v].
 
-    x: (B, image_channels, H, W), around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T). The
-    settings are those of `network_config.DDPMConfig`; `up_attention` starts at the deepest level. `dropout` of a call:
-    h -> h, for training. Activations are computed in `dtype` (torch.bfloat16, or None: the parameters' own); the result
-    has the parameters' dtype.
+    H and W are multiples of 2^(levels - 1). The settings are those of `DDPMConfig`; `up_attention` starts at the
+    deepest level.
     """
 
     def __init__(
@@ -175,21 +174,23 @@ class DDPMUNet(nn.Module):
         super().__init__()
         self.dtype, self.center_input_sample = dtype, center_input_sample
         block = partial(ResidualBlock, time_width=4 * widths[0], groups=norm_num_groups, epsilon=norm_eps)
-        attention = partial(SelfAttention, head_width=attention_head_dim, groups=norm_num_groups, epsilon=norm_eps)
+        attention = partial(SelfAttention, head_dim=attention_head_dim, groups=norm_num_groups, epsilon=norm_eps)
         self.conv_in = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         self.time_embedding = TimeEmbedding(widths[0], flip_sin_to_cos, freq_shift)
         width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
         down, up = [], []
         for level, (out, on) in enumerate(zip(widths, down_attention, strict=True)):
-            ins = [width] + [out] * (layers_per_block - 1)
+            in_channels = [width] + [out] * (layers_per_block - 1)
             downsample = Downsample(out, downsample_padding) if level < deepest else None
-            down.append(Down(ins, out, block, attention if on else None, downsample))
+            down.append(Down(in_channels, out, block, attention if on else None, downsample))
             width = out
             skips += [out] * (layers_per_block + (level < deepest))
         self.mid_block = Middle(width, block, attention)
         for level, (out, on) in enumerate(zip(widths[::-1], up_attention, strict=True)):
-            ins = [i + skips.pop() for i in [width] + [out] * layers_per_block]
-            up.append(Up(ins, out, block, attention if on else None, Upsample(out) if level < deepest else None))
+            in_channels = [i + skips.pop() for i in [width] + [out] * layers_per_block]
+            up.append(
+                Up(in_channels, out, block, attention if on else None, Upsample(out) if level < deepest else None)
+            )
             width = out
         self.down_blocks, self.up_blocks = nn.ModuleList(down), nn.ModuleList(up)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)

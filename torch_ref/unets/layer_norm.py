@@ -1,7 +1,4 @@
-"""LayerNormUNet: a small UNet for 28x28 gray images with LayerNorm over whole maps; 506,852 trained parameters.
-
-Parameter names are those of existing checkpoints; `jax_ddpm/unets/layer_norm.py` is the same network.
-"""
+"""LayerNormUNet: a small UNet for 28x28 gray images with LayerNorm over whole maps; 506,852 trained parameters."""
 
 import torch
 from torch import nn
@@ -38,7 +35,7 @@ class TimeTable(nn.Module):
         return self.weight[t]
 
 
-class TimeLinears(nn.Sequential):
+class TimeMLP(nn.Sequential):
     """A row of the table -> Linear(SiLU(Linear)), one number for each channel of a stage's input."""
 
     def __init__(self, channels: int):
@@ -49,7 +46,7 @@ class TimeLinears(nn.Sequential):
 
 
 class Stage(nn.Sequential):
-    """Three blocks; the time is added to their input."""
+    """Three blocks. The caller adds the time to their input."""
 
     def __init__(self, size: int, channels: tuple[int, int, int, int], normalize_last: bool = True):
         c0, c1, c2, c3 = channels
@@ -57,31 +54,27 @@ class Stage(nn.Sequential):
 
 
 class LayerNormUNet(nn.Module):
-    """(x, t) -> prediction of x's shape.
-
-    x: (B, image_channels, 28, 28), around [-1, 1]; t: integers (B,) in [0, table_rows). Activations are computed in
-    `dtype` (torch.bfloat16, or None: the parameters' own); the result has the parameters' dtype.
-    """
+    """(x, t) -> prediction of x's shape; x is 28x28, t integers in [0, table_rows)."""
 
     def __init__(self, image_channels: int = 1, table_rows: int = 1000, dtype=None):
         super().__init__()
         self.dtype = dtype
         self.time_embed = TimeTable(table_rows, TIME_WIDTH)
-        self.te1, self.b1 = TimeLinears(image_channels), Stage(28, (image_channels, 10, 10, 10))
+        self.te1, self.b1 = TimeMLP(image_channels), Stage(28, (image_channels, 10, 10, 10))
         self.down1 = nn.Conv2d(10, 10, 4, stride=2, padding=1)
-        self.te2, self.b2 = TimeLinears(10), Stage(14, (10, 20, 20, 20))
+        self.te2, self.b2 = TimeMLP(10), Stage(14, (10, 20, 20, 20))
         self.down2 = nn.Conv2d(20, 20, 4, stride=2, padding=1)
-        self.te3, self.b3 = TimeLinears(20), Stage(7, (20, 40, 40, 40))
+        self.te3, self.b3 = TimeMLP(20), Stage(7, (20, 40, 40, 40))
         self.down3 = nn.Sequential(nn.Conv2d(40, 40, 2), nn.SiLU(), nn.Conv2d(40, 40, 4, stride=2, padding=1))
-        self.te_mid, self.b_mid = TimeLinears(40), Stage(3, (40, 20, 20, 40))
+        self.te_mid, self.b_mid = TimeMLP(40), Stage(3, (40, 20, 20, 40))
         self.up1 = nn.Sequential(
             nn.ConvTranspose2d(40, 40, 4, stride=2, padding=1), nn.SiLU(), nn.ConvTranspose2d(40, 40, 2)
         )
-        self.te4, self.b4 = TimeLinears(80), Stage(7, (80, 40, 20, 20))
+        self.te4, self.b4 = TimeMLP(80), Stage(7, (80, 40, 20, 20))
         self.up2 = nn.ConvTranspose2d(20, 20, 4, stride=2, padding=1)
-        self.te5, self.b5 = TimeLinears(40), Stage(14, (40, 20, 10, 10))
+        self.te5, self.b5 = TimeMLP(40), Stage(14, (40, 20, 10, 10))
         self.up3 = nn.ConvTranspose2d(10, 10, 4, stride=2, padding=1)
-        self.te_out, self.b_out = TimeLinears(20), Stage(28, (20, 10, 10, 10), normalize_last=False)
+        self.te_out, self.b_out = TimeMLP(20), Stage(28, (20, 10, 10, 10), normalize_last=False)
         self.conv_out = nn.Conv2d(10, image_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

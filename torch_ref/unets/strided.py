@@ -1,7 +1,4 @@
-"""StridedUNet: strided convolutions down, transposed ones up; 4,544,323 parameters at three image channels.
-
-Parameter names are those of existing checkpoints; `jax_ddpm/unets/strided.py` is the same network.
-"""
+"""StridedUNet: strided convolutions down, transposed ones up; 4,544,323 parameters at three image channels."""
 
 import torch
 from torch import nn
@@ -24,14 +21,11 @@ class DoubleConv(nn.Sequential):
     """Twice: 3x3 convolution, GroupNorm, SiLU."""
 
     def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1),
-            nn.GroupNorm(8, out_channels, eps=1e-5),
-            nn.SiLU(),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
-            nn.GroupNorm(8, out_channels, eps=1e-5),
-            nn.SiLU(),
-        )
+        layers = []
+        for width in (in_channels, out_channels):
+            conv, norm = nn.Conv2d(width, out_channels, 3, padding=1), nn.GroupNorm(8, out_channels, eps=1e-5)
+            layers += [conv, norm, nn.SiLU()]
+        super().__init__(*layers)
 
 
 class DownBlock(nn.Module):
@@ -63,11 +57,7 @@ class UpBlock(nn.Module):
 
 
 class StridedUNet(nn.Module):
-    """(x, t) -> prediction of x's shape.
-
-    x: (B, image_channels, H, W), around [-1, 1], H and W multiples of 8; t: integers (B,) in [0, T). Activations are
-    computed in `dtype` (torch.bfloat16, or None: the parameters' own); the result has the parameters' dtype.
-    """
+    """(x, t) -> prediction of x's shape; H and W multiples of 8."""
 
     def __init__(self, image_channels: int = 3, dtype=None):
         super().__init__()
