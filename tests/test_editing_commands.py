@@ -60,7 +60,7 @@ def sample(place, capsys, monkeypatch):
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_variations_of_one_image(sample, framework):
     said, arrays = sample(f"--image one.png --start-t 1 --num-images 4 --seed 3 --framework {framework}")
-    assert "t = 1 in 2 steps" in said and "4 images" in said
+    assert "t = 1 and denoised in 2 steps" in said and "4 images" in said
     apart = np.abs(arrays["x0"] - to_float(PIXELS[0]))
     assert arrays["x0"].shape == (4, 8, 8, 1) and 0.001 < apart.max() < 1 and np.ptp(arrays["x0"], axis=0).max() > 1e-3
 
@@ -123,17 +123,17 @@ def test_pictures(place, capsys, monkeypatch, flags, tiles):
 
 BAD = {
     "image alone": ("--image one.png", "Give --start-t, --mask or --invert"),
-    "start alone": ("--start-t 5", "--start-t wants an image"),
-    "mask alone": ("--mask mask.png", "--mask wants an image"),
+    "start alone": ("--start-t 5", "--start-t needs an image"),
+    "mask alone": ("--mask mask.png", "--mask needs an image"),
     "two at once": ("--image one.png --start-t 5 --mask mask.png", "--start-t and --mask do not go together"),
-    "image between seeds": ("--image one.png --interpolate 3,7", "what is to be done"),
+    "image between seeds": ("--image one.png --interpolate 3,7", "which say what to do"),
     "three ends": ("--interpolate 3,7,9 --sampler ddim", "expected two seeds"),
     "no seeds": ("--interpolate a,b --sampler ddim", "expected integers"),
     "noise between": ("--interpolate 3,7", "--sampler ddim"),
-    "seeds between seeds": ("--interpolate 3,7 --seeds 1,2 --sampler ddim", "--seeds 1,2 means nothing"),
-    "seed between seeds": ("--interpolate 3,7 --seed 5 --sampler ddim", "--seed 5 means nothing"),
-    "number of inversions": ("--image one.png --invert --num-images 3", "--num-images 3 means nothing"),
-    "clipped inversion": ("--image one.png --invert --clip x0", "--clip x0 means nothing"),
+    "seeds between seeds": ("--interpolate 3,7 --seeds 1,2 --sampler ddim", "--seeds 1,2 has no effect"),
+    "seed between seeds": ("--interpolate 3,7 --seed 5 --sampler ddim", "--seed 5 has no effect"),
+    "number of inversions": ("--image one.png --invert --num-images 3", "--num-images 3 has no effect"),
+    "clipped inversion": ("--image one.png --invert --clip x0", "--clip x0 has no effect"),
     "inversion of noise": ("--image one.png --invert", "Use --sampler ddim"),
     "inpainting by ddim": ("--image one.png --mask mask.png --sampler ddim", "Use --sampler ddpm"),
     "jump of nothing": ("--image one.png --start-t 5 --jump 3", "belong to inpainting"),

@@ -13,7 +13,7 @@ from typing import Literal
 import pytest
 
 from jax_ddpm import NetworkConfig
-from jax_ddpm.commands import flags, main
+from jax_ddpm.commands import flags, main, train
 from jax_ddpm.commands.train import RunFlags, parse_run
 from jax_ddpm.spec.network_config import NETWORKS
 from jax_ddpm.spec.presets import PRESETS
@@ -123,3 +123,19 @@ def test_a_registered_network_has_flags(monkeypatch, capsys):
         parse_run(["--preset", "own", "--help"], "")
     said = capsys.readouterr().out
     assert "Groups of the norms." in said and "--name" not in said
+
+
+def test_a_full_size_network_on_a_cpu_names_the_tiny_preset_first(monkeypatch, capsys):
+    monkeypatch.setattr("jax_ddpm.training.loop.train", lambda *_: print("it trains"))
+
+    def lines(*arguments):
+        train.main(arguments, "")
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.setattr("jax.default_backend", lambda: "cpu")
+    first, second, third = lines("--dataset", "fashion_mnist")
+    assert "job for a GPU or a TPU" in first and "--preset tiny" in second and third == "it trains"
+    for others in ([], ["--dataset", "mnist", "--preset", "tiny"], ["--preset", "conv_block", "--widths", "32", "64"]):
+        assert lines(*others) == ["it trains"]
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert lines("--dataset", "fashion_mnist") == ["it trains"]

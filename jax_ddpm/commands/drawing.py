@@ -12,8 +12,8 @@ from tqdm import tqdm
 from jax_ddpm.commands.flags import integers
 from jax_ddpm.spec.errors import UserError, require
 
-COLUMNS = 16  # at most, of interpolated pictures
-NUM_IMAGES = 16  # where nothing else tells
+MAX_COLUMNS = 16  # of a grid of interpolated pictures
+NUM_IMAGES = 16  # where no flag and no image says how many
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EditingFlags:
 
     @property
     def asked(self) -> list[str]:
-        """Those of the flags that say what to do, as they are typed."""
+        """The kinds of editing that were asked for, by their flags."""
         flags = {
             "--start-t": self.start_t is not None,
             "--mask": self.mask is not None,
@@ -48,30 +48,30 @@ class EditingFlags:
 
     @property
     def kind(self) -> str | None:
-        """The one of them; None where pictures are drawn from noise alone."""
+        """The first of them; None if pictures are drawn from noise alone."""
         return self.asked[0] if self.asked else None
 
 
 def check_together(flags) -> None:
-    """UserError for flags of scripts/sample.py that contradict one another, or mean nothing together."""
+    """UserError for flags that cannot be combined."""
     editing, kind = flags.editing, flags.editing.kind
     if len(editing.asked) > 1:
         raise UserError(f"{' and '.join(editing.asked)} do not go together: choose one of them.")
     if editing.image is None and kind in ("--start-t", "--mask", "--invert"):
-        raise UserError(f"{kind} wants an image: give --image PATH.")
+        raise UserError(f"{kind} needs an image: give --image PATH.")
     if editing.image is not None and kind in (None, "--interpolate"):
-        raise UserError(f"--image {editing.image}: what is to be done with it? Give --start-t, --mask or --invert.")
+        raise UserError(f"--image {editing.image} needs one of --start-t, --mask and --invert, which say what to do.")
     if kind != "--mask" and (editing.resamplings, editing.jump) != (10, 10):
         raise UserError("--resamplings and --jump belong to inpainting: give --mask, or leave them out.")
-    meaningless = {
+    unused = {
         "--seed": (flags.seed or None, ("--invert", "--interpolate")),
         "--seeds": (flags.seeds, ("--invert", "--interpolate")),
         "--num-images": (flags.num_images, ("--invert",)),
-        "--clip": (flags.diffusion.clip, ("--invert",)),  # what is clipped cannot be undone
+        "--clip": (flags.diffusion.clip, ("--invert",)),  # clipping cannot be inverted
     }
-    for name, (value, beside) in meaningless.items():
-        if value is not None and kind in beside:
-            raise UserError(f"{name} {value} means nothing beside {kind}: leave it out.")
+    for name, (value, kinds) in unused.items():
+        if value is not None and kind in kinds:
+            raise UserError(f"{name} {value} has no effect with {kind}: leave it out.")
     if flags.sampling.sampler != "ddpm" and flags.diffusion.variance is not None:
         raise UserError(
             f"variance = {flags.diffusion.variance}: {flags.sampling.sampler} has none (ddim's noise is set by --eta). "
@@ -79,8 +79,8 @@ def check_together(flags) -> None:
         )
 
 
-def given(flags, image_shape: tuple[int, int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The images to begin with, float32 (N, H, W, C), one for each picture, and the mask, bool (H, W); or None."""
+def load_inputs(flags, image_shape: tuple[int, int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The images to edit, float32 (N, H, W, C), one per picture, and the mask, bool (H, W); None without them."""
     from jax_ddpm.data import to_float
     from jax_ddpm.data.user_images import read_images, read_mask
 
@@ -91,12 +91,12 @@ def given(flags, image_shape: tuple[int, int, int]) -> tuple[np.ndarray | None, 
     if len(images) == 1 and flags.editing.kind != "--invert":
         return images.repeat(num_images(flags), axis=0), mask
     if flags.num_images not in (None, len(images)):
-        raise UserError(f"num_images = {flags.num_images}: --image holds {len(images)}, and each becomes one picture.")
+        raise UserError(f"num_images = {flags.num_images}: --image gives {len(images)} images, each for one picture.")
     return images, mask
 
 
 def num_images(flags) -> int:
-    """How many pictures the flags ask for."""
+    """Number of pictures that the flags ask for."""
     if flags.seeds is not None:
         return len(integers(flags.seeds))
     count = NUM_IMAGES if flags.num_images is None else flags.num_images
@@ -105,40 +105,40 @@ def num_images(flags) -> int:
 
 
 def draw(flags, model, package: ModuleType, settings: dict) -> str:
-    """Draw what the flags ask for with jax_ddpm's or torch_ref's functions, write it, and say what and where.
+    """Draw what the flags ask for and write it. Returns a description of the output.
 
-    settings: `sampler` and `dtype` of those functions.
+    package: jax_ddpm or torch_ref. settings: the arguments `sampler` and `dtype` of its functions.
     """
     from jax_ddpm import report
 
-    images, mask = given(flags, model.info.image_shape)
-    x_0, arrays = drawn(flags, model, package, settings, images, mask)
+    images, mask = load_inputs(flags, model.info.image_shape)
+    x_0, arrays = draw_images(flags, model, package, settings, images, mask)
     if flags.editing.invert:
         error = float(np.sqrt(np.mean(np.square(x_0 - images))))
-        print(f"Back from x_T: root mean square error {error:.4f} in [-1, 1], {127.5 * error:.2f} of 255 levels.")
-    picture = pictured(flags, images, mask, x_0, **arrays)
+        print(f"Reconstruction: root mean square error {error:.4f} in [-1, 1], {127.5 * error:.2f} of 255 levels.")
+    picture = layout(flags, images, mask, x_0, **arrays)
     return report.write_images(flags.out, x_0, flags.rescale, picture, **arrays)
 
 
-def drawn(
+def draw_images(
     flags, model, package: ModuleType, settings: dict, images: np.ndarray | None, mask: np.ndarray | None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The pictures, (N, H, W, C), and after an inversion x_T; tells how long the way is."""
+    """The pictures, float32 (N, H, W, C), and further arrays by name: `x_T` after an inversion."""
     kind, editing, sampler, config = flags.editing.kind, flags.editing, settings["sampler"], model.info.diffusion
     count = num_images(flags) if images is None else len(images)
-    again = {"resamplings": editing.resamplings, "jump": editing.jump}
+    repaint = {"resamplings": editing.resamplings, "jump": editing.jump}
     sampler.check(config.timesteps)
-    chain = importlib.import_module(f"{package.__name__}.sampling.reverse").sampling_timesteps(
-        config, sampler, editing.start_t
-    )
+    reverse = importlib.import_module(f"{package.__name__}.sampling.reverse")
+    timesteps = reverse.sampling_timesteps(config, sampler, editing.start_t)
     if kind == "--mask":
-        chain = importlib.import_module(f"{package.__name__}.sampling.inpainting").repaint_schedule(chain, **again)[0]
-        print(f"Inpainting takes {len(chain):,} network calls.")
+        inpainting = importlib.import_module(f"{package.__name__}.sampling.inpainting")
+        timesteps = inpainting.repaint_schedule(timesteps, **repaint)[0]
+        print(f"Inpainting takes {len(timesteps):,} network calls.")
     elif kind == "--start-t":
-        print(f"From the image noised to t = {chain[0]} in {len(chain):,} steps.")
-    walks = -(-count // max(1, min(flags.batch_size, count))) * (2 if kind == "--invert" else 1)
-    with tqdm(total=len(chain) * walks, unit="step", delay=0.5) as bar:
-        settings = {**settings, "batch_size": flags.batch_size, "progress": follow(bar, len(chain))}
+        print(f"The image is noised to t = {timesteps[0]} and denoised in {len(timesteps):,} steps.")
+    passes = -(-count // max(1, min(flags.batch_size, count))) * (2 if kind == "--invert" else 1)
+    with tqdm(total=len(timesteps) * passes, unit="step", delay=0.5) as bar:
+        settings = {**settings, "batch_size": flags.batch_size, "progress": update_bar(bar, len(timesteps))}
         seeded = {**settings, "seed": flags.seed, "seeds": None if flags.seeds is None else integers(flags.seeds)}
         arrays = {}
         if kind is None:
@@ -148,7 +148,7 @@ def drawn(
         elif kind == "--start-t":
             x_0 = package.img2img(model, images, editing.start_t, **seeded)
         elif kind == "--mask":
-            x_0 = package.inpaint(model, images, mask, **seeded, **again)
+            x_0 = package.inpaint(model, images, mask, **seeded, **repaint)
         else:
             arrays["x_T"] = package.invert(model, images, **settings)
             x_0 = package.reconstruct(model, **arrays, **settings)
@@ -156,31 +156,32 @@ def drawn(
     return x_0, arrays
 
 
-def pictured(flags, images: np.ndarray | None, mask: np.ndarray | None, x_0: np.ndarray, x_T: np.ndarray | None = None):
-    """A grid of the pictures, or of one image and what was drawn from it; of several images a column each."""
+def layout(flags, images: np.ndarray | None, mask: np.ndarray | None, x_0: np.ndarray, x_T: np.ndarray | None = None):
+    """The pictures as one: a grid; behind the image that they were made from; or below their images, in columns."""
     from jax_ddpm import report
 
-    made = report.as_uint8(x_0, flags.rescale)
+    after = report.as_uint8(x_0, flags.rescale)
     if images is None:
-        return report.grid(made, min(len(made), COLUMNS) if flags.editing.interpolate else None)
-    begun = report.as_uint8(images if mask is None else np.where(mask[..., None], images, 0), flags.rescale)
+        return report.grid(after, min(len(after), MAX_COLUMNS) if flags.editing.interpolate else None)
+    before = report.as_uint8(images if mask is None else np.where(mask[..., None], images, 0), flags.rescale)
     if x_T is not None:
         return report.table(
-            np.stack([begun, report.as_uint8(x_T, "per-image"), made]), row_labels=("image", "x_T", "back")
+            np.stack([before, report.as_uint8(x_T, "per-image"), after]), row_labels=("image", "x_T", "back")
         )
     if (images == images[0]).all():
-        return report.grid(np.concatenate([begun[:1], made]))
-    return report.table(np.stack([begun, made]), row_labels=("image", "drawn"))
+        return report.grid(np.concatenate([before[:1], after]))
+    return report.table(np.stack([before, after]), row_labels=("image", "drawn"))
 
 
 def pair(text: str) -> list[int]:
+    """The two seeds of --interpolate."""
     seeds = integers(text)
     require(len(seeds) == 2, "interpolate", text, "expected two seeds with a comma between them, such as 3,7")
     return seeds
 
 
-def follow(bar: tqdm, steps: int):
-    """The `progress` that moves a bar along reverse processes of so many steps, one after another."""
+def update_bar(bar: tqdm, steps: int):
+    """A `progress` function that moves the bar through reverse processes of `steps` steps, one after another."""
 
     def progress(done):
         bar.update((done - bar.n - 1) % steps + 1)
