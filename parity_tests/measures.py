@@ -100,10 +100,10 @@ def tables() -> float:
 
 
 def embedding() -> float:
-    t, table = np.arange(1000), embeddings.interleaved_frequencies(256)
+    t, table = np.arange(1000), embeddings.geometric_frequencies(256)
     ours = embeddings.interleaved_embedding(jnp.asarray(t), jnp.asarray(table))
     theirs = torch_ref.embeddings.interleaved_embedding(
-        torch.from_numpy(t), torch.from_numpy(torch_ref.embeddings.interleaved_frequencies(256))
+        torch.from_numpy(t), torch.from_numpy(torch_ref.embeddings.geometric_frequencies(256))
     )
     return float(np.abs(np.asarray(ours) - theirs.numpy()).max())
 

@@ -259,7 +259,7 @@ FAULTS = {
         "ddpm: outputs, float32",
     ),
     "ddpm: frequencies not shifted": (
-        swap(ddpm, "concatenated_frequencies", lambda frequencies: lambda width, freq_shift: frequencies(width, 0)),
+        swap(ddpm, "geometric_frequencies", lambda frequencies: lambda width, freq_shift: frequencies(width, 0)),
         "ddpm: outputs, float32",
     ),
     "ddpm: GroupNorm epsilon 1e-5": (changed_network(usual_epsilon), "ddpm: outputs, float64"),

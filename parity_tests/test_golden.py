@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 from jax_ddpm import diffusion, unets, weights
-from jax_ddpm.embeddings import interleaved_embedding, interleaved_frequencies
+from jax_ddpm.embeddings import geometric_frequencies, interleaved_embedding
 from jax_ddpm.sampling.reverse import reverse_process
 from jax_ddpm.sampling.steps import ancestral_step
 from jax_ddpm.schedules import make_tables, schedule_tables
@@ -57,13 +57,13 @@ def test_noising():
 @pytest.mark.parametrize("width", [10, 256])
 def test_interleaved_embedding(width):
     golden = load("embeddings")
-    ours = interleaved_embedding(jnp.asarray(golden["t"]), jnp.asarray(interleaved_frequencies(width)))
+    ours = interleaved_embedding(jnp.asarray(golden["t"]), jnp.asarray(geometric_frequencies(width)))
     np.testing.assert_allclose(ours, golden[f"interleaved_d{width}"], rtol=0, atol=budgets.GOLDEN_EMBEDDING)
 
 
 def test_interleaved_embedding_known_values():
     known = [-0.5064, 0.8623, -0.1405, -0.9901, 0.5889, -0.8082, 0.3877, 0.9218, 0.0631, 0.9980]
-    ours = interleaved_embedding(jnp.asarray([100]), jnp.asarray(interleaved_frequencies(10)))
+    ours = interleaved_embedding(jnp.asarray([100]), jnp.asarray(geometric_frequencies(10)))
     np.testing.assert_allclose(ours[0], known, rtol=0, atol=5.1e-5)
 
 
@@ -75,7 +75,7 @@ def torch_table():
 
 # The configuration of each file, and what the network computes for itself.
 GOLDEN_NETWORKS = {
-    "conv_block": (ConvBlockConfig(widths=(32, 64, 128), time_width=32), {"time_emb.0.J": interleaved_frequencies(32)}),
+    "conv_block": (ConvBlockConfig(widths=(32, 64, 128), time_width=32), {"time_emb.0.J": geometric_frequencies(32)}),
     "strided": (StridedConfig(), {}),
     "attention": (AttentionConfig(channels=32, multipliers=(1, 2), attention=(False, True), blocks=1), {}),
     "layer_norm": (LayerNormConfig(), {"time_embed.weight": torch_table()}),

@@ -63,8 +63,8 @@ def test_tables_are_equal(schedule, timesteps, dtype):
 @DTYPES
 def test_embeddings(dtype):
     with jax.enable_x64(dtype == np.float64):
-        t, frequencies = np.arange(0, 1000, 37), jax_ddpm.embeddings.interleaved_frequencies(64)
-        np.testing.assert_array_equal(torch_ref.embeddings.interleaved_frequencies(64), frequencies)
+        t, frequencies = np.arange(0, 1000, 37), jax_ddpm.embeddings.geometric_frequencies(64)
+        np.testing.assert_array_equal(torch_ref.embeddings.geometric_frequencies(64), frequencies)
         frequencies = frequencies.astype(dtype)
         theirs = jax_ddpm.embeddings.interleaved_embedding(jnp.asarray(t), jnp.asarray(frequencies))
         ours = torch_ref.embeddings.interleaved_embedding(torch.from_numpy(t), torch.from_numpy(frequencies))

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 
 
-def interleaved_frequencies(width: int) -> np.ndarray:
-    """J_i = 10000^(-i / (d/2)), i = 0 .. d/2 - 1, float32 (d/2,); its rounding is that of `jax_ddpm.embeddings`."""
-    exponent = np.float32(-np.log(10000.0)) * np.arange(width // 2, dtype=np.float32) / np.float32(width // 2)
-    return np.exp(exponent.astype(np.float64)).astype(np.float32)
+def geometric_frequencies(width: int, freq_shift: int = 0) -> np.ndarray:
+    """10000^(-i / (d/2 - freq_shift)), i = 0 .. d/2 - 1, for a width d: float32 (d/2,), rounded as in jax_ddpm."""
+    exponent = np.float32(-np.log(10000.0)) * np.arange(width // 2, dtype=np.float32)
+    return np.exp((exponent / np.float32(width // 2 - freq_shift)).astype(np.float64)).astype(np.float32)
 
 
 def sinusoid_table(rows: int, width: int) -> np.ndarray:
@@ -27,12 +27,6 @@ def interleaved_embedding(t: torch.Tensor, frequencies: torch.Tensor) -> torch.T
     """
     phase = t.to(frequencies.dtype)[:, None] * frequencies
     return torch.stack([torch.sin(phase), torch.cos(phase)], dim=-1).reshape(t.shape[0], -1)
-
-
-def concatenated_frequencies(width: int, freq_shift: int) -> np.ndarray:
-    """10000^(-i / (d/2 - freq_shift)), i = 0 .. d/2 - 1: float32 (d/2,), rounded as `interleaved_frequencies` are."""
-    exponent = np.float32(-np.log(10000.0)) * np.arange(width // 2, dtype=np.float32)
-    return np.exp((exponent / np.float32(width // 2 - freq_shift)).astype(np.float64)).astype(np.float32)
 
 
 def concatenated_embedding(t: torch.Tensor, frequencies: torch.Tensor, flip_sin_to_cos: bool) -> torch.Tensor:

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.embeddings import interleaved_embedding, interleaved_frequencies
+from jax_ddpm.embeddings import geometric_frequencies, interleaved_embedding
 from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
 from jax_ddpm.ops import add_to_pixels, concatenate_channels, max_pool_2x2, silu
 
@@ -14,7 +14,7 @@ class TimeEmbedding(nnx.Module):
     """t -> ReLU(Linear([sin J_i t, cos J_i t])), (B,) to (B, width)."""
 
     def __init__(self, width: int):
-        self.frequencies = Buffer(interleaved_frequencies(width))
+        self.frequencies = Buffer(geometric_frequencies(width))
         self.linear = Linear(width, width)
 
     def __call__(self, t):

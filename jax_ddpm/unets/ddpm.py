@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array, upcast
-from jax_ddpm.embeddings import concatenated_embedding, concatenated_frequencies
+from jax_ddpm.embeddings import concatenated_embedding, geometric_frequencies
 from jax_ddpm.layers import Conv, GroupNorm, Linear, identity, remat_block
 from jax_ddpm.ops import add_to_pixels, cast_and_broadcast, concatenate_channels, einsum, silu
 
@@ -25,7 +25,7 @@ class TimeEmbedding(nnx.Module):
 
     def __call__(self, t):
         dtype = self.linear1.kernel.dtype  # phases never in bfloat16: 998 would become 1000
-        frequencies = jnp.asarray(concatenated_frequencies(self.width, self.freq_shift), dtype)
+        frequencies = jnp.asarray(geometric_frequencies(self.width, self.freq_shift), dtype)
         return self.linear2(silu(self.linear1(concatenated_embedding(t, frequencies, self.flip_sin_to_cos))))
 
 

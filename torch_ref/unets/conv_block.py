@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torch_ref.embeddings import interleaved_embedding, interleaved_frequencies
+from torch_ref.embeddings import geometric_frequencies, interleaved_embedding
 
 
 class TimeEmbedding(nn.Module):
@@ -12,7 +12,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.register_buffer("J", torch.from_numpy(interleaved_frequencies(width)))
+        self.register_buffer("J", torch.from_numpy(geometric_frequencies(width)))
 
     def forward(self, t):
         return interleaved_embedding(t, self.J)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torch_ref.embeddings import concatenated_embedding, concatenated_frequencies
+from torch_ref.embeddings import concatenated_embedding, geometric_frequencies
 from torch_ref.layers import identity
 
 
@@ -17,7 +17,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, flip_sin_to_cos: bool, freq_shift: int):
         super().__init__()
         self.flip_sin_to_cos = flip_sin_to_cos
-        frequencies = torch.from_numpy(concatenated_frequencies(width, freq_shift))
+        frequencies = torch.from_numpy(geometric_frequencies(width, freq_shift))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.linear_1 = nn.Linear(width, 4 * width)
         self.linear_2 = nn.Linear(4 * width, 4 * width)
