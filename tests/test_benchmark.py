@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jax_ddpm.benchmark import contest, device_profile, results, scaling
-from jax_ddpm.benchmark.contest import ALLOWED, Entry, judge
+from jax_ddpm.benchmark.contest import TOLERANCES, Result, check_outputs
 from jax_ddpm.benchmark.job import MATRIX_PRODUCTS, Job
 from tests.small import small
 
@@ -51,7 +51,7 @@ def test_the_command_measures_sampling(quick, monkeypatch, tmp_path, capsys):
 def test_training_steps_agree_and_are_timed(quick):
     """Loss and gradient norm of torch's step are compared with jax_ddpm's before either is timed."""
     job = Job("", "train", small(widths=(32,), batch_size=8, flip=True, clip_norm=0.5))
-    entries = contest.contest(job, ["jax", "torch"], 1, lambda line: None)
+    entries = contest.measure(job, ["jax", "torch"], 1, lambda line: None)
     assert all(entry.left_out is None and len(entry.seconds) == 1 for entry in entries.values())
     assert set(entries["torch"].check) == {"loss", "grad_norm"}
     about = entries["jax"].about
@@ -78,9 +78,9 @@ def test_operations_of_a_network_do_not_depend_on_how_it_computes():
         assert jax_side.forward_flops(Network(dtype), job) == pytest.approx(expected, rel=0.05)  # and sums, casts
 
 
-def entry(loss=1.0, norm=2.0, platform="cpu", **more) -> Entry:
+def entry(loss=1.0, norm=2.0, platform="cpu", **more) -> Result:
     about = {"platform": platform, "version": f"torch on {platform}", "compile_seconds": 0.0}
-    return Entry(about=about, check={"loss": [loss], "grad_norm": [norm]}, **more)
+    return Result(about=about, check={"loss": [loss], "grad_norm": [norm]}, **more)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def entry(loss=1.0, norm=2.0, platform="cpu", **more) -> Entry:
 )
 def test_outputs_and_devices_that_differ_are_not_compared(other, reason):
     entries = {"jax": entry(), "torch": other, "torch-compile": entry(loss=1 + 1e-6)}
-    judge(entries, ALLOWED["float32"])
+    check_outputs(entries, TOLERANCES["float32"])
     assert reason in entries["torch"].left_out
     assert entries["jax"].left_out is None and entries["torch-compile"].left_out is None
 
@@ -102,10 +102,10 @@ def test_outputs_and_devices_that_differ_are_not_compared(other, reason):
 def test_figures():
     """Medians, ratios turn by turn, spread and shares, by hand."""
     entries = {
-        "jax": Entry(seconds=[0.1, 0.2, 0.4], about={"compile_seconds": 3.0, "flops_per_step": 6e9}),
-        "torch": Entry(seconds=[0.3, 0.2, 0.8], about={"compile_seconds": 0.0}, peak_memory=10**6),
-        MATRIX_PRODUCTS[0]: Entry(seconds=[0.5] * 3, about={"flops_per_step": 50e9}),
-        "diffusers": Entry(left_out="not here"),
+        "jax": Result(seconds=[0.1, 0.2, 0.4], about={"compile_seconds": 3.0, "flops_per_step": 6e9}),
+        "torch": Result(seconds=[0.3, 0.2, 0.8], about={"compile_seconds": 0.0}, peak_memory=10**6),
+        MATRIX_PRODUCTS[0]: Result(seconds=[0.5] * 3, about={"flops_per_step": 50e9}),
+        "diffusers": Result(left_out="not here"),
     }
     case = results.summarise(Job("", "train", small(batch_size=16)), entries)
     ours, theirs = case["rows"]
@@ -155,12 +155,12 @@ def test_what_a_device_did():
         SimpleNamespace(name="/device:GPU:0", lines=streams),
         SimpleNamespace(name="/host:CPU", lines=[line("Stream", ("MemcpyD2H", 0, 900))]),
     ]
-    found = device_profile.on_device(planes, 4)
+    found = device_profile.summarise_profile(planes, 4)
     assert found == {"busy_seconds": pytest.approx((35 + 5 + 10 + 20) / 4e9), "host_copies": 0.5}
-    assert device_profile.on_device(planes[2:], 4) == {}
-    entries = {"jax": Entry(seconds=[20e-9, 25e-9, 30e-9], about={"compile_seconds": 3.0, **found})}
+    assert device_profile.summarise_profile(planes[2:], 4) == {}
+    entries = {"jax": Result(seconds=[20e-9, 25e-9, 30e-9], about={"compile_seconds": 3.0, **found})}
     text = results.table(results.summarise(Job("", "train", small(batch_size=16)), entries))
-    assert "jax: device at work 70% of the time, 0.5 copies from or to the host per step" in text
+    assert "jax: device busy 70% of the time, 0.5 copies from or to the host per step" in text
 
 
 def test_scaling_curves():

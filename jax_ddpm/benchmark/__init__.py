@@ -1,5 +1,6 @@
-"""`scripts/benchmark.py`: jax_ddpm, torch_ref and diffusers against one another, each in a process of its own.
+"""`jax-ddpm benchmark`: compares the speed of jax_ddpm, torch_ref and diffusers, each in a process of its own.
 
-`contest` gives turns and compares, `child` is such a process, `jax_side` and `torch_side` do the work, `results` shows
-it. Only `torch_side` imports torch.
+`contest` starts the processes, compares their outputs and lets them take turns. `child` runs in each of them.
+`jax_side` and `torch_side` hold the code that is timed; only `torch_side` imports torch. `results` and `scaling` make
+tables and plots.
 """

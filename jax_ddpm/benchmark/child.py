@@ -1,6 +1,6 @@
-"""One contender in its process: gets ready, tells its output, then runs whenever it is told to.
+"""The process of one contender: prepares the job, reports its output, and then runs on request.
 
-Jobs and orders come as JSON lines on stdin, answers go as JSON lines to stdout; all else that prints goes to stderr.
+The job and the requests are JSON lines on stdin; the answers are JSON lines on stdout. All other output goes to stderr.
 """
 
 import json
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jax_ddpm.benchmark.job import Absent, Contender, Job
+from jax_ddpm.benchmark.job import Contender, Job, Unavailable
 from jax_ddpm.process import prepare_process, trim_and_hold_free_blocks
 from jax_ddpm.spec.json_text import from_json
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def answer(**content):
@@ -28,27 +28,28 @@ def main() -> None:
         job = from_json(Job, sys.stdin.readline(), "The job")
         contender = prepare(job)
         check = {name: np.asarray(value, np.float64).tolist() for name, value in contender.check.items()}
-        answer(steps=contender.steps, unit_seconds=timed(contender, 1), check=check, about=contender.about)
-    except (Absent, ImportError, MemoryError) as error:
-        answer(absent=" ".join(str(error).split()) or type(error).__name__)
+        answer(steps=contender.steps, step_seconds=timed(contender, 1), check=check, about=contender.about)
+    except (Unavailable, ImportError, MemoryError) as error:
+        answer(unavailable=" ".join(str(error).split()) or type(error).__name__)
         return
     trim_and_hold_free_blocks()  # after compiling and comparing outputs
-    contender.forget_peak()
-    forget_peak()
+    contender.reset_peak_memory()
+    reset_resident_peak()
     for line in sys.stdin:
-        order = json.loads(line)
-        if "profile" in order:
+        request = json.loads(line)
+        if "profile" in request:
             answer(profile=contender.profile())
             continue
-        if job.what == "train":  # as amid a run: memory that the last turn gave back is slow to come again
+        if job.what == "train":  # not timed: it allocates the memory that was freed after the last turn
             contender.run(1)
-        seconds = timed(contender, order["units"])
+        seconds = timed(contender, request["runs"])
         answer(seconds=seconds, peak_memory=contender.peak_memory() or resident_peak())
         if job.what == "train":
-            contender.forget_peak()
+            contender.reset_peak_memory()
 
 
 def prepare(job: Job) -> Contender:
+    """Import the framework of the job's contender, compile and warm up."""
     if job.contender.endswith("jax"):
         from jax_ddpm.benchmark import jax_side as side
     else:
@@ -58,25 +59,25 @@ def prepare(job: Job) -> Contender:
     return side.train(job) if job.what == "train" else side.sample(job)
 
 
-def timed(contender: Contender, units: int) -> float:
+def timed(contender: Contender, runs: int) -> float:
     """Seconds per step."""
     start = time.perf_counter()
-    contender.run(units)
-    return (time.perf_counter() - start) / (units * contender.steps)
+    contender.run(runs)
+    return (time.perf_counter() - start) / (runs * contender.steps)
 
 
-def forget_peak() -> None:
-    """Linux: the resident peak starts anew, so that compilation does not count."""
+def reset_resident_peak() -> None:
+    """On Linux: reset the peak of the resident set, so that compilation does not count."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return
 
 
 def resident_peak() -> int | None:
-    """Bytes: the largest resident set since `forget_peak`; on macOS since the start; None on Windows."""
+    """Peak resident set in bytes: on Linux since `reset_resident_peak`, on macOS since the start; None on Windows."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""The parent of a benchmark: starts the contenders, compares their outputs, lets them take turns, one at a time."""
+"""The parent process of a benchmark: starts the contenders, compares their outputs, and times them in turns."""
 
 import contextlib
 import json
@@ -14,37 +14,41 @@ import numpy as np
 from jax_ddpm.benchmark.job import MATRIX_PRODUCTS, Job
 from jax_ddpm.spec.json_text import to_json
 
-TURN_SECONDS = 1.0  # a turn takes at least about so long
-# How far outputs may be from jax_ddpm's: a share of the largest magnitude for loss and gradient norm, absolute for
-# pictures in [-1, 1]. float32: sums in other orders; measured 1e-6, 6e-6 and 2e-6. bfloat16: eight bits of mantissa,
-# and torch's autocast rounds at other places.
-ALLOWED = {
+TURN_SECONDS = 1.0  # target length of a turn
+# Largest differences to the output of the first contender: relative for loss and gradient norm, absolute for images in
+# [-1, 1]. float32: sums in another order; measured 1e-6, 6e-6 and 2e-6. bfloat16 has 8 bits of precision, and torch's
+# autocast rounds in other places.
+TOLERANCES = {
     "float32": {"loss": 1e-5, "grad_norm": 1e-4, "x_0": 1e-4},
     "bfloat16": {"loss": 1e-2, "grad_norm": 1e-1, "x_0": 1e-1},
 }
 
 
 @dataclass
-class Entry:
-    """A contender's results: seconds per step of each turn, and what it told."""
+class Result:
+    """The result of one contender."""
 
     seconds: list[float] = field(default_factory=list)
+    """Seconds per step, one value for each turn."""
     about: dict = field(default_factory=dict)
+    """As in `Contender`, with the numbers of its profile."""
     check: dict = field(default_factory=dict)
+    """As in `Contender`."""
     peak_memory: int | None = None
+    """Bytes."""
     left_out: str | None = None
-    """Why it did not take part."""
+    """Why it is not compared; None if it is."""
 
 
 class Child:
-    """A contender's process."""
+    """The process of a contender."""
 
     def __init__(self, job: Job):
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         environment = {
             **os.environ,
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the others need memory of the GPU too
-            "JAX_ENABLE_COMPILATION_CACHE": "false",  # the time of compiling is measured
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the other contenders need GPU memory, too
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # the compile time is measured
             "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
         }
         self.process = subprocess.Popen(
@@ -52,13 +56,13 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            text=True,
+            encoding="utf-8",
             env=environment,
         )
-        self.ready = self.order(json.loads(to_json(job)))
+        self.ready = self.request(json.loads(to_json(job)))
 
-    def order(self, content: Mapping) -> dict:
-        """The answer to an order; {"absent": reason} where the process has ended."""
+    def request(self, content: Mapping) -> dict:
+        """Send a request, and return the answer: {"unavailable": reason} if the process has ended."""
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(content), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
@@ -67,7 +71,7 @@ class Child:
         code = self.process.wait()
         self.log.seek(0)
         last = self.log.read().strip().splitlines()[-1:]
-        return {"absent": f"its process ended with code {code}: {' '.join(last)[:300]}"}
+        return {"unavailable": f"its process ended with code {code}: {' '.join(last)[:300]}"}
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -76,79 +80,80 @@ class Child:
         self.log.close()
 
 
-def contest(job: Job, contenders: Sequence[str], rounds: int, log: Callable[[str], None]) -> dict[str, Entry]:
-    """Measure contenders at one job, with matrix products among them; by name.
+def measure(job: Job, contenders: Sequence[str], rounds: int, log: Callable[[str], None]) -> dict[str, Result]:
+    """Time all contenders on one job, and a matrix product in each framework. Returns the results by name.
 
-    Only outputs that agree are timed. Turns go A B C A B C ..., `rounds` times.
+    Only contenders whose outputs agree are timed. They take turns, A B C A B C ..., `rounds` times.
     """
-    entries: dict[str, Entry] = {}
+    results: dict[str, Result] = {}
     children: dict[str, Child] = {}
     try:
-        for name in (*contenders, *products_for(contenders)):
-            log(f"  {name}: getting ready")
+        for name in (*contenders, *matrix_products_for(contenders)):
+            log(f"  {name}: preparing")
             child = children[name] = Child(replace(job, contender=name))
-            entries[name] = Entry(
+            results[name] = Result(
                 about=child.ready.get("about", {}),
                 check=child.ready.get("check", {}),
-                left_out=child.ready.get("absent"),
+                left_out=child.ready.get("unavailable"),
             )
-        judge(entries, ALLOWED[job.run.training.precision])
-        for name, entry in entries.items():
-            if entry.left_out:
-                log(f"  {name}: left out, {entry.left_out}")
+        check_outputs(results, TOLERANCES[job.run.training.precision])
+        for name, result in results.items():
+            if result.left_out:
+                log(f"  {name}: left out, {result.left_out}")
                 children.pop(name).close()
         for number in range(rounds):
             for name, child in children.items():
-                take_turn(child, entries[name])
-            medians = (f"{name} {np.median(entries[name].seconds):.3g} s" for name in children)
+                time_turn(child, results[name])
+            medians = (f"{name} {np.median(results[name].seconds):.3g} s" for name in children)
             log(f"  round {number + 1}: {', '.join(medians)}")
-        for name, child in children.items():  # after the turns: whoever watches slows
-            if not entries[name].left_out:
-                entries[name].about |= child.order({"profile": True}).get("profile", {})
+        for name, child in children.items():  # after the timed turns, because profiling slows a run
+            if not results[name].left_out:
+                results[name].about |= child.request({"profile": True}).get("profile", {})
     finally:
         for child in children.values():
             child.close()
-    return entries
+    return results
 
 
-def products_for(contenders: Sequence[str]) -> list[str]:
-    """The matrix products of the frameworks that take part."""
+def matrix_products_for(contenders: Sequence[str]) -> list[str]:
+    """The matrix products for the frameworks of these contenders."""
     jax_product, torch_product = MATRIX_PRODUCTS
     return [jax_product] * ("jax" in contenders) + [torch_product] * any(name != "jax" for name in contenders)
 
 
-def take_turn(child: Child, entry: Entry) -> None:
-    if entry.left_out:
+def time_turn(child: Child, result: Result) -> None:
+    """Let a contender work for about TURN_SECONDS, and add its time and memory to its result."""
+    if result.left_out:
         return
-    unit = child.ready["unit_seconds"] * child.ready["steps"]
-    answer = child.order({"units": max(1, round(TURN_SECONDS / unit))})
-    if "absent" in answer:
-        entry.left_out = answer["absent"]
+    seconds_per_run = child.ready["step_seconds"] * child.ready["steps"]
+    answer = child.request({"runs": max(1, round(TURN_SECONDS / seconds_per_run))})
+    if "unavailable" in answer:
+        result.left_out = answer["unavailable"]
         return
-    entry.seconds.append(answer["seconds"])
-    entry.peak_memory = answer["peak_memory"]
+    result.seconds.append(answer["seconds"])
+    result.peak_memory = answer["peak_memory"]
 
 
-def judge(entries: Mapping[str, Entry], allowed: Mapping[str, float]) -> None:
-    """Leave out whoever works on another kind of device than the first, or whose output differs from the first's."""
-    present = {name: entry for name, entry in entries.items() if not entry.left_out}
-    if not present:
+def check_outputs(results: Mapping[str, Result], tolerances: Mapping[str, float]) -> None:
+    """Leave out contenders on another kind of device than the first one, or with another output."""
+    available = {name: result for name, result in results.items() if not result.left_out}
+    if not available:
         return
-    first, reference = next(iter(present.items()))
+    first, reference = next(iter(available.items()))
     platform = reference.about["platform"]
-    for entry in present.values():
-        if entry.about["platform"] != platform:
-            version, own = entry.about["version"], entry.about["platform"]
-            entry.left_out = f"{version} sees no {platform} here, and a {own} is not compared with a {platform}"
+    for result in available.values():
+        if result.about["platform"] != platform:
+            version, own = result.about["version"], result.about["platform"]
+            result.left_out = f"{version} sees no {platform} here, and a {own} is not compared with a {platform}"
             continue
-        for quantity, value in entry.check.items():
+        for quantity, value in result.check.items():
             error = difference(quantity, value, reference.check[quantity])
-            if not error <= allowed[quantity]:
-                entry.left_out = f"its {quantity} differs from that of {first} by {error:.2g}: not compared"
+            if not error <= tolerances[quantity]:
+                result.left_out = f"its {quantity} differs from that of {first} by {error:.2g}: not compared"
 
 
 def difference(quantity: str, value, reference) -> float:
-    """Absolute for pictures, else relative; infinite where shapes differ or anything is not finite."""
+    """Largest difference: absolute for images, else relative. inf if shapes differ or a value is not finite."""
     value, reference = np.asarray(value), np.asarray(reference)
     if quantity == "x_0" and value.shape != reference.shape:
         return np.inf

@@ -1,4 +1,4 @@
-"""What an accelerator does meanwhile: how long it works for a step, and how often the host sends or fetches."""
+"""The profile of an accelerator: busy time per step, and copies between host and device per step."""
 
 import tempfile
 from collections.abc import Callable, Iterable
@@ -9,8 +9,8 @@ import jax
 HOST_COPIES = ("MemcpyH2D", "MemcpyD2H")
 
 
-def profiled(run: Callable[[int], None], steps: int) -> dict[str, float]:
-    """`on_device` of one unit of `steps` steps; {} on CPUs and where a profile tells nothing."""
+def profile_device(run: Callable[[int], None], steps: int) -> dict[str, float]:
+    """`summarise_profile` of run(1), which does `steps` steps. {} on CPUs, or if the profile holds no GPU."""
     if jax.default_backend() == "cpu":
         return {}
     run(1)
@@ -18,14 +18,14 @@ def profiled(run: Callable[[int], None], steps: int) -> dict[str, float]:
         with jax.profiler.trace(folder):
             run(1)
         files = list(Path(folder).rglob("*.xplane.pb"))
-        return on_device(jax.profiler.ProfileData.from_file(str(files[0])).planes, steps) if files else {}
+        return summarise_profile(jax.profiler.ProfileData.from_file(str(files[0])).planes, steps) if files else {}
 
 
-def on_device(planes: Iterable, steps: int) -> dict[str, float]:
-    """Of the planes of a profile over so many steps, the streams of the first GPU: {} if there are none.
+def summarise_profile(planes: Iterable, steps: int) -> dict[str, float]:
+    """Numbers per step from the streams of the first GPU, in a profile of `steps` steps; {} without a GPU.
 
-    busy_seconds: for which any stream is at work, host_copies: copies from or to the host, both per step. Whoever
-    watches slows the host (XLA launches one kernel after the other instead of whole graphs), but not the kernels.
+    busy_seconds: time in which at least one stream is busy. host_copies: copies from or to the host. Profiling slows
+    the host (XLA launches single kernels instead of CUDA graphs), but not the kernels.
     """
     gpus = (plane for plane in planes if plane.name.startswith("/device:GPU"))
     plane = min(gpus, key=lambda plane: plane.name, default=None)
@@ -34,9 +34,9 @@ def on_device(planes: Iterable, steps: int) -> dict[str, float]:
     if not events:
         return {}
     spans = sorted((event.start_ns, event.start_ns + event.duration_ns) for event in events)
-    until, busy = spans[0][0], 0.0
+    busy_until, busy = spans[0][0], 0.0
     for start, end in spans:
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
+        busy += max(0.0, end - max(start, busy_until))
+        busy_until = max(busy_until, end)
     copies = sum(event.name.startswith(HOST_COPIES) for event in events)
     return {"busy_seconds": busy / 1e9 / steps, "host_copies": copies / steps}

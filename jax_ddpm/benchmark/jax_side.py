@@ -1,4 +1,4 @@
-"""jax_ddpm at work: the training loop's dispatch, the sampler as the commands call it, a large matrix product."""
+"""The code of jax_ddpm that is timed: a training dispatch, the sampler, and a large matrix product."""
 
 import time
 from dataclasses import replace
@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm import ops, unets, weights
-from jax_ddpm.benchmark.device_profile import profiled
+from jax_ddpm.benchmark.device_profile import profile_device
 from jax_ddpm.benchmark.job import SEED, Contender, Job
 from jax_ddpm.ops import matmul_precision
 from jax_ddpm.sampling.samplers import sample_indices
@@ -21,6 +21,7 @@ from jax_ddpm.training.step import make_optimizer, make_train_step
 
 
 def about(compile_seconds: float, **more) -> dict:
+    """`Contender.about`."""
     device = jax.devices()[0]
     kind = device.device_kind if device.platform != "cpu" else "CPU"
     return {
@@ -44,32 +45,34 @@ def make_network(job: Job):
 
 
 def forward_flops(network, job: Job) -> float | None:
-    """Of one call of the network on a batch, as XLA counts the operations of its graph before optimising it.
+    """FLOPs of one call of the network on a batch, counted by XLA in the unoptimised graph.
 
-    Of the graph for accelerators: of that for CPUs, parts are hidden in calls and others use fewer multiplications.
-    Counted by XLA for CPUs, since that for GPUs counts optimised programs only; None where it is not at hand.
+    Counts the graph in plain JAX, which accelerators run: the routes for CPUs hide work in custom calls, and some use
+    fewer multiplications. Lowers it for the CPU backend, because the GPU backend counts only optimised programs. None
+    if JAX has no CPU backend.
     """
     try:
-        counting = jax.devices("cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        cpu = jax.devices("cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS does not include the CPU
         return None
     graph, state = nnx.split(network)
     state = jax.eval_shape(lambda: state)
     batch = job.run.training.batch_size
     x, t = jax.ShapeDtypeStruct((batch, *job.image_shape), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
-    with ops.plain(), jax.default_device(counting):
+    with ops.plain(), jax.default_device(cpu):
         lowered = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t)).lower(state, x, t)
     return (lowered.cost_analysis() or {}).get("flops")
 
 
 def train(job: Job) -> Contender:
-    """Check: loss and gradient norm of step 0, without dropout."""
+    """Prepare to time training steps. Check: loss and gradient norm of step 0, without dropout."""
     network, run = make_network(job), job.run
     mesh = make_mesh(run.training.batch_size)
     feed, optimizer = Feed(job.images(), run, mesh), make_optimizer(run.training)
     total_steps = 1_000_000
 
-    def compiled(config):
+    def compile_step(config):
+        """(compiled dispatch, state at step 0, seconds of compilation)."""
         graph, state = create_state(network, optimizer, config.training.ema)
         state = jax.device_put(state, feed.replicated)
         train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
@@ -82,17 +85,18 @@ def train(job: Job) -> Contender:
         state, metrics = program(state, *feed.batches(0, 1))
         return state, {name: np.asarray(metrics[name])[:1] for name in ("loss", "grad_norm")}
 
-    without = None
-    if getattr(run.network, "dropout", 0.0):  # its memory is free again before the other is made
-        without = first_step(*compiled(replace(run, network=replace(run.network, dropout=0.0)))[:2])[1]
-    program, state, seconds = compiled(run)
+    check_without_dropout = None
+    if getattr(run.network, "dropout", 0.0):  # the memory of this program is freed before the next is compiled
+        config = replace(run, network=replace(run.network, dropout=0.0))
+        check_without_dropout = first_step(*compile_step(config)[:2])[1]
+    program, state, seconds = compile_step(run)
     state, check = first_step(program, state)
     memory, parameters = program.memory_analysis(), sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     done, steps = 1, 1
 
-    def work(units):
+    def work(runs):
         nonlocal state, done
-        for _ in range(units):  # as in `training.loop`
+        for _ in range(runs):  # as in `training.loop`
             state, last = feed.run(program, state, done, steps)
             done += steps
         jax.block_until_ready((state, last))
@@ -107,29 +111,29 @@ def train(job: Job) -> Contender:
         "temporary_bytes": memory.temp_size_in_bytes,
     }
     if flops := forward_flops(network, job):
-        sizes["flops_per_step"] = 3 * flops  # the backward pass takes twice the forward's
-    profile = partial(profiled, work, steps)
-    return Contender(work, steps, without or check, about(seconds, **sizes), peak_memory, profile=profile)
+        sizes["flops_per_step"] = 3 * flops  # the backward pass needs twice the FLOPs of the forward pass
+    profile = partial(profile_device, work, steps)
+    return Contender(work, steps, check_without_dropout or check, about(seconds, **sizes), peak_memory, profile=profile)
 
 
 def sample(job: Job) -> Contender:
-    """Check: the pictures of a seed after all steps."""
+    """Prepare to time sampling. Check: the images of a seed after all steps."""
     network, config = make_network(job), job.run.diffusion
     weights.to_device(network)
     indices = np.arange(job.run.training.batch_size)
 
-    def pictures():
+    def images():
         return sample_indices(network, config, job.image_shape, SEED, indices)[0]
 
-    def work(units):
-        for _ in range(units):
-            x = pictures()
+    def work(runs):
+        for _ in range(runs):
+            x = images()
         x.block_until_ready()
 
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        x = pictures().block_until_ready()
+        x = images().block_until_ready()
         seconds.append(time.perf_counter() - start)
     flops = forward_flops(network, job)
     more = {"flops_per_step": flops} if flops else {}
@@ -139,19 +143,19 @@ def sample(job: Job) -> Contender:
         {"x_0": np.asarray(x)},
         about(seconds[0] - seconds[1], **more),
         peak_memory,
-        profile=partial(profiled, work, config.timesteps),
+        profile=partial(profile_device, work, config.timesteps),
     )
 
 
 def matrix_product(job: Job) -> Contender:
-    """Two square matrices in the job's precision."""
+    """Prepare to time the product of two square matrices in the precision of the job."""
     size = 3000 if jax.default_backend() == "cpu" else 8192
     dtype = jnp.dtype(job.run.training.precision)
     a = jnp.asarray(np.random.default_rng(SEED).standard_normal((size, size)), dtype)
     product = jax.jit(lambda a: jnp.dot(a, a, precision=matmul_precision(dtype)))
 
-    def work(units):
-        for _ in range(units):
+    def work(runs):
+        for _ in range(runs):
             y = product(a)
         y.block_until_ready()
 

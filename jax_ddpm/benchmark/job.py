@@ -1,4 +1,4 @@
-"""What is measured: the settings that the processes of a benchmark share. Imports neither jax nor torch."""
+"""The settings that all processes of a benchmark share. Imports neither jax nor torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from jax_ddpm.spec.run_config import RunConfig
 What = Literal["train", "sample"]
 Size = Literal["paper", "tiny"]
 
-# Contenders and how torch is set up for each. The best of them is what PyTorch can do.
+# The contenders with PyTorch, and how each is set up. The best one shows what PyTorch can do.
 TORCH_SETTINGS = {
     "torch": {},
     "torch-channels-last": {"channels_last": True},
@@ -28,12 +28,12 @@ CONTENDERS = ("jax", *TORCH_SETTINGS)
 MATRIX_PRODUCTS = ("matrix product, jax", "matrix product, torch")
 
 SEED = 0
-NUM_IMAGES = 1024  # of the data set that training draws its batches from, where batches are not larger
+NUM_IMAGES = 1024  # in the training set, unless a batch is larger
 
 
 @dataclass(frozen=True)
 class Job:
-    """One contender's work: a training step, or sampling."""
+    """The work of one contender: training steps, or sampling."""
 
     contender: str
     what: What
@@ -46,36 +46,37 @@ class Job:
         return size, size, self.image_channels
 
     def images(self) -> np.ndarray:
-        """The data set: uint8 (N, H, W, C), random."""
+        """A training set of random images, uint8 (N, H, W, C)."""
         count = max(NUM_IMAGES, self.run.training.batch_size)
         return np.random.default_rng(SEED).integers(0, 256, (count, *self.image_shape), np.uint8)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A contender that is ready: warmed up, and its output known.
-
-    run(n): do n units of `steps` steps each, and wait for them. check: its output for fixed weights and input, by name.
-    about: device, seconds of compilation and the like, for people. peak_memory: bytes on a GPU, None on a CPU, where
-    the process knows better. forget_peak: between turns, where the framework can begin to count anew and give the
-    others what it does not use. profile: what an accelerator does during a unit.
-    """
+    """A contender that is ready: it is compiled and warmed up, and its output is known."""
 
     run: Callable[[int], None]
+    """run(n): do `steps` steps n times, and wait for the result."""
     steps: int
+    """Steps of a training dispatch, or of a whole reverse process."""
     check: dict[str, np.ndarray]
+    """Its output for fixed weights and inputs, by name, which has to agree with the other contenders'."""
     about: dict
+    """Platform, device, version, seconds of compilation, FLOPs and the like."""
     peak_memory: Callable[[], int | None] = lambda: None
-    forget_peak: Callable[[], None] = lambda: None
+    """Peak bytes on a GPU. None on a CPU; there the process reports its peak resident set."""
+    reset_peak_memory: Callable[[], None] = lambda: None
+    """Called between turns: resets the peak and frees cached memory, if the framework can do that."""
     profile: Callable[[], dict[str, float]] = dict
+    """Numbers from a profile of run(1) on an accelerator."""
 
 
-class Absent(Exception):
-    """This contender cannot take part here; the message says why."""
+class Unavailable(Exception):
+    """This contender cannot run here; the message says why."""
 
 
 def recipe(network: str, size: Size) -> RunConfig:
-    """The recipe of a network: its preset, or a small network for a CPU. UserError for an unknown name."""
+    """The settings for a network: its preset ("paper"), or a small version ("tiny"). UserError for an unknown name."""
     papers = {r.network.name: name for name, r in PRESETS.items() if name not in ("digits", "tiny")}
     if network not in papers:
         raise UserError(f"Unknown network '{network}': expected one of {', '.join(papers)}.")
@@ -86,7 +87,7 @@ def recipe(network: str, size: Size) -> RunConfig:
 
 
 def tiny(network: NetworkConfig) -> NetworkConfig:
-    """Some hundred thousand parameters, where the network has a choice."""
+    """A version of the network with a few hundred thousand parameters; unchanged if it has no size settings."""
     if network.name == "conv_block":
         return preset("tiny").network
     if network.name == "attention":

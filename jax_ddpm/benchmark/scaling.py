@@ -1,4 +1,4 @@
-"""How a step's time grows with batch size, image size and width: cases that differ in one of them, side by side."""
+"""Scaling curves: how the time of a step grows with batch size, image size or width."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,20 @@ COLORS = [f"tab:{name}" for name in ("orange", "blue", "green", "red", "purple",
 
 
 def curves(cases: Sequence[Mapping]) -> list[dict]:
-    """For each contender and what else stays the same: values along an axis (two or more), seconds a step, exponents.
+    """One curve per axis, contender and set of other settings that has at least two values on the axis.
 
-    exponents[i] is that of the i-th interval: seconds grow as value ** exponent from values[i] to values[i + 1].
+    A curve holds `values` on its axis, `seconds` per step at each, and `exponents`: between values[i] and
+    values[i + 1], the time grows as value ** exponents[i].
     """
     found = []
-    for axis, place in AXES.items():
+    for axis, axis_value in AXES.items():
         series = defaultdict(dict)
         for case in cases:
             others = str(case["arguments"] | {"widths": len(case["arguments"].get("widths", []))})
             fixed = tuple((name, value_of(case)) for name, value_of in AXES.items() if name != axis)
             for row in case["rows"]:
                 key = (case["network"], case["what"], case["precision"], row["contender"], fixed, others)
-                series[key][place(case)] = row["seconds"]
+                series[key][axis_value(case)] = row["seconds"]
         for (network, what, precision, contender, fixed, _), points in series.items():
             if len(points) < 2:
                 continue
@@ -39,41 +40,42 @@ def curves(cases: Sequence[Mapping]) -> list[dict]:
     return found
 
 
-def lines(found: Sequence[Mapping]) -> list[str]:
-    """The curves for people: `... jax, image size 32: time grows with batch size 8 to 16 to the power 0.90`."""
+def lines(curves: Sequence[Mapping]) -> list[str]:
+    """A line per curve: `... jax, image size 32: time grows with batch size 8 to 16 to the power 0.90`."""
     return [
         f"{title(c)}, {c['contender']}, {others(c)}: time grows with {c['axis']} "
         f"{' to '.join(map(str, c['values']))} to the power {', '.join(f'{e:.2f}' for e in c['exponents'])}"
-        for c in found
+        for c in curves
     ]
 
 
 def title(curve: Mapping) -> str:
+    """For example: conv_block, training, float32."""
     return f"{curve['network']}, {'training' if curve['what'] == 'train' else 'sampling'}, {curve['precision']}"
 
 
 def others(curve: Mapping) -> str:
-    """What stays the same along a curve."""
+    """The settings that are the same along a curve."""
     return ", ".join(f"{name} {value}" for name, value in curve["fixed"].items())
 
 
-def plot(found: Sequence[Mapping]):
-    """Seconds per step along each axis, both logarithmic, a panel per kind of curve; a matplotlib Figure."""
+def plot(curves: Sequence[Mapping]):
+    """A matplotlib Figure: seconds per step by value, log-log, one panel per axis and set of other settings."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator
 
     panels = defaultdict(list)
-    for curve in found:
+    for curve in curves:
         panels[f"{title(curve)}\n{others(curve)}", curve["axis"]].append(curve)
-    colors = dict(zip(dict.fromkeys(curve["contender"] for curve in found), COLORS, strict=False))
+    colors = dict(zip(dict.fromkeys(curve["contender"] for curve in curves), COLORS, strict=False))
     columns = min(3, len(panels))
     figure = Figure(figsize=(4.5 * columns, 3.4 * -(-len(panels) // columns)), layout="constrained")
-    for number, ((heading, axis), curves) in enumerate(panels.items()):
+    for number, ((heading, axis), panel) in enumerate(panels.items()):
         axes = figure.add_subplot(-(-len(panels) // columns), columns, number + 1)
-        for curve in curves:
+        for curve in panel:
             name = curve["contender"]
             axes.loglog(curve["values"], curve["seconds"], "o-", label=name, color=colors.get(name))
-        values = sorted({value for curve in curves for value in curve["values"]})
+        values = sorted({value for curve in panel for value in curve["values"]})
         axes.set_xticks(values, map(str, values))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jax_ddpm.benchmark import results, scaling
-from jax_ddpm.benchmark.contest import contest
+from jax_ddpm.benchmark.contest import measure
 from jax_ddpm.benchmark.job import CONTENDERS, Job, Size, What, recipe
 from jax_ddpm.commands.flags import parse
 from jax_ddpm.spec.errors import UserError, require
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         raise UserError(f"{out} cannot be made ({error.strerror}).") from None
     measured = []
     for one in jobs:
-        case = results.summarise(one, contest(one, method.contenders, method.rounds, print))
+        case = results.summarise(one, measure(one, method.contenders, method.rounds, print))
         measured.append(case)
         print(results.table(case), end="\n\n", flush=True)
         found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "cases": measured}
