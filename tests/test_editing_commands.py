@@ -122,7 +122,7 @@ def test_pictures(place, capsys, monkeypatch, flags, tiles):
 
 
 BAD = {
-    "image alone": ("--image one.png", "Give --start-t, --mask or --invert"),
+    "image alone": ("--image one.png", "needs one of --start-t, --mask and --invert"),
     "start alone": ("--start-t 5", "--start-t needs an image"),
     "mask alone": ("--mask mask.png", "--mask needs an image"),
     "two at once": ("--image one.png --start-t 5 --mask mask.png", "--start-t and --mask do not go together"),
