@@ -176,7 +176,7 @@ def layout(flags, images: np.ndarray | None, mask: np.ndarray | None, x_0: np.nd
 def pair(text: str) -> list[int]:
     """The two seeds of --interpolate."""
     seeds = integers(text)
-    require(len(seeds) == 2, "interpolate", text, "expected two seeds with a comma between them, such as 3,7")
+    require(len(seeds) == 2, "interpolate", text, "expected two seeds separated by a comma, such as 3,7")
     return seeds
 
 

@@ -94,7 +94,7 @@ def as_flag(kind: type, field: StructFieldSpec) -> StructFieldSpec:
 
 @dataclass(frozen=True)
 class DiffusionFlags:
-    """The diffusion that the model was trained for. Default: what the model file says, else its network's preset."""
+    """Settings of the diffusion. Default: what the model file says, else the preset of its network."""
 
     timesteps: int | None = None
     """T, the number of timesteps."""
@@ -115,8 +115,8 @@ class DiffusionFlags:
 
 
 def integers(text: str) -> list[int]:
-    """3,7,11 as a list; UserError for anything else."""
+    """The integers in a text such as 3,7,11. UserError for anything else."""
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise UserError(f"seeds = {text}: expected integers with commas between them, such as 3,7,11.") from None
+        raise UserError(f"seeds = {text}: expected integers separated by commas, such as 3,7,11.") from None
