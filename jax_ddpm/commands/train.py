@@ -73,7 +73,9 @@ def parse_run(
     settings, replayed = value_of("config", arguments), value_of("replay-step", arguments) is not None
     if "--resume" in arguments or replayed:
         if settings:
-            raise UserError("--config starts a new run, --resume and --replay-step continue one: give only one of them.")
+            raise UserError(
+                "--config starts a new run, --resume and --replay-step continue one: give only one of them."
+            )
         default = run_folder.load_config(Path(out) if out else default_out(default))
     elif settings:
         default = run_folder.read_config(Path(settings))
