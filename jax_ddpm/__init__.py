@@ -1,6 +1,6 @@
-"""Denoising diffusion probabilistic models in JAX/Flax, proven step by step against a PyTorch twin.
+"""Denoising diffusion probabilistic models (DDPM) in JAX/Flax, proven step by step against a PyTorch twin.
 
-The names below are loaded when they are first used: `import jax_ddpm` itself loads neither JAX, torch nor TensorFlow.
+Public names are imported on first use: `import jax_ddpm` itself imports neither JAX, torch nor TensorFlow.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What the functions of this package take for an array, and in which precision they sum."""
+"""The array type of this package, and the dtype in which it computes sums."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ Array = jax.Array | np.ndarray
 
 
 def upcast_dtype(dtype):
-    """float32, or the dtype itself where that is wider."""
+    """The dtype in which to sum values of `dtype`: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def upcast(x):
-    """x in float32, or better if it is."""
+    """x cast to float32. float64 stays float64."""
     return x.astype(upcast_dtype(x.dtype))

@@ -1,7 +1,7 @@
 """The forward process, its posterior, the three objectives, and the loss.
 
-`tables` are `schedules.Tables`; x arrays are (B, H, W, C) with one timestep each, t: integers (B,) in [0, T). Timesteps
-are not checked here, since these functions run inside jit, where an index out of range is silently clamped.
+`tables` are `schedules.Tables`. Arrays x are (B, H, W, C), and t are integers (B,) in [0, T), one timestep per image.
+Timesteps are not checked: these functions run inside jit, where an index out of range is silently clamped.
 """
 
 import math
@@ -36,7 +36,10 @@ def posterior(tables: Tables, x_0: Images, x_t: Images, t: Timesteps) -> tuple[I
 
 
 def objective_target(tables: Tables, objective: str, x_0: Images, t: Timesteps, noise: Images) -> Images:
-    """The right answer: eps, x_0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
+    """What the network should predict: eps, x_0, or v (Salimans & Ho 2022).
+
+    v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
+    """
     if objective == "eps":
         return noise
     if objective == "x0":
@@ -45,27 +48,27 @@ def objective_target(tables: Tables, objective: str, x_0: Images, t: Timesteps, 
 
 
 def predicted_x_0(tables: Tables, objective: str, x_t: Images, t: Timesteps, prediction: Images) -> Images:
-    """x_0 as the network sees it; from eps by Ho et al. 2020, eq. 15."""
+    """x_0 computed from the network's prediction. From eps: Ho et al. 2020, eq. 15."""
     if objective == "x0":
         return prediction
-    root, root_rest = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
+    signal, noise = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "eps":
-        return (x_t - root_rest * prediction) / root
-    return root * x_t - root_rest * prediction
+        return (x_t - noise * prediction) / signal
+    return signal * x_t - noise * prediction
 
 
 def predicted_eps(tables: Tables, objective: str, x_t: Images, t: Timesteps, prediction: Images) -> Images:
-    """The noise as the network sees it."""
+    """eps computed from the network's prediction."""
     if objective == "eps":
         return prediction
-    root, root_rest = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
+    signal, noise = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "x0":
-        return (x_t - root * prediction) / root_rest
-    return root * prediction + root_rest * x_t
+        return (x_t - signal * prediction) / noise
+    return signal * prediction + noise * x_t
 
 
 def split_prediction(prediction: Float[Array, "b h w p"], x_t: Images) -> tuple[Images, Images | None]:
-    """What a network says of the image, and of the variance where it has twice the image's channels, else None."""
+    """Split the network's output into (prediction, v). v, of the variance, is None unless there are 2c channels."""
     channels = x_t.shape[-1]
     if prediction.shape[-1] == channels:
         return prediction, None
@@ -73,18 +76,21 @@ def split_prediction(prediction: Float[Array, "b h w p"], x_t: Images) -> tuple[
 
 
 def learned_log_variance(tables: Tables, t: Timesteps, v: Images | None) -> Images:
-    """log Sigma between log beta~_t (v = -1) and log beta_t (v = 1), pixel by pixel: Nichol & Dhariwal 2021, eq. 15."""
+    """log Sigma of each value, from log beta~_t (v = -1) to log beta_t (v = 1): Nichol & Dhariwal 2021, eq. 15.
+
+    Raises UserError if v is None.
+    """
     if v is None:
         raise UserError(
             "variance = learned_range: the network predicts no variance (expected twice the image's channels).\n"
-            "Use a network with learned_variance, or another variance."
+            "Use a network with learned_variance, or the variance beta or posterior."
         )
-    share = (v + 1) / 2
-    return share * jnp.log(extract(tables.betas, t)) + (1 - share) * extract(tables.log_posterior_variance, t)
+    fraction = (v + 1) / 2
+    return fraction * jnp.log(extract(tables.betas, t)) + (1 - fraction) * extract(tables.log_posterior_variance, t)
 
 
 def loss_weights(tables: Tables, objective: str, t: Timesteps, min_snr_gamma: float) -> Float[Array, "b"]:
-    """Min-SNR-gamma, Hang et al. 2023, section 3.4: min(SNR, gamma) as a weight of the error in x_0, per objective."""
+    """Loss weights that amount to weighting the error of x_0 by min(SNR, gamma): Hang et al. 2023, section 3.4."""
     snr = jnp.asarray(tables.snr)[t]
     clipped = jnp.minimum(snr, min_snr_gamma)
     return {"eps": clipped / snr, "x0": clipped, "v": clipped / (snr + 1)}[objective]
@@ -93,7 +99,7 @@ def loss_weights(tables: Tables, objective: str, t: Timesteps, min_snr_gamma: fl
 def variational_bound(
     tables: Tables, x_0: Images, x_t: Images, t: Timesteps, x_0_pred: Images, log_variance: Images
 ) -> Float[Array, "b"]:
-    """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension; at t = 0 the likelihood of 8-bit pixels, eq. 13."""
+    """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension. At t = 0: -log likelihood of 8-bit pixels, eq. 13."""
     mean, _ = posterior(tables, x_0_pred, x_t, t)
     true_mean, _ = posterior(tables, x_0, x_t, t)
     true_log_variance = extract(tables.log_posterior_variance, t)
@@ -110,17 +116,17 @@ def variational_bound(
 
 
 def pixel_probability(x: Images, mean: Images, sigma: Images) -> Images:
-    """Of the 8-bit level x under N(mean, sigma^2); the outermost levels have all that lies beyond: eq. 13.
+    """Probability of the 8-bit level x under N(mean, sigma^2): Ho et al. 2020, eq. 13.
 
-    By symmetry taken in the lower tail, where differences of small probabilities keep their digits.
+    The lowest and the highest level include the tails. Computed in the lower tail, by symmetry, to avoid cancellation.
     """
 
-    def below(distance):
+    def cdf(distance):
         return 0.5 * erfc(-distance / (sigma * math.sqrt(2)))
 
     d, half = x - mean, 1 / 255
-    inner = below(half - jnp.abs(d)) - below(-half - jnp.abs(d))
-    return jnp.where(x < -0.999, below(d + half), jnp.where(x > 0.999, below(half - d), inner))
+    inner = cdf(half - jnp.abs(d)) - cdf(-half - jnp.abs(d))
+    return jnp.where(x < -0.999, cdf(d + half), jnp.where(x > 0.999, cdf(half - d), inner))
 
 
 def loss_per_image(
@@ -133,10 +139,11 @@ def loss_per_image(
     min_snr_gamma: float | None = None,
     variance: str = "beta",
 ) -> Float[Array, "b"]:
-    """Mean over pixels of Ho et al. 2020, eq. 14, for `predict(x_t, t)`; weighted by min-SNR-gamma where given.
+    """The loss of each image: squared error of `predict(x_t, t)`, mean over pixels, Ho et al. 2020, eq. 14.
 
-    variance: with "learned_range" the hybrid loss L_simple + 0.001 L_vlb, Nichol & Dhariwal 2021, eq. 16. L_vlb is T
-    times the bound's term at t, in bits per dimension; it teaches the variance alone, the mean is held constant there.
+    min_snr_gamma: if given, multiply by `loss_weights`. variance: "learned_range" adds 0.001 L_vlb, the hybrid loss of
+    Nichol & Dhariwal 2021, eq. 16. L_vlb is T times the term of the bound at t, in bits per dimension. Its gradient
+    trains only the variance, not the mean.
     """
     x_t = q_sample(tables, x_0, t, noise)
     prediction, v = split_prediction(predict(x_t, t), x_t)
@@ -146,8 +153,8 @@ def loss_per_image(
         errors = loss_weights(tables, objective, t, min_snr_gamma) * errors
     if variance != "learned_range":
         return errors
-    seen = predicted_x_0(tables, objective, x_t, t, lax.stop_gradient(prediction))
-    bound = variational_bound(tables, x_0, x_t, t, seen, learned_log_variance(tables, t, v))
+    x_0_pred = predicted_x_0(tables, objective, x_t, t, lax.stop_gradient(prediction))
+    bound = variational_bound(tables, x_0, x_t, t, x_0_pred, learned_log_variance(tables, t, v))
     return errors + 0.001 * tables.timesteps * bound
 
 

@@ -1,7 +1,7 @@
-"""Layers that networks share: PyTorch's, channels last, with every epsilon, padding and layout written out.
+"""Layers that networks share. They equal PyTorch's, but are channels last.
 
-A new layer has NaN parameters, so that one that nobody filled cannot go unnoticed. `weights.initialise` and
-`weights.load_state_dict` fill them. It computes in the dtype of its input; parameters are cast to it.
+The parameters of a new layer are NaN, so that an unfilled one is noticed. `weights.initialise` and
+`weights.load_state_dict` fill them. A layer computes in the dtype of its input and casts its parameters to it.
 """
 
 import functools
@@ -17,32 +17,27 @@ from flax import nnx
 
 from jax_ddpm import ops, rng
 from jax_ddpm.arrays import upcast_dtype
-from jax_ddpm.ops import (
-    add_bias,
-    convolve,
-    matmul,
-    transpose_convolve,
-)
+from jax_ddpm.ops import add_bias, convolve, matmul, transpose_convolve
 
-rematerialising = ContextVar("rematerialising", default=False)
+uses_remat = ContextVar("uses_remat", default=False)
 
 
 @contextmanager
 def remat_blocks(on: bool):
-    """Inside, where `on`, the activations within each block are computed again for the gradient instead of kept."""
-    token = rematerialising.set(on)
+    """Context manager: if `on`, blocks recompute their activations in the backward pass (gradient checkpointing)."""
+    token = uses_remat.set(on)
     try:
         yield
     finally:
-        rematerialising.reset(token)
+        uses_remat.reset(token)
 
 
 def remat_block(call: Callable) -> Callable:
-    """Marks the __call__ of a module as that of a block, for `remat_blocks`."""
+    """Decorator of the __call__ of a module that is a block for `remat_blocks`."""
 
     @functools.wraps(call)
     def wrapped(*arguments):
-        if not rematerialising.get():
+        if not uses_remat.get():
             return call(*arguments)
         return ops.checkpoint(call, *arguments)
 
@@ -50,11 +45,12 @@ def remat_block(call: Callable) -> Callable:
 
 
 class Buffer(nnx.Variable):
-    """A constant that belongs to a network's state but is not trained: no gradient, no optimiser, no EMA."""
+    """A constant in a network's state that is not trained: it has no gradient, optimiser state or EMA."""
 
 
 def unfilled(*shape: int) -> nnx.Param:
-    return nnx.Param(np.broadcast_to(np.float32(np.nan), shape))  # takes no memory
+    """A parameter of NaN."""
+    return nnx.Param(np.broadcast_to(np.float32(np.nan), shape))  # one element in memory
 
 
 class Linear(nnx.Module):
@@ -69,7 +65,7 @@ class Linear(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """K x K convolution, zero padding `padding` on every side; kernel HWIO, x NHWC."""
+    """K x K convolution with zero padding on every side, by default (K - 1) // 2. Kernel HWIO, x NHWC."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int | None = None
@@ -85,7 +81,7 @@ class Conv(nnx.Module):
 
 
 class ConvTranspose(nnx.Module):
-    """Transposed convolution as in PyTorch, of any kernel, stride and padding; kernel HWIO."""
+    """Transposed convolution as in PyTorch. Kernel HWIO, x NHWC."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         self.stride, self.padding = stride, padding
@@ -98,9 +94,9 @@ class ConvTranspose(nnx.Module):
 
 
 class ConvTranspose2x2(nnx.Module):
-    """Transposed convolution, 2x2, stride 2: every pixel becomes a 2x2 block; kernel HWIO, x NHWC.
+    """Transposed 2x2 convolution with stride 2, as one matrix product. Kernel HWIO, x NHWC.
 
-    Block pixel (i, j) is x @ kernel[i, j]: in this layout, unlike in a convolution's gradient, nothing is flipped.
+    Every pixel of x becomes a 2x2 block: pixel (i, j) of the block is x @ kernel[i, j].
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -115,7 +111,7 @@ class ConvTranspose2x2(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Wu & He 2018, eq. 1 to 3, statistics in float32 or better, epsilon inside the root, variance in two passes."""
+    """GroupNorm (Wu & He 2018), computed in float32 or float64. epsilon is added inside the square root."""
 
     def __init__(self, num_groups: int, num_channels: int, epsilon: float = 1e-5):
         self.num_groups = num_groups
@@ -130,7 +126,7 @@ class GroupNorm(nnx.Module):
 
 
 def fan_in(layer: Linear | Conv | ConvTranspose | ConvTranspose2x2) -> int:
-    """What PyTorch's initialisers call fan-in: for a transposed convolution the *output* channels times k^2."""
+    """The fan-in of PyTorch's initialisers. A transposed convolution's is its number of *output* channels times k^2."""
     shape = layer.kernel.shape
     return (
         math.prod(shape[:-2]) * shape[-1]
@@ -145,14 +141,15 @@ def identity(h):
 
 
 class Dropout:
-    """Dropout of one forward pass (Srivastava et al. 2014): a value is 0 with probability `rate`, else over 1 - rate.
+    """Dropout of one forward pass (Srivastava et al. 2014).
 
-    Call number n (the n-th dropout layer on the way) draws image i's mask, (H, W, C), at (DROPOUT, step, n, i), i being
-    the image's place in the whole batch: masks do not depend on how a batch is split.
+    A value becomes 0 with probability `rate`, else it is divided by 1 - rate. Call n, counted from 0, draws the mask
+    (H, W, C) of image i from the address (DROPOUT, step, n, i). i is the index in the whole batch, so the masks do not
+    depend on how the batch is split.
     """
 
     def __init__(self, rate: float, seed: int, step, images):
-        """images: integers (B,), the places of the images in the batch."""
+        """images: integers (B,), the indices of the images in the whole batch."""
         self.rate, self.images = rate, images
         self.key = rng.key(seed, rng.DROPOUT, step)
         self.calls = 0
@@ -161,10 +158,10 @@ class Dropout:
         layer = jax.random.fold_in(self.key, self.calls)
         self.calls += 1
 
-        def kept(layer):
+        def draw_mask(layer):
             keys = jax.vmap(lambda image: jax.random.fold_in(layer, image))(jnp.asarray(self.images, jnp.uint32))
             u = jax.vmap(lambda k: jax.random.uniform(k, h.shape[1:], jnp.float32))(keys)
             return u >= jnp.float32(self.rate)
 
-        mask = ops.draw_once(kept, layer)
+        mask = ops.draw_once(draw_mask, layer)
         return jnp.where(mask, h / (1 - self.rate), 0)

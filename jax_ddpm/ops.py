@@ -1,9 +1,9 @@
-"""The operations that networks are made of, in plain JAX, channels last.
+"""The operations of the networks in plain JAX, channels last. Sums are computed in float32 or float64.
 
-float32 means float32, and sums are taken in float32 or better. XLA is slow at some of these operations on CPUs. There,
-`op` takes the function of the same name from `jax_ddpm.cpu.routes`, which computes the same numbers up to rounding but
-can be differentiated only once and only in reverse mode. `with plain():` and the environment variable
-JAX_DDPM_CPU_ROUTES=0 switch to plain JAX, and so does deleting `jax_ddpm.cpu.routes`.
+XLA compiles some of them to slow code on CPUs. There, `op` replaces a function by the one with the same name in
+`jax_ddpm.cpu.routes`. Its results are equal up to rounding, but it can be differentiated only once, in reverse mode.
+`with plain():` and the environment variable JAX_DDPM_CPU_ROUTES=0 switch to plain JAX. So does deleting
+`jax_ddpm/cpu/routes.py`.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax_ddpm.process import prepare_process
 
 try:
     from jax_ddpm.cpu import routes
-except ImportError:  # nothing here depends on them
+except ImportError:  # deleted: everything works without them
     routes = None
 
 prepare_process()
@@ -27,31 +27,32 @@ plain_only = jax.make_user_context(default_value=os.environ.get("JAX_DDPM_CPU_RO
 
 
 def plain():
-    """`with plain():` makes every operation inside the plain one, as on a GPU.
+    """Context manager: all operations inside use plain JAX, as on a GPU.
 
-    For forward-mode and second derivatives through a network on CPUs. Functions under `jax.jit` are traced again.
+    On CPUs, forward-mode derivatives and second derivatives of a network need it. Functions under `jax.jit` are traced
+    again.
     """
     return plain_only(True)
 
 
 def uses_cpu_routes() -> bool:
-    """Whether the operations take the routes for CPUs."""
+    """Whether the operations use `jax_ddpm.cpu.routes`."""
     return routes is not None and jax.default_backend() == "cpu" and not plain_only.value
 
 
 def op(function):
-    """On CPUs the function of the same name in `routes`, elsewhere `function` itself."""
-    fast = getattr(routes, function.__name__, function)
+    """Decorator: on CPUs call the function with the same name in `routes`, elsewhere `function` itself."""
+    cpu_function = getattr(routes, function.__name__, function)
 
     @functools.wraps(function)
-    def chosen(*arguments, **settings):
-        return (fast if uses_cpu_routes() else function)(*arguments, **settings)
+    def dispatch(*arguments, **settings):
+        return (cpu_function if uses_cpu_routes() else function)(*arguments, **settings)
 
-    return chosen
+    return dispatch
 
 
 def matmul_precision(dtype) -> lax.Precision | None:
-    """float32 means float32: not TF32 on GPUs, not bfloat16 on TPUs. Of bfloat16 there is nothing to lose."""
+    """Full precision for float32, which GPUs else compute in TF32 and TPUs in bfloat16. bfloat16 inputs need none."""
     return None if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
 
 
@@ -63,13 +64,13 @@ def matmul(x, kernel):
 
 @op
 def einsum(equation: str, a, b):
-    """jnp.einsum of two arrays that is a product of matrices, or many, as those of attention."""
+    """jnp.einsum of two arrays. `equation` must be a batched matrix product, such as those of attention."""
     return jnp.einsum(equation, a, b, precision=matmul_precision(a.dtype))
 
 
 @op
 def add_bias(x, bias):
-    """x (B, ..., C) + bias (C,), in x's precision."""
+    """x (B, ..., C) + bias (C,), in x's dtype."""
     return x + cast_and_broadcast(bias, x.shape, x.dtype)
 
 
@@ -81,15 +82,13 @@ def add_to_pixels(x, vectors):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def cast_and_broadcast(a, shape, dtype):
-    """a in this dtype and shape. Its gradient is summed in float32 or better."""
+    """a, cast to `dtype` and broadcast to `shape`. Its gradient, a sum, is computed in float32 or float64."""
     return jnp.broadcast_to(a.astype(dtype), shape)
 
 
 @cast_and_broadcast.defjvp
 def cast_and_broadcast_tangent(shape, dtype, primals, tangents):
-    tangent = tangents[0].astype(
-        upcast_dtype(dtype)
-    )  # its transpose sums in the dtype of this broadcast
+    tangent = tangents[0].astype(upcast_dtype(dtype))  # its transpose sums in the dtype of this broadcast
     return cast_and_broadcast(*primals, shape, dtype), jnp.broadcast_to(tangent, shape).astype(dtype)
 
 
@@ -101,12 +100,12 @@ def concatenate_channels(*arrays):
 
 @op
 def silu(x):
-    """x sigmoid(x) (Elfwing et al. 2017), computed in float32 or better; for the gradient x alone is kept."""
+    """x sigmoid(x) (Elfwing et al. 2017), computed in float32 or float64. The backward pass keeps only x."""
     return jax.checkpoint(lambda x: jax.nn.silu(upcast(x)).astype(x.dtype), prevent_cse=False)(x)
 
 
 def convolve(x, kernel, stride: int, padding: int, bias=None):
-    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), plus bias (O,); 1x1 as a product of matrices."""
+    """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), plus a bias (O,). 1x1: a matrix product."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
         y = matmul(x, kernel[0, 0])
         return y if bias is None else add_bias(y, bias)
@@ -115,7 +114,7 @@ def convolve(x, kernel, stride: int, padding: int, bias=None):
 
 @op
 def convolution_nhwc(x, kernel, stride: int, padding: int, bias=None):
-    """Cross-correlation, any kernel."""
+    """`convolve` for any kernel size."""
     y = lax.conv_general_dilated(
         x,
         kernel,
@@ -129,7 +128,10 @@ def convolution_nhwc(x, kernel, stride: int, padding: int, bias=None):
 
 @op
 def transpose_convolve(x, kernel, stride: int, padding: int):
-    """Transposed convolution of x (B, H, W, I) with a kernel (K, K, I, O): a convolution's gradient for its input."""
+    """Transposed convolution of x (B, H, W, I) with a kernel (K, K, I, O).
+
+    Returns (B, H', W', O) with PyTorch's size H' = (H - 1) stride - 2 padding + K.
+    """
     edge = len(kernel) - 1 - padding
     return lax.conv_general_dilated(
         x,
@@ -144,7 +146,10 @@ def transpose_convolve(x, kernel, stride: int, padding: int):
 
 @op
 def group_norm(x, scale, bias, num_groups: int, epsilon: float):
-    """Wu & He 2018, eq. 1 to 3, in the dtype of scale and bias, epsilon inside the root, variance in two passes."""
+    """GroupNorm (Wu & He 2018, eq. 1 to 3) of x (B, ..., C), computed in the dtype of scale and bias (C,).
+
+    epsilon is added inside the square root. The variance is that of x - mean, in a second pass.
+    """
     groups = x.astype(scale.dtype).reshape(x.shape[0], -1, num_groups, x.shape[-1] // num_groups)
     mean = jnp.mean(groups, axis=(1, 3), keepdims=True)
     variance = jnp.mean(jnp.square(groups - mean), axis=(1, 3), keepdims=True)
@@ -154,7 +159,10 @@ def group_norm(x, scale, bias, num_groups: int, epsilon: float):
 
 @op
 def layer_norm(x, scale, bias, epsilon: float):
-    """Ba et al. 2016, over all axes of x (B, ...) but the first, in the dtype of scale and bias, in two passes."""
+    """LayerNorm (Ba et al. 2016) of x (B, ...) over all axes but the first, computed in the dtype of scale and bias.
+
+    scale and bias have the shape of x without B. The variance is that of x - mean, in a second pass.
+    """
     axes = tuple(range(1, x.ndim))
     h = x.astype(scale.dtype)
     h = h - jnp.mean(h, axis=axes, keepdims=True)
@@ -164,40 +172,41 @@ def layer_norm(x, scale, bias, epsilon: float):
 
 @op
 def max_pool_2x2(x):
-    """The largest of each 2x2 block. As in PyTorch, the gradient goes to the first of equals, and NaN wins."""
+    """2x2 max pooling. As in PyTorch, the gradient goes to the first of equal values, and NaN is the largest value."""
 
-    def larger(a, b):
+    def maximum(a, b):
         return jnp.where((b > a) | (b != b), b, a)
 
-    top = larger(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
-    bottom = larger(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
-    return larger(top, bottom)
+    top = maximum(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
+    bottom = maximum(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
+    return maximum(top, bottom)
 
 
 @op
 def checkpoint(call, *arguments):
-    """call(*arguments), whose activations the gradient computes again."""
+    """call(*arguments), which recomputes its activations in the backward pass (gradient checkpointing)."""
     return jax.checkpoint(lambda: call(*arguments))()
 
 
 @op
 def draw_once(draw, key):
-    """draw(key), not drawn again for each of its readers."""
+    """draw(key), not repeated for each of its consumers."""
     return draw(key)
 
 
 @op
 def materialize(arrays):
-    """arrays, not computed again for each of their readers."""
+    """The arrays, not recomputed for each of their consumers."""
     return arrays
 
 
 @op
 def sum_of_squares(x):
+    """Sum of x squared, a scalar."""
     return jnp.sum(jnp.square(x))
 
 
 @op
 def prng_impl():
-    """The implementation of jax.random's threefry2x32."""
+    """Which implementation of threefry2x32 jax.random uses, as the argument `impl` of jax.random.key."""
     return "threefry2x32"

@@ -1,7 +1,7 @@
 """Every random number of the project has an address: (seed, purpose, ...).
 
-Nothing carries a key forward, so any draw can be made again from its address alone: that is what makes exact resume,
-sharding and the PyTorch twin (`torch_ref/rng.py`) simple. The generator is jax.random's threefry2x32.
+No code passes keys on from one draw to the next, so every draw can be repeated from its address alone. This makes
+exact resume, sharding and the PyTorch twin (`torch_ref/rng.py`) simple. The generator is threefry2x32 of jax.random.
 """
 
 from functools import partial
@@ -17,12 +17,12 @@ from jax_ddpm.spec.inputs import check_seed
 PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
 TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t
 NOISE = 2  # (NOISE, step): a (B, H, W, C) draw of eps
-DROPOUT = 3  # (DROPOUT, step, number of the dropout layer, image's place in the batch): an (H, W, C) draw
-SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw; x_T at t = T; inpainting's visit v at t + v (T + 1)
-FLIP = 5  # (FLIP, step): a (B,) draw of coins
-VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws of the validation loss
-KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw; noise of the known pixels after visit v of t
-JUMP = 8  # (JUMP, image index, t + v (T + 1)): an (H, W, C) draw; noise of the jump up after visit v of t
+DROPOUT = 3  # (DROPOUT, step, number of the dropout call, index in the batch): an (H, W, C) draw
+SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw. x_T: t = T. Visit v of t in inpainting: t + v (T + 1)
+FLIP = 5  # (FLIP, step): a (B,) draw of coin flips
+VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws for the validation loss
+KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw, noise of the known pixels after visit v of t
+JUMP = 8  # (JUMP, image index, t + v (T + 1)): an (H, W, C) draw, noise of the jump up after visit v of t
 
 
 def key(seed: int, purpose: int, *address) -> jax.Array:
@@ -43,18 +43,18 @@ def timesteps(k: jax.Array, batch_size: int, num_timesteps: int) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("shape", "dtype"))
 def normal(k: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Standard normal numbers, float32 or float64, jax.random.normal's; channels last wherever they are pixels.
+    """Standard normal numbers, float32 or float64, equal to those of jax.random.normal. Images are channels last.
 
-    k: a key, or keys (B,), whose draws are (B, *shape).
+    k: one key, or keys (B,) for draws (B, *shape).
     """
-    real = jax.dtypes.canonicalize_dtype(dtype)  # without JAX's x64 float64 is float32
-    above = np.nextafter(np.array(-1, real), np.array(0, real))
+    actual_dtype = jax.dtypes.canonicalize_dtype(dtype)  # float64 becomes float32 unless jax_enable_x64 is set
+    minval = np.nextafter(np.array(-1, actual_dtype), np.array(0, actual_dtype))
 
     def uniform(k):  # in (-1, 1)
         def draw(k):
-            return jax.random.uniform(k, shape, dtype, above, 1)
+            return jax.random.uniform(k, shape, dtype, minval, 1)
 
         return jax.vmap(draw)(k) if k.ndim else draw(k)
 
     u = ops.draw_once(uniform, k)
-    return np.array(np.sqrt(2), real) * lax.erf_inv(u)
+    return np.array(np.sqrt(2), actual_dtype) * lax.erf_inv(u)

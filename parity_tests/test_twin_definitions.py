@@ -56,7 +56,7 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "weights": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
-        **dict.fromkeys(["TorchArray", "torch_arrays", "torch_name"], NAMES),
+        **dict.fromkeys(["TorchArray", "torch_arrays", "same_layout", "torch_name"], NAMES),
         "to_device": "nn.Module.to",
         "uniform": "draws of one size are cut, since every shape would be compiled; NumPy compiles nothing",
     },

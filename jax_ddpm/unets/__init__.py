@@ -1,4 +1,4 @@
-"""The networks by the name in their settings, the five of this package and those that a user registers."""
+"""Registry of networks by name: the five of this package, and those added with `register`."""
 
 from collections.abc import Callable, Mapping
 
@@ -21,13 +21,19 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
 }
 BUILT_IN = frozenset(NETWORK_CLASSES)
 REGISTERED_TORCH_NAMES: dict[str, dict[str, str]] = {}
-"""Of registered networks, by their class's name: a table as in `weights.torch_names`."""
+"""By the class of a registered network: a table as those of `weights.torch_names`."""
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Module:
-    """The network of `config`, empty (its parameters are NaN): `weights.initialise` or `load_state_dict` fills it.
+    """Build the network of `config`. Its parameters are NaN: fill them with `weights.initialise` or `load_state_dict`.
 
-    `dtype` is that of the activations; None means the parameters' own.
+    The network is called as network(x, t) with x (B, H, W, C) and t integers (B,) in [0, T), and returns a prediction
+    of x's shape. With learned_variance, the prediction has twice the channels.
+
+    Args:
+        config: settings of the network, such as `ConvBlockConfig`.
+        image_channels: C.
+        dtype: dtype of the activations. Default: that of the parameters.
     """
     return NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
 
@@ -35,14 +41,20 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Mod
 def register(
     config_class: type[NetworkConfig], network_class: Callable[..., nnx.Module], torch_names: Mapping | None = None
 ) -> None:
-    """Make a network of one's own known, so that it is trained, saved, loaded and sampled like the others.
+    """Register a network of your own, so that it can be trained, saved, loaded and sampled like the built-in ones.
 
-    config_class: a frozen dataclass, subclass of NetworkConfig, whose field `name` has a Literal and its value as
-    default. network_class(image_channels, **the other fields, dtype=None): a module (x, t) -> prediction, x float
-    (B, H, W, C), t integers (B,), whose variables are nnx.Param or layers.Buffer. Layers of `jax_ddpm.layers` get
-    their initial values from the run's seed; what else it holds keeps the values that it was built with. In files its
-    arrays have the names of its attributes, or those of a table as in `weights/torch_names.py`. Raises
-    UserError for a name that is taken.
+    Args:
+        config_class: a frozen dataclass and subclass of `NetworkConfig`. Its field `name` is annotated Literal["..."]
+            and has that string as default. The other fields are the arguments of the network.
+        network_class: called as network_class(image_channels, **other_fields, dtype=None). Returns an NNX module
+            (x, t) -> prediction, with x float (B, H, W, C) and t integers (B,). Its variables must be nnx.Param or
+            `layers.Buffer`. Layers of `jax_ddpm.layers` get initial values from the seed of a run. All other variables
+            keep the values that the constructor gives them.
+        torch_names: names of the arrays in files, a table as those of `weights.torch_names`. Default: the paths of the
+            network's attributes.
+
+    Raises:
+        UserError: the name belongs to another network.
     """
     name = config_class().name
     if NETWORKS.get(name, config_class) is not config_class:

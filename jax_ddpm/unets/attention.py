@@ -1,4 +1,7 @@
-"""AttentionUNet: residual blocks, self-attention at the deep levels; 173,082,049 parameters at its defaults, gray."""
+"""AttentionUNet: residual blocks, and self-attention at the deep levels.
+
+173,082,049 parameters with the default settings and one image channel.
+"""
 
 from collections.abc import Callable
 
@@ -14,7 +17,7 @@ from jax_ddpm.ops import add_to_pixels, concatenate_channels, einsum, silu
 
 
 class Frequencies(Buffer):
-    """Fixed random numbers, N(0, 1) * pi: `weights.initialise` draws them."""
+    """Fixed random frequencies, N(0, 1) * pi, drawn by `weights.initialise`."""
 
 
 class TimeEmbedding(nnx.Module):
@@ -26,14 +29,17 @@ class TimeEmbedding(nnx.Module):
         self.linear2 = Linear(4 * channels, 4 * channels)
 
     def __call__(self, t):
-        dtype = self.linear1.kernel.dtype  # phases never in bfloat16: 998 would become 1000
+        dtype = self.linear1.kernel.dtype  # not bfloat16, which would round t = 998 to 1000
         phase = t.astype(dtype)[:, None] * self.frequencies[...].astype(dtype)
         time = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
         return self.linear2(silu(self.linear1(time)))
 
 
 class ResidualBlock(nnx.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice; the time between them, dropout before the second convolution."""
+    """Twice GroupNorm, SiLU and 3x3 convolution, plus x. The time is added in between.
+
+    `dropout` is applied before the second convolution.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int):
         self.norm1 = GroupNorm(32, in_channels)
@@ -51,15 +57,15 @@ class ResidualBlock(nnx.Module):
 
 
 class QueryKeyValue(Linear):
-    """The three projections of self-attention in one matrix."""
+    """The projections to query, key and value, packed in one matrix."""
 
 
 class AttentionOutput(Linear):
-    """The projection after the heads."""
+    """The output projection of self-attention."""
 
 
 class SelfAttention(nnx.Module):
-    """Vaswani et al. 2017, section 3.2, over the H*W pixels in row order. Replaces its input: nothing is added."""
+    """Self-attention over the H*W pixels (Vaswani et al. 2017, section 3.2), without a residual connection."""
 
     def __init__(self, channels: int, heads: int):
         self.heads = heads
@@ -71,13 +77,13 @@ class SelfAttention(nnx.Module):
         qkv = self.projection(x).reshape(b, h * w, 3, self.heads, c // self.heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         scores = einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(c // self.heads).astype(x.dtype)
-        share = jax.nn.softmax(upcast(scores), axis=-1).astype(x.dtype)  # eq. 1
-        heads = einsum("bhqk,bkhd->bqhd", share, value)
+        weights = jax.nn.softmax(upcast(scores), axis=-1).astype(x.dtype)  # eq. 1
+        heads = einsum("bhqk,bkhd->bqhd", weights, value)
         return self.output(heads.reshape(b, h, w, c))
 
 
 class Block(nnx.Module):
-    """A residual block, and self-attention where it is on."""
+    """A residual block, followed by self-attention if `heads` is given."""
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int, heads: int | None):
         self.residual = ResidualBlock(in_channels, out_channels, time_width)
@@ -90,6 +96,8 @@ class Block(nnx.Module):
 
 
 class Downsample(nnx.Module):
+    """3x3 convolution with stride 2."""
+
     def __init__(self, channels: int):
         self.conv = Conv(channels, channels, 3, stride=2)
 
@@ -98,6 +106,8 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
+    """4x4 transposed convolution with stride 2."""
+
     def __init__(self, channels: int):
         self.conv = ConvTranspose(channels, channels, 4, stride=2, padding=1)
 
@@ -106,7 +116,7 @@ class Upsample(nnx.Module):
 
 
 class Middle(nnx.Module):
-    """Two blocks with attention."""
+    """Two blocks with self-attention."""
 
     def __init__(self, channels: int, time_width: int, heads: int):
         self.block1 = Block(channels, channels, time_width, heads)
@@ -119,10 +129,10 @@ class Middle(nnx.Module):
 class AttentionUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
-    x: (B, H, W, image_channels), around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T).
-    `multipliers` apply one after another: level l has channels * multipliers[0] * ... * multipliers[l]. `dropout`:
-    h -> h, for training. Activations are computed in `dtype` (None: the parameters' own); the result has the
-    parameters' dtype.
+    x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 2^(levels - 1). t: integers (B,) in [0, T).
+    Level l has channels * multipliers[0] * ... * multipliers[l] channels. `dropout`, an argument of the call, is a
+    function h -> h for training. Activations have the dtype `dtype` (default: that of the parameters). The prediction
+    has the dtype of the parameters.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""ConvBlockUNet: the ConvBlock UNet, 33,260,417 parameters at its default widths and one image channel."""
+"""ConvBlockUNet: a UNet of residual blocks with two convolutions each.
+
+33,260,417 parameters with the default settings and one image channel.
+"""
 
 import jax
 from flax import nnx
@@ -18,12 +21,12 @@ class TimeEmbedding(nnx.Module):
         self.linear = Linear(width, width)
 
     def __call__(self, t):
-        dtype = self.linear.kernel.dtype  # phases never in bfloat16: 998 would become 1000
+        dtype = self.linear.kernel.dtype  # not bfloat16, which would round t = 998 to 1000
         return jax.nn.relu(self.linear(interleaved_embedding(t, self.frequencies[...].astype(dtype))))
 
 
 class ConvBlock(nnx.Module):
-    """Two 3x3 convolutions with GroupNorm and SiLU, the time added between them, and a residual connection."""
+    """Twice 3x3 convolution, GroupNorm and SiLU, plus x. The time is added in between."""
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int):
         self.conv1 = Conv(in_channels, out_channels, 3)
@@ -44,8 +47,9 @@ class ConvBlock(nnx.Module):
 class ConvBlockUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
-    x: (B, H, W, image_channels), around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T).
-    Activations are computed in `dtype` (None: the parameters' own); the result has the parameters' dtype.
+    x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 2^(levels - 1). t: integers (B,) in [0, T).
+    Activations have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the
+    parameters.
     """
 
     def __init__(
@@ -59,9 +63,9 @@ class ConvBlockUNet(nnx.Module):
         self.time_embedding = TimeEmbedding(time_width)
         in_channels = (image_channels, *widths[:-1])
         self.encoder = nnx.List([ConvBlock(i, o, time_width) for i, o in zip(in_channels, widths, strict=True)])
-        ups = widths[:0:-1]  # from the deepest width to the second
-        self.upsamplers = nnx.List([ConvTranspose2x2(w, w // 2) for w in ups])
-        self.decoder = nnx.List([ConvBlock(w, w // 2, time_width) for w in ups])
+        up_widths = widths[:0:-1]  # from the deepest level to the second one
+        self.upsamplers = nnx.List([ConvTranspose2x2(w, w // 2) for w in up_widths])
+        self.decoder = nnx.List([ConvBlock(w, w // 2, time_width) for w in up_widths])
         self.output = Conv(widths[0], image_channels, 1)
 
     def __call__(self, x: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:

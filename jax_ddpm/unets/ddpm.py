@@ -1,4 +1,7 @@
-"""DDPMUNet: the network of Ho et al. 2020, appendix B; 35,746,307 parameters at its defaults, three channels."""
+"""DDPMUNet: the network of Ho et al. 2020, appendix B.
+
+35,746,307 parameters with the default settings and three image channels.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,13 +27,16 @@ class TimeEmbedding(nnx.Module):
         self.linear2 = Linear(4 * width, 4 * width)
 
     def __call__(self, t):
-        dtype = self.linear1.kernel.dtype  # phases never in bfloat16: 998 would become 1000
+        dtype = self.linear1.kernel.dtype  # not bfloat16, which would round t = 998 to 1000
         frequencies = jnp.asarray(geometric_frequencies(self.width, self.freq_shift), dtype)
         return self.linear2(silu(self.linear1(concatenated_embedding(t, frequencies, self.flip_sin_to_cos))))
 
 
 class ResidualBlock(nnx.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice; the time between them, dropout before the second convolution."""
+    """Twice GroupNorm, SiLU and 3x3 convolution, plus x. The time is added in between.
+
+    `dropout` is applied before the second convolution.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int, groups: int, epsilon: float):
         self.norm1 = GroupNorm(groups, in_channels, epsilon)
@@ -49,7 +55,10 @@ class ResidualBlock(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """x + attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2); head_dim None: one head."""
+    """x + self-attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2).
+
+    head_dim: channels per head. None: a single head.
+    """
 
     def __init__(self, channels: int, head_dim: int | None, groups: int, epsilon: float):
         self.heads = channels // (head_dim or channels)
@@ -68,13 +77,13 @@ class SelfAttention(nnx.Module):
             for layer in (self.query, self.key, self.value)
         )
         scores = einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(c // self.heads).astype(x.dtype)
-        share = jax.nn.softmax(upcast(scores), axis=-1).astype(x.dtype)  # eq. 1
-        h = einsum("bhqk,bkhd->bqhd", share, value)
+        weights = jax.nn.softmax(upcast(scores), axis=-1).astype(x.dtype)  # eq. 1
+        h = einsum("bhqk,bkhd->bqhd", weights, value)
         return x + self.output(h.reshape(x.shape))
 
 
 class Downsample(nnx.Module):
-    """3x3 convolution, stride 2; padding 0 stands for zeros at the right and the bottom only."""
+    """3x3 convolution with stride 2. padding 1 pads all four sides, padding 0 only the right and the bottom."""
 
     def __init__(self, channels: int, padding: int):
         self.padding = padding
@@ -85,7 +94,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Every pixel becomes a 2x2 block, then a 3x3 convolution."""
+    """Repeats every pixel in a 2x2 block, then 3x3 convolution."""
 
     def __init__(self, channels: int):
         self.conv = Conv(channels, channels, 3)
@@ -97,18 +106,20 @@ class Upsample(nnx.Module):
 
 
 class Down(nnx.Module):
-    """A level on the way down: residual blocks, each followed by attention where it is on, then the downsampling."""
+    """A level on the way down: residual blocks, each followed by attention if it is given, then downsampling.
+
+    in_channels: input channels of each block. block(in, out) and attention(channels) make layers.
+    """
 
     def __init__(
         self, in_channels: list[int], out_channels: int, block: Callable, attention: Callable | None, downsample
     ):
-        """in_channels: each block's input channels; block(in, out) and attention(channels) make layers."""
         self.residuals = nnx.List([block(i, out_channels) for i in in_channels])
         self.attentions = nnx.List([attention(out_channels) for _ in in_channels] if attention else [])
         self.downsample = downsample
 
     def __call__(self, x, time, dropout):
-        """Every block's output and the downsampling's, which are the skips."""
+        """The outputs of all blocks and of the downsampling: these are the skips."""
         outputs = []
         for number, residual in enumerate(self.residuals):
             x = residual(x, time, dropout)
@@ -130,7 +141,7 @@ class Middle(nnx.Module):
 
 
 class Up(nnx.Module):
-    """A level on the way up: as `Down`, each block on [x, the newest skip]; then the upsampling."""
+    """A level on the way up: like `Down`, but each block takes [x, the last skip]. Then upsampling."""
 
     def __init__(
         self, in_channels: list[int], out_channels: int, block: Callable, attention: Callable | None, upsample
@@ -147,12 +158,12 @@ class Up(nnx.Module):
 
 
 class DDPMUNet(nnx.Module):
-    """(x, t) -> prediction of x's shape, or with `learned_variance` of twice the channels: [prediction, variance's v].
+    """(x, t) -> prediction of x's shape. With `learned_variance` it has twice the channels: [prediction, v].
 
-    x: (B, H, W, image_channels), around [-1, 1], H and W multiples of 2^(levels - 1); t: integers (B,) in [0, T). The
-    settings are those of `network_config.DDPMConfig`; `up_attention` starts at the deepest level. `dropout` of a call:
-    h -> h, for training. Activations are computed in `dtype` (None: the parameters' own); the result has the
-    parameters' dtype.
+    x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 2^(levels - 1). t: integers (B,) in [0, T).
+    The settings are those of `DDPMConfig`. `dropout`, an argument of the call, is a function h -> h for training.
+    Activations have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the
+    parameters.
     """
 
     def __init__(
@@ -180,18 +191,17 @@ class DDPMUNet(nnx.Module):
         self.time_embedding = TimeEmbedding(widths[0], flip_sin_to_cos, freq_shift)
         width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
         down, up = [], []
-        for level, (out, on) in enumerate(zip(widths, down_attention, strict=True)):
+        for level, (out, has_attention) in enumerate(zip(widths, down_attention, strict=True)):
             in_channels = [width] + [out] * (layers_per_block - 1)
             downsample = Downsample(out, downsample_padding) if level < deepest else None
-            down.append(Down(in_channels, out, block, attention if on else None, downsample))
+            down.append(Down(in_channels, out, block, attention if has_attention else None, downsample))
             width = out
             skips += [out] * (layers_per_block + (level < deepest))
         self.middle = Middle(width, block, attention)
-        for level, (out, on) in enumerate(zip(widths[::-1], up_attention, strict=True)):
+        for level, (out, has_attention) in enumerate(zip(widths[::-1], up_attention, strict=True)):
             in_channels = [i + skips.pop() for i in [width] + [out] * layers_per_block]
-            up.append(
-                Up(in_channels, out, block, attention if on else None, Upsample(out) if level < deepest else None)
-            )
+            upsample = Upsample(out) if level < deepest else None
+            up.append(Up(in_channels, out, block, attention if has_attention else None, upsample))
             width = out
         self.down, self.up = nnx.List(down), nnx.List(up)
         self.norm = GroupNorm(norm_num_groups, width, norm_eps)

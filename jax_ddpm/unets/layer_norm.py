@@ -1,4 +1,7 @@
-"""LayerNormUNet: a small UNet for 28x28 gray images with LayerNorm over whole maps; 506,852 trained parameters."""
+"""LayerNormUNet: a small UNet for 28x28 images with LayerNorm over whole images.
+
+506,852 trained parameters with one image channel.
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +16,7 @@ TIME_WIDTH = 100
 
 
 class LayerNorm(nnx.Module):
-    """Ba et al. 2016, over a whole (H, W, C) map, with a scale and a bias for each of its elements."""
+    """LayerNorm (Ba et al. 2016) over (H, W, C), with one scale and one bias per element."""
 
     def __init__(self, size: int, channels: int, epsilon: float = 1e-5):
         self.epsilon = epsilon
@@ -27,7 +30,7 @@ class LayerNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """LayerNorm (unless `normalize` is off; its parameters exist all the same), then twice convolution and SiLU."""
+    """LayerNorm, then twice 3x3 convolution and SiLU. Without `normalize`, LayerNorm's parameters are unused."""
 
     def __init__(self, size: int, in_channels: int, out_channels: int, normalize: bool = True):
         self.normalize = normalize
@@ -41,7 +44,7 @@ class Block(nnx.Module):
 
 
 class TimeMLP(nnx.Module):
-    """A row of the table -> Linear(SiLU(Linear)), one number for each channel of a stage's input."""
+    """Linear(SiLU(Linear(row of the time table))): one number per channel of a stage's input."""
 
     def __init__(self, channels: int):
         self.linear1 = Linear(TIME_WIDTH, channels)
@@ -52,7 +55,7 @@ class TimeMLP(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """The time added to the input, then three blocks."""
+    """Adds the time to the input, then three blocks."""
 
     def __init__(self, size: int, channels: tuple[int, int, int, int], normalize_last: bool = True):
         c0, c1, c2, c3 = channels
@@ -69,8 +72,8 @@ class Stage(nnx.Module):
 class LayerNormUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
-    x: (B, 28, 28, image_channels), around [-1, 1]; t: integers (B,) in [0, table_rows). Activations are computed in
-    `dtype` (None: the parameters' own); the result has the parameters' dtype.
+    x: (B, 28, 28, image_channels), about within [-1, 1]. t: integers (B,) in [0, table_rows). Activations have the
+    dtype `dtype` (default: that of the parameters). The prediction has the dtype of the parameters.
     """
 
     def __init__(self, image_channels: int = 1, table_rows: int = 1000, dtype=None):

@@ -1,4 +1,7 @@
-"""StridedUNet: strided convolutions down, transposed ones up; 4,544,323 parameters at three image channels."""
+"""StridedUNet: a UNet with strided convolutions on the way down and transposed ones on the way up.
+
+4,544,323 parameters with three image channels.
+"""
 
 from flax import nnx
 from jaxtyping import Float, Int
@@ -11,7 +14,7 @@ TIME_WIDTH = 256
 
 
 class TimeEmbedding(nnx.Module):
-    """t, as one number, through Linear, SiLU, Linear: (B,) to (B, 256)."""
+    """t -> Linear(SiLU(Linear(t))), (B,) to (B, 256). t is not scaled."""
 
     def __init__(self):
         self.linear1 = Linear(1, TIME_WIDTH)
@@ -22,7 +25,7 @@ class TimeEmbedding(nnx.Module):
 
 
 class DoubleConv(nnx.Module):
-    """Twice: 3x3 convolution, GroupNorm, SiLU."""
+    """Twice 3x3 convolution, GroupNorm and SiLU."""
 
     def __init__(self, in_channels: int, out_channels: int):
         self.conv1 = Conv(in_channels, out_channels, 3)
@@ -36,7 +39,7 @@ class DoubleConv(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    """Features at full and at half size; the time is added to both."""
+    """Returns features at full and at half size. The time is added before the strided convolution."""
 
     def __init__(self, in_channels: int, out_channels: int):
         self.conv = DoubleConv(in_channels, out_channels)
@@ -49,7 +52,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """Twice the size, joined with the skip, the time added at the end."""
+    """Doubles the size, concatenates the skip, convolves, then adds the time."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
         self.up = ConvTranspose2x2(in_channels, in_channels)
@@ -64,8 +67,8 @@ class UpBlock(nnx.Module):
 class StridedUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
-    x: (B, H, W, image_channels), around [-1, 1], H and W multiples of 8; t: integers (B,) in [0, T). Activations are
-    computed in `dtype` (None: the parameters' own); the result has the parameters' dtype.
+    x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 8. t: integers (B,) in [0, T). Activations
+    have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the parameters.
     """
 
     def __init__(self, image_channels: int = 3, dtype=None):
