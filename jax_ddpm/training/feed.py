@@ -65,7 +65,7 @@ class Feed:
         self.next_steps = 1 if self.on_cpu else self.steps_per_dispatch
         """Number of steps for the next dispatch. On a CPU: as many as MAX_DISPATCH_SECONDS_ON_CPU allows."""
         self.last_dispatch: tuple[float, int] | None = None
-        """On a CPU: start time and number of steps of the last dispatch. None: do not time it."""
+        """On a CPU: start time and number of steps of the last dispatch, if it is to be timed."""
         self.unroll_accumulation = not fast_in_loops(config.network)
         """Argument of `make_train_step`."""
 

@@ -64,7 +64,7 @@ def train(
             lock_folder(folder, config, resume),
             Checkpoints(folder / "checkpoints", config.output, log) as checkpoints,
         ):
-            signals.message = f"Stopped. To go on: jax-ddpm train --resume --out {shlex.quote(str(folder))}"
+            signals.message = f"Stopped. To continue: jax-ddpm train --resume --out {shlex.quote(str(folder))}"
             run = prepare(config, folder, resume, images, network, mesh, checkpoints, log)
             signals.deferred = True
             take_steps(run, signals)

@@ -149,7 +149,7 @@ def data_pictures(config: RunConfig, images: ImageData, samples: np.ndarray, num
     """(picture, text) by file name: training images, the forward process, nearest training images of the samples."""
     strip, ts = diagnostics.forward_process(np.asarray(images.train[:STRIP_ROWS]), config, STRIP_COLUMNS)
     neighbours = np.concatenate([samples[:, None], numbers["nearest_images"]], axis=1)
-    ranks = ["nearest", *(f"{i}." for i in range(2, neighbours.shape[1]))]
+    ranks = ["nearest", *(f"#{i}" for i in range(2, neighbours.shape[1]))]
     return {
         "data.png": (report.grid(np.asarray(images.train[:64])), "training images"),
         "forward.png": (

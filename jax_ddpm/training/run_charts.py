@@ -31,7 +31,7 @@ def training_charts(rows: list[dict]) -> list[dict]:
     for name, title, text, log in (
         ("images_per_second", "Images per second", "Without the time for validation, pictures and checkpoints.", False),
         ("grad_norm", "Gradient norm", "Before clipping, if the run clips gradients.", True),
-        ("learning_rate", "Learning rate", "Of each step.", False),
+        ("learning_rate", "Learning rate", "At each row of metrics.jsonl.", False),
     ):
         charts.append(chart(title, text, [html_page.curve(title.lower(), steps, column(name), log=log)], log=log))
     return [c for c in charts if any(np.isfinite(line["y"]).any() for line in c["series"])]

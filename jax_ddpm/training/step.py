@@ -102,7 +102,7 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
         if training.accumulate == 1:
             return grad(state.params, state, *batch)
 
-        def split(x):  # part a takes images a, a + A, a + 2A, ..., so that no image moves to another device
+        def split(x):  # part a of A takes images a, a + A, a + 2A, ...: no image moves to another device
             x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:])
             return shard(x.swapaxes(0, 1), None, "data")
 
