@@ -1,6 +1,6 @@
 """The forward process, its posterior, the three objectives, and the loss.
 
-`tables` are `schedules.Tables`; x tensors are (B, C, H, W) with one timestep each, t: integers (B,) in [0, T).
+`tables` are `schedules.Tables`. Tensors x are (B, C, H, W), and t are integers (B,) in [0, T), one timestep per image.
 """
 
 import math
@@ -29,7 +29,10 @@ def posterior(tables: Tables, x_0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tens
 
 
 def objective_target(tables: Tables, objective: str, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """The right answer: eps, x_0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans & Ho 2022)."""
+    """What the network should predict: eps, x_0, or v (Salimans & Ho 2022).
+
+    v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
+    """
     if objective == "eps":
         return noise
     if objective == "x0":
@@ -38,27 +41,27 @@ def objective_target(tables: Tables, objective: str, x_0: Tensor, t: Tensor, noi
 
 
 def predicted_x_0(tables: Tables, objective: str, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
-    """x_0 computed from the network's prediction; for eps: Ho et al. 2020, eq. 15."""
+    """x_0 computed from the network's prediction. From eps: Ho et al. 2020, eq. 15."""
     if objective == "x0":
         return prediction
-    root, root_rest = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
+    signal, noise = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "eps":
-        return (x_t - root_rest * prediction) / root
-    return root * x_t - root_rest * prediction
+        return (x_t - noise * prediction) / signal
+    return signal * x_t - noise * prediction
 
 
 def predicted_eps(tables: Tables, objective: str, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
     """eps computed from the network's prediction."""
     if objective == "eps":
         return prediction
-    root, root_rest = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
+    signal, noise = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "x0":
-        return (x_t - root * prediction) / root_rest
-    return root * prediction + root_rest * x_t
+        return (x_t - signal * prediction) / noise
+    return signal * prediction + noise * x_t
 
 
 def split_prediction(prediction: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The network's output as (prediction, v). v is None unless there are twice the image's channels."""
+    """Split the network's output into (prediction, v). v, of the variance, is None unless there are 2c channels."""
     channels = x_t.shape[1]
     if prediction.shape[1] == channels:
         return prediction, None
@@ -66,18 +69,18 @@ def split_prediction(prediction: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | 
 
 
 def learned_log_variance(tables: Tables, t: Tensor, v: Tensor | None) -> Tensor:
-    """log Sigma between log beta~_t (v = -1) and log beta_t (v = 1), pixel by pixel: Nichol & Dhariwal 2021, eq. 15."""
+    """log Sigma of each value, from log beta~_t (v = -1) to log beta_t (v = 1): Nichol & Dhariwal 2021, eq. 15."""
     if v is None:
         raise UserError(
             "variance = learned_range: the network predicts no variance (expected twice the image's channels).\n"
-            "Use a network with learned_variance, or another variance."
+            "Use a network with learned_variance, or the variance beta or posterior."
         )
-    share = (v + 1) / 2
-    return share * torch.log(extract(tables.betas, t)) + (1 - share) * extract(tables.log_posterior_variance, t)
+    fraction = (v + 1) / 2
+    return fraction * torch.log(extract(tables.betas, t)) + (1 - fraction) * extract(tables.log_posterior_variance, t)
 
 
 def loss_weights(tables: Tables, objective: str, t: Tensor, min_snr_gamma: float) -> Tensor:
-    """Min-SNR-gamma, Hang et al. 2023, section 3.4: min(SNR, gamma) weighs the error in x_0; per objective, (B,)."""
+    """Loss weights that amount to weighting the error of x_0 by min(SNR, gamma): Hang et al. 2023, section 3.4."""
     snr = torch.as_tensor(tables.snr, device=t.device)[t]
     clipped = torch.clamp(snr, max=min_snr_gamma)
     return {"eps": clipped / snr, "x0": clipped, "v": clipped / (snr + 1)}[objective]
@@ -86,7 +89,7 @@ def loss_weights(tables: Tables, objective: str, t: Tensor, min_snr_gamma: float
 def variational_bound(
     tables: Tables, x_0: Tensor, x_t: Tensor, t: Tensor, x_0_pred: Tensor, log_variance: Tensor
 ) -> Tensor:
-    """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension (B,); at t = 0 the likelihood of 8-bit pixels, eq. 13."""
+    """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension. At t = 0: -log likelihood of 8-bit pixels, eq. 13."""
     mean, _ = posterior(tables, x_0_pred, x_t, t)
     true_mean, _ = posterior(tables, x_0, x_t, t)
     true_log_variance = extract(tables.log_posterior_variance, t)
@@ -103,17 +106,17 @@ def variational_bound(
 
 
 def pixel_probability(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    """Probability of the 8-bit level x under N(mean, sigma^2); the outermost levels include the tails: eq. 13.
+    """Probability of the 8-bit level x under N(mean, sigma^2): Ho et al. 2020, eq. 13.
 
-    Computed in the lower tail, by symmetry, which avoids cancellation.
+    The lowest and the highest level include the tails. Computed in the lower tail, by symmetry, to avoid cancellation.
     """
 
-    def below(distance):
+    def cdf(distance):
         return 0.5 * torch.special.erfc(-distance / (sigma * math.sqrt(2)))
 
     d, half = x - mean, 1 / 255
-    inner = below(half - torch.abs(d)) - below(-half - torch.abs(d))
-    return torch.where(x < -0.999, below(d + half), torch.where(x > 0.999, below(half - d), inner))
+    inner = cdf(half - torch.abs(d)) - cdf(-half - torch.abs(d))
+    return torch.where(x < -0.999, cdf(d + half), torch.where(x > 0.999, cdf(half - d), inner))
 
 
 def loss_per_image(
@@ -126,10 +129,10 @@ def loss_per_image(
     min_snr_gamma: float | None = None,
     variance: str = "beta",
 ) -> Tensor:
-    """Mean over pixels of Ho et al. 2020, eq. 14, for `predict(x_t, t)`, weighted if min_snr_gamma is given: (B,).
+    """The loss of each image: squared error of `predict(x_t, t)`, mean over pixels, Ho et al. 2020, eq. 14.
 
-    variance = "learned_range": the hybrid loss L_simple + 0.001 L_vlb, Nichol & Dhariwal 2021, eq. 16. L_vlb is T times
-    the bound's term at t, in bits per dimension. Its gradient reaches only the variance, not the mean.
+    min_snr_gamma: if given, multiply by `loss_weights`. variance: "learned_range" adds 0.001 L_vlb, the hybrid loss of
+    Nichol & Dhariwal 2021, eq. 16.
     """
     x_t = q_sample(tables, x_0, t, noise)
     prediction, v = split_prediction(predict(x_t, t), x_t)
@@ -139,9 +142,9 @@ def loss_per_image(
         errors = loss_weights(tables, objective, t, min_snr_gamma) * errors
     if variance != "learned_range":
         return errors
-    seen = predicted_x_0(tables, objective, x_t, t, prediction.detach())
-    bound = variational_bound(tables, x_0, x_t, t, seen, learned_log_variance(tables, t, v))
-    return errors + 0.001 * tables.timesteps * bound
+    x_0_pred = predicted_x_0(tables, objective, x_t, t, prediction.detach())
+    bound = variational_bound(tables, x_0, x_t, t, x_0_pred, learned_log_variance(tables, t, v))
+    return errors + 0.001 * tables.timesteps * bound  # L_hybrid, eq. 16; L_vlb trains only the variance, not the mean
 
 
 def loss(

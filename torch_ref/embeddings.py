@@ -11,29 +11,20 @@ def geometric_frequencies(width: int, freq_shift: int = 0) -> np.ndarray:
 
 
 def sinusoid_table(rows: int, width: int) -> np.ndarray:
-    """float32 (rows, width): columns 2i and 2i + 1 of row t are sin and cos of t * 10000^(-4i / width).
-
-    That is twice the usual exponent (Vaswani et al. 2017, section 3.5), as the checkpoints of `layer_norm` have it.
-    """
+    """Table of time embeddings: columns 2i and 2i + 1 of row t are sin and cos of t * 10000^(-4i / width)."""
     frequencies = (10000.0 ** (-4 * np.arange(width // 2) / width)).astype(np.float32)
     phase = (np.arange(rows, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
     return np.stack([np.sin(phase), np.cos(phase)], axis=-1).reshape(rows, width).astype(np.float32)
 
 
 def interleaved_embedding(t: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-    """[sin J_0 t, cos J_0 t, sin J_1 t, cos J_1 t, ...] (Vaswani et al. 2017, section 3.5), in the table's dtype.
-
-    t: (B,) integers, frequencies: (k,). Returns (B, 2k).
-    """
+    """[sin f_0 t, cos f_0 t, sin f_1 t, cos f_1 t, ...] (Vaswani et al. 2017, section 3.5), in frequencies' dtype."""
     phase = t.to(frequencies.dtype)[:, None] * frequencies
     return torch.stack([torch.sin(phase), torch.cos(phase)], dim=-1).reshape(t.shape[0], -1)
 
 
 def concatenated_embedding(t: torch.Tensor, frequencies: torch.Tensor, flip_sin_to_cos: bool) -> torch.Tensor:
-    """All sines of frequencies * t, then all cosines; the other way round with `flip_sin_to_cos`. The table's dtype.
-
-    t: (B,) integers, frequencies: (k,). Returns (B, 2k).
-    """
+    """All sines of frequencies * t, then all cosines; cosines first with `flip_sin_to_cos`. In frequencies' dtype."""
     phase = t.to(frequencies.dtype)[:, None] * frequencies
     parts = [torch.sin(phase), torch.cos(phase)]
     return torch.cat(parts[::-1] if flip_sin_to_cos else parts, dim=-1)

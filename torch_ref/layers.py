@@ -11,14 +11,13 @@ def identity(h):
 
 
 class Dropout:
-    """Dropout of one forward pass (Srivastava et al. 2014): a value is 0 with probability `rate`, else over 1 - rate.
+    """Dropout of one forward pass (Srivastava et al. 2014).
 
-    Call number n (the n-th dropout layer on the way) draws image i's mask, (H, W, C), at (DROPOUT, step, n, i), i being
-    the image's place in the whole batch: masks do not depend on how a batch is split.
+    Call n, counted from 0, draws the mask (H, W, C) of image i from the address (DROPOUT, step, n, i).
     """
 
     def __init__(self, rate: float, seed: int, step: int, images):
-        """images: integers (B,), the places of the images in the batch."""
+        """images: integers (B,), the indices of the images in the whole batch."""
         self.rate, self.images = rate, images
         self.key = rng.key(seed, rng.DROPOUT, step)
         self.calls = 0

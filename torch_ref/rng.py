@@ -15,12 +15,12 @@ from jax_ddpm.spec.inputs import check_seed
 PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
 TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t
 NOISE = 2  # (NOISE, step): a (B, H, W, C) draw of eps
-DROPOUT = 3  # (DROPOUT, step, number of the dropout layer, image's place in the batch): an (H, W, C) draw
-SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw; x_T at t = T; inpainting's visit v at t + v (T + 1)
-FLIP = 5  # (FLIP, step): a (B,) draw of coins
-VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws of the validation loss
-KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw; noise of the known pixels after visit v of t
-JUMP = 8  # (JUMP, image index, t + v (T + 1)): an (H, W, C) draw; noise of the jump up after visit v of t
+DROPOUT = 3  # (DROPOUT, step, number of the dropout call, index in the batch): an (H, W, C) draw
+SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw. x_T: t = T. Visit v of t in inpainting: t + v (T + 1)
+FLIP = 5  # (FLIP, step): a (B,) draw of coin flips
+VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws for the validation loss
+KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw, noise of the known pixels after visit v of t
+JUMP = 8  # (JUMP, image index, t + v (T + 1)): an (H, W, C) draw, noise of the jump up after visit v of t
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # Salmon et al. 2011, table 2, N = 2, W = 32
 
@@ -58,13 +58,13 @@ def timesteps(k: np.ndarray, batch_size: int, num_timesteps: int) -> torch.Tenso
 
 
 def normal(k: np.ndarray, shape: tuple[int, ...], dtype=torch.float32) -> torch.Tensor:
-    """Standard normal numbers of a stated dtype; channels last wherever they are pixels.
+    """Standard normal numbers, float32 or float64. Images are channels last.
 
     Those of jax.random.normal, within 1e-6 in float32 and 1e-13 in float64.
     """
     u = uniform(k, shape, dtype).numpy()
-    above = np.nextafter(u.dtype.type(-1), u.dtype.type(0))
-    x = np.maximum(above, 2 * u + above)  # in (-1, 1)
+    minval = np.nextafter(u.dtype.type(-1), u.dtype.type(0))
+    x = np.maximum(minval, 2 * u + minval)  # in (-1, 1)
     return torch.from_numpy(np.asarray(np.sqrt(u.dtype.type(2)) * erf_inv(x)))
 
 

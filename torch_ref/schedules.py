@@ -1,6 +1,6 @@
-"""Noise schedules and the tables that follow from them: float64 NumPy, cast once.
+"""Noise schedules and tables of everything that depends on t only. Computed in float64, rounded once.
 
-Index i of every table is the timestep t = i of the code, 0 <= t < T; the papers count from 1, so their t is t + 1 here.
+Index t of a table is timestep t, 0 <= t < T. The papers count from 1: their timestep t + 1 is our t.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ import numpy as np
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, check_schedule
 from jax_ddpm.spec.spacing import next_timesteps
 
-MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the chain's last steps from being singular
+MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: avoids singularities at the end of the diffusion
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Everything that depends on t alone; arrays of shape (T,), one dtype."""
+    """Tables of everything that depends on t only: arrays (T,) of one dtype."""
 
     betas: np.ndarray  # variance of q(x_t | x_{t-1})
     alphas: np.ndarray  # 1 - beta_t
@@ -26,9 +26,9 @@ class Tables:
     sqrt_alpha_bars_prev: np.ndarray
     sqrt_one_minus_alpha_bars_prev: np.ndarray
     posterior_variance: np.ndarray  # beta~_t, Ho et al. 2020, eq. 7; 0 at t = 0
-    posterior_mean_x_0: np.ndarray  # the factor of x_0 in mu~_t, eq. 7
-    posterior_mean_x_t: np.ndarray  # the factor of x_t in mu~_t, eq. 7
-    log_posterior_variance: np.ndarray  # log beta~_t; at t = 0 that of t = 1, as in Nichol & Dhariwal's code
+    posterior_mean_x_0: np.ndarray  # coefficient of x_0 in mu~_t, eq. 7
+    posterior_mean_x_t: np.ndarray  # coefficient of x_t in mu~_t, eq. 7
+    log_posterior_variance: np.ndarray  # log beta~_t; at t = 0 its value at t = 1, as in Nichol & Dhariwal's code
     snr: np.ndarray  # alpha_bar / (1 - alpha_bar)
     half_log_snr: np.ndarray  # lambda_t of Lu et al. 2022
     half_log_snr_prev: np.ndarray  # lambda_{t-1}, infinite at t = 0
@@ -39,7 +39,7 @@ class Tables:
 
 
 def linear_betas(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
-    """Ho et al. 2020, section 4: from beta_1 to beta_T in equal steps. Float64 (T,)."""
+    """Ho et al. 2020, section 4: equal steps from beta_1 to beta_T. Float64 (T,)."""
     return np.linspace(beta_start, beta_end, timesteps, dtype=np.float64)
 
 
@@ -63,15 +63,12 @@ def sigmoid(x):
 
 
 def betas_from_alpha_bars(alpha_bars: np.ndarray) -> np.ndarray:
-    """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, at most 0.999; (T + 1,) values from alpha_bar = 1 to (T,)."""
+    """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, at most 0.999: (T,). alpha_bars: (T + 1,), starting with 1."""
     return np.minimum(1.0 - alpha_bars[1:] / alpha_bars[:-1], MAX_BETA)
 
 
 def make_betas(schedule: str, timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
-    """Betas of a schedule by name, float64 (T,); `beta_start` and `beta_end` belong to "linear" alone.
-
-    Raises UserError for an unknown name, timesteps < 1, or betas outside (0, 1).
-    """
+    """Betas of the schedule "linear", "cosine" or "sigmoid": float64 (T,)."""
     check_schedule(schedule, timesteps, beta_start, beta_end)
     if schedule == "linear":
         return linear_betas(timesteps, beta_start, beta_end)
@@ -79,7 +76,7 @@ def make_betas(schedule: str, timesteps: int, beta_start: float = 1e-4, beta_end
 
 
 def half_log_snr(alpha_bars: np.ndarray) -> np.ndarray:
-    """log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)): infinite where there is no noise."""
+    """log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)). Infinite for alpha_bar = 1."""
     with np.errstate(divide="ignore"):
         return 0.5 * (np.log(alpha_bars) - np.log1p(-alpha_bars))
 
@@ -92,10 +89,9 @@ def make_tables(
     dtype=np.float32,
     chain: np.ndarray | None = None,
 ) -> Tables:
-    """All tables of a schedule, computed in float64 and rounded once to `dtype`. Errors as `make_betas`.
+    """All tables of a noise schedule, computed in float64 and rounded once.
 
-    chain: timesteps of a shortened chain (`spacing.spaced_timesteps`). "t - 1" is then the chain's next timestep below
-    t, and betas are those of the shortened chain: Nichol & Dhariwal 2021, section 4.
+    chain: the timesteps of a shortened chain; the tables are then those of Nichol & Dhariwal 2021, section 4.
     """
     betas = make_betas(schedule, timesteps, beta_start, beta_end)
     alphas = 1.0 - betas
@@ -107,8 +103,8 @@ def make_tables(
         betas = 1.0 - alphas
     one_minus, one_minus_prev = 1.0 - alpha_bars, 1.0 - alpha_bars_prev
     posterior_variance = betas * one_minus_prev / one_minus
-    at_the_end = posterior_variance == 0
-    smallest = posterior_variance[~at_the_end][0] if not at_the_end.all() else betas[0]
+    is_zero = posterior_variance == 0
+    first_positive = posterior_variance[~is_zero][0] if not is_zero.all() else betas[0]
     values = Tables(
         betas=betas,
         alphas=alphas,
@@ -121,7 +117,7 @@ def make_tables(
         posterior_variance=posterior_variance,
         posterior_mean_x_0=np.sqrt(alpha_bars_prev) * betas / one_minus,
         posterior_mean_x_t=np.sqrt(alphas) * one_minus_prev / one_minus,
-        log_posterior_variance=np.log(np.where(at_the_end, smallest, posterior_variance)),
+        log_posterior_variance=np.log(np.where(is_zero, first_positive, posterior_variance)),
         snr=alpha_bars / one_minus,
         half_log_snr=half_log_snr(alpha_bars),
         half_log_snr_prev=half_log_snr(alpha_bars_prev),
@@ -130,5 +126,5 @@ def make_tables(
 
 
 def schedule_tables(config: DiffusionConfig, dtype=np.float32, chain: np.ndarray | None = None) -> Tables:
-    """`make_tables` of a DiffusionConfig."""
+    """`make_tables` for the schedule of a `DiffusionConfig`."""
     return make_tables(config.schedule, config.timesteps, config.beta_start, config.beta_end, dtype, chain)

@@ -1,7 +1,4 @@
-"""State dicts of NumPy arrays under PyTorch names, loaded strictly; initial values; ready models.
-
-They are the state dicts that `jax_ddpm.weights` reads and writes.
-"""
+"""Models with their weights, strict state dicts of NumPy arrays as in `jax_ddpm.weights`, and initial values."""
 
 import math
 import os
@@ -24,10 +21,9 @@ from torch_ref.unets import attention
 def load_model(
     path: str | os.PathLike, image_size: int | None = None, precision: str = "float32", **diffusion
 ) -> nn.Module:
-    """The network in a run folder, a diffusers folder, a .safetensors, a .pt, .pth or .bin, in eval mode.
+    """Load a trained model: a module in eval mode with its metadata, a ModelInfo, as the attribute `info`.
 
-    Returns a module, model(x, t), x (B, C, H, W), t integers (B,) in [0, T), with its ModelInfo as attribute `info`.
-    Arguments and errors are those of `jax_ddpm.load_model`.
+    model(x, t): x (B, C, H, W), t integers (B,) in [0, T). Arguments and errors are those of `jax_ddpm.load_model`.
     """
     require_one_of("precision", precision, Precision)
     values, info = read_model(path, image_size, **diffusion)
@@ -44,7 +40,7 @@ def num_parameters(network: nn.Module) -> int:
 
 
 def state_dict(network: nn.Module) -> StateDict:
-    """A network's parameters and buffers, copied."""
+    """The parameters and buffers of a network, copied to NumPy."""
     return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
 
 
@@ -63,11 +59,9 @@ def load_state_dict(network: nn.Module, values: Mapping[str, np.ndarray], dtype=
 
 @torch.no_grad()
 def initialise(network: nn.Module, seed: int) -> None:
-    """Set PyTorch's default initial values, in place, each drawn at (PARAMS, crc32 of its name).
+    """Fill a network, in place, with the values of `jax_ddpm.weights.initialise`: PyTorch's defaults.
 
-    Kernels and their biases: kaiming-uniform with a = sqrt(5), that is uniform within 1/sqrt(fan_in). Norms: one and
-    zero. Self-attention: xavier-uniform over its packed projection, biases zero. Buffers keep their value, except the
-    random frequencies of `attention`, which are drawn. Raises UserError for an unknown kind of layer.
+    Each parameter is drawn from the address (PARAMS, crc32 of its name). Raises UserError for an unknown kind of layer.
     """
     for path, layer in network.named_modules():
         parameters = dict(layer.named_parameters(path, recurse=False))
@@ -95,13 +89,13 @@ def initialise(network: nn.Module, seed: int) -> None:
 
 
 def box_muller(u: np.ndarray) -> np.ndarray:
-    """Normal numbers from uniform ones (2, ...), Box & Muller 1958. NumPy gives the same to both frameworks."""
+    """Standard normal numbers from uniform numbers u (2, ...): Box & Muller 1958. NumPy, as in jax_ddpm."""
     u = u.astype(np.float64)
     return np.sqrt(-2 * np.log1p(-u[0])) * np.cos(2 * np.pi * u[1])
 
 
 def draw_uniform(seed: int, name: str, shape) -> np.ndarray:
-    """Uniform numbers in [0, 1) at (PARAMS, crc32 of the name), float32."""
+    """Uniform float32 numbers in [0, 1) from the address (PARAMS, crc32 of the name)."""
     return rng.uniform(rng.key(seed, rng.PARAMS, zlib.crc32(name.encode())), tuple(shape)).numpy()
 
 

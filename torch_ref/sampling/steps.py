@@ -25,11 +25,7 @@ def of_images(x: Tensor, t: int | Tensor) -> Tensor:
 
 
 def threshold(x_0: Tensor, clip: str, clip_percentile: float) -> Tensor:
-    """Limit a predicted x_0 to [-1, 1] by the method `clip`. "state" and "none" return it unchanged.
-
-    "x0" clips. "dynamic" clips each image to [-s, s] and divides by s: Saharia et al. 2022, section 2.3. s is the
-    quantile `clip_percentile` (such as 0.995) of the image's absolute values, at least 1.
-    """
+    """Limit a predicted x_0 to [-1, 1] by the method `clip`; "dynamic": Saharia et al. 2022, section 2.3."""
     if clip == "x0":
         return torch.clamp(x_0, -1, 1)
     if clip != "dynamic":
@@ -54,12 +50,7 @@ def clamp_state(x: Tensor, clip: str) -> Tensor:
 def ancestral_step(
     tables: Tables, config: DiffusionConfig, x_t: Tensor, prediction: Tensor, t: int, noise: Tensor
 ) -> Tensor:
-    """x_{t-1} from x_t: Ho et al. 2020, Algorithm 2, lines 3 and 4. The last step adds no noise.
-
-    config.variance: "beta" (sigma_t^2 = beta_t) or "posterior" (beta~_t), both of section 3.2, or "learned_range":
-    predicted by the network. config.clip: "x0" and "dynamic" limit the predicted x_0 (`threshold`) and use the
-    posterior mean. "state" clamps the new state to [-1, 1]. "none" does neither.
-    """
+    """x_{t-1} from x_t: Ho et al. 2020, Algorithm 2, lines 3 and 4. The last step adds no noise."""
     ts = of_images(x_t, t)
     if config.clip in ("x0", "dynamic"):
         x_0 = clipped_x_0(tables, config, x_t, prediction, t)
@@ -157,9 +148,8 @@ def edm_step(
 ) -> Tensor:
     """Karras et al. 2022, Algorithm 1, with a DDPM network (table 1, column VP).
 
-    The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Without `predict` this
-    is Euler's method, which is DDIM with eta = 0 in other variables. With it, Heun's method: predict(x, t) is called a
-    second time, at next_timesteps[t] (of `spec.spacing.next_timesteps`). The last step, to sigma = 0, is Euler's.
+    The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Euler's method, or,
+    with `predict`, Heun's: predict(x, t) is called again at next_timesteps[t], except in the step to sigma = 0.
     """
     ts = of_images(x_t, t)
     scale, scale_next = extract(tables.sqrt_alpha_bars, ts), extract(tables.sqrt_alpha_bars_prev, ts)

@@ -1,8 +1,7 @@
-"""The networks by the name in their settings: `jax_ddpm.unets` again, under the parameter names of checkpoints.
+"""Registry of networks by name: those of `jax_ddpm.unets`, with the parameter names of existing checkpoints.
 
-A network is called as network(x, t) and predicts an array of x's shape, (B, image_channels, H, W) around [-1, 1]; t are
-integers (B,) in [0, T). It computes activations in its `dtype` (torch.bfloat16, or None: the parameters' own) and
-returns the parameters' dtype. A network with dropout also takes `dropout`, a function h -> h, in training.
+The classes of `jax_ddpm.unets` tell the settings and the image sizes that fit. Here x is (B, image_channels, H, W). A
+network with dropout takes `dropout`, a function h -> h for training, as an argument of the call.
 """
 
 from collections.abc import Callable
@@ -27,10 +26,10 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Module:
-    """The network of `config`: `weights.initialise` or `load_state_dict` fills it.
+    """Build the network of `config`. Fill its parameters with `weights.initialise` or `load_state_dict`.
 
-    `dtype` is that of the activations: torch.bfloat16, or None for the parameters' own. Switches TF32 off for the
-    process, so that on GPUs too float32 means float32.
+    dtype: of the activations: torch.bfloat16, or None for that of the parameters. The prediction has the dtype of the
+    parameters. Switches TF32 off for the whole process, so that GPUs compute float32 in float32.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

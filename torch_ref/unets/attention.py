@@ -1,4 +1,4 @@
-"""AttentionUNet: residual blocks, self-attention at the deep levels; 173,082,049 parameters at its defaults, gray."""
+"""AttentionUNet: residual blocks, and self-attention at the deep levels."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,11 @@ from torch_ref.layers import identity
 
 
 class TimeEmbedding(nn.Module):
-    """t -> Linear(SiLU(Linear([sin t f, cos t f]))), (B,) to (B, 4 channels).
-
-    `freqs` are fixed random numbers, N(0, 1) * pi: `weights.initialise` draws them.
-    """
+    """t -> Linear(SiLU(Linear([sin t f, cos t f]))), (B,) to (B, 4 channels)."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", torch.full((channels // 2,), torch.nan))
+        self.register_buffer("freqs", torch.full((channels // 2,), torch.nan))  # weights.initialise draws N(0, 1) * pi
         self.linear_seq = nn.Sequential(
             nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels)
         )
@@ -28,7 +25,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Twice GroupNorm, SiLU, 3x3 convolution: with the time added in between, and dropout before the last."""
+    """Twice GroupNorm, SiLU and 3x3 convolution, plus x. The time is added in between."""
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int):
         super().__init__()
@@ -47,7 +44,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.MultiheadAttention):
-    """Vaswani et al. 2017, section 3.2, over the H*W pixels in row order. No residual connection."""
+    """Self-attention over the H*W pixels (Vaswani et al. 2017, section 3.2), without a residual connection."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__(channels, heads, batch_first=True)
@@ -59,7 +56,7 @@ class SelfAttention(nn.MultiheadAttention):
 
 
 class Block(nn.Module):
-    """A residual block, and self-attention where it is on."""
+    """A residual block, followed by self-attention if `heads` is given."""
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int, heads: int | None):
         super().__init__()
@@ -90,7 +87,7 @@ class Upsample(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two blocks with attention."""
+    """Two blocks with self-attention."""
 
     def __init__(self, channels: int, time_width: int, heads: int):
         super().__init__()
@@ -102,9 +99,9 @@ class Middle(nn.Module):
 
 
 class AttentionUNet(nn.Module):
-    """(x, t) -> prediction of x's shape; H and W multiples of 2^(levels - 1).
+    """(x, t) -> prediction of x's shape.
 
-    `multipliers` apply one after another: level l has channels * multipliers[0] * ... * multipliers[l].
+    Level l has channels * multipliers[0] * ... * multipliers[l] channels.
     """
 
     def __init__(
@@ -147,7 +144,7 @@ class AttentionUNet(nn.Module):
         self.final = nn.Conv2d(width, image_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = identity) -> torch.Tensor:
-        time = self.time_emb(t)  # outside autocast: in bfloat16 t = 998 would become 1000
+        time = self.time_emb(t)  # outside autocast: bfloat16 would round t = 998 to 1000
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             h = self.image_proj(x)
             skips = [h]

@@ -1,4 +1,4 @@
-"""ConvBlockUNet: the ConvBlock UNet, 33,260,417 parameters at its default widths and one image channel."""
+"""ConvBlockUNet: a UNet of residual blocks with two convolutions each."""
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torch_ref.embeddings import geometric_frequencies, interleaved_embedding
 
 
 class TimeEmbedding(nn.Module):
-    """t -> [sin J_i t, cos J_i t], (B,) to (B, width); the Linear and ReLU follow it in `time_emb`."""
+    """t -> [sin J_i t, cos J_i t], (B,) to (B, width). In `time_emb`, Linear and ReLU follow."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -19,7 +19,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with GroupNorm and SiLU, the time added between them, and a residual connection."""
+    """Twice 3x3 convolution, GroupNorm and SiLU, plus x. The time is added in between."""
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int):
         super().__init__()
@@ -40,7 +40,7 @@ class ConvBlock(nn.Module):
 
 
 class ConvBlockUNet(nn.Module):
-    """(x, t) -> prediction of x's shape; H and W multiples of 2^(levels - 1)."""
+    """(x, t) -> prediction of x's shape."""
 
     def __init__(
         self,
@@ -54,13 +54,13 @@ class ConvBlockUNet(nn.Module):
         self.time_emb = nn.Sequential(TimeEmbedding(time_width), nn.Linear(time_width, time_width), nn.ReLU())
         in_channels = (image_channels, *widths[:-1])
         self.enc_convs = nn.ModuleList([ConvBlock(i, o, time_width) for i, o in zip(in_channels, widths, strict=True)])
-        ups = widths[:0:-1]  # from the deepest width to the second
-        self.deconvs = nn.ModuleList([nn.ConvTranspose2d(w, w // 2, 2, stride=2) for w in ups])
-        self.dec_convs = nn.ModuleList([ConvBlock(w, w // 2, time_width) for w in ups])
+        up_widths = widths[:0:-1]  # from the deepest level to the second one
+        self.deconvs = nn.ModuleList([nn.ConvTranspose2d(w, w // 2, 2, stride=2) for w in up_widths])
+        self.dec_convs = nn.ModuleList([ConvBlock(w, w // 2, time_width) for w in up_widths])
         self.output = nn.Conv2d(widths[0], image_channels, 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time = self.time_emb(t)  # outside autocast: in bfloat16 t = 998 would become 1000
+        time = self.time_emb(t)  # outside autocast: bfloat16 would round t = 998 to 1000
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             h = self.enc_convs[0](x, time)
             skips = []

@@ -1,4 +1,4 @@
-"""DDPMUNet: the network of Ho et al. 2020, appendix B; 35,746,307 parameters at its defaults, three channels."""
+"""DDPMUNet: the network of Ho et al. 2020, appendix B."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +27,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Twice GroupNorm, SiLU, 3x3 convolution: with the time added in between, and dropout before the last."""
+    """Twice GroupNorm, SiLU and 3x3 convolution, plus x. The time is added in between."""
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int, groups: int, epsilon: float):
         super().__init__()
@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2); head_dim None: one head."""
+    """x + self-attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2)."""
 
     def __init__(self, channels: int, head_dim: int | None, groups: int, epsilon: float):
         super().__init__()
@@ -65,13 +65,13 @@ class SelfAttention(nn.Module):
             for layer in (self.to_q, self.to_k, self.to_v)
         )
         scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / (c // self.heads) ** 0.5
-        share = torch.softmax(scores, dim=-1)  # eq. 1
-        h = torch.einsum("bhqk,bkhd->bqhd", share, value)
+        weights = torch.softmax(scores, dim=-1)  # eq. 1
+        h = torch.einsum("bhqk,bkhd->bqhd", weights, value)
         return x + self.to_out[0](h.reshape(b, height * width, c)).transpose(1, 2).reshape(x.shape)
 
 
 class Downsample(nn.Module):
-    """3x3 convolution, stride 2; padding 0 stands for zeros at the right and the bottom only."""
+    """3x3 convolution with stride 2. padding 1 pads all four sides, padding 0 only the right and the bottom."""
 
     def __init__(self, channels: int, padding: int):
         super().__init__()
@@ -83,7 +83,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every pixel becomes a 2x2 block, then a 3x3 convolution."""
+    """Repeats every pixel in a 2x2 block, then 3x3 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -94,19 +94,21 @@ class Upsample(nn.Module):
 
 
 class Down(nn.Module):
-    """A level on the way down: residual blocks, each followed by attention where it is on, then the downsampling."""
+    """A level on the way down: residual blocks, each followed by attention if it is given, then downsampling.
+
+    in_channels: input channels of each block. block(in, out) and attention(channels) make layers.
+    """
 
     def __init__(
         self, in_channels: list[int], out_channels: int, block: Callable, attention: Callable | None, downsample
     ):
-        """in_channels: each block's input channels; block(in, out) and attention(channels) make layers."""
         super().__init__()
         self.resnets = nn.ModuleList([block(i, out_channels) for i in in_channels])
         self.attentions = nn.ModuleList([attention(out_channels) for _ in in_channels] if attention else [])
         self.downsamplers = None if downsample is None else nn.ModuleList([downsample])
 
     def forward(self, x, time, dropout):
-        """Every block's output and the downsampling's, which are the skips."""
+        """The outputs of all blocks and of the downsampling: these are the skips."""
         outputs = []
         for number, residual in enumerate(self.resnets):
             x = residual(x, time, dropout)
@@ -129,7 +131,7 @@ class Middle(nn.Module):
 
 
 class Up(nn.Module):
-    """A level on the way up: like `Down`, but each block takes [x, the last skip]; then the upsampling."""
+    """A level on the way up: like `Down`, but each block takes [x, the last skip]. Then upsampling."""
 
     def __init__(
         self, in_channels: list[int], out_channels: int, block: Callable, attention: Callable | None, upsample
@@ -147,11 +149,7 @@ class Up(nn.Module):
 
 
 class DDPMUNet(nn.Module):
-    """(x, t) -> prediction of x's shape, or with `learned_variance` of twice the channels: [prediction, variance's v].
-
-    H and W are multiples of 2^(levels - 1). The settings are those of `DDPMConfig`; `up_attention` starts at the
-    deepest level.
-    """
+    """(x, t) -> prediction of x's shape. With `learned_variance` it has twice the channels: [prediction, v]."""
 
     def __init__(
         self,
@@ -179,25 +177,24 @@ class DDPMUNet(nn.Module):
         self.time_embedding = TimeEmbedding(widths[0], flip_sin_to_cos, freq_shift)
         width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
         down, up = [], []
-        for level, (out, on) in enumerate(zip(widths, down_attention, strict=True)):
+        for level, (out, has_attention) in enumerate(zip(widths, down_attention, strict=True)):
             in_channels = [width] + [out] * (layers_per_block - 1)
             downsample = Downsample(out, downsample_padding) if level < deepest else None
-            down.append(Down(in_channels, out, block, attention if on else None, downsample))
+            down.append(Down(in_channels, out, block, attention if has_attention else None, downsample))
             width = out
             skips += [out] * (layers_per_block + (level < deepest))
         self.mid_block = Middle(width, block, attention)
-        for level, (out, on) in enumerate(zip(widths[::-1], up_attention, strict=True)):
+        for level, (out, has_attention) in enumerate(zip(widths[::-1], up_attention, strict=True)):
             in_channels = [i + skips.pop() for i in [width] + [out] * layers_per_block]
-            up.append(
-                Up(in_channels, out, block, attention if on else None, Upsample(out) if level < deepest else None)
-            )
+            upsample = Upsample(out) if level < deepest else None
+            up.append(Up(in_channels, out, block, attention if has_attention else None, upsample))
             width = out
         self.down_blocks, self.up_blocks = nn.ModuleList(down), nn.ModuleList(up)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
         self.conv_out = nn.Conv2d(width, image_channels * (2 if learned_variance else 1), 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = identity) -> torch.Tensor:
-        time = self.time_embedding(t)  # outside autocast: in bfloat16 t = 998 would become 1000
+        time = self.time_embedding(t)  # outside autocast: bfloat16 would round t = 998 to 1000
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             h = self.conv_in(2 * x - 1 if self.center_input_sample else x)
             skips = [h]

@@ -1,4 +1,4 @@
-"""LayerNormUNet: a small UNet for 28x28 gray images with LayerNorm over whole maps; 506,852 trained parameters."""
+"""LayerNormUNet: a small UNet for 28x28 images with LayerNorm over whole images."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ TIME_WIDTH = 100
 
 
 class Block(nn.Module):
-    """LayerNorm (unless `normalize` is off; its parameters exist all the same), then twice convolution and SiLU."""
+    """LayerNorm, then twice 3x3 convolution and SiLU. Without `normalize`, LayerNorm's parameters are unused."""
 
     def __init__(self, size: int, in_channels: int, out_channels: int, normalize: bool = True):
         super().__init__()
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
 
 class TimeTable(nn.Module):
-    """A frozen vector for each t."""
+    """A vector for each t, not trained."""
 
     def __init__(self, rows: int, width: int):
         super().__init__()
@@ -36,7 +36,7 @@ class TimeTable(nn.Module):
 
 
 class TimeMLP(nn.Sequential):
-    """A row of the table -> Linear(SiLU(Linear)), one number for each channel of a stage's input."""
+    """Linear(SiLU(Linear(row of the time table))): one number per channel of a stage's input."""
 
     def __init__(self, channels: int):
         super().__init__(nn.Linear(TIME_WIDTH, channels), nn.SiLU(), nn.Linear(channels, channels))
@@ -54,7 +54,7 @@ class Stage(nn.Sequential):
 
 
 class LayerNormUNet(nn.Module):
-    """(x, t) -> prediction of x's shape; x is 28x28, t integers in [0, table_rows)."""
+    """(x, t) -> prediction of x's shape."""
 
     def __init__(self, image_channels: int = 1, table_rows: int = 1000, dtype=None):
         super().__init__()

@@ -1,4 +1,4 @@
-"""StridedUNet: strided convolutions down, transposed ones up; 4,544,323 parameters at three image channels."""
+"""StridedUNet: a UNet with strided convolutions on the way down and transposed ones on the way up."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ TIME_WIDTH = 256
 
 
 class TimeEmbedding(nn.Module):
-    """t, as one number, through Linear, SiLU, Linear: (B,) to (B, 256)."""
+    """t -> Linear(SiLU(Linear(t))), (B,) to (B, 256). t is not scaled."""
 
     def __init__(self):
         super().__init__()
@@ -18,7 +18,7 @@ class TimeEmbedding(nn.Module):
 
 
 class DoubleConv(nn.Sequential):
-    """Twice: 3x3 convolution, GroupNorm, SiLU."""
+    """Twice 3x3 convolution, GroupNorm and SiLU."""
 
     def __init__(self, in_channels: int, out_channels: int):
         layers = []
@@ -29,7 +29,7 @@ class DoubleConv(nn.Sequential):
 
 
 class DownBlock(nn.Module):
-    """Features at full and at half size; the time is added to both."""
+    """Returns features at full and at half size. The time is added before the strided convolution."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -43,7 +43,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Twice the size, joined with the skip, the time added at the end."""
+    """Doubles the size, concatenates the skip, convolves, then adds the time."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
         super().__init__()
@@ -57,7 +57,7 @@ class UpBlock(nn.Module):
 
 
 class StridedUNet(nn.Module):
-    """(x, t) -> prediction of x's shape; H and W multiples of 8."""
+    """(x, t) -> prediction of x's shape."""
 
     def __init__(self, image_channels: int = 3, dtype=None):
         super().__init__()
@@ -73,7 +73,7 @@ class StridedUNet(nn.Module):
         self.final = nn.Conv2d(64, image_channels, 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time = self.time_embed(t)  # outside autocast: in bfloat16 t = 998 would become 1000
+        time = self.time_embed(t)  # outside autocast: bfloat16 would round t = 998 to 1000
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             h1, half1 = self.down1(x, time)
             _, half2 = self.down2(half1, time)
