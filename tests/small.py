@@ -14,7 +14,7 @@ UNOPTIMISED = {"xla_backend_optimization_level": 0}  # compiles twice as fast
 SMALL = RunConfig(
     preset="tiny",
     data=DataConfig(dataset="digits", image_size=8),
-    network=ConvBlockConfig(widths=(32, 64), time_width=32),
+    network=ConvBlockConfig(widths=(32,), time_width=32),
     diffusion=DiffusionConfig(timesteps=20, beta_end=0.4),
     training=TrainingConfig(steps=24, batch_size=16, learning_rate=1e-3),
     output=OutputConfig(log_every=4, validate_every=12, checkpoint_every=8, num_samples=4),

@@ -10,7 +10,7 @@ from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.network_config import ConvBlockConfig
 from jax_ddpm.spec.write_model import write_model
-from tests.test_commands import refusal, succeed
+from tests.commands import refusal, succeed
 
 NETWORK = ConvBlockConfig(widths=(32,), time_width=32)
 PIXELS = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)

@@ -13,7 +13,9 @@ def loaded_after(code: str) -> set[str]:
     )
 
 
-@pytest.mark.parametrize("code", ["import jax_ddpm", "import jax_ddpm; jax_ddpm.RunConfig", "import jax_ddpm.spec.run_config"])
+@pytest.mark.parametrize(
+    "code", ["import jax_ddpm", "import jax_ddpm; jax_ddpm.RunConfig", "import jax_ddpm.spec.run_config"]
+)
 def test_import_loads_no_framework(code):
     assert not loaded_after(code) & {"jax", "flax", "torch", "tensorflow", "tensorflow_datasets", "orbax"}
 

@@ -27,7 +27,7 @@ LIMIT = 5_000_000  # bytes
 def made_up_run(folder, shape=(8, 8, 1), frames=FRAMES, count=COUNT, steps=(10, 20, 30), num_rows=40, noise=False):
     """A run's folder without a run: frame f of image i is gray with level 20 f + i, grid number g has level 50 g."""
     (folder / "samples").mkdir(parents=True)
-    config = small(dataset=f"folder:/pictures/{HOSTILE}")
+    config = small(widths=(32, 64), dataset=f"folder:/pictures/{HOSTILE}")
     (folder / "config.json").write_text(to_json(config))
     rows = [
         {"step": 10 * n, "epoch": 0, "loss": 1 / n, "grad_norm": 2.0, "learning_rate": 0.1, "images_per_second": 100.0}

@@ -1,0 +1,23 @@
+"""What tests of several files use."""
+
+import os
+import pickle
+
+import pytest
+from filelock import FileLock
+
+from tests.commands import FLAGS, command
+
+
+@pytest.fixture(scope="session")
+def command_run(tmp_path_factory):
+    """Folder of a run of train_jax.py with FLAGS, and what that said; for all workers. Copy it to change it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, said = base / "a run" / "digits, ünïcode", base / "said.pickle"
+    with FileLock(base / "run.lock"):
+        if not said.exists():
+            result = command("train_jax.py", *FLAGS, "--out", folder)
+            assert result.returncode == 0, result.stderr
+            said.write_bytes(pickle.dumps(result))
+    return folder, pickle.loads(said.read_bytes())
