@@ -1,7 +1,6 @@
 """A network of one's own, registered: trained, resumed, saved, loaded and sampled like the others."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -19,8 +18,6 @@ from jax_ddpm.training.prepare import make_mesh
 from jax_ddpm.unets import NETWORK_CLASSES
 from tests.small import small
 from tests.test_runs import quiet
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -103,17 +100,3 @@ def test_networks_that_are_no_pure_function_are_refused(registered, tmp_path):
     jax_ddpm.register(PlainConfig, WithDropout)
     with pytest.raises(UserError, match=r"neither parameters nor buffers: dropout"):
         jax_ddpm.train(replace(small(), network=PlainConfig()), tmp_path / "run", log=quiet)
-
-
-def test_the_readmes_example_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    section = (ROOT / "README.md").read_text().partition("## A network of one's own")[2]
-    code = section.partition("```python\n")[2].partition("```")[0]
-    shorter = "recipe, training=replace(recipe.training, epochs=1), diffusion=replace(recipe.diffusion, timesteps=10)"
-    names = {}
-    try:
-        exec(code.replace("train(recipe,", f"train(replace({shorter}),"), names)
-    finally:
-        NETWORKS.pop("plain", None)
-        NETWORK_CLASSES.pop("plain", None)
-    assert names["images"].shape == (16, 8, 8, 1)

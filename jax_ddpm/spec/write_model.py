@@ -59,7 +59,7 @@ def save_model(path: str | os.PathLike, values: StateDict, info: ModelInfo, diff
     if path.suffix in (".pt", ".pth"):
         import torch
 
-        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+        tensors = {name: torch.tensor(value) for name, value in values.items()}
         content = {"model_state_dict": tensors, METADATA_KEY: json.dumps(asdict(info))}
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
