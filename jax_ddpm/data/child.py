@@ -32,7 +32,7 @@ def prepare_in_child(name: str, data_dir: str | None, manual_dir: str | None) ->
     """
     if importlib.util.find_spec("tensorflow") is None:  # tensorflow_datasets would notice after the download
         return UserError(
-            f"{name} has to be prepared first, which needs TensorFlow. Install it, or give --data-dir (prepared data):\n"
+            f"{name} has to be prepared first, which needs TensorFlow. Install it or give --data-dir (prepared data):\n"
             "pip install -c constraints.txt -e \".[data]\" (or pip install 'jax-ddpm[data]')"
         )
     path = os.pathsep.join(filter(None, (PACKAGE_ROOT, os.environ.get("PYTHONPATH"))))
