@@ -68,7 +68,10 @@ def predicted_eps(tables: Tables, objective: str, x_t: Images, t: Timesteps, pre
 
 
 def split_prediction(prediction: Float[Array, "b h w p"], x_t: Images) -> tuple[Images, Images | None]:
-    """Split the network's output into (prediction, v). v, of the variance, is None unless there are 2c channels."""
+    """Split the network's output into (prediction, v).
+
+    v, the output for the learned variance, is None if the network has only c output channels instead of 2c.
+    """
     channels = x_t.shape[-1]
     if prediction.shape[-1] == channels:
         return prediction, None
@@ -118,7 +121,8 @@ def variational_bound(
 def pixel_probability(x: Images, mean: Images, sigma: Images) -> Images:
     """Probability of the 8-bit level x under N(mean, sigma^2): Ho et al. 2020, eq. 13.
 
-    The lowest and the highest level include the tails. Computed in the lower tail, by symmetry, to avoid cancellation.
+    The lowest and the highest level include the tails. By symmetry, the probability is computed in the lower tail of
+    the normal distribution, which avoids cancellation.
     """
 
     def cdf(distance):

@@ -8,7 +8,7 @@ from jax_ddpm.arrays import Array
 
 
 def geometric_frequencies(width: int, freq_shift: int = 0) -> np.ndarray:
-    """10000^(-i / (d/2 - freq_shift)), i = 0 .. d/2 - 1, for a width d, even: float32 (d/2,).
+    """10000^(-i / (d/2 - freq_shift)) for i = 0 .. d/2 - 1. The width d must be even. Returns float32 (d/2,).
 
     Computed as exp of an exponent that is rounded to float32, as in the trained checkpoints. exp itself is computed in
     float64 and rounded once, because float32 exp differs in the last bit between libraries.

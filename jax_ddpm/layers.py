@@ -33,7 +33,7 @@ def remat_blocks(on: bool):
 
 
 def remat_block(call: Callable) -> Callable:
-    """Decorator of the __call__ of a module that is a block for `remat_blocks`."""
+    """Decorator for a block's __call__: under `remat_blocks(True)` it recomputes its activations in backward passes."""
 
     @functools.wraps(call)
     def wrapped(*arguments):

@@ -52,7 +52,7 @@ def op(function):
 
 
 def matmul_precision(dtype) -> lax.Precision | None:
-    """Full precision for float32, which GPUs else compute in TF32 and TPUs in bfloat16. bfloat16 inputs need none."""
+    """The highest precision, or None for bfloat16. Without it, GPUs compute float32 in TF32 and TPUs in bfloat16."""
     return None if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
 
 
@@ -88,7 +88,8 @@ def cast_and_broadcast(a, shape, dtype):
 
 @cast_and_broadcast.defjvp
 def cast_and_broadcast_tangent(shape, dtype, primals, tangents):
-    tangent = tangents[0].astype(upcast_dtype(dtype))  # its transpose sums in the dtype of this broadcast
+    # The transpose of this broadcast is a sum. It is computed in the dtype of `tangent`.
+    tangent = tangents[0].astype(upcast_dtype(dtype))
     return cast_and_broadcast(*primals, shape, dtype), jnp.broadcast_to(tangent, shape).astype(dtype)
 
 
@@ -190,13 +191,13 @@ def checkpoint(call, *arguments):
 
 @op
 def draw_once(draw, key):
-    """draw(key), not repeated for each of its consumers."""
+    """draw(key). On CPUs, XLA does not repeat the draw for each operation that uses it."""
     return draw(key)
 
 
 @op
 def materialize(arrays):
-    """The arrays, not recomputed for each of their consumers."""
+    """The arrays. On CPUs, XLA does not recompute them for each operation that uses them."""
     return arrays
 
 

@@ -15,7 +15,7 @@ from jax_ddpm.cpu.flags import cpu_features, set_cpu_flags
 from jax_ddpm.cpu.memory import keep_freed_memory, trim_and_hold_free_blocks
 from jax_ddpm.spec.files import cache_dir
 
-TRIM_AFTER_SECONDS = 1.0  # of compiling; `trim_and_hold_free_blocks` itself takes 0.3 seconds
+TRIM_AFTER_SECONDS = 1.0  # trim memory after compilations that take longer than this; trimming takes 0.3 seconds
 
 
 def prepare_process() -> None:
@@ -77,5 +77,6 @@ def use_compilation_cache() -> Path | None:
     if not os.access(folder, os.W_OK):
         return None
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # of compiling; JAX's default is 1
+    # Cache programs that take more than 0.1 seconds to compile. JAX's default is 1 second.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     return folder

@@ -18,7 +18,7 @@ PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
 TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t
 NOISE = 2  # (NOISE, step): a (B, H, W, C) draw of eps
 DROPOUT = 3  # (DROPOUT, step, number of the dropout call, index in the batch): an (H, W, C) draw
-SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw. x_T: t = T. Visit v of t in inpainting: t + v (T + 1)
+SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw. x_T uses t = T. Inpainting uses t + v (T + 1) at visit v
 FLIP = 5  # (FLIP, step): a (B,) draw of coin flips
 VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws for the validation loss
 KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw, noise of the known pixels after visit v of t

@@ -1,4 +1,4 @@
-"""Make the page of a run: python scripts/report.py runs/digits-digits"""
+"""Write an HTML report of a training run: python scripts/report.py runs/digits-digits"""
 
 from jax_ddpm.commands.main import run_script
 

@@ -5,7 +5,7 @@ import torch
 
 
 def geometric_frequencies(width: int, freq_shift: int = 0) -> np.ndarray:
-    """10000^(-i / (d/2 - freq_shift)), i = 0 .. d/2 - 1, for a width d: float32 (d/2,), rounded as in jax_ddpm."""
+    """10000^(-i / (d/2 - freq_shift)) for i = 0 .. d/2 - 1: float32 (d/2,). d is even. Rounded as in jax_ddpm."""
     exponent = np.float32(-np.log(10000.0)) * np.arange(width // 2, dtype=np.float32)
     return np.exp((exponent / np.float32(width // 2 - freq_shift)).astype(np.float64)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Every random number of the project has an address, (seed, purpose, ...): `jax_ddpm.rng` again, and jax.random.
+"""Random numbers by address, (seed, purpose, ...): `jax_ddpm.rng` and what it uses of jax.random, in PyTorch.
 
 The generator is jax.random's threefry2x32 (partitionable). Bits, uniforms and integers equal JAX's to the last bit,
 normals to a few ulp. PyTorch has little arithmetic for unsigned integers, so NumPy draws, and the draws are CPU
@@ -16,7 +16,7 @@ PARAMS = 0  # (PARAMS, crc32 of the parameter's PyTorch name)
 TIMESTEPS = 1  # (TIMESTEPS, step): a (B,) draw of t
 NOISE = 2  # (NOISE, step): a (B, H, W, C) draw of eps
 DROPOUT = 3  # (DROPOUT, step, number of the dropout call, index in the batch): an (H, W, C) draw
-SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw. x_T: t = T. Visit v of t in inpainting: t + v (T + 1)
+SAMPLING = 4  # (SAMPLING, image index, t): an (H, W, C) draw. x_T uses t = T. Inpainting uses t + v (T + 1) at visit v
 FLIP = 5  # (FLIP, step): a (B,) draw of coin flips
 VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws for the validation loss
 KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw, noise of the known pixels after visit v of t
@@ -60,7 +60,7 @@ def timesteps(k: np.ndarray, batch_size: int, num_timesteps: int) -> torch.Tenso
 def normal(k: np.ndarray, shape: tuple[int, ...], dtype=torch.float32) -> torch.Tensor:
     """Standard normal numbers, float32 or float64. Images are channels last.
 
-    Those of jax.random.normal, within 1e-6 in float32 and 1e-13 in float64.
+    They equal those of jax.random.normal up to 1e-6 in float32 and 1e-13 in float64.
     """
     u = uniform(k, shape, dtype).numpy()
     minval = np.nextafter(u.dtype.type(-1), u.dtype.type(0))
@@ -74,7 +74,8 @@ def normal(k: np.ndarray, shape: tuple[int, ...], dtype=torch.float32) -> torch.
 def threefry2x32(k: np.ndarray, x_0: np.ndarray, x_1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds, Salmon et al. 2011, section 3.3.
 
-    k: (*n, 2), the words of a counter: (m,) or (*n, m), all uint32. Returns two words per counter, (*n, m).
+    k: keys (*n, 2). x_0, x_1: the two words of each counter, (m,) or (*n, m). Returns two words per counter, (*n, m).
+    All are uint32.
     """
     k_0, k_1 = k[..., 0, None], k[..., 1, None]
     schedule = (k_0, k_1, k_0 ^ k_1 ^ np.uint32(0x1BD11BDA))
@@ -113,7 +114,7 @@ def bits(k: np.ndarray, shape: tuple[int, ...], dtype=np.uint32) -> np.ndarray:
 
 
 def uniform(k: np.ndarray, shape: tuple[int, ...], dtype=torch.float32) -> torch.Tensor:
-    """jax.random.uniform: float32 or float64 in [0, 1), from words of as many bits."""
+    """jax.random.uniform, in [0, 1): float32 from 32 random bits each, or float64 from 64."""
     if dtype == torch.float64:
         mantissa = bits(k, shape, np.uint64) >> np.uint64(12) | np.uint64(0x3FF0000000000000)
         return torch.from_numpy(np.asarray(mantissa.view(np.float64) - 1))
@@ -122,10 +123,10 @@ def uniform(k: np.ndarray, shape: tuple[int, ...], dtype=torch.float32) -> torch
 
 
 def randint(k: np.ndarray, shape: tuple[int, ...], minval: int, maxval: int) -> torch.Tensor:
-    """jax.random.randint with dtype int32: integers in [minval, maxval), minval where that is empty."""
+    """jax.random.randint with dtype int32: integers in [minval, maxval). If this range is empty: minval."""
     higher, lower = np.moveaxis(bits(split(k), (math.prod(shape),)), -2, 0)
     span = max(maxval - minval, 1)
-    # 2^32 mod span up to span = 2^16; above that the square overflows, as in JAX.
+    # This is 2^32 mod span if span <= 2^16. For larger spans the square overflows, as in JAX.
     multiplier = np.uint32((2**16 % span) ** 2 % 2**32 % span)
     span = np.uint32(span)
     offset = (higher % span * multiplier + lower % span) % span + np.uint32(minval % 2**32)

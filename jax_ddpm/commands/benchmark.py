@@ -27,7 +27,7 @@ class CaseFlags:
     network: tuple[str, ...] = ("conv_block", "strided", "attention", "layer_norm", "ddpm")
     """Networks by name."""
     preset: tuple[Size, ...] = ("tiny",)
-    """paper: the network and image size of its preset, a job for an accelerator. tiny: small ones."""
+    """paper: the full-size network and images of its preset, for an accelerator. tiny: a small network and images."""
     what: tuple[What, ...] = ("train", "sample")
     """train: a training step. sample: a step of the ancestral sampler."""
     batch_size: tuple[int, ...] = (16,)
@@ -39,7 +39,7 @@ class CaseFlags:
     precision: tuple[str, ...] = ("float32",)
     """float32 (without TF32) or bfloat16 (in PyTorch by autocast)."""
     sampling_steps: int = 20
-    """T of the diffusion that is sampled; its time per step is reported. 1000 suits an accelerator."""
+    """T, the number of sampling steps. The result is the time per step. On an accelerator, use 1000."""
 
     def check(self) -> None:
         require(self.sampling_steps >= 1, "sampling_steps", self.sampling_steps, "expected at least 1")
@@ -53,7 +53,7 @@ class MethodFlags:
     contenders: tuple[str, ...] = CONTENDERS
     """Programs that are compared; each is compared with the first one."""
     rounds: int = 5
-    """Times that each contender has its turn."""
+    """Number of timed rounds. Each contender runs once per round."""
 
     def check(self) -> None:
         require(self.rounds >= 1, "rounds", self.rounds, "expected at least 1")
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         scaling.plot(found["scaling"]).savefig(saved[-1], dpi=120)
     print(f"Saved {', '.join(map(str, saved))}")
     if not any(case["rows"] for case in measured):
-        raise UserError("No contender could take part: see above why.")
+        raise UserError("No contender could be measured. The reasons are printed above.")
 
 
 def job(cases: CaseFlags, network, size: Size, batch_size, image_size, width, precision, what: What) -> Job:
@@ -128,7 +128,7 @@ def job(cases: CaseFlags, network, size: Size, batch_size, image_size, width, pr
     if image_size is not None:
         run = replace(run, data=replace(run.data, image_size=image_size))
     if width is not None:
-        require(network == "conv_block", "width", width, "expected none for any network but conv_block")
+        require(network == "conv_block", "width", width, "only conv_block has a width (--network conv_block)")
         widths = tuple(width * 2**level for level in range(len(run.network.widths)))
         run = replace(run, network=replace(run.network, widths=widths))
     training = replace(run.training, batch_size=batch_size, precision=precision)

@@ -14,7 +14,7 @@ EXAMPLES = ("somebodys.pt model.safetensors", "runs/cifar10-ddpm diffusers_model
 
 @dataclass(frozen=True)
 class ConvertFlags:
-    """Convert a model file: read it, check that no parameter is missing or left over, and write it anew."""
+    """Convert a model file to another format. Checks that no parameter is missing or left over."""
 
     input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUT")]
     """Run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""

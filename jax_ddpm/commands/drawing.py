@@ -1,4 +1,4 @@
-"""`jax-ddpm sample` once the model is loaded: check that its flags fit together, draw, and lay out the picture."""
+"""Parts of `jax-ddpm sample`: check that its flags can be combined, draw, and arrange the images in one picture."""
 
 import importlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jax_ddpm.commands.flags import integers
 from jax_ddpm.spec.errors import UserError, require
 
 MAX_COLUMNS = 16  # of a grid of interpolated pictures
-NUM_IMAGES = 16  # where no flag and no image says how many
+NUM_IMAGES = 16  # default number of pictures, if neither a flag nor the images decide it
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,16 @@ class EditingFlags:
     start_t: int | None = None
     """Add noise to the image up to this timestep (0 to T - 1) and sample from there; a larger one changes more."""
     mask: Path | None = None
-    """Inpainting: a picture of the same size. The image is kept where it is white, and drawn anew where it is black."""
+    """Inpainting: a mask of the image's size. White pixels of the mask keep the image, black pixels are drawn."""
     resamplings: int = 10
-    """RePaint passes per stretch of inpainting; multiplies the number of network calls."""
+    """How many times inpainting denoises each segment of the timesteps (RePaint). Multiplies the network calls."""
     jump: int = 10
-    """Sampling steps in such a stretch."""
+    """Sampling steps per segment of inpainting."""
     invert: tyro.conf.FlagCreatePairsOff[bool] = False
     """Compute the image's x_T, sample from it, and print how much the result differs. Needs --sampler ddim."""
     interpolate: str | None = None
-    """Two seeds, such as 3,7: draw pictures between those of the two. Needs a sampler without noise, such as ddim."""
+    """Two seeds, such as 3,7: draw pictures that change gradually from the first seed's picture to the second's.
+    Needs a sampler without noise, such as ddim."""
 
     @property
     def asked(self) -> list[str]:
@@ -48,7 +49,7 @@ class EditingFlags:
 
     @property
     def kind(self) -> str | None:
-        """The first of them; None if pictures are drawn from noise alone."""
+        """The first flag in `asked`, or None if pictures are drawn from noise alone."""
         return self.asked[0] if self.asked else None
 
 
@@ -91,7 +92,10 @@ def load_inputs(flags, image_shape: tuple[int, int, int]) -> tuple[np.ndarray | 
     if len(images) == 1 and flags.editing.kind != "--invert":
         return images.repeat(num_images(flags), axis=0), mask
     if flags.num_images not in (None, len(images)):
-        raise UserError(f"num_images = {flags.num_images}: --image gives {len(images)} images, each for one picture.")
+        raise UserError(
+            f"num_images = {flags.num_images}: --image gives {len(images)} images, and each gives one picture. "
+            "Leave --num-images out."
+        )
     return images, mask
 
 
@@ -157,7 +161,11 @@ def draw_images(
 
 
 def layout(flags, images: np.ndarray | None, mask: np.ndarray | None, x_0: np.ndarray, x_T: np.ndarray | None = None):
-    """The pictures as one: a grid; behind the image that they were made from; or below their images, in columns."""
+    """All pictures in one.
+
+    Without images: a grid. From a single image: a grid that starts with this image. From several images, or after an
+    inversion: a table with each picture below its image.
+    """
     from jax_ddpm import report
 
     after = report.as_uint8(x_0, flags.rescale)

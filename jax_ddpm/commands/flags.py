@@ -27,7 +27,7 @@ def parse(kind, arguments: Sequence[str], prog: str, examples: Sequence[str], de
 
     Args:
         prog: the command as the user called it.
-        examples: flags that --help shows behind the command.
+        examples: flags of the examples in --help, which shows them after the command.
         default: an object whose values the flags replace.
         config: more of tyro's markers.
     """
@@ -84,7 +84,7 @@ def flag_rules() -> ConstructorRegistry:
 
 
 def as_flag(kind: type, field: StructFieldSpec) -> StructFieldSpec:
-    """A field of the dataclass `kind` with the marks that tyro wants for `flag_rules`."""
+    """A field of the dataclass `kind`, with the tyro markers that the rules of `flag_rules` need."""
     if issubclass(kind, NetworkConfig) and field.name == "name":
         return replace(field, type=tyro.conf.Suppress[field.type])
     if field.default is None or field.default == ():

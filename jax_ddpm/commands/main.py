@@ -11,7 +11,7 @@ COMMANDS = {
     "train": "Train a model in JAX.",
     "sample": "Draw pictures from a trained model, or edit images with it.",
     "convert": "Convert a model file between JAX, PyTorch and diffusers.",
-    "report": "Make the page of a run.",
+    "report": "Write an HTML report of a training run.",
     "benchmark": "Measure jax_ddpm beside PyTorch.",
     "train-torch": "Train the PyTorch reference; takes the flags of train.",
 }
@@ -45,7 +45,7 @@ def overview() -> str:
 
 
 def run_script(command: str) -> None:
-    """A file in `scripts/`: the same as `jax-ddpm COMMAND` with the script's flags."""
+    """Entry point of the files in `scripts/`: the same as `jax-ddpm COMMAND`, with the script's flags."""
     run(command, sys.argv[1:], f"python scripts/{SCRIPTS.get(command, command).replace('-', '_')}.py")
 
 
@@ -63,7 +63,7 @@ def run(command: str, arguments: list[str], prog: str) -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as error:  # `Interrupted` of a training run tells how to go on
+    except KeyboardInterrupt as error:  # the message of `Interrupted`, from a training run, says how to resume
         print(error if str(error) else "Interrupted.", file=sys.stderr)
         sys.exit(128 + getattr(error, "number", 2))
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""`jax-ddpm report`: the page of a run."""
+"""`jax-ddpm report`: write an HTML report of a training run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ EXAMPLES = ("runs/digits-digits", "runs/digits-digits --out page.html")
 
 @dataclass(frozen=True)
 class ReportFlags:
-    """Make the page of a run, one HTML file. First draws the final pictures of its weights if they are missing."""
+    """Write a report of a training run as one HTML file. If its final pictures are missing, draws them first."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
@@ -25,7 +25,7 @@ class ReportFlags:
 
 def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse(ReportFlags, arguments, prog, EXAMPLES)
-    from jax_ddpm.training import run_folder, run_page  # after the flags, so that --help and mistakes answer at once
+    from jax_ddpm.training import run_folder, run_page  # imported here so that --help and flag errors appear at once
 
     if not (flags.run / run_folder.CONFIG_FILE).is_file():
         raise UserError(f"There is no run in {flags.run}: expected a folder with a {run_folder.CONFIG_FILE}.")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def draw_pictures(folder: Path, config) -> tuple[str, ...]:
-    """The final pictures of the run's weights, unless they are there; what is missing, as notes for the page."""
+    """Draw the final pictures of the run's weights if they are missing. Returns notes on what the page cannot show."""
     from flax import nnx
 
     from jax_ddpm.layers import Buffer

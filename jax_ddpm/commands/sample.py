@@ -37,7 +37,7 @@ class SampleFlags:
     framework: Literal["jax", "torch"] = "jax"
     """Framework that draws; both draw the same pictures."""
     precision: Precision = "float32"
-    """Number format of the network's activations; float64: of everything."""
+    """dtype of the network's activations. With float64, everything is computed in float64."""
     image_size: int | None = None
     """Height and width of the images, for model files that do not say."""
     rescale: Literal["none", "per-image"] = "none"
@@ -49,7 +49,7 @@ class SampleFlags:
 
 def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse(SampleFlags, arguments, prog, EXAMPLES)
-    from jax_ddpm import report  # after the flags, so that --help and mistakes answer at once
+    from jax_ddpm import report  # imported here so that --help and flag errors appear at once
 
     report.check_images_path(flags.out)
     check_together(flags)

@@ -36,7 +36,8 @@ def train(config: RunConfig, folder: Path) -> None:
         cache_dir=d.cache_dir,
         validation_fraction=d.validation_fraction,
     )
-    data.batch_indices(training.seed, 0, len(images.train), training.batch_size)  # refuses a batch of more than all
+    # Raises UserError if a batch is larger than the data set.
+    data.batch_indices(training.seed, 0, len(images.train), training.batch_size)
     info = ModelInfo(network=config.network, image_shape=images.train.shape[1:], diffusion=config.diffusion)
 
     network = unets.build(

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
         replay(flags.config, flags.out, flags.replay_step)
     else:
-        from jax_ddpm.training.loop import train  # after the flags, so that --help and mistakes answer at once
+        from jax_ddpm.training.loop import train  # imported here so that --help and flag errors appear at once
 
         if not flags.resume and is_long_on_cpu(flags.config):
             print(
@@ -83,7 +83,7 @@ def parse_run(
     if flags.list_presets:
         print(table_of_presets())
         sys.exit()
-    preset(flags.config.preset)  # names the known ones if it is none of them
+    preset(flags.config.preset)  # raises UserError with the list of presets if the name is unknown
     flags.config.check()
     if replayed:
         run_folder.check_folder(flags.out or default_out(flags.config), flags.config, resume=True)

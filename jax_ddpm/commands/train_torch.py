@@ -19,11 +19,11 @@ def default_out(config: RunConfig) -> Path:
 def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse_run(arguments, prog, default_out, EXAMPLES)
     if flags.resume or flags.replay_step is not None:
-        raise UserError("The PyTorch reference cannot resume or replay: start anew with another --out.")
+        raise UserError("The PyTorch reference cannot resume or replay a run. Start a new run with another --out.")
     if importlib.util.find_spec("torch") is None:
         raise UserError("This command needs PyTorch: pip install 'jax-ddpm[torch]'.")
     folder = flags.out or default_out(flags.config)
     check_folder(folder, flags.config, resume=False)
-    from jax_ddpm.commands.torch_trainer import train  # after the flags, so that --help and mistakes answer at once
+    from jax_ddpm.commands.torch_trainer import train  # imported here so that --help and flag errors appear at once
 
     train(flags.config, folder)

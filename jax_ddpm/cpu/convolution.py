@@ -14,7 +14,8 @@ from jax_ddpm.cpu import onednn_convolution, products, winograd, xla
 
 HIGHEST = lax.Precision.HIGHEST
 NHWC = ("NHWC", "HWIO", "NHWC")
-NO_FUSION_FROM_ELEMENTS = 1 << 17  # for transposing smaller arrays, compiling a branch costs more than it saves
+# Smaller arrays are transposed without `xla.no_fusion`: compiling its `lax.cond` would cost more time than it saves.
+NO_FUSION_FROM_ELEMENTS = 1 << 17
 
 
 def convolve(x, kernel, stride: int, padding: int, bias=None):
@@ -84,8 +85,9 @@ def xla_correlate(x, kernel, stride, padding):
 def correlate(x, kernel, stride: int, padding: int, bias=None):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O). `bias` must be None unless oneDNN is used.
 
-    XLA copies one window of x per output position. With few channels, several neighbouring columns of the output are
-    therefore computed together, as extra output channels: one window for all of them is only slightly larger.
+    XLA copies one window of x per output position. If there are few channels, several neighbouring columns of the
+    output therefore share one window and are computed as extra output channels. A shared window is only slightly
+    larger.
     """
     if onednn_convolution.use_onednn(x, kernel):
         return onednn_convolution.correlate(x, kernel, (stride, stride), 2 * ((padding, padding),), bias)
@@ -129,7 +131,10 @@ def input_gradient(x, kernel, stride: int, padding: int, size: tuple[int, int]):
         return onednn_convolution.input_gradient(x, kernel, stride, padding, size)
 
     def plan(start):
-        """If y[0] is pixel `start` of the blocks: taps per block, first block, and the last block along each axis."""
+        """The layout of the blocks if block 0 starts `start` pixels before y[0].
+
+        Returns the kernel taps per block, the first block that is needed, and the last one along each axis.
+        """
         last = [(start + n - 1) // stride for n in size]
         return -(-(k + start - padding) // stride), start // stride, last
 
@@ -166,8 +171,8 @@ def kernel_gradient(x, g, kernel, stride: int, padding: int):
     k, _, i, o = kernel.shape
     if onednn_convolution.use_onednn(x, kernel):
         return onednn_convolution.kernel_gradient(x, g, k, stride, padding)
-    # Take windows of g instead of x if x has more channels, since each window is copied k * k times. Also if g is
-    # larger in height and width: XLA would otherwise swap the two itself, and compile that to slow loops.
+    # Take windows of g instead of x if x has more channels, since each window is copied k * k times. Do the same if g
+    # is higher and wider than x: XLA would otherwise swap x and g itself and compile slow loops.
     if stride == 1 and (2 * padding >= k or (2 * padding == k - 1 and o < i)):
         edge = k - 1 - padding
         flipped = correlate_over_batch(g, x, 1, [(edge, edge), (edge, edge)])  # (O, K, K, I)

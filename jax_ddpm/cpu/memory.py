@@ -9,7 +9,7 @@ from pathlib import Path
 OPTIONS = {-8: 1, -4: 0, -1: -1}  # M_ARENA_MAX = 1, M_MMAP_MAX = 0, M_TRIM_THRESHOLD = -1 (never give memory back)
 LARGE_BLOCK_BYTES = 1 << 20  # free blocks from this size on stay free: a training step needs them
 SMALLEST_BLOCK_BYTES = 64  # smaller free blocks are left alone
-MAX_OUTSIDE_BLOCKS = 16  # stop searching for blocks of a size after malloc has returned this many from elsewhere
+MAX_OUTSIDE_BLOCKS = 16  # for each size, stop when malloc has returned this many blocks from outside the old heap
 held_blocks = array("Q")  # addresses
 hold_lock = threading.Lock()
 
@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     """Tell malloc to keep freed memory for the next request, for the rest of the process.
 
     XLA frees its memory after each step and allocates it again. The system zeroes new pages, which takes up to an
-    eighth of a step on a CPU. The process then keeps the most memory that it has used since the last call of
+    eighth of a step on a CPU. With these settings, the process keeps its peak memory since the last call of
     `trim_and_hold_free_blocks`. Does nothing with another C library than glibc, or if the environment configures
     malloc.
     """
@@ -55,13 +55,13 @@ def hold_free_blocks(library: ctypes.CDLL) -> None:
     try:
         while (block := library.malloc(LARGE_BLOCK_BYTES)) >= start and block + LARGE_BLOCK_BYTES <= end:
             large_blocks.append(block)
-        large_blocks.append(block)  # the first one that malloc made the heap grow for
+        large_blocks.append(block)  # the first block for which malloc had to grow the heap
         if not end < block + LARGE_BLOCK_BYTES <= library.sbrk(0):
             return
         old_heap_end = block  # all remaining free blocks are below, new memory is above
         size = LARGE_BLOCK_BYTES
         while (size := size * 3 // 4) >= SMALLEST_BLOCK_BYTES:
-            outside = []  # not only new memory: Python frees blocks there too
+            outside = []  # blocks outside the old heap: new memory, or memory that Python has freed there
             while len(outside) < MAX_OUTSIDE_BLOCKS and (block := library.malloc(size)):
                 (held_blocks if start <= block < old_heap_end else outside).append(block)
             for block in outside:

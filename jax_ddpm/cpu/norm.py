@@ -94,10 +94,11 @@ def row_mean(x):
 
 
 def two_stage_sum(x, axis: int):
-    """Sum of x (M, N) over an axis: first adds up to 8 equal parts of x, then sums the result.
+    """Sum of x (M, N) over an axis, in two stages.
 
-    XLA fuses the first sum with the producer of x, so x itself is never written to memory. The second one is a matrix
-    product with ones, with which XLA fuses nothing.
+    The first stage cuts x into at most 8 equal parts and adds them element by element. XLA fuses it with the producer
+    of x, so x itself is never written to memory. The second stage sums the result. It is a matrix product with ones,
+    which XLA fuses with nothing.
     """
     size = x.shape[axis]
     count = next(n for n in (8, 4, 2, 1) if size % n == 0)

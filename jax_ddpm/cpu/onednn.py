@@ -19,13 +19,16 @@ import jaxlib
 from jax_ddpm.cpu.flags import cpu_features
 
 TESTED_JAXLIB_VERSIONS = ("0.10.2",)
-ISA_LIMIT_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # they keep oneDNN from using all of the CPU
+ISA_LIMIT_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # they limit the instruction sets that oneDNN uses
 REQUIRED_CPU_FEATURES = {"float32": {"avx512f"}, "bfloat16": {"avx512_bf16"}}
-FLOAT32_FROM_ELEMENTS = 1 << 19  # size of a layer's input from which float32 layers use oneDNN
+FLOAT32_FROM_ELEMENTS = 1 << 19  # oneDNN is used for float32 inputs with at least this many elements
 
 
 def is_supported(dtype) -> bool:
-    """Whether oneDNN computes in this dtype: JAX has a single CPU device with the required instructions."""
+    """Whether oneDNN can be used for this dtype.
+
+    JAX must have a single CPU device, and the CPU must have the required instructions.
+    """
     required = REQUIRED_CPU_FEATURES.get(jnp.dtype(dtype).name)
     single_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
     return required is not None and required <= usable_cpu_features() and single_cpu
@@ -99,9 +102,9 @@ def transpose(x):
 
 def custom_call(name: str, shape, config: dict, *operands, dtype=None):
     """Call oneDNN's function `name`. Returns an array of `shape` and `dtype` (default: that of the first operand)."""
-    # XLA cannot serialise such a call: it takes it for another kind of call and fails. JAX then warns and goes on. So
-    # writing to the compilation cache is turned off. JAX writes when it compiles: if this setting is restored between
-    # tracing and compiling, the warning returns.
+    # XLA cannot serialise this custom call: it mistakes the call for another kind and fails. JAX then warns and goes
+    # on. So writing to the compilation cache is turned off. It must stay off, because JAX writes when it compiles,
+    # after this function has returned.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     result = jax.ShapeDtypeStruct(shape, dtype or operands[0].dtype)
     options = {"custom_call_api_version": 2, "legacy_backend_config": json.dumps(config)}

@@ -5,12 +5,17 @@ import jax.numpy as jnp
 from jax_ddpm.arrays import upcast_dtype
 from jax_ddpm.cpu import onednn, xla
 
-GRADIENT_IN_PARTS_FROM_BYTES = 1 << 25  # size of both inputs from which a kernel's gradient sums over parts of a batch
+# If its two inputs together have at least this many bytes, a kernel's gradient is summed over parts of the batch.
+GRADIENT_IN_PARTS_FROM_BYTES = 1 << 25
 MAX_PARTS = 16  # each part is compiled separately
 
 
 def use_onednn(x, kernel) -> bool:
-    """Whether oneDNN is faster: by `onednn.is_faster`, or if a channel count is over 4 and no multiple of 16."""
+    """Whether to use oneDNN for a convolution of x.
+
+    It is used if `onednn.is_faster(x)`. It is also used if oneDNN supports the dtype and a channel count is above 4 and
+    not a multiple of 16.
+    """
     fills_vectors = all(channels % 16 == 0 or channels <= 4 for channels in kernel.shape[2:])
     return onednn.is_faster(x) or (onednn.is_supported(x.dtype) and not fills_vectors)
 
@@ -84,7 +89,8 @@ def kernel_gradient(x, g, k: int, stride: int, padding: int):
     x: the convolution's input (B, H, W, I). g: the gradient of its output (B, H', W', O).
     """
     if stride == 1 and g.shape[3] < x.shape[3] and x.shape[3] * g.shape[3] < g[..., 0].size:
-        edge = k - 1 - padding  # g has fewer channels to transpose, and the result that is flipped here is small
+        # Transposing g is cheaper, because it has fewer channels. The result must be flipped, but it is small.
+        edge = k - 1 - padding
         flipped = correlate_over_batch(g, x, k, 1, [(edge, edge), (edge, edge)])
         return flipped[::-1, ::-1].swapaxes(2, 3)
     ends = [k + stride * (n_g - 1) - n_x - padding for n_x, n_g in zip(x.shape[1:3], g.shape[1:3], strict=True)]
@@ -96,8 +102,8 @@ def correlate_over_batch(image, window, k: int, dilation: int, padding):
     """Cross-correlate image (B, H, W, C) with window (B, H', W', D) and sum over the batch: (K, K, C, D).
 
     This is one convolution with the batch as channels and with W and C merged into W C columns. The window is dilated
-    by C columns, so the K x (K C) result is already in the order (K, K, C). If K is odd, and C is even but not a
-    multiple of 16, the two halves of the channels form a batch of two: K rows do not divide evenly between two cores.
+    by C columns, so the K x (K C) result is already in the order (K, K, C). If K is odd, K rows do not divide evenly
+    between two cores. So if C is even but not a multiple of 16, the two halves of the channels form a batch of two.
     """
     (b, h, w, c), (row_padding, (left, right)) = image.shape, padding
     in_parts = image.nbytes + window.nbytes >= GRADIENT_IN_PARTS_FROM_BYTES

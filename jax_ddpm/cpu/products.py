@@ -17,7 +17,10 @@ HIGHEST = lax.Precision.HIGHEST
 
 @jax.custom_vjp
 def matmul(x, kernel):
-    """x (..., I) @ kernel (I, O). Its own gradient: for the kernel's, XLA would copy x in transposed order."""
+    """x (..., I) @ kernel (I, O).
+
+    Has a custom gradient: in JAX's gradient with respect to the kernel, XLA would first copy x in transposed order.
+    """
     if onednn.is_faster(x):
         return onednn.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
     return jnp.dot(x, kernel, precision=HIGHEST)

@@ -24,7 +24,10 @@ AS_IS, FLIPPED = (0, 1, 2, 3), (3, 1, 2, 0)  # a kernel flipped in space has the
 
 
 def is_faster(x, kernel, padding: int) -> bool:
-    """Whether `convolve` is faster on a CPU. Per tile, it saves work in I * O and adds transforms in I + O."""
+    """Whether `convolve` is faster on a CPU.
+
+    Per tile, it saves multiplications in proportion to I * O, and its transforms cost time in proportion to I + O.
+    """
     (_, height, width, i), (k, _, _, o) = x.shape, kernel.shape
     min_ratio = 32 if use_onednn(x) else 85  # measured
     return k == 3 and padding == 1 and height % 2 == width % 2 == 0 and i * o >= min_ratio * (i + o)
@@ -77,7 +80,7 @@ def output_buffer(a, shape):
 
 
 def split_batch(a, x, kernel):
-    """Split an array (B, ...), x or its output's gradient, into parts (N, B / N, ...).
+    """Split `a` (B, ...) into N parts: (N, B / N, ...). `a` is x or the gradient of the convolution's output.
 
     The tiles and products of a part then fit in the CPU's caches. With many channels there is one part only: reading
     the transformed kernel again for each part would cost more.
@@ -104,7 +107,10 @@ def convolve_tiles(x, u, product, equation: str, order):
 
 
 def make_product(x):
-    """product(equation, a, b) for the input x: 16 or 9 matrix products at once, summed in float32 or float64."""
+    """A function product(equation, a, b): 16 or 9 matrix products at once, summed in float32 or float64.
+
+    x: the layer's input. Its size and dtype decide whether the function uses oneDNN.
+    """
     dtype = upcast_dtype(x.dtype)
 
     def product(equation, a, b):

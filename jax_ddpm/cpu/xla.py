@@ -29,7 +29,9 @@ def cast(x, dtype):
 
 @jax.custom_vjp
 def add_to_pixels(x, vectors):
-    """x (B, ..., W, C) + vectors (B, C). Its own gradient: XLA would fuse the sum over pixels into slow loops.
+    """x (B, ..., W, C) + vectors (B, C).
+
+    Has a custom gradient: in JAX's gradient, XLA would fuse the sum over pixels into slow loops.
 
     XLA's loops over few channels are slow. So if C is not a multiple of 16, W and C are merged into one axis.
     """
@@ -68,7 +70,8 @@ add_bias.defvjp(lambda x, bias: (add_bias(x, bias), bias), add_bias_backward)
 def silu(x):
     """SiLU of x (..., C), computed in float32 or float64: in bfloat16 XLA would round every intermediate result.
 
-    Without a gradient, for float32 or float64 and C a multiple of 16, XLA may fuse it with the producer of x.
+    If no gradient is computed, the dtype is float32 or float64, and C is a multiple of 16, XLA may fuse SiLU with the
+    producer of x.
     """
     may_fuse = upcast(x).dtype == x.dtype and x.shape[-1] % 16 == 0
     return jax.nn.silu(x) if may_fuse else elementwise(jax.nn.silu, x)
@@ -178,7 +181,7 @@ def pixel_sum(x):
     """Sum of x (B, ..., C) over all pixels, in float32 or float64: (B, C).
 
     First adds groups of up to 8 pixels, which XLA fuses with the producer of x. Then sums windows of up to 32 groups,
-    with which XLA fuses nothing, and last the windows. XLA would compile a single sum over all pixels to slow loops.
+    which XLA fuses with nothing. Then sums the windows. XLA would compile a single sum over all pixels to slow loops.
     """
     b, c = len(x), x.shape[-1]
     x = upcast(x.reshape(b, -1, c))

@@ -27,9 +27,9 @@ from jax_ddpm.spec.spacing import repaint_schedule
 
 
 def jump_alpha_ratios(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
-    """For each step, alpha_bar of the next timestep divided by the alpha_bar after the step. 1 if no jump follows.
+    """For each step that a jump up follows: alpha_bar after the jump, divided by alpha_bar before it. For others, 1.
 
-    If a jump back up follows, the ratio is below 1: the jump multiplies the signal by its square root.
+    The jump multiplies the signal by the square root of this ratio, which is below 1.
     """
     following = np.append(timesteps[1:], -1)
     return np.where(following >= timesteps, tables.alpha_bars[following] / tables.alpha_bars_prev[timesteps], 1.0)

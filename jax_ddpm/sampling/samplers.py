@@ -54,8 +54,8 @@ def shard(network: nnx.Module, *arrays: Array | None) -> tuple:
     """Split the network into graph and state, and put state and arrays on the devices: (graph, state, *arrays).
 
     The arrays have one row per image. If the number of devices divides the number of images, they are sharded over all
-    devices. On one device they get the placement of the state. Otherwise the sampler would be compiled twice: its
-    results have that placement and are the arguments of its next call.
+    devices. On one device they get the placement of the state. The sampler's results have the same placement, and are
+    the inputs of its next call: with another placement of the arrays, the sampler would be compiled twice.
     """
     graph, state = nnx.split(network)
     state = jax.device_put(state)  # once for all calls
@@ -181,7 +181,7 @@ def sample(
 
 
 def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
-    """Network, diffusion settings and image shape of a `Model` or a bare network. Given settings come first."""
+    """Network, diffusion settings and image shape of a `Model` or a bare network. Arguments override the model's."""
     info = getattr(model, "info", None)
     if info is None:
         return model, config, image_shape

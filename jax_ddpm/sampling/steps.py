@@ -103,7 +103,7 @@ def ddim_step(
 def ddim_inverse_step(tables: Tables, x: Images, eps: Images, t: Array, noise: None) -> Images:
     """Inverse of `ddim_step` with eta = 0: from the next lower timestep up to t. eps: predicted at the lower timestep.
 
-    One Euler step of the ODE of Song et al. 2021, section 4.3, eq. 14. Below the lowest timestep, x is the clean image.
+    One Euler step of the ODE of Song et al. 2021, section 4.3, eq. 14. For the lowest t, x is the clean image.
     """
     ts = jnp.full((x.shape[0],), t)
     noise_level = extract(tables.sqrt_one_minus_alpha_bars_prev, ts)

@@ -53,7 +53,8 @@ SUPPORTED_VALUES = {
     "num_class_embeds": (None,),
 }
 DERIVED_FIELDS = ("time_embedding_dim", "attn_norm_num_groups")
-IGNORED_FIELDS = (  # the length of a time table, which only a learned one has; what EMAModel of diffusers saves
+# num_train_timesteps matters only for a learned time embedding. The other fields are saved by EMAModel of diffusers.
+IGNORED_FIELDS = (
     *("num_train_timesteps", "decay", "min_decay", "optimization_step", "update_after_step"),
     *("use_ema_warmup", "inv_gamma", "power"),
 )
@@ -67,7 +68,7 @@ SCHEDULER_DEFAULTS = {
     "variance_type": "fixed_small",
     "clip_sample": True,
 }
-# Fields of the scheduler: the supported values, and ours for them.
+# Fields of the scheduler: each supported value, and the name that jax_ddpm has for it.
 SCHEDULER_VALUES = {
     "beta_schedule": {"linear": "linear", "squaredcos_cap_v2": "cosine"},
     "prediction_type": {"epsilon": "eps", "sample": "x0", "v_prediction": "v"},

@@ -26,7 +26,8 @@ class DiffusionConfig:
     variance: Variance = "beta"
     """Variance of a ddpm step: beta_t, the posterior's, or predicted (learned_range; Nichol & Dhariwal 2021)."""
     clip: Clip = "x0"
-    """Limit to [-1, 1]: the predicted x_0, by clipping (x0) or dynamic thresholding; every x_t (state); or nothing."""
+    """What to limit to [-1, 1]: the predicted x_0 by clipping (x0) or by dynamic thresholding (dynamic), every x_t by
+    clipping (state), or nothing (none)."""
     clip_percentile: float = 0.995
     """For dynamic thresholding (Saharia et al. 2022): the fraction of an image's values that is not clipped."""
 

@@ -82,7 +82,7 @@ def infer_layer_norm(values: StateDict) -> tuple[NetworkConfig, int] | None:
 
 
 def infer_ddpm(values: StateDict) -> tuple[NetworkConfig, int] | None:
-    """Heads, groups, epsilon, padding and the order of sines, which no shape tells, are those of the DDPM paper."""
+    """Shapes do not show heads, groups, epsilon, padding and the order of sin and cos: the DDPM paper's are used."""
     first, last = shape_of(values, "conv_in.weight", 4), shape_of(values, "conv_out.weight", 4)
     levels = count_numbered(values, "down_blocks.{}.resnets.0.conv1.weight", 4)
     if first is None or last is None or levels == 0:

@@ -25,7 +25,7 @@ def seeds_and_indices(
     """`seed` and the indices 0 to N - 1, or, if `seeds` is given, these N seeds and N zeros. N = num_images."""
     if seeds is None:
         return seed, np.arange(num_images)
-    require(len(seeds) == num_images, "seeds", f"{len(seeds)} of them", f"expected {num_images}, one for each image")
+    require(len(seeds) == num_images, "number of seeds", len(seeds), f"expected {num_images}, one for each image")
     return seeds, np.zeros(num_images, int)
 
 

@@ -64,7 +64,10 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
 
 
 def default_diffusion(network: NetworkConfig) -> DiffusionConfig:
-    """Settings for a file without any: those of the network's preset, learned_range if it predicts a variance."""
+    """Diffusion settings for a file that has none: those of the network's preset.
+
+    If the network predicts a variance, `variance` is learned_range.
+    """
     diffusion = preset(network.name).diffusion
     return replace(diffusion, variance="learned_range") if getattr(network, "learned_variance", False) else diffusion
 
@@ -140,7 +143,7 @@ def read_bfloat16(path: Path, name: str) -> np.ndarray:
 
 
 def read_diffusers(path: Path) -> tuple[StateDict, ModelInfo]:
-    """A model of the diffusers package. Without an image size in the folder, it is that of the DDPM paper."""
+    """A model of the diffusers package. If the folder has no image size, it is that of the network's preset."""
     folder = diffusers_folder.read_folder(path)
     read = read_safetensors if folder.weights.suffix == ".safetensors" else read_pickle
     values, _ = read(folder.weights)
@@ -152,7 +155,10 @@ def read_diffusers(path: Path) -> tuple[StateDict, ModelInfo]:
 def parse_metadata(
     values: Mapping[str, np.ndarray], metadata: str | None, path: Path
 ) -> tuple[StateDict, ModelInfo | None]:
-    """With our metadata (JSON): the arrays unchanged, and the ModelInfo. Without: arrays without prefixes, and None."""
+    """The arrays and the ModelInfo from our metadata (JSON).
+
+    Without metadata: the arrays with prefixes removed from their names, and None.
+    """
     if metadata is None:
         return strip_prefixes(values, str(path)), None
     try:
@@ -167,7 +173,7 @@ def parse_metadata(
 def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:
     """The state dict of a .pt, .pth or .bin file as NumPy arrays, and our metadata if the file has it.
 
-    The state dict is the file's content, or stands there under one of STATE_DICT_KEYS.
+    The state dict is the file's content itself, or the value of one of STATE_DICT_KEYS in it.
     """
     try:
         import torch

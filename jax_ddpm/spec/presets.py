@@ -59,7 +59,8 @@ PRESETS: dict[str, RunConfig] = {
         training=TrainingConfig(epochs=100, lr_schedule="constant"),
         output=OutputConfig(sample_every_epochs=1),
     ),
-    # Residual blocks, and self-attention at the two deepest levels. Keeps and samples the best validation loss.
+    # Residual blocks, and self-attention at the two deepest levels. Keeps the checkpoint with the best
+    # validation loss, and samples with its weights.
     "attention": RunConfig(
         preset="attention",
         data=DataConfig(dataset="mnist", validation_fraction=0.1),

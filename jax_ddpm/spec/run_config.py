@@ -56,7 +56,6 @@ class TrainingConfig:
     """Gradient checkpointing: recompute the activations of each block in the backward pass, to save memory."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Optimiser: Adam, or AdamW with weight_decay."""
-    """Adam, or AdamW, which takes --weight-decay."""
     weight_decay: float = 0.0
     """Decoupled weight decay of adamw."""
     learning_rate: float = 1e-4
@@ -78,7 +77,7 @@ class TrainingConfig:
     max_skipped: int = 20
     """Stop the run after this many consecutive steps with a non-finite loss or gradient. Such steps are skipped."""
     precision: Precision = "float32"
-    """dtype of the activations. Parameters, EMA and loss stay float32. float64 is for comparisons, for everything."""
+    """dtype of the activations. Parameters, EMA and loss stay float32. With float64, everything is float64."""
     seed: int = 0
     """Seed of the initial weights, order of images, timesteps, noise and samples: an integer from 0 to 2^32 - 1."""
     init_from: str | None = None
@@ -130,7 +129,7 @@ class OutputConfig:
     log_every: int = 10
     """Steps between rows of metrics.jsonl."""
     validate_every: int = 0
-    """Steps between validations. 0: every epoch, or every few epochs so that it is at least 500 steps."""
+    """Steps between validations. 0: one epoch, or, if it is short, the fewest epochs that have at least 500 steps."""
     checkpoint_every: int = 0
     """Steps between checkpoints. 0: as for validations, but less often if saving would take over 10% of the run."""
     keep_checkpoints: int = 2
@@ -167,7 +166,7 @@ class RunConfig:
     __pydantic_config__ = STRICT
 
     preset: str = "digits"
-    """Name of the preset that the other settings start from. Default: digits for the digits, else conv_block."""
+    """Name of the preset that the other settings start from. Default: digits for --dataset digits, else conv_block."""
     data: DataConfig = DataConfig()
     network: NetworkConfig = field(default_factory=ConvBlockConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -21,7 +21,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
 }
 BUILT_IN = frozenset(NETWORK_CLASSES)
 REGISTERED_TORCH_NAMES: dict[str, dict[str, str]] = {}
-"""By the class of a registered network: a table as those of `weights.torch_names`."""
+"""From the class name of a registered network to its table, in the format of `weights.torch_names`."""
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Module:
@@ -50,8 +50,8 @@ def register(
             (x, t) -> prediction, with x float (B, H, W, C) and t integers (B,). Its variables must be nnx.Param or
             `layers.Buffer`. Layers of `jax_ddpm.layers` get initial values from the seed of a run. All other variables
             keep the values that the constructor gives them.
-        torch_names: names of the arrays in files, a table as those of `weights.torch_names`. Default: the paths of the
-            network's attributes.
+        torch_names: table of the arrays' names in files, in the format of `weights.torch_names`. Default: the paths of
+            the network's attributes.
 
     Raises:
         UserError: the name belongs to another network.

@@ -1,7 +1,8 @@
 """PyTorch names of each network's layers and buffers: one table per network.
 
-Left the PyTorch name, right the path in the Flax network. {} stands for a number, the same on both sides. The first
-line that fits a path counts. The parameters inside a layer are in `convert.LAYOUTS`.
+The left column is the PyTorch name, the right column the path in the Flax network. {} stands for a number, the same on
+both sides. If several lines match a path, the first one is used. The parameters inside a layer are in
+`convert.LAYOUTS`.
 """
 
 

@@ -17,7 +17,7 @@ from torch_ref.schedules import Tables, schedule_tables
 
 
 def jump_alpha_ratios(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
-    """For each step, alpha_bar of the next timestep divided by the alpha_bar after the step. 1 if no jump follows."""
+    """For each step that a jump up follows: alpha_bar after the jump, divided by alpha_bar before it. For others, 1."""
     following = np.append(timesteps[1:], -1)
     return np.where(following >= timesteps, tables.alpha_bars[following] / tables.alpha_bars_prev[timesteps], 1.0)
 

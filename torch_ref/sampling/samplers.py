@@ -114,7 +114,7 @@ def sample(
 
 
 def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
-    """Network, diffusion settings and image shape of a loaded model or a bare network. Given settings come first."""
+    """Network, diffusion settings and image shape of a loaded model or a network. Arguments override the model's."""
     info = getattr(model, "info", None)
     if info is None:
         return model, config, image_shape
