@@ -340,8 +340,8 @@ def reverse_steps() -> float:
                     DiffusionConfig(objective=objective, variance=variance, clip=clip),
                     np.arange(1000)[::-1],
                 )
-                step = reverse.make_step(ours, config, SamplerConfig(), chain, None)
-                twin_step = torch_ref.sampling.reverse.make_step(theirs, config, SamplerConfig(), chain, None)
+                step = reverse.make_step(ours, config, SamplerConfig(), chain, lambda x, t: x)
+                twin_step = torch_ref.sampling.reverse.make_step(theirs, config, SamplerConfig(), chain, lambda x, t: x)
                 for t in (0, 1, 500, 999):
                     a = step(x, prediction, jnp.int32(t), noise)
                     b = twin_step(channels_first(x), channels_first(prediction), t, channels_first(noise))

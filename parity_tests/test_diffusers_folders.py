@@ -74,10 +74,10 @@ def test_settings_of_a_model(folders):
 def test_absent_fields_have_the_packages_defaults(folder):
     of_model = {name: p.default for name, p in inspect.signature(UNet2DModel.__init__).parameters.items()}
     theirs, ours = diffusers_folder, {}
-    ours |= theirs.SAME | theirs.OTHER | {name: values[0] for name, values in theirs.FAMILY.items()}
+    ours |= theirs.SHARED_FIELDS | theirs.CONVERTED_FIELDS | {name: v[0] for name, v in theirs.SUPPORTED_VALUES.items()}
     for name, value in ours.items():
         assert of_model[name] == (tuple(value) if isinstance(value, list) else value), name
-    assert set(of_model) - {"self", *ours} == {*theirs.CHECKED_LATER, "num_train_timesteps"}
+    assert set(of_model) - {"self", *ours} == {*theirs.DERIVED_FIELDS, "num_train_timesteps"}
     of_scheduler = inspect.signature(DDPMScheduler.__init__).parameters
     assert all(of_scheduler[name].default == value for name, value in theirs.SCHEDULER_DEFAULTS.items())
     before = info_of(folder)
@@ -239,7 +239,7 @@ def test_training_starts_from_a_folder(folders):
     config = DDPMConfig(**{**PACKAGES_CHOICES.arguments, "dropout": 0.4})
     assert set(initial_weights(path, config)) == set(package_model("the package's choices").state_dict())
     other = DDPMConfig(**{**config.arguments, "flip_sin_to_cos": False, "attention_head_dim": 4})
-    with pytest.raises(UserError, match="attention_head_dim 8 instead of 4, flip_sin_to_cos True instead"):
+    with pytest.raises(UserError, match=r"attention_head_dim = 8 \(expected 4\), flip_sin_to_cos = True"):
         initial_weights(path, other)
 
 

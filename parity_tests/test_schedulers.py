@@ -59,7 +59,7 @@ def states(framework: str, config: dict, settings: dict) -> np.ndarray:
     config, settings = DiffusionConfig(**config), SamplerConfig(**settings)
     learned = config.variance == "learned_range"
     if framework == "jax":
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), jax.disable_jit():  # step by step: to compile each scan takes a second
             predict, noise = network(jnp, config.objective, -1 if learned else None), jnp.asarray(NOISE)
             return np.asarray(walk(jax_ddpm.sampling, config, settings, predict, noise, lambda t: noise[t]))
     predict = network(torch, config.objective, 1 if learned else None)

@@ -1,4 +1,4 @@
-"""Measure jax_ddpm beside PyTorch: python scripts/benchmark.py --network conv_block --preset paper --out bench"""
+"""Compare the speed of jax_ddpm with PyTorch: python scripts/benchmark.py --network conv_block --out bench"""
 
 from jax_ddpm.commands.main import run_script
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import jax
 import pytest
 from filelock import FileLock
 
@@ -21,3 +22,13 @@ def command_run(tmp_path_factory):
             assert result.returncode == 0, result.stderr
             said.write_bytes(pickle.dumps(result))
     return folder, pickle.loads(said.read_bytes())
+
+
+@pytest.fixture(scope="package", autouse=True)
+def unoptimised_programs():
+    """XLA compiles twice as fast here and in the processes that tests start; parity_tests keep its optimisations."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)

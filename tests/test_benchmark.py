@@ -180,13 +180,13 @@ def test_scaling_curves():
     (line,) = scaling.lines([ours])
     assert line == (
         "conv_block, training, float32, jax, image size 16, width 32: "
-        "time grows with batch size 4 to 8 to 16 to the power 0.00, 1.58"
+        "time grows as batch size^p, batch size 4 to 8 to 16: p = 0.00, 1.58"
     )
 
 
 def test_the_command_measures_sizes(quick, monkeypatch, tmp_path, capsys):
     flags = ["--network", "conv_block", "--batch-size", 2, "--what", "sample", "--sampling-steps", 2, "--rounds", 1]
     command(monkeypatch, *flags, "--contenders", "jax", "--image-size", 8, 16, "--width", 32, "--out", tmp_path)
-    assert "time grows with image size 8 to 16" in capsys.readouterr().out
+    assert "time grows as image size^p, image size 8 to 16: p = " in capsys.readouterr().out
     (curve,) = json.loads((tmp_path / "results.json").read_text())["scaling"]
     assert curve["values"] == [8, 16] and (tmp_path / "scaling.png").stat().st_size > 1000

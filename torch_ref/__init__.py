@@ -1,4 +1,4 @@
-"""The DDPM of `jax_ddpm` again, in PyTorch: the same seed draws the same noise, and ends in the same picture.
+"""The DDPM of `jax_ddpm` in PyTorch. The same seed gives the same noise and the same picture.
 
 Needs torch, numpy, safetensors and pydantic. Settings and file formats come from `jax_ddpm.spec`, which imports no
 framework. The names below are loaded when they are first used.

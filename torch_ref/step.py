@@ -1,4 +1,4 @@
-"""One optimiser step, and everything that it reads and writes: `jax_ddpm.training.state` and `.step` again."""
+"""One optimiser step and its state: `jax_ddpm.training.step` and `jax_ddpm.training.state` in PyTorch."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class TrainState:
 
 
 def create_state(network: nn.Module, optimizer: torch.optim.Optimizer, ema: bool, dtype=torch.float32) -> TrainState:
-    """State at step 0 of a network that has its weights, which are cast to `dtype`. The EMA starts as a copy of it."""
+    """The state at step 0 of an initialised network, which is cast to `dtype`. The EMA starts as a copy of it."""
     network.to(dtype)
     return TrainState(0, network, copy.deepcopy(network).requires_grad_(False) if ema else None, optimizer)
 
@@ -68,9 +68,9 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def clip_by_global_norm(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
-    """Scale gradients down, in place, to `max_norm` if `norm`, their global norm, is larger: optax's formula.
+    """Scale gradients, in place, to the global norm `max_norm` unless `norm` is smaller. norm: their global norm.
 
-    PyTorch's own function adds 1e-6 to the norm.
+    This is optax's formula. PyTorch's own function adds 1e-6 to the norm.
     """
     if not norm < max_norm:
         for g in gradients:

@@ -47,9 +47,9 @@ def make_network(job: Job):
 def forward_flops(network, job: Job) -> float | None:
     """FLOPs of one call of the network on a batch, counted by XLA in the unoptimised graph.
 
-    Counts the graph in plain JAX, which accelerators run: the routes for CPUs hide work in custom calls, and some use
-    fewer multiplications. Lowers it for the CPU backend, because the GPU backend counts only optimised programs. None
-    if JAX has no CPU backend.
+    Counts the plain JAX operations, which GPUs and TPUs run: the versions for CPUs hide work in custom calls, and some
+    need fewer multiplications. Lowers them for the CPU backend, because the GPU backend counts only optimised programs.
+    None if JAX has no CPU backend.
     """
     try:
         cpu = jax.devices("cpu")[0]

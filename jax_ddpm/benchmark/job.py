@@ -60,7 +60,7 @@ class Contender:
     steps: int
     """Steps of a training dispatch, or of a whole reverse process."""
     check: dict[str, np.ndarray]
-    """Its output for fixed weights and inputs, by name, which has to agree with the other contenders'."""
+    """Its outputs for fixed weights and inputs, by name. They must agree with those of the first contender."""
     about: dict
     """Platform, device, version, seconds of compilation, FLOPs and the like."""
     peak_memory: Callable[[], int | None] = lambda: None

@@ -27,7 +27,8 @@ class Row:
     peak_memory: int | None
     """Peak bytes. On a CPU: the resident set.
 
-    On a GPU: allocated, by JAX since the start, by PyTorch in a turn; with CUDA graphs, reserved.
+    On a GPU: the bytes that JAX allocated since its start, or that PyTorch allocated (with CUDA graphs: reserved) in
+    the last turn.
     """
     flops_per_second: float | None
     share: float | None

@@ -14,7 +14,7 @@ COLORS = [f"tab:{name}" for name in ("orange", "blue", "green", "red", "purple",
 
 
 def curves(cases: Sequence[Mapping]) -> list[dict]:
-    """One curve per axis, contender and set of other settings that has at least two values on the axis.
+    """Curves of measurements that differ only on one axis, each with at least two values on that axis.
 
     A curve holds `values` on its axis, `seconds` per step at each, and `exponents`: between values[i] and
     values[i + 1], the time grows as value ** exponents[i].
@@ -41,10 +41,10 @@ def curves(cases: Sequence[Mapping]) -> list[dict]:
 
 
 def lines(curves: Sequence[Mapping]) -> list[str]:
-    """A line per curve: `... jax, image size 32: time grows with batch size 8 to 16 to the power 0.90`."""
+    """A line per curve: `... jax, image size 32: time grows as batch size^p, batch size 8 to 16: p = 0.90`."""
     return [
-        f"{title(c)}, {c['contender']}, {others(c)}: time grows with {c['axis']} "
-        f"{' to '.join(map(str, c['values']))} to the power {', '.join(f'{e:.2f}' for e in c['exponents'])}"
+        f"{title(c)}, {c['contender']}, {others(c)}: time grows as {c['axis']}^p, {c['axis']} "
+        f"{' to '.join(map(str, c['values']))}: p = {', '.join(f'{e:.2f}' for e in c['exponents'])}"
         for c in curves
     ]
 

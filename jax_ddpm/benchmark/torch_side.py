@@ -222,7 +222,7 @@ def sample(job: Job) -> Contender:
 
     def shared_noise(t) -> Tensor:
         noise = rng.normal(rng.fold_in(keys, t), job.image_shape).permute(0, 3, 1, 2)
-        # In the memory layout of torch_noise: another one would be compiled again.
+        # Use the memory layout of torch_noise. With another one, torch.compile would compile again.
         return noise.clone(memory_format=torch.contiguous_format).to(DEVICE)
 
     sample_images = pipeline(job, network) if job.contender == "diffusers" else reverse_process(job, network)

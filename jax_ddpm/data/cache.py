@@ -31,7 +31,7 @@ def entry(cache_dir: Path, label: str, key: object) -> Path:
     Args:
         cache_dir: folder of the cache.
         label: any text; the name of the file begins with it.
-        key: everything that the arrays depend on, as JSON can hold it.
+        key: everything that the arrays depend on, as a value that JSON can hold.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return cache_dir / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', label)[-40:].strip('-')}-{digest}.npy"
@@ -51,7 +51,7 @@ def read(path: Path) -> Decoded | None:
             return None
         num_train = info["num_train"]
         return Decoded(images[:num_train], images[num_train:], tuple(info["notes"]))
-    except Exception:  # whatever is wrong with an entry, decoding again mends it
+    except Exception:  # a damaged entry is replaced: the caller decodes the images again
         return None
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from jax_ddpm.spec.errors import UserError
 
-TIDY_UP = 10  # seconds that the child has after Ctrl-C, which reaches it too, to delete incomplete files
+# Seconds to wait after Ctrl-C while the child, which receives it too, deletes incomplete files.
+TIDY_UP = 10
 PACKAGE_ROOT = str(Path(__file__).parents[2])
 ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",

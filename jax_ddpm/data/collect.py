@@ -9,7 +9,7 @@ from jax_ddpm.data.pixels import read_image
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.text import one_line, printable
 
-MAX_NAMED = 3  # skipped images whose names a note gives
+MAX_NAMED = 3  # largest number of skipped images that a note names
 
 
 def collect(files: ImageFiles, image_size: int) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -49,7 +49,7 @@ def collect(files: ImageFiles, image_size: int) -> tuple[np.ndarray, tuple[str, 
 
 
 def _in_colour(gray: np.ndarray, count: int) -> np.ndarray:
-    """The array with 3 channels, and its first `count` images."""
+    """A new array like `gray` with 3 channels, into which the first `count` images are copied."""
     images = np.empty((*gray.shape[:-1], 3), np.uint8)
     images[:count] = gray[:count]
     return images

@@ -43,14 +43,14 @@ def read_image(file: File, image_size: int, channels: int | None = None) -> np.n
 def open_image(file: File, channels: int | None = None) -> Image.Image:
     """Read an image file in mode L (channels = 1), RGB (channels = 3), or the one that fits the image (None).
 
-    Applies the EXIF orientation. Transparent pixels become white. Of an animation, reads the first frame.
+    Applies the EXIF orientation. Transparent pixels become white. Reads only the first frame of an animation.
 
     Raises:
         Exception: of any class that Pillow chooses, if the file is not an image, is truncated, or has so many pixels
             that Pillow suspects a decompression bomb.
     """
     if isinstance(file, str | os.PathLike) and not os.path.isfile(file):
-        raise FileNotFoundError("no such file")  # also for a dangling link, and for a pipe, whose opening would block
+        raise FileNotFoundError("no such file")  # also for a broken link, and for a pipe: opening it would block
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -63,7 +63,7 @@ def open_image(file: File, channels: int | None = None) -> Image.Image:
 def resize_and_crop(image: Image.Image, image_size: int) -> np.ndarray:
     """Resize the short side to `image_size` (bicubic, antialiased) and cut out the centre.
 
-    An image whose short side is `image_size` already is only cut.
+    An image whose short side is already `image_size` is cut but not resized.
 
     Args:
         image: mode L or RGB.

@@ -1,6 +1,6 @@
 """Download and prepare a data set of tensorflow_datasets: a separate program, because it loads TensorFlow.
 
-    python -m jax_ddpm.data.prepare NAME DATA_DIR MANUAL_DIR      ("" for a folder: the default)
+    python -m jax_ddpm.data.prepare NAME DATA_DIR MANUAL_DIR      ("" instead of a folder: its default)
 
 Progress goes to stderr. stdout is one JSON object: empty after a success, else `kind` ("network", "package" or
 "other") and `cause`, one line. tensorflow_datasets writes into a temporary folder and renames it at the end, so an
@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 from jax_ddpm.spec.text import one_line
 
-RETRIES = 5  # per file, about 6 s; the 10 of tensorflow_datasets take more than 3 minutes without a network
+# Retries per file. Without a network, 5 take about 6 s; the default of tensorflow_datasets, 10, takes over 3 minutes.
+RETRIES = 5
 
 
 def prepare(name: str, data_dir: str | None, manual_dir: str | None) -> None:

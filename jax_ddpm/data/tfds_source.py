@@ -73,7 +73,8 @@ def _builder(name: str, data_dir: str | None) -> "DatasetBuilder":
 
     known = tfds.list_builders(with_community_datasets=False)
     base = re.split("[/:]", name)[0]
-    prepared_here = Path(data_dir or tfds.core.constants.DATA_DIR) / base  # maybe with the user's own builder
+    # A data set that is prepared here can be used even if its name is not known: it may come from a user's builder.
+    prepared_here = Path(data_dir or tfds.core.constants.DATA_DIR) / base
     if base not in known and not (base.isidentifier() and prepared_here.is_dir()):
         raise _unknown(name, base, known)
     try:

@@ -8,8 +8,8 @@ IMAGES_PER_CHUNK = 2048  # training images compared at a time, to limit memory
 def evenly_spaced(values: np.ndarray, count: int) -> np.ndarray:
     """Indices of at most `count` entries whose values are nearest to `count` evenly spaced values.
 
-    With the logSNR of the states of a reverse process, this picks states between which the image changes by similar
-    amounts.
+    If `values` are the logSNR of the states of a reverse process, the image changes by similar amounts from one chosen
+    state to the next.
 
     Args:
         values: a monotonic array (N,).

@@ -54,7 +54,8 @@ def nan_to_none(value):
 def data_uri(picture: Image.Image, limit: int) -> str:
     """A picture as a data: URI of at most `limit` bytes, in WebP.
 
-    Lossless if that fits, else at a lower quality, else at a smaller size. Pictures of up to 16 pixels may be larger.
+    Lossless if that fits, else at a lower quality, else at a smaller size. A picture of at most 16x16 pixels may exceed
+    the limit.
     """
     picture = picture.convert("RGB")
     while True:

@@ -61,7 +61,7 @@ class ConvBlockConfig(NetworkConfig):
         )
         if image_size is not None:
             halvings = len(self.widths) - 1
-            require_divisible_size(image_size, halvings, "; or fewer --widths")
+            require_divisible_size(image_size, halvings, "; or fewer levels (--widths)")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class AttentionConfig(NetworkConfig):
         )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "expected 0 to below 1")
         if image_size is not None:
-            require_divisible_size(image_size, len(self.multipliers) - 1, "; or fewer --multipliers")
+            require_divisible_size(image_size, len(self.multipliers) - 1, "; or fewer levels (--multipliers)")
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class DDPMConfig(NetworkConfig):
         require(self.downsample_padding in (0, 1), "downsample_padding", self.downsample_padding, "expected 0 or 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "expected 0 to below 1")
         if image_size is not None:
-            require_divisible_size(image_size, len(self.widths) - 1, "; or fewer --widths")
+            require_divisible_size(image_size, len(self.widths) - 1, "; or fewer levels (--widths)")
 
 
 def require_divisible_size(image_size: int, halvings: int, instead: str = "") -> None:
@@ -215,7 +215,7 @@ def require_divisible_size(image_size: int, halvings: int, instead: str = "") ->
         raise UserError(
             f"image_size = {image_size}: this network halves the image {halvings} times, "
             f"so its size must be a multiple of {multiple}.\n"
-            f"Nearest: --image-size {' or '.join(map(str, near))}{instead}."
+            f"Nearest: {' or '.join(map(str, near))} (--image-size){instead}."
         )
 
 

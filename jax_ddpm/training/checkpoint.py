@@ -30,9 +30,9 @@ STATE, RECORD, MANIFEST = "state", "record.json", "manifest.json"
 class Checkpoints:
     """The checkpoints in a folder. A thread writes them, one at a time, and then deletes old ones.
 
-    Keeps the newest `keep_checkpoints`, those whose step is a multiple of `keep_every` (0: none), and each checkpoint
-    that the record of one of these names as best. A failed write is reported through `log`, and the earlier
-    checkpoints stay. A context manager: leaving it waits for the write in progress.
+    Keeps the newest `keep_checkpoints` checkpoints and those whose step is a multiple of `keep_every` (0: none). Also
+    keeps every checkpoint that the record of one of these names as the best. A failed write is reported through `log`,
+    and the earlier checkpoints stay. Use it as a context manager: on exit it waits until the current write has ended.
     """
 
     def __init__(self, folder: Path, config: OutputConfig, log: Callable[[str], None]):
@@ -182,7 +182,7 @@ def flatten_state(state: TrainState) -> dict:
 
 
 def check_disk_space(folder: Path, size: int) -> None:
-    """Raises OSError if the disk lacks room for `size` more bytes: its message is shorter than Orbax's."""
+    """Raises OSError if the disk has no room for `size` more bytes. Orbax's own message would be long."""
     if hasattr(os, "posix_fallocate"):
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, size)

@@ -17,7 +17,7 @@ NUM_LOSS_TIMESTEPS = 20
 NUM_LOSS_IMAGES = 64
 NUM_NEIGHBOURS = 5
 NUM_HELD_OUT = 100  # held-out images; their distance to the training images is the baseline for the samples' distance
-MAX_COMPARED_BYTES = 2**28  # of training images that are compared with samples
+MAX_COMPARED_BYTES = 2**28  # largest total size of the training images that are compared with samples
 
 
 def predict_x_0(network: nnx.Module, config: DiffusionConfig, x_t: np.ndarray, t: np.ndarray) -> np.ndarray:

@@ -22,8 +22,8 @@ from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import make_validation
 
 MAX_RESIDENT_BYTES = 2 * 2**30  # a data set up to this size is copied to the devices once
-STEPS_PER_DISPATCH = 10  # so that the host's few milliseconds per dispatch do not count
-# The progress bar and Ctrl-C wait for one or two dispatches, so on a CPU, dispatches of several steps are limited.
+STEPS_PER_DISPATCH = 10  # enough that the host's few milliseconds per dispatch are negligible
+# The progress bar and Ctrl-C wait for up to two dispatches. So on a CPU this limits a dispatch of several steps.
 MAX_DISPATCH_SECONDS_ON_CPU = 0.5
 
 
@@ -70,7 +70,7 @@ class Feed:
         """Argument of `make_train_step`."""
 
     def batches(self, step: int, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(images (N, H, W, C), int32 indices (K, B), n) for the n steps from `step` on; rows after n repeat row n."""
+        """(images (N, H, W, C), int32 indices (K, B), n) for the n steps from `step` on; the last row is repeated."""
         training = self.config.training
         rows = [
             batch_indices(training.seed, step + min(i, n - 1), len(self.images), training.batch_size)
@@ -107,7 +107,7 @@ class Feed:
 def dispatch_length(output: OutputConfig, limit: int) -> int:
     """Steps per fixed-length dispatch, at most `limit`, chosen to split the shortest interval almost evenly.
 
-    A default interval (500 steps or more) does not count: whatever the length, almost no step is wasted.
+    Default intervals are ignored: they are at least 500 steps long, so any dispatch length wastes almost no steps.
     """
     intervals = [steps for steps in (output.validate_every, output.checkpoint_every, output.sample_every) if steps]
     shortest = min(intervals, default=limit)
@@ -131,7 +131,8 @@ class Validation:
             mask = np.arange(self.batch_size) < len(batch)
             batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
             batch, mask = jax.device_put((batch, mask), self.batch_sharding)
-            jax.block_until_ready(previous_total)  # one batch stays in flight, so that the bar shows finished ones
+            # Wait for the batch before the last, so that the bar counts finished batches. The last one keeps running.
+            jax.block_until_ready(previous_total)
             loss = self.validate(state.weights, state.buffers, batch, mask, np.int32(batch_index))
             previous_total, total = total, total + loss
         return float(total) / len(self.images)

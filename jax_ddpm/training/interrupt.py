@@ -48,7 +48,7 @@ class SignalHandler:
         print("\nFinishing this step and saving; a second signal stops at once.", file=sys.stderr, flush=True)
 
     def raise_if_signalled(self) -> None:
-        """End the deferral; raises Interrupted if a signal has come."""
+        """Stop deferring signals. Raises Interrupted if a signal has arrived."""
         self.deferred = False
         if self.signal_number is not None:
             raise Interrupted(self.signal_number, self.message)

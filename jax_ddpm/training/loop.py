@@ -177,7 +177,7 @@ def export(run: Run) -> None:
 
 @contextmanager
 def log_write_errors(what: str, log: Callable[[str], None]):
-    """Inside this context, an error of writing `what` is logged and does not end the run."""
+    """Inside this context, an error while writing `what` is logged, and the run continues."""
     try:
         yield
     except WRITE_ERRORS as error:

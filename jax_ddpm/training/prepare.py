@@ -149,7 +149,11 @@ def make_mesh(batch_size: int) -> Mesh:
 
 
 def load_images(config: RunConfig, log: Callable[[str], None]) -> data.ImageData:
-    """The images of a run. Raises UserError if there are too few for a batch, or none to validate --keep-best."""
+    """The images of a run.
+
+    Raises UserError if there are fewer training images than a batch holds, or if --keep-best is on and there are no
+    validation images.
+    """
     d = config.data
     images = data.load(
         d.dataset,

@@ -13,7 +13,7 @@ from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.run_folder import MetricsLog
 
 MIN_DEFAULT_INTERVAL = 500  # steps between two validations or checkpoints, unless the user sets an interval
-MAX_CHECKPOINT_TIME_FRACTION = 0.1  # of the time may go into writing checkpoints, unless the user sets an interval
+MAX_CHECKPOINT_TIME_FRACTION = 0.1  # of the time for writing checkpoints, unless the user sets an interval
 SPIKE_FACTOR = 5.0  # a loss this many times its running mean is logged
 
 
@@ -66,8 +66,8 @@ class CheckpointPolicy:
     def should_save(self, step: int, is_saving: bool) -> bool:
         """Whether to write the checkpoint of `step`.
 
-        Always True at the intervals that the user set, and at the last step. Otherwise True if writing the last
-        checkpoint took at most MAX_CHECKPOINT_TIME_FRACTION of the time since then.
+        Always True at the intervals that the user set, and at the last step. Otherwise True if no write is running and
+        the last write took at most MAX_CHECKPOINT_TIME_FRACTION of the time that has passed since it ended.
 
         is_saving: whether the previous checkpoint is still being written; a new one would have to wait for it.
         """
@@ -111,7 +111,7 @@ class Progress:
     def update(self, step: int, n: int, metrics: Mapping) -> None:
         """Record the metrics of the n steps after `step`, and move the bar. Waits for the device.
 
-        metrics: by name, arrays (at least n,). Raises UserError after `max_skipped` skipped steps in a row.
+        metrics: by name, an array with at least n values. Raises UserError after `max_skipped` skipped steps in a row.
         """
         values = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
         now = time.perf_counter()
@@ -185,7 +185,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A duration as text, in the largest unit of which it has at least 1.5 (days: 2)."""
+    """A duration as text: in seconds below 90 s, minutes below 90 min, hours below 48 h, else days."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -92,4 +92,4 @@ def first_cause(gradients: Callable, *arguments) -> str:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)]
         place = f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         return f"{error}{place}"
-    return "not found, it happens only when all operations are compiled together"
+    return "none found by jax_debug_nans and jax_debug_infs"

@@ -26,7 +26,7 @@ def training_charts(rows: list[dict]) -> list[dict]:
         loss.append(
             html_page.curve("validation", *zip(*held_out, strict=True), colour="second", style="points", log=True)
         )
-    text = "Training loss: with the current weights. Validation loss: with the weights that are sampled (EMA, if on)."
+    text = "Training loss: with the current weights. Validation loss: with the weights for sampling (the EMA, if on)."
     charts = [chart("Loss", text, loss)]
     for name, title, text, log in (
         ("images_per_second", "Images per second", "Without the time for validation, pictures and checkpoints.", False),
@@ -61,5 +61,5 @@ def final_charts(numbers: dict) -> list[dict]:
 
 
 def chart(title, text, series, x="step", y=None, log=True, unit="") -> dict:
-    """A chart as page.html takes it. log: logarithmic y axis; unit: follows the values of y."""
+    """A chart in the format that page.html reads. log: logarithmic y axis. unit: the text after each y value."""
     return {"title": title, "text": text, "series": series, "x": x, "y": y or title, "log": log, "unit": unit}

@@ -24,7 +24,7 @@ from jax_ddpm.spec.run_config import RunConfig, slug
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
-STARTS = "starts"  # entry of config.json: how and where the run was started, each time
+STARTS = "starts"  # entry of config.json: a list with one `environment()` for each start of the run
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html", "tensorboard")
 
 # Settings that may change when a run is resumed; so may everything in `output` and `sampling`.
@@ -61,7 +61,10 @@ def read_config(path: Path) -> RunConfig:
 
 
 def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
-    """Raises UserError if `folder` holds another run or, with `resume`, one with other settings. Writes nothing."""
+    """Check that a run with these settings can start in `folder`, or continue there (`resume`). Writes nothing.
+
+    Raises UserError if `folder` already holds a run; with `resume`, if it holds none or one with other settings.
+    """
     if resume:
         check_unchanged(load_config(folder), config)
     elif folder.exists() and not folder.is_dir():
@@ -103,7 +106,7 @@ def lock_folder(folder: Path, config: RunConfig, resume: bool = False) -> Iterat
 
 
 def config_json(folder: Path, config: RunConfig) -> str:
-    """The text of config.json: every setting, and how and where the run was started, each time."""
+    """The text of config.json: all settings, and one `environment()` for each start of the run."""
     try:
         earlier_starts = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))[STARTS]
     except (OSError, ValueError, KeyError):
@@ -186,7 +189,9 @@ class MetricsLog:
         """Called with each new row."""
 
     def rewind(self, step: int, pending: list[dict], unwritten: list[dict]) -> None:
-        """Go back to the checkpoint at `step`: drop later rows, and restore what was not yet written when it was saved.
+        """Go back to the checkpoint at `step`.
+
+        Drops later rows, and restores the rows and metrics that were not yet written when the checkpoint was saved.
 
         pending, unwritten: from the record of the checkpoint.
         """
@@ -215,7 +220,7 @@ class MetricsLog:
     def write_row(self, epoch: int, **extra) -> dict:
         """Write the row of the pending steps, and return it. extra: further values of the row.
 
-        The means leave out skipped steps, which `skipped` counts. Values that are not finite become null.
+        Means leave out the skipped steps; `skipped` is their number. Values that are not finite become null.
         """
         last, taken = self.pending[-1], [step for step in self.pending if not step["skipped"]]
         row = {"step": last["step"], "epoch": epoch}

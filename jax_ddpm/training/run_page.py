@@ -196,7 +196,7 @@ def tile(image: np.ndarray, alt: str) -> dict:
 
 
 def pictures(folder: Path, config: RunConfig, numbers: dict | None, report_command: str) -> list[dict]:
-    """Those of PICTURES that exist in the folder."""
+    """The pictures of PICTURES whose files exist in the folder."""
     result, commands = [], {}
     if numbers:
         commands["grid.png"] = sample_command(config, folder, int(numbers["num_samples"]))
@@ -243,7 +243,7 @@ def format_value(value) -> str:
 def train_command(config: RunConfig, folder: Path, **output) -> str:
     """The command that repeats the training in another folder, with these fields of OutputConfig changed.
 
-    "" for a network of the user's own, which the command does not know.
+    "" for a network that the user registered: the command cannot build it.
     """
     if all(recipe.network.name != config.network.name for recipe in PRESETS.values()):
         return ""
@@ -265,5 +265,5 @@ def flags_of(fields: dict) -> list:
 
 
 def command(name: str, *arguments) -> str:
-    """A command line of the installed command."""
+    """A command line of `jax-ddpm`, quoted for the shell."""
     return shlex.join(["jax-ddpm", name, *map(str, arguments)])

@@ -31,7 +31,7 @@ class TrainState:
 
 
 def create_state(network: nnx.Module, optimizer: optax.GradientTransformation, ema: bool, dtype=jnp.float32):
-    """(graph, state at step 0) of a network that has its weights. The EMA starts as a copy of the parameters."""
+    """Split an initialised network into (graph, state at step 0). The EMA starts as a copy of the parameters."""
     graph, params, buffers = nnx.split(network, nnx.Param, Buffer)
     params, buffers = jax.tree.map(lambda x: jnp.array(x, dtype), (params, buffers))
     return graph, TrainState(

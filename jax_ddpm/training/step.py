@@ -54,7 +54,7 @@ def global_norm(gradients) -> Array:
 
 
 def clip_by_global_norm(gradients, norm: Array, max_norm: float):
-    """Gradients, scaled down to the global norm `max_norm` if `norm`, their global norm, is larger."""
+    """The gradients, scaled to the global norm `max_norm` unless `norm` is smaller. norm: their global norm."""
     return jax.tree.map(lambda g: jnp.where(norm < max_norm, g, g / norm * max_norm), gradients)
 
 

@@ -70,7 +70,7 @@ class TensorBoard:
 
     @contextmanager
     def stop_on_write_error(self):
-        """Inside this context, an error of writing is logged and ends the writing for good."""
+        """Inside this context, an error while writing is logged, and nothing more is written."""
         try:
             yield
         except OSError as error:
@@ -81,7 +81,7 @@ class TensorBoard:
 def import_tensorboardx():
     """tensorboardX's event messages, summary messages and file writer.
 
-    tensorboardX imports torch if it is installed. A run does not need it, so it is hidden from this import.
+    tensorboardX imports torch if torch is installed. A run does not need torch, so it is hidden during the import.
     """
     hide = "torch" not in sys.modules
     if hide:

@@ -1,7 +1,7 @@
 """Editing with a trained model: interpolate between seeds, invert and reconstruct images, img2img.
 
-Images are floats (N, H, W, C) in [-1, 1], as arguments and as results. Functions have the arguments, results and errors
-of those of `jax_ddpm`.
+Images are floats (N, H, W, C) in [-1, 1], as arguments and as results. Each function has the same arguments, results
+and errors as the function of that name in `jax_ddpm`.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Registry of networks by name: those of `jax_ddpm.unets`, with the parameter names of existing checkpoints.
 
-The classes of `jax_ddpm.unets` tell the settings and the image sizes that fit. Here x is (B, image_channels, H, W). A
-network with dropout takes `dropout`, a function h -> h for training, as an argument of the call.
+The docstrings in `jax_ddpm.unets` describe the settings and the allowed image sizes. Here x is (B, image_channels, H,
+W). A network with dropout takes `dropout`, a function h -> h for training, as an argument of the call.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Module:
     """Build the network of `config`. Fill its parameters with `weights.initialise` or `load_state_dict`.
 
-    dtype: of the activations: torch.bfloat16, or None for that of the parameters. The prediction has the dtype of the
-    parameters. Switches TF32 off for the whole process, so that GPUs compute float32 in float32.
+    dtype: that of the activations. torch.bfloat16, or None: the dtype of the parameters. The prediction always has the
+    dtype of the parameters. Switches TF32 off for the whole process, so that GPUs compute float32 in float32.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
