@@ -1,4 +1,4 @@
-"""`jax-ddpm benchmark`: measure jax_ddpm beside PyTorch."""
+"""`jax-ddpm benchmark`: compare the speed of jax_ddpm with PyTorch."""
 
 import json
 import platform
@@ -68,7 +68,7 @@ class OutputFlags:
 
 @dataclass(frozen=True)
 class BenchmarkFlags:
-    """Measure jax_ddpm beside PyTorch, in training and in sampling.
+    """Compare the speed of jax_ddpm with PyTorch, in training and in sampling.
 
     Each contender has a process of its own. They take turns (A B A B ...), and only one computes at a time. A
     contender's time counts only if its output for fixed weights and inputs equals that of jax_ddpm.

@@ -12,7 +12,7 @@ COMMANDS = {
     "sample": "Draw pictures from a trained model, or edit images with it.",
     "convert": "Convert a model file between JAX, PyTorch and diffusers.",
     "report": "Write an HTML report of a training run.",
-    "benchmark": "Measure jax_ddpm beside PyTorch.",
+    "benchmark": "Compare the speed of jax_ddpm with PyTorch.",
     "train-torch": "Train the PyTorch reference; takes the flags of train.",
 }
 SCRIPTS = {"train": "train_jax"}  # scripts whose names differ from the command's
