@@ -2,8 +2,8 @@
 
 `python tests/killing.py HOOKS FLAG ...` trains with these flags. HOOKS is JSON, a list of (function, n, action): when
 the function is called for the nth time, the process sends itself a signal (the action is its name), or takes on a
-limit of that many bytes for each file it writes (the action is a number; -1 lifts it). With HOOKS each dispatch is one
-step, so that calls can be counted.
+limit of that many bytes for each file it writes (the action is a number; -1 lifts it), or the function is not called
+(the action is "skip"). With HOOKS each dispatch is one step, so that calls can be counted.
 """
 
 import functools
@@ -57,6 +57,8 @@ def hook(function: str, n: int, action) -> None:
     def hurting(*arguments, **settings):
         nonlocal calls
         calls += 1
+        if calls == n and action == "skip":
+            return None
         if calls == n:
             act(action)
         return original(*arguments, **settings)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jax_ddpm.commands.benchmark
 from jax_ddpm.benchmark import contest, device_profile, results, scaling
 from jax_ddpm.benchmark.contest import TOLERANCES, Result, check_outputs
 from jax_ddpm.benchmark.job import MATRIX_PRODUCTS, Job
@@ -24,6 +25,12 @@ SCRIPT = str(Path(__file__).parents[1] / "scripts" / "benchmark.py")
 def quick(monkeypatch):
     monkeypatch.setattr(contest, "TURN_SECONDS", 0.05)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def without_matrix_products(monkeypatch):
+    """Their processes are tested with the command."""
+    monkeypatch.setattr(contest, "matrix_products_for", lambda contenders: [])
 
 
 def command(monkeypatch, *arguments):
@@ -48,7 +55,7 @@ def test_the_command_measures_sampling(quick, monkeypatch, tmp_path, capsys):
     assert (tmp_path / "out" / "results.png").stat().st_size > 1000
 
 
-def test_training_steps_agree_and_are_timed(quick):
+def test_training_steps_agree_and_are_timed(quick, without_matrix_products):
     """Loss and gradient norm of torch's step are compared with jax_ddpm's before either is timed."""
     job = Job("", "train", small(widths=(32,), batch_size=8, flip=True, clip_norm=0.5))
     entries = contest.measure(job, ["jax", "torch"], 1, lambda line: None)
@@ -184,9 +191,15 @@ def test_scaling_curves():
     )
 
 
-def test_the_command_measures_sizes(quick, monkeypatch, tmp_path, capsys):
+def test_the_command_measures_sizes(monkeypatch, tmp_path, capsys):
+    """Of times that are invented: as many seconds a step as an image has pixels."""
+
+    def measured(job, contenders, rounds, log):
+        return {"jax": Result(seconds=[float(job.image_shape[0] ** 2)], about={"compile_seconds": 3.0})}
+
+    monkeypatch.setattr(jax_ddpm.commands.benchmark, "measure", measured)
     flags = ["--network", "conv_block", "--batch-size", 2, "--what", "sample", "--sampling-steps", 2, "--rounds", 1]
     command(monkeypatch, *flags, "--contenders", "jax", "--image-size", 8, 16, "--width", 32, "--out", tmp_path)
-    assert "time grows as image size^p, image size 8 to 16: p = " in capsys.readouterr().out
+    assert "time grows as image size^p, image size 8 to 16: p = 2.00" in capsys.readouterr().out
     (curve,) = json.loads((tmp_path / "results.json").read_text())["scaling"]
     assert curve["values"] == [8, 16] and (tmp_path / "scaling.png").stat().st_size > 1000

@@ -64,7 +64,7 @@ def test_reverse_process_is_algorithm_2(objective, variance, clip):
 
 @pytest.fixture(scope="module")
 def network():
-    network = unets.build(ConvBlockConfig(widths=(32, 64), time_width=32))
+    network = unets.build(ConvBlockConfig(widths=(32,), time_width=32))
     weights.initialise(network, 5)
     return network
 
