@@ -238,6 +238,7 @@ def test_a_step_is_replayed(tmp_path, without_pictures):
         loss, norm = map(float, re.match(r"Step \d+: loss (\S+), gradient norm (\S+): finite", line).groups())
         np.testing.assert_allclose((loss, norm), (row["loss"], row["grad_norm"]), rtol=1e-4)
         assert any(line.startswith("  gradient norm of enc_convs.0: ") for line in said)
+        assert not any(line.startswith("  gradient norm of time_emb.0: ") for line in said), "a buffer has none"
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="expected 1 to 24"):
         replayed(folder, 25)

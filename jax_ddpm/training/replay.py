@@ -66,7 +66,9 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     log(f"Step {replay_step:,}: loss {loss:.6g}, gradient norm {global_norm(grads):.6g}: {result}.")
     log(f"t: {' '.join(map(str, t))}")
     log(f"Training images: {' '.join(map(str, indices))}")
-    for group, norm in norms_by_group(weights.state_dict(nnx.merge(graph, grads, state.buffers))).items():
+    arrays = weights.torch_arrays(nnx.merge(graph, grads, state.buffers))
+    values = {array.name: array.variable[...] for array in arrays if isinstance(array.variable, nnx.Param)}
+    for group, norm in norms_by_group(values).items():
         log(f"  gradient norm of {group}: {norm:.4g}")
     if not finite:
         log(f"First operation that gave nan or inf: {first_cause(gradients, state, images[indices])}.")
