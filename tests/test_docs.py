@@ -6,6 +6,7 @@ import inspect
 import io
 import re
 import shlex
+import shutil
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from jax_ddpm.spec.network_config import NETWORKS
 from jax_ddpm.spec.presets import PRESETS
 from jax_ddpm.training import run_folder
 from jax_ddpm.unets import NETWORK_CLASSES
+from tests.commands import FLAGS
 from tests.small import small
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +31,6 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 )
 SCRIPTS = {"train_jax": "train"} | {name.replace("-", "_"): name for name in main.COMMANDS}
 OTHER_FLAGS = {"--xla_cpu_experimental_ynn_fusion_type", "--xla_cpu_prefer_vector_width"}
-# As in test_packaging.py, so that both use the same compiled programs.
-TINY = "--widths 32 --time-width 32 --timesteps 20 --beta-end 0.4 --steps 3 --batch-size 16 --num-samples 4"
 page_by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
@@ -205,12 +205,12 @@ def run_python(block: str, **names) -> dict:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with the run, in runs/digits-digits, that the examples use, and somebody's checkpoint.pt."""
+def folder(command_run, tmp_path_factory):
+    """A folder with a run of a small network in runs/digits-digits, and that as checkpoint.pt."""
     folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(command_run[0], folder / "runs" / "digits-digits")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_command(["train", *TINY.split()])
         run_command(["convert", "runs/digits-digits", "checkpoint.pt"])
     return folder
 
@@ -270,6 +270,6 @@ def test_examples_of_the_pages_run(name, folder, monkeypatch):
                 run_command(arguments)
     if name == "conversion":
         assert (folder / "jax.png").read_bytes() == (folder / "torch.png").read_bytes()
-        run_command(["train", *TINY.split(), "--init-from", "digits.pt", "--out", "runs/further"])
+        run_command(["train", *FLAGS, "--init-from", "digits.pt", "--out", "runs/further"])
         for block in blocks(page, "python"):
             run_python(shortened(block))
