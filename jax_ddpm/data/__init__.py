@@ -4,8 +4,9 @@ Uses NumPy and Pillow, and imports neither jax nor torch. Only preparing a new d
 child process.
 """
 
+from jax_ddpm.data.image_data import ImageData
 from jax_ddpm.data.order import batch_indices
 from jax_ddpm.data.pixels import to_float, to_uint8
-from jax_ddpm.data.sources import ImageData, load
+from jax_ddpm.data.sources import load
 
 __all__ = ["ImageData", "batch_indices", "load", "to_float", "to_uint8"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jax_ddpm.data.image_data import fingerprint
 from jax_ddpm.spec.files import atomic_path, write_text
 
 
@@ -23,6 +24,8 @@ class Decoded:
     train: np.ndarray
     validation: np.ndarray
     notes: tuple[str, ...]
+    fingerprint: str = ""
+    """That of `image_data.fingerprint`; empty if it is not computed yet."""
 
 
 def entry(cache_dir: Path, label: str, key: object) -> Path:
@@ -50,7 +53,7 @@ def read(path: Path) -> Decoded | None:
         ):
             return None
         num_train = info["num_train"]
-        return Decoded(images[:num_train], images[num_train:], tuple(info["notes"]))
+        return Decoded(images[:num_train], images[num_train:], tuple(info["notes"]), info["fingerprint"])
     except Exception:  # a damaged entry is replaced: the caller decodes the images again
         return None
 
@@ -64,6 +67,7 @@ def write(path: Path, decoded: Decoded) -> None:
     num_train = len(decoded.train)
     shape = (num_train + len(decoded.validation), *decoded.train.shape[1:])
     info = {"shape": shape, "num_train": num_train, "notes": decoded.notes}
+    info["fingerprint"] = fingerprint(decoded.train, decoded.validation)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as draft, open(draft, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}

@@ -11,6 +11,7 @@ from jax_ddpm.data import cache
 from jax_ddpm.data.collect import collect
 from jax_ddpm.data.files import Source
 from jax_ddpm.data.folder import open_folder
+from jax_ddpm.data.image_data import ImageData
 from jax_ddpm.data.pixels import PREPROCESSING_VERSION, resize_and_crop
 from jax_ddpm.data.tfds_source import open_tfds
 from jax_ddpm.spec.errors import UserError
@@ -20,20 +21,6 @@ from jax_ddpm.spec.text import one_line
 DEFAULT_VALIDATION_FRACTION = 0.1  # if the data set has no validation images of its own
 MIN_IMAGES_TO_SPLIT = 10  # fewer are all used for training, unless the user gives a fraction
 SPLIT_SEED = 20200619  # independent of the run's seed, so that every run holds out the same images
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageData:
-    """A data set, decoded: images of one size, and notes for the user."""
-
-    name: str
-    """The name that was given to `load`."""
-    train: np.ndarray
-    """Training images, uint8 (N, H, W, C) with C = 1 or 3, C-contiguous; may be a read-only memory map."""
-    validation: np.ndarray
-    """Held-out images, uint8 (M, H, W, C); M may be 0."""
-    notes: tuple[str, ...]
-    """Notes for the user, one line each."""
 
 
 def load(
@@ -81,7 +68,8 @@ def load(
     if validation_fraction is not None:
         source = dataclasses.replace(source, validation=None)
     decoded, cache_note = _through_cache(source, image_size, validation_fraction, cache_dir, log)
-    return ImageData(name, decoded.train, decoded.validation, (*source.notes, *decoded.notes, cache_note))
+    notes = (*source.notes, *decoded.notes, cache_note)
+    return ImageData(name, decoded.train, decoded.validation, notes, fingerprint=decoded.fingerprint)
 
 
 def _digits(image_size: int) -> np.ndarray:
