@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from jax_ddpm.spec.errors import UserError, require_one_of
+from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import Precision, StateDict
@@ -19,7 +20,7 @@ from torch_ref.unets import attention
 
 
 def load_model(
-    path: str | os.PathLike, image_size: int | None = None, precision: str = "float32", **diffusion
+    path: str | os.PathLike, image_size: ImageSize | None = None, precision: str = "float32", **diffusion
 ) -> nn.Module:
     """Load a trained model: a module in eval mode with its metadata, a ModelInfo, as the attribute `info`.
 

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.image_size import height_and_width
 from jax_ddpm.spec.network_config import AttentionConfig, NetworkConfig
 from jax_ddpm.spec.presets import PRESETS, preset
 from jax_ddpm.spec.run_config import RunConfig
@@ -42,8 +43,7 @@ class Job:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        size = self.run.data.image_size
-        return size, size, self.image_channels
+        return (*height_and_width(self.run.data.image_size), self.image_channels)
 
     def images(self) -> np.ndarray:
         """A training set of random images, uint8 (N, H, W, C)."""

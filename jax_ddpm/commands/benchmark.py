@@ -33,7 +33,7 @@ class CaseFlags:
     batch_size: tuple[int, ...] = (16,)
     """Images per step. Several values give a scaling curve."""
     image_size: tuple[int, ...] = ()
-    """Height and width of the images; several values give a scaling curve. Default: as --preset says."""
+    """Height and width of square images; several values give a scaling curve. Default: as --preset says."""
     width: tuple[int, ...] = ()
     """Channels at the first level of conv_block. Default: as --preset says."""
     precision: tuple[str, ...] = ("float32",)

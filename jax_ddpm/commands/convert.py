@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jax_ddpm.commands.flags import DiffusionFlags, parse
+from jax_ddpm.spec.image_size import ImageSize
 
 EXAMPLES = ("somebodys.pt model.safetensors", "runs/cifar10-ddpm diffusers_model --format diffusers")
 
@@ -22,8 +23,8 @@ class ConvertFlags:
     """A .safetensors (which also stores the settings), a .pt, a .pth, or a folder for load_model."""
     format: Literal["diffusers"] | None = None
     """Write a model folder of the diffusers package; only for the network `ddpm`."""
-    image_size: int | None = None
-    """Height and width of the images, for model files that do not say."""
+    image_size: ImageSize | None = None
+    """Height and width of the images, or one number if they are square, for model files that do not say."""
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
 

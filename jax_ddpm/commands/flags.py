@@ -18,6 +18,7 @@ from tyro.constructors import (
 )
 
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.image_size import ImageSize, shortest
 from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.types import Clip, Objective, Schedule, Variance
 
@@ -46,8 +47,8 @@ def parse(kind, arguments: Sequence[str], prog: str, examples: Sequence[str], de
 def flag_rules() -> ConstructorRegistry:
     """How dataclasses become flags, where that differs from tyro's rules.
 
-    A flag of type `X | None` is shown as one of type X, and the word None unsets it. A default of None or of no values
-    is not shown. A network's name is no flag: the preset chooses it.
+    A flag of type `X | None` is shown as one of type X, and the word None unsets it. An image size is one or two
+    numbers. A default of None or of no values is not shown. A network's name is no flag: the preset chooses it.
     """
     registry = ConstructorRegistry()
     in_tyros_rule = False
@@ -78,6 +79,19 @@ def flag_rules() -> ConstructorRegistry:
             is_instance=lambda value: value is None or spec.is_instance(value),
             str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
             choices=spec.choices and (*spec.choices, "None"),
+        )
+
+    @registry.primitive_rule
+    def image_size(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        kinds = set(get_args(info.type))
+        if kinds - {NoneType} != set(get_args(ImageSize)):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=(1, 2),
+            metavar="HEIGHT [WIDTH]",
+            instance_from_str=lambda words: None if words == ["None"] and NoneType in kinds else read_size(words),
+            is_instance=lambda value: isinstance(value, int | tuple) or (value is None and NoneType in kinds),
+            str_from_instance=lambda value: list(map(str, value if isinstance(value, tuple) else (value,))),
         )
 
     return registry
@@ -112,6 +126,13 @@ class DiffusionFlags:
     """While sampling: clip the predicted x_0 (x0), threshold it (dynamic), clamp every x_t (state), or do neither."""
     clip_percentile: float | None = None
     """Share of an image's pixels that dynamic thresholding does not clip."""
+
+
+def read_size(words: list[str]) -> ImageSize:
+    """The image size in the words of a flag, one or two integers. ValueError for anything else."""
+    if len(words) not in (1, 2) or not all(word.isdecimal() for word in words):
+        raise ValueError(f"expected one or two numbers, such as 32 or 32 48, not {' '.join(words) or 'none'}")
+    return shortest(tuple(map(int, 2 * words if len(words) == 1 else words)))
 
 
 def integers(text: str) -> list[int]:

@@ -9,6 +9,7 @@ from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
 from jax_ddpm.commands.flags import DiffusionFlags, parse
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_info import describe
 from jax_ddpm.spec.types import Precision
 
@@ -38,8 +39,8 @@ class SampleFlags:
     """Framework that draws; both draw the same pictures."""
     precision: Precision = "float32"
     """dtype of the network's activations. With float64, everything is computed in float64."""
-    image_size: int | None = None
-    """Height and width of the images, for model files that do not say."""
+    image_size: ImageSize | None = None
+    """Height and width of the images, or one number if they are square, for model files that do not say."""
     rescale: Literal["none", "per-image"] = "none"
     """per-image: map each picture's own range of values to black and white, for samples that leave [-1, 1]."""
     editing: EditingFlags = field(default_factory=EditingFlags)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.image_size import shortest
 from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.network_config import DDPMConfig
@@ -246,7 +247,7 @@ def to_diffusers(info: ModelInfo) -> dict[str, dict]:
     height, width, channels = info.image_shape
     model = {
         "_class_name": "UNet2DModel",
-        "sample_size": height if height == width else [height, width],
+        "sample_size": shortest((height, width)),
         "in_channels": channels,
         "out_channels": channels * (2 if network.learned_variance else 1),
         "block_out_channels": network.widths,

@@ -16,6 +16,7 @@ import safetensors
 from jax_ddpm.spec import diffusers_folder
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.infer_network import infer_network
 from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.model_info import FORMAT_VERSION, ModelInfo
@@ -32,7 +33,9 @@ PREFIXES = ("module.", "_orig_mod.", "network.", "model.")
 STATE_DICT_KEYS = ("ema", "ema_model", "model_state_dict", "state_dict")  # the first one found is read: EMA first
 
 
-def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusion) -> tuple[StateDict, ModelInfo]:
+def read_model(
+    path: str | os.PathLike, image_size: ImageSize | None = None, **diffusion
+) -> tuple[StateDict, ModelInfo]:
     """The arrays of a model file, by PyTorch name, and its metadata. Used by `load_model` of both frameworks.
 
     Does not check whether the arrays fit the network. Raises UserError for a file that is not a model, and for settings
@@ -45,18 +48,17 @@ def read_model(path: str | os.PathLike, image_size: int | None = None, **diffusi
     given = {name: value for name, value in diffusion.items() if value is not None}
     if info is None:
         network, channels = infer_network(values, str(path))
-        size = preset(network.name).data.image_size
-        info = ModelInfo(network=network, image_shape=(size, size, channels), diffusion=default_diffusion(network))
+        shape = (*height_and_width(preset(network.name).data.image_size), channels)
+        info = ModelInfo(network=network, image_shape=shape, diffusion=default_diffusion(network))
     elif info.diffusion is None:
         info = replace(info, diffusion=default_diffusion(info.network))
     else:
         require_no_conflict(info.diffusion, given, path)
     info = replace(info, diffusion=replace(info.diffusion, **given))
     if image_size is not None:
-        info = replace(info, image_shape=(image_size, image_size, info.image_shape[2]))
+        info = replace(info, image_shape=(*height_and_width(image_size), info.image_shape[2]))
     info.diffusion.check()
-    for size in info.image_shape[:2]:
-        info.network.check(size, info.diffusion.timesteps)
+    info.network.check(shortest(info.image_shape[:2]), info.diffusion.timesteps)
     for name, value in asdict(info.network).items():
         numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int | float)]
         require(all(n <= MAX_SETTING for n in numbers), name, value, f"expected at most {MAX_SETTING}")
@@ -147,8 +149,8 @@ def read_diffusers(path: Path) -> tuple[StateDict, ModelInfo]:
     folder = diffusers_folder.read_folder(path)
     read = read_safetensors if folder.weights.suffix == ".safetensors" else read_pickle
     values, _ = read(folder.weights)
-    height, width = folder.image_size or 2 * (preset(folder.network.name).data.image_size,)
-    shape = (height, width, folder.image_channels)
+    size = folder.image_size or height_and_width(preset(folder.network.name).data.image_size)
+    shape = (*size, folder.image_channels)
     return values, ModelInfo(network=folder.network, image_shape=shape, diffusion=folder.diffusion)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require, require_one_of
+from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
 from jax_ddpm.spec.types import Precision
@@ -24,8 +25,8 @@ class DataConfig:
 
     dataset: str = "digits"
     """digits, the name of an image data set of tensorflow_datasets (fashion_mnist, cifar10, ...), or folder:PATH."""
-    image_size: int = 32
-    """Height and width in pixels. The short side is resized to this, then the centre is cropped."""
+    image_size: ImageSize = 32
+    """Height and width in pixels, or one number for square images. Images are resized to cover it, then cropped."""
     data_dir: str | None = None
     """Folder where tensorflow_datasets stores its data. Default: ~/tensorflow_datasets."""
     manual_dir: str | None = None
@@ -36,6 +37,9 @@ class DataConfig:
     """Fraction of the training images to hold out. Default: use the data set's test split, or 0.1 if it has none."""
     flip: bool = False
     """Flip each training image left to right with probability 1/2."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "image_size", shortest(self.image_size))  # so that 32 and (32, 32) are equal
 
 
 @dataclass(frozen=True)
@@ -176,11 +180,10 @@ class RunConfig:
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
-        size = self.data.image_size
-        require(size >= 1, "image_size", size, "expected at least 1")
+        height_and_width(self.data.image_size)
         fraction = self.data.validation_fraction
         require(fraction is None or 0 <= fraction < 1, "validation_fraction", fraction, "expected 0 to below 1")
-        self.network.check(size, self.diffusion.timesteps)
+        self.network.check(self.data.image_size, self.diffusion.timesteps)
         learned, variance = getattr(self.network, "learned_variance", False), self.diffusion.variance
         if learned:
             expected = "expected learned_range (--variance learned_range), because the network has learned_variance"
