@@ -13,7 +13,9 @@ from pathlib import Path
 
 from jax_ddpm.cpu.flags import cpu_features, set_cpu_flags
 from jax_ddpm.cpu.memory import keep_freed_memory, trim_and_hold_free_blocks
+from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import cache_dir
+from jax_ddpm.spec.text import one_line
 
 TRIM_AFTER_SECONDS = 1.0  # trim memory after compilations that take longer than this; trimming takes 0.3 seconds
 
@@ -44,6 +46,29 @@ def computes_on_cpu() -> bool:
     if importlib.util.find_spec("libtpu") or importlib.util.find_spec("jax_plugins"):
         return False
     return not importlib.metadata.entry_points(group="jax_plugins")
+
+
+def check_devices() -> None:
+    """Start JAX's devices. Raises UserError if that fails, for example if JAX_PLATFORMS names a device that is missing.
+
+    JAX starts its devices when it first computes something. Its own error is an AssertionError without a message if
+    JAX_PLATFORMS is cuda and there is no GPU.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = one_line(error, 300) if str(error) else "none is visible"
+        if chosen := jax.config.jax_platforms:
+            raise UserError(
+                f"JAX_PLATFORMS={chosen}: JAX cannot use this kind of device ({reason}).\n"
+                "Install JAX for it (pip install 'jax-ddpm[cuda]' or 'jax-ddpm[tpu]'), or set JAX_PLATFORMS=cpu."
+            ) from None
+        raise UserError(
+            f"JAX cannot start its devices ({reason}).\n"
+            "Set JAX_PLATFORMS=cpu to compute on the CPU, or install JAX again."
+        ) from None
 
 
 @functools.cache
