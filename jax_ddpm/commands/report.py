@@ -43,6 +43,7 @@ def draw_pictures(folder: Path, config) -> tuple[str, ...]:
     from flax import nnx
 
     from jax_ddpm.layers import Buffer
+    from jax_ddpm.report import channel_note
     from jax_ddpm.spec.model_files import MODEL_FILE
     from jax_ddpm.training import prepare, run_page
     from jax_ddpm.training.pictures import Pictures
@@ -62,7 +63,7 @@ def draw_pictures(folder: Path, config) -> tuple[str, ...]:
     except UserError as error:
         images = None
         notes = (f"Without the data set there are no nearest training images and no loss by timestep: {error}",)
-    print("Drawing the final pictures ...")
+    print(f"Drawing the final pictures ... {channel_note(model.info.image_shape[2])}".rstrip())
     graph, weights, buffers = nnx.split(model.network, nnx.Param, Buffer)
     rows = MetricsLog(folder, print).rows()
     pictures = Pictures(folder, graph, config, model.info.image_shape)

@@ -96,7 +96,7 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     network = best_weights if keep_best else state.weights
     network.info = info
     count = min(config.output.num_samples, 16)
-    print(f"Sampling {count} images ...")
+    print(f"Sampling {count} images ... {report.channel_note(info.image_shape[2])}".rstrip())
     x_0 = samplers.sample(network.eval(), count, training.seed, sampler=config.sampling, dtype=dtype)
     report.grid(data.to_uint8(x_0)).save(folder / "samples" / "grid.png")
     report.loss_curve(metrics_log.rows()).savefig(folder / "samples" / "loss.png", dpi=120)

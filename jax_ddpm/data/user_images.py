@@ -17,11 +17,17 @@ Shape = tuple[int, int, int]
 def read_images(path: Path, image_shape: Shape) -> np.ndarray:
     """Read images, uint8 (N, *image_shape), from an image file, a folder, or the array `images` of a .npz file.
 
-    Image files are converted to the channels of the model: colour to gray, or gray to colour. Raises UserError for
-    files that cannot be read, and for images of another size.
+    Image files are converted to the channels of the model: colour to gray, or gray to colour. Images with other numbers
+    of channels than 1 and 3 come only from a .npz file. Raises UserError for files that cannot be read, and for images
+    of another shape.
     """
     if path.suffix == ".npz":
         return _read_npz(path, image_shape)
+    if image_shape[2] not in (1, 3):
+        raise UserError(
+            f"{path}: image files have 1 or 3 channels, but the model's images have {image_shape[2]}.\n"
+            f"Give a .npz with an array `images`, uint8 (N, {', '.join(map(str, image_shape))})."
+        )
     files = [file for _, file in open_folder(str(path)).train.read()] if path.is_dir() else [path]
     return np.stack([np.asarray(_open(file, image_shape)).reshape(image_shape) for file in files])
 

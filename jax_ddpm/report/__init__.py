@@ -1,9 +1,10 @@
 """Pictures, figures and the page of a run: functions from arrays to images, matplotlib figures and HTML.
 
 They work in a notebook: nothing here depends on networks or on the folder of a run. Images are uint8 (N, H, W, C) or
-(rows, columns, H, W, C), with C = 1 (gray) or 3 (RGB).
+(rows, columns, H, W, C), with C = 1 (gray) or 3 (RGB). `visible` says how other numbers of channels are shown.
 """
 
+from jax_ddpm.report.channels import channel_note, visible
 from jax_ddpm.report.choose import evenly_spaced, nearest
 from jax_ddpm.report.figures import histogram, loss_by_timestep, loss_curve
 from jax_ddpm.report.files import as_uint8, check_images_path, rescale_per_image, write_images
@@ -13,6 +14,7 @@ from jax_ddpm.report.pictures import beside, grid, table, write_gif
 __all__ = [
     "as_uint8",
     "beside",
+    "channel_note",
     "check_images_path",
     "evenly_spaced",
     "grid",
@@ -23,6 +25,7 @@ __all__ = [
     "page",
     "rescale_per_image",
     "table",
+    "visible",
     "write_gif",
     "write_images",
 ]

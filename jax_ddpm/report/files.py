@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from jax_ddpm.data import to_uint8
+from jax_ddpm.report.channels import channel_note, visible
 from jax_ddpm.report.pictures import grid
 from jax_ddpm.spec.errors import UserError
 
@@ -51,15 +52,16 @@ def write_images(
         arrays: further arrays for a `.npz`.
 
     Returns:
-        A line of text that says what was written.
+        A line of text that says what was written, and, if images have other than 1 or 3 channels, how they are shown.
     """
-    images = as_uint8(x_0, rescale)
+    images, note = as_uint8(x_0, rescale), channel_note(x_0.shape[-1])
+    note = note and f". {note}"
     if path.suffix == ".png":
         (picture or grid(images)).save(path)
-        return f"a grid of {len(images)} images: {path}"
+        return f"a grid of {len(images)} images: {path}{note}"
     if path.suffix == ".npz":
         np.savez(path, images=images, x0=np.asarray(x_0, np.float32), **arrays)
         return f"{len(images)} images as arrays: {path}"
-    for number, image in enumerate(images):
+    for number, image in enumerate(visible(images)):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path / f"{number:05d}.png")
-    return f"{len(images)} images: {path}/00000.png to {len(images) - 1:05d}.png"
+    return f"{len(images)} images: {path}/00000.png to {len(images) - 1:05d}.png{note}"

@@ -12,6 +12,8 @@ import re
 import numpy as np
 from PIL import Image
 
+from jax_ddpm.report.channels import visible
+
 MAX_POINTS = 600  # of a curve
 
 
@@ -74,11 +76,19 @@ def image(picture: Image.Image, limit: int, alt: str) -> dict:
 
 
 def sheet(tiles: np.ndarray, max_tile: int = 64) -> Image.Image:
-    """Tiles uint8 (columns, rows, H, W, C) in one picture without gaps; tiles larger than `max_tile` are reduced."""
-    columns, rows, height, width, channels = tiles.shape
-    canvas = tiles.transpose(1, 2, 0, 3, 4).reshape(rows * height, columns * width, channels)
-    picture = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
-    return picture.reduce(math.ceil(max(height, width) / max_tile))
+    """Tiles uint8 (columns, rows, H, W, C) in one picture without gaps.
+
+    If H or W exceeds `max_tile`, each tile is reduced by a whole factor, by itself, so that neighbours do not mix.
+    """
+    columns, rows, *sides, _ = tiles.shape
+    factor = math.ceil(max(sides) / max_tile)
+    shown = visible(tiles.reshape(columns * rows, *tiles.shape[2:]))
+    pictures = [Image.fromarray(tile[..., 0] if tile.shape[-1] == 1 else tile).reduce(factor) for tile in shown]
+    width, height = pictures[0].size
+    canvas = Image.new(pictures[0].mode, (columns * width, rows * height))
+    for number, picture in enumerate(pictures):
+        canvas.paste(picture, (number // rows * width, number % rows * height))
+    return canvas
 
 
 def curve(

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from jax_ddpm.report.channels import visible
+
 GAP = 2  # pixels between and around images
 BACKGROUND = 255  # gray level
 LABEL_HEIGHT = 18  # pixels for the labels of columns
@@ -17,7 +19,7 @@ def grid(images: np.ndarray, columns: int | None = None, tile: int = 48) -> Imag
     """Images uint8 (N, H, W, C) in rows, as a nearly square picture.
 
     Args:
-        images: C = 1 (gray) or 3 (RGB).
+        images: C = 1 (gray) or 3 (RGB); others become gray tiles (`visible`).
         columns: images per row; ceil(sqrt(N)) if None.
         tile: each image is enlarged by the smallest whole factor that makes its longer side at least `tile` pixels.
     """
@@ -33,11 +35,12 @@ def table(
     """Images uint8 (rows, columns, H, W, C) as a picture, with optional labels.
 
     Args:
-        images: C = 1 (gray) or 3 (RGB).
+        images: C = 1 (gray) or 3 (RGB); others become gray tiles (`visible`).
         labels: one per column, written above it; none if empty.
         tile: each image is enlarged by the smallest whole factor that makes its longer side at least `tile` pixels.
         row_labels: one per row, written left of it; none if empty.
     """
+    images = visible(images)
     rows, columns, height, width, channels = images.shape
     scale = max(1, math.ceil(tile / max(height, width)))
     h, w = height * scale + GAP, width * scale + GAP

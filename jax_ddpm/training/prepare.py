@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm import data, rng, unets, weights
+from jax_ddpm import data, report, rng, unets, weights
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
@@ -79,6 +79,8 @@ def prepare(
     log(describe(info, num_parameters(state.params)))
     num_train, num_held_out = len(images.train), len(images.validation)
     log(f"{num_train:,} training images, {num_held_out:,} held out")
+    if about_channels := report.channel_note(image_shape[2]):
+        log(about_channels)
     log(f"{total_steps:,} steps, batch size {training.batch_size}")
     kind = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({jax.default_backend()})"
     log(f"Devices: {kind}, {training.precision}")
@@ -121,7 +123,7 @@ def prepare(
         metrics_log=metrics_log,
         progress=progress,
         pictures=Pictures(folder, graph, config, image_shape),
-        page=Page(folder),
+        page=Page(folder, image_shape[2]),
         tensorboard=tensorboard,
         start_step=start,
         step=start,

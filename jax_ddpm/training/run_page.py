@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jax_ddpm.report import html_page
+from jax_ddpm.report import channel_note, html_page
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.files import write_text
 from jax_ddpm.spec.presets import PRESETS
@@ -24,6 +24,7 @@ from jax_ddpm.training.run_folder import CONFIG_FILE, STARTS, MetricsLog, load_c
 PAGE_FILE = "report.html"
 MIN_SECONDS_BETWEEN_PAGES = 60  # during the training
 MAX_GRIDS = 12
+TILE_PIXELS = 60
 # Largest sizes of embedded images, so that a page stays under 5 MB.
 GRID_BYTES, SHEET_BYTES, PICTURE_BYTES, TILE_BYTES = 110_000, 600_000, 180_000, 6_000
 PICTURES = {
@@ -38,48 +39,59 @@ PICTURES = {
 class Page:
     """Keeps the page of a running training up to date."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.last_time = folder, -math.inf
+    def __init__(self, folder: Path, image_channels: int):
+        self.folder, self.image_channels, self.last_time = folder, image_channels, -math.inf
 
     def refresh(self) -> None:
         """Write the page again, at most once per MIN_SECONDS_BETWEEN_PAGES."""
         if time.monotonic() - self.last_time >= MIN_SECONDS_BETWEEN_PAGES:
             self.last_time = time.monotonic()
-            write_page(self.folder, notes=("This training is still running, or it was interrupted.",))
+            notes = ("This training is still running, or it was interrupted.",)
+            write_page(self.folder, notes=notes, image_channels=self.image_channels)
 
 
-def write_page(folder: Path, out: Path | None = None, notes: tuple[str, ...] = ()) -> Path:
+def write_page(
+    folder: Path, out: Path | None = None, notes: tuple[str, ...] = (), image_channels: int | None = None
+) -> Path:
     """Write the page of the run in `folder`, and return its path: `out`, or report.html in the folder.
 
-    The file is replaced as a whole. notes: sentences at the top of the page. Raises UserError if `folder` holds no run,
-    and OSError if the page cannot be written.
+    The file is replaced as a whole. notes: sentences at the top of the page. image_channels: needed only before the run
+    has final pictures. Raises UserError if `folder` holds no run, and OSError if the page cannot be written.
     """
     out = out or folder / PAGE_FILE
-    write_text(out, html_page.page(page_content(folder, load_config(folder), notes)))
+    write_text(out, html_page.page(page_content(folder, load_config(folder), notes, image_channels)))
     return out
 
 
-def page_content(folder: Path, config: RunConfig, notes: tuple[str, ...] = ()) -> dict:
+def page_content(
+    folder: Path, config: RunConfig, notes: tuple[str, ...] = (), image_channels: int | None = None
+) -> dict:
     """The data that page.html shows."""
     rows = MetricsLog(folder, print).rows()
     numbers = read_numbers(folder)
     report_command = command("report", folder)
-    parts = {"charts": [*training_charts(rows)], "reverse": None, "nearest": None}
+    charts = training_charts(rows)
     if numbers:
-        parts["charts"] += final_charts(numbers)
-        parts["reverse"] = reverse(numbers, report_command)
-        parts["nearest"] = nearest(numbers, report_command)
+        charts = [*charts, *final_charts(numbers)]
+        image_channels = numbers["frames_x_t"].shape[-1]
     else:
         notes = (*notes, f"The final pictures are made at the end of the run, or by: {report_command}")
+    about_channels = channel_note(image_channels or 1)
+
+    def with_note(part: dict | None) -> dict | None:
+        return part and {**part, "text": f"{part['text']} {about_channels}".rstrip()}
+
     return {
         "title": folder.resolve().name,
         "subtitle": f"{config.network.name} on {config.data.dataset}, preset {config.preset}",
         "facts": facts(rows, numbers),
         "notes": list(notes),
         "grids": grids(folder, config, rows),
-        "grids_text": about_grids(config),
-        **parts,
-        "pictures": pictures(folder, config, numbers, report_command),
+        "grids_text": f"{about_grids(config)} {about_channels}".rstrip(),
+        "charts": charts,
+        "reverse": with_note(numbers and reverse(numbers, report_command)),
+        "nearest": with_note(numbers and nearest(numbers, report_command)),
+        "pictures": [with_note(picture) for picture in pictures(folder, config, numbers, report_command)],
         "settings": settings(folder, config),
         "command": train_command(config, folder),
     }
@@ -191,8 +203,10 @@ def nearest(numbers: dict, report_command: str) -> dict | None:
 
 
 def tile(image: np.ndarray, alt: str) -> dict:
-    """One image uint8 (H, W, C) of the table."""
-    return {"src": html_page.data_uri(html_page.sheet(image[None, None]), TILE_BYTES), "alt": alt}
+    """One image uint8 (H, W, C) of the table, with the size at which it is shown: its longer side has TILE_PIXELS."""
+    picture = html_page.sheet(image[None, None])
+    width, height = (round(TILE_PIXELS * side / max(picture.size)) for side in picture.size)
+    return {"src": html_page.data_uri(picture, TILE_BYTES), "width": width, "height": height, "alt": alt}
 
 
 def pictures(folder: Path, config: RunConfig, numbers: dict | None, report_command: str) -> list[dict]:
