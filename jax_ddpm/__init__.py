@@ -4,7 +4,6 @@ Public names are imported on first use: `import jax_ddpm` itself imports neither
 """
 
 import importlib
-import importlib.metadata
 
 PUBLIC = {
     "ConvBlockConfig": "spec.network_config",
@@ -36,9 +35,11 @@ __all__ = sorted(PUBLIC)
 
 def __getattr__(name: str):
     if name == "__version__":
+        from importlib import metadata  # here: it imports many modules
+
         try:
-            return importlib.metadata.version("jax-ddpm")
-        except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+            return metadata.version("jax-ddpm")
+        except metadata.PackageNotFoundError:  # a source tree that is not installed
             return "0+unknown"
     if name not in PUBLIC:
         raise AttributeError(f"module 'jax_ddpm' has no attribute '{name}'")

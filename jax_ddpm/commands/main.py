@@ -2,10 +2,10 @@
 
 import importlib
 import os
+import re
 import sys
 
-from jax_ddpm.process import prepare_process, use_compilation_cache
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.commands.interrupts import ended_by_ctrl_c
 
 COMMANDS = {
     "train": "Train a model in JAX.",
@@ -50,22 +50,49 @@ def run_script(command: str) -> None:
 
 
 def run(command: str, arguments: list[str], prog: str) -> None:
-    """Run a command. A user's mistake becomes one or two lines on stderr and exit code 2.
+    """Run a command, and end the process with 0, or with 128 + the number of the signal that stopped it.
+
+    What the user can mend (flags, files, memory, disk, packages, devices) becomes one or two lines on stderr and exit
+    code 2. Only a mistake in the program shows a traceback.
 
     prog: how the user called it, for --help.
     """
+    with ended_by_ctrl_c():
+        try:
+            prepare_and_run(command, [expand_home(argument) for argument in arguments], prog)
+        except KeyboardInterrupt as error:  # the message of `Interrupted`, from a training run, says how to resume
+            print(error if str(error) else "Interrupted.", file=sys.stderr)
+            sys.exit(128 + getattr(error, "number", 2))
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except Exception as error:
+            message = explanation(error, command)
+            if message is None:
+                raise
+            print(message, file=sys.stderr)
+            sys.exit(2)
+
+
+def prepare_and_run(command: str, arguments: list[str], prog: str) -> None:
+    from jax_ddpm.process import prepare_process, use_compilation_cache  # here: imports fail with a sentence, too
+
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # what a terminal or a Windows pipe cannot encode becomes a question mark
     use_compilation_cache()
     prepare_process()
-    try:
-        importlib.import_module(f"jax_ddpm.commands.{command.replace('-', '_')}").main(arguments, prog)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as error:  # the message of `Interrupted`, from a training run, says how to resume
-        print(error if str(error) else "Interrupted.", file=sys.stderr)
-        sys.exit(128 + getattr(error, "number", 2))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    importlib.import_module(f"jax_ddpm.commands.{command.replace('-', '_')}").main(arguments, prog)
+
+
+def explanation(error: Exception, command: str) -> str | None:
+    """One or two lines for the user, or None for a mistake in the program."""
+    from jax_ddpm.commands.failures import explain
+    from jax_ddpm.spec.errors import UserError
+
+    return str(error) if isinstance(error, UserError) else explain(error, command)
+
+
+def expand_home(argument: str) -> str:
+    """`--out=~/x` and `~/x` with the home folder in place of the ~, which shells leave after a =."""
+    option, path = re.fullmatch(r"(--[\w-]+=)?(.*)", argument, re.DOTALL).groups(default="")
+    return option + os.path.expanduser(path)
