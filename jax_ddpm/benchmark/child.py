@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from jax_ddpm.benchmark.job import Contender, Job, Unavailable
-from jax_ddpm.process import prepare_process, trim_and_hold_free_blocks
+from jax_ddpm.process import check_devices, prepare_process, trim_and_hold_free_blocks
+from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.json_text import from_json
 
 
@@ -29,7 +30,7 @@ def main() -> None:
         contender = prepare(job)
         check = {name: np.asarray(value, np.float64).tolist() for name, value in contender.check.items()}
         answer(steps=contender.steps, step_seconds=timed(contender, 1), check=check, about=contender.about)
-    except (Unavailable, ImportError, MemoryError) as error:
+    except (Unavailable, UserError, ImportError, MemoryError) as error:
         answer(unavailable=" ".join(str(error).split()) or type(error).__name__)
         return
     trim_and_hold_free_blocks()  # after compiling and comparing outputs
@@ -51,6 +52,7 @@ def main() -> None:
 def prepare(job: Job) -> Contender:
     """Import the framework of the job's contender, compile and warm up."""
     if job.contender.endswith("jax"):
+        check_devices()
         from jax_ddpm.benchmark import jax_side as side
     else:
         from jax_ddpm.benchmark import torch_side as side

@@ -10,7 +10,9 @@ from typing import Annotated
 import tyro
 
 from jax_ddpm.commands.flags import parse
+from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.image_size import height_and_width
 from jax_ddpm.spec.presets import PRESETS, preset
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training import run_folder
@@ -57,6 +59,7 @@ def is_long_on_cpu(config: RunConfig) -> bool:
     """Whether the network is a preset's full-size one, and JAX computes on the CPU."""
     import jax
 
+    check_devices()
     full_size = config.preset in FULL_SIZE and config.network == PRESETS[config.preset].network
     return full_size and jax.default_backend() == "cpu"
 
@@ -96,12 +99,13 @@ def table_of_presets() -> str:
 
     from jax_ddpm import unets, weights
 
+    check_devices()
     rows = [("preset", "network", "data", "image", "parameters", "training")]
     for name, recipe in ((name, preset(name)) for name in PRESETS):
         channels = 3 if recipe.data.dataset == "cifar10" else 1
         network = unets.build(recipe.network, channels)
         parameters = sum(math.prod(e.shape) for e in weights.torch_arrays(network) if isinstance(e.variable, nnx.Param))
-        image = f"{recipe.data.image_size}x{recipe.data.image_size}x{channels}"
+        image = "x".join(map(str, (*height_and_width(recipe.data.image_size), channels)))
         training = recipe.training
         length = f"{training.steps:,} steps" if training.steps else f"{training.epochs} epochs"
         how = f"{length}, batch {training.batch_size}, {training.optimizer} {training.learning_rate:g}"

@@ -14,6 +14,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from jax_ddpm import weights
+from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE
 from jax_ddpm.spec.run_config import RunConfig
@@ -57,6 +58,7 @@ def train(
     folder = Path(out) if out is not None else default_out(config)
     check_folder(folder, config, resume)
     with SignalHandler() as signals:
+        check_devices()
         mesh = make_mesh(config.training.batch_size // config.training.accumulate)
         images = load_images(config, log)
         network = make_network(config, images.train.shape[1:])

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 import jax_ddpm
 from jax_ddpm import data, rng, weights
+from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
@@ -30,6 +31,7 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     """
     if config.training.precision == "float64":
         jax.config.update("jax_enable_x64", True)
+    check_devices()
     folder, training = out or default_out(config), config.training
     images = load_images(config, log).train
     total_steps = count_steps(config, len(images))[1]

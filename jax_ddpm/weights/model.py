@@ -9,7 +9,9 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm import unets
+from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import require_one_of
+from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.types import Precision
@@ -40,7 +42,7 @@ class Model:
 
 
 def load_model(
-    path: str | os.PathLike, image_size: int | None = None, precision: str = "float32", **diffusion
+    path: str | os.PathLike, image_size: ImageSize | None = None, precision: str = "float32", **diffusion
 ) -> Model:
     """Load a trained model.
 
@@ -49,7 +51,8 @@ def load_model(
 
     Args:
         path: a run folder, a diffusers folder, or a .safetensors, .pt, .pth or .bin file. The last three need PyTorch.
-        image_size: height and width in pixels. Default: those in the file, else those of the network's preset.
+        image_size: height and width in pixels, such as (32, 48), or one integer for square images. Default: those in
+            the file, else those of the network's preset.
         precision: "float32", "bfloat16" (of the activations only) or "float64" (of the parameters too; needs
             jax_enable_x64).
         diffusion: fields of `DiffusionConfig`. variance, clip and clip_percentile replace those in the file. The others
@@ -60,6 +63,7 @@ def load_model(
         UserError: the file is not a model, its weights do not fit, or a setting is wrong or disagrees with the file.
     """
     require_one_of("precision", precision, Precision)
+    check_devices()
     values, info = read_model(path, image_size, **diffusion)
     network = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
     load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
