@@ -13,7 +13,7 @@ DISK = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Choose another place, or change its permissions."),
 }
 LOWER = {
-    "train": "Lower --batch-size, or give --accumulate 4, --remat or --precision bfloat16, which need less memory.",
+    "train": "Give --accumulate 4 or --remat, also with --resume. A new run can have a lower --batch-size instead.",
     "train-torch": "Lower --batch-size.",
     "sample": "Lower --batch-size, or give --precision bfloat16.",
     "benchmark": "Lower --batch-size, or give --preset tiny.",

@@ -46,6 +46,7 @@ def draw_pictures(folder: Path, config) -> tuple[str, ...]:
     from jax_ddpm.report import channel_note
     from jax_ddpm.spec.model_files import MODEL_FILE
     from jax_ddpm.training import prepare, run_page
+    from jax_ddpm.training.data_record import check_same_images
     from jax_ddpm.training.pictures import Pictures
     from jax_ddpm.training.run_folder import MetricsLog
     from jax_ddpm.weights.model import load_model
@@ -60,6 +61,7 @@ def draw_pictures(folder: Path, config) -> tuple[str, ...]:
     notes = ()
     try:
         images = prepare.load_images(config, print)
+        check_same_images(folder, images, print)
     except UserError as error:
         images = None
         notes = (f"Without the data set there are no nearest training images and no loss by timestep: {error}",)

@@ -48,7 +48,7 @@ def train(config: RunConfig, folder: Path) -> None:
     else:
         weights.load_state_dict(network, initial_weights(training.init_from, info.network))
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    with lock_folder(folder, config):
+    with lock_folder(folder, config, False, images):
         run(config, folder, images, network, info)
 
 

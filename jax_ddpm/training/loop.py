@@ -21,6 +21,7 @@ from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.checkpoint import Checkpoints
+from jax_ddpm.training.data_record import check_same_images
 from jax_ddpm.training.interrupt import SignalHandler
 from jax_ddpm.training.prepare import Run, load_images, make_mesh, make_network, prepare
 from jax_ddpm.training.run_folder import check_folder, default_out, lock_folder
@@ -60,12 +61,12 @@ def train(
     with SignalHandler() as signals:
         check_devices()
         mesh = make_mesh(config.training.batch_size // config.training.accumulate)
-        images = load_images(config, log)
-        network = make_network(config, images.train.shape[1:])
-        with (
-            lock_folder(folder, config, resume),
-            Checkpoints(folder / "checkpoints", config.output, log) as checkpoints,
-        ):
+        images = load_images(config, log, resume)
+        if resume:
+            check_same_images(folder, images, log)
+        checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
+        network = make_network(config, images.train.shape[1:], has_checkpoint=resume and bool(checkpoints.steps()))
+        with lock_folder(folder, config, resume, images), checkpoints:
             signals.message = f"Stopped. To continue: jax-ddpm train --resume --out {shlex.quote(str(folder))}"
             run = prepare(config, folder, resume, images, network, mesh, checkpoints, log)
             signals.deferred = True

@@ -143,29 +143,46 @@ def make_mesh(batch_size: int) -> Mesh:
     """All devices, in one dimension "data". Raises UserError if a batch cannot be split evenly over them."""
     devices = jax.devices()
     if batch_size % len(devices):
+        fitting = max(n for n in range(1, len(devices)) if batch_size % n == 0)
         raise UserError(
-            f"{batch_size} images cannot be split evenly over {len(devices)} devices: "
-            f"expected a --batch-size (divided by --accumulate) that is a multiple of {len(devices)}."
+            f"{batch_size} images (--batch-size divided by --accumulate) cannot be split evenly over {len(devices)} "
+            f"devices.\nShow JAX only {fitting}: put {show_only(fitting)} before the command. A new run can also have "
+            f"a --batch-size that is a multiple of {len(devices)}."
         )
     return Mesh(np.asarray(devices), ("data",))
 
 
-def load_images(config: RunConfig, log: Callable[[str], None]) -> data.ImageData:
-    """The images of a run.
+def show_only(count: int) -> str:
+    """The environment variable that shows JAX only the first devices."""
+    numbers = ",".join(map(str, range(count)))
+    if jax.default_backend() == "cpu":
+        return f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+    return f"TPU_VISIBLE_CHIPS={numbers}" if jax.default_backend() == "tpu" else f"CUDA_VISIBLE_DEVICES={numbers}"
+
+
+def load_images(config: RunConfig, log: Callable[[str], None], resumed: bool = False) -> data.ImageData:
+    """The images of a run. resumed: the run was started before, so its images can have moved since.
 
     Raises UserError if there are fewer training images than a batch holds, or if --keep-best is on and there are no
     validation images.
     """
     d = config.data
-    images = data.load(
-        d.dataset,
-        d.image_size,
-        data_dir=d.data_dir,
-        manual_dir=d.manual_dir,
-        cache_dir=d.cache_dir,
-        validation_fraction=d.validation_fraction,
-        log=log,
-    )
+    try:
+        images = data.load(
+            d.dataset,
+            d.image_size,
+            data_dir=d.data_dir,
+            manual_dir=d.manual_dir,
+            cache_dir=d.cache_dir,
+            validation_fraction=d.validation_fraction,
+            log=log,
+        )
+    except UserError as error:
+        path = d.dataset.removeprefix("folder:")
+        if not resumed or d.dataset == path or Path(path).expanduser().exists():
+            raise
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{problem}\nIf the images have moved, add their new place: --dataset folder:PATH.") from None
     if config.output.keep_best and not len(images.validation):
         raise UserError("keep_best needs held-out images, and there are none: give a --validation-fraction above 0.")
     for note in images.notes:
@@ -178,11 +195,14 @@ def load_images(config: RunConfig, log: Callable[[str], None]) -> data.ImageData
     return images
 
 
-def make_network(config: RunConfig, image_shape: tuple[int, int, int]):
-    """The network, with random initial weights or the weights of `init_from`."""
+def make_network(config: RunConfig, image_shape: tuple[int, int, int], has_checkpoint: bool):
+    """The network, with random initial weights or the weights of `init_from`.
+
+    has_checkpoint: a checkpoint will be restored, so the file of `init_from` is not read, and may be gone.
+    """
     dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
     network = unets.build(config.network, image_shape[2], dtype)
-    if config.training.init_from is None:
+    if config.training.init_from is None or has_checkpoint:
         weights.initialise(network, config.training.seed)
     else:
         weights.load_state_dict(network, initial_weights(config.training.init_from, config.network))

@@ -16,6 +16,7 @@ from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
+from jax_ddpm.training.data_record import check_same_images
 from jax_ddpm.training.feed import Feed, make_dispatch
 from jax_ddpm.training.prepare import count_steps, load_images, make_network
 from jax_ddpm.training.run_folder import default_out
@@ -33,16 +34,19 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
         jax.config.update("jax_enable_x64", True)
     check_devices()
     folder, training = out or default_out(config), config.training
-    images = load_images(config, log).train
+    data_set = load_images(config, log, resumed=True)
+    check_same_images(folder, data_set, log)
+    images = data_set.train
     total_steps = count_steps(config, len(images))[1]
     if not 1 <= replay_step <= total_steps:
         raise UserError(f"replay_step = {replay_step}: expected 1 to {total_steps}, the steps of this run.")
     optimizer = make_optimizer(training)
-    network = make_network(config, images.shape[1:])
+    checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
+    has_checkpoint = any(step < replay_step for step in checkpoints.steps())
+    network = make_network(config, images.shape[1:], has_checkpoint)
     graph, state = create_state(
         network, optimizer, training.ema, np.float64 if training.precision == "float64" else np.float32
     )
-    checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
     start = 0
     if found := checkpoints.restore_newest(state, max_step=replay_step - 1):
         start, state, _ = found

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -20,16 +21,22 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import write_text
 from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.run_config import RunConfig, slug
+from jax_ddpm.training.data_record import DATA_FILE, write_record
+
+if TYPE_CHECKING:
+    from jax_ddpm.data import ImageData
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 STARTS = "starts"  # entry of config.json: a list with one `environment()` for each start of the run
-RUN_FILES = (CONFIG_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html", "tensorboard")
+RUN_FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html")
+RUN_FILES += ("tensorboard",)
 
 # Settings that may change when a run is resumed; so may everything in `output` and `sampling`.
 CHANGEABLE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
 CHANGEABLE |= {"training.epochs", "training.steps", "training.max_skipped"}
+CHANGEABLE |= {"training.accumulate", "training.remat"}  # memory and time; the result changes by rounding only
 
 
 def default_out(config: RunConfig) -> Path:
@@ -66,7 +73,7 @@ def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
     Raises UserError if `folder` already holds a run; with `resume`, if it holds none or one with other settings.
     """
     if resume:
-        check_unchanged(load_config(folder), config)
+        check_unchanged(load_config(folder), config, has_record=(folder / DATA_FILE).exists())
     elif folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: expected a folder. Choose another --out.")
     elif taken := [name for name in RUN_FILES if (folder / name).exists()]:
@@ -77,8 +84,8 @@ def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
 
 
 @contextmanager
-def lock_folder(folder: Path, config: RunConfig, resume: bool = False) -> Iterator[None]:
-    """Create the folder, lock it for this process while the context is open, and write config.json.
+def lock_folder(folder: Path, config: RunConfig, resume: bool, images: "ImageData") -> Iterator[None]:
+    """Create the folder, lock it for this process while the context is open, and write config.json and data.json.
 
     Raises UserError if the folder cannot be written, or if another process has locked it.
     """
@@ -97,6 +104,7 @@ def lock_folder(folder: Path, config: RunConfig, resume: bool = False) -> Iterat
             for draft in [*drafts, *(folder / "samples").glob(".*")]:  # temporary files of a killed run
                 draft.unlink()
             write_text(folder / CONFIG_FILE, config_json(folder, config) + "\n")
+            write_record(folder, images)
             (folder / "samples").mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from None
@@ -146,14 +154,23 @@ def git(*arguments: str) -> str | None:
         return None
 
 
-def check_unchanged(old: RunConfig, new: RunConfig) -> None:
-    """Raises UserError, listing every setting of a resumed run that changed but must not."""
+def check_unchanged(old: RunConfig, new: RunConfig, has_record: bool) -> None:
+    """Raises UserError, listing every setting of a resumed run that changed but must not.
+
+    has_record: whether the run has a record of its images, so that another name for them can be checked.
+    """
+    if old.data.dataset != new.data.dataset and not has_record:
+        raise UserError(
+            f"This run has no {DATA_FILE}, so nothing shows whether {new.data.dataset} holds its images.\n"
+            f"Put the images, or a link to them, where they were ({old.data.dataset}), and omit --dataset."
+        )
     before, after = flatten(old), flatten(new)
     changed = [
         f"{name.split('.')[-1]} was {before.get(name)}, now {after.get(name)}"
         for name in {**before, **after}
         if before.get(name) != after.get(name)
         and name not in CHANGEABLE
+        and name != "data.dataset"  # `check_same_images` compares the images
         and not name.startswith(("output.", "sampling."))
     ]
     for name in ("epochs", "steps"):
