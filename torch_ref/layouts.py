@@ -18,4 +18,4 @@ def numpy_dtype(dtype) -> type:
 
 def channels_first(images: np.ndarray, device) -> Tensor:
     """NumPy (B, H, W, C) to a tensor (B, C, H, W) on `device`."""
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1))).to(device)
+    return torch.from_numpy(np.array(np.moveaxis(images, -1, 1), order="C")).to(device)  # a copy: JAX's are read-only

@@ -21,6 +21,8 @@ class ConvertFlags:
     """Run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
     output: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT")]
     """A .safetensors (which also stores the settings), a .pt, a .pth, or a folder for load_model."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace OUTPUT even if it holds the weights of a run, or a file that this command did not write."""
     format: Literal["diffusers"] | None = None
     """Write a model folder of the diffusers package; only for the network `ddpm`."""
     image_size: ImageSize | None = None
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     from jax_ddpm.weights.model import load_model
 
     as_diffusers = flags.format == "diffusers"
-    check_output(flags.output, as_diffusers)
+    check_output(flags.output, as_diffusers, flags.overwrite)
     model = load_model(flags.input, flags.image_size, **asdict(flags.diffusion))
     print(f"Read {flags.input}: {describe(model.info, model.num_parameters)}")
     path = save_model(flags.output, weights.state_dict(model.network), model.info, as_diffusers)

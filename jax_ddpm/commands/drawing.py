@@ -60,6 +60,11 @@ def check_together(flags) -> None:
         raise UserError(f"{' and '.join(editing.asked)} do not go together: choose one of them.")
     if editing.image is None and kind in ("--start-t", "--mask", "--invert"):
         raise UserError(f"{kind} needs an image: give --image PATH.")
+    for name, path in (("--image", editing.image), ("--mask", editing.mask)):
+        if path is not None and not flags.overwrite and flags.out.is_file() and flags.out.resolve() == path.resolve():
+            raise UserError(
+                f"--out {flags.out} would replace the file of {name}.\nChoose another --out, or add --overwrite."
+            )
     if editing.image is not None and kind in (None, "--interpolate"):
         raise UserError(f"--image {editing.image} needs one of --start-t, --mask and --invert, which say what to do.")
     if kind != "--mask" and (editing.resamplings, editing.jump) != (10, 10):

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
 from jax_ddpm.commands.flags import DiffusionFlags, parse
 from jax_ddpm.spec.diffusion_config import SamplerConfig
@@ -27,6 +29,9 @@ class SampleFlags:
     """Run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
     out: Path = Path("samples.png")
     """A .png (a grid), a .npz (`images`, uint8, and `x0`, float32, both (N, H, W, C)), or a folder (a PNG each)."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write to --out even if it is a folder that is not empty, whose numbered pictures are then deleted, or a file that
+    this command did not write."""
     num_images: int | None = None
     """Number of pictures. Default: 16; with --seeds one per seed; with several images one per image."""
     seed: int = 0
@@ -52,7 +57,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse(SampleFlags, arguments, prog, EXAMPLES)
     from jax_ddpm import report  # imported here so that --help and flag errors appear at once
 
-    report.check_images_path(flags.out)
+    report.check_images_path(flags.out, flags.overwrite)
     check_together(flags)
     model, package, settings, described = with_jax(flags) if flags.framework == "jax" else with_torch(flags)
     print(described)

@@ -1,6 +1,8 @@
 """Writes sampled images to files."""
 
+import re
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,16 @@ from jax_ddpm.data import to_uint8
 from jax_ddpm.report.channels import channel_note, visible
 from jax_ddpm.report.pictures import grid
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.files import atomic_path
+from jax_ddpm.spec.text import one_line
 
 
-def check_images_path(path: Path) -> None:
-    """Create the folder for `write_images(path, ...)`. Raises UserError if `path` is not valid or cannot be written."""
+def check_images_path(path: Path, overwrite: bool = False) -> None:
+    """Create the folder for `write_images(path, ...)`.
+
+    Raises UserError if `path` is not valid or cannot be written; without `overwrite` also for a folder that is not
+    empty, and for a file that `write_images` did not write.
+    """
     if path.suffix not in (".png", ".npz", ""):
         raise UserError(f"{path} ends in {path.suffix}: expected a .png (grid), a .npz, or a folder.")
     folder = path if path.suffix == "" else path.parent
@@ -23,8 +31,24 @@ def check_images_path(path: Path) -> None:
             raise UserError(f"{path} is a folder: expected the name of a file.")
         with tempfile.TemporaryFile(dir=folder):
             pass
+        problem = None if overwrite else reason_to_keep(path)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}).") from None
+    if problem:
+        raise UserError(f"{path} {problem}.\nChoose another --out, or add --overwrite.")
+
+
+def reason_to_keep(path: Path) -> str | None:
+    """Why `path` should not be written to without asking; None if nothing is lost. Raises OSError."""
+    if path.is_dir():
+        return "is not empty" if any(not entry.name.startswith(".") for entry in path.iterdir()) else None
+    if not path.exists():
+        return None
+    if path.suffix == ".npz":
+        arrays = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else ()
+        return None if "x0.npy" in arrays else "exists, and is no file of samples"
+    with open(path, "rb") as file:
+        return None if file.read(8) == b"\x89PNG\r\n\x1a\n" else "exists, and is no PNG"
 
 
 def rescale_per_image(x: np.ndarray) -> np.ndarray:
@@ -41,7 +65,7 @@ def as_uint8(x: np.ndarray, rescale: str) -> np.ndarray:
 def write_images(
     path: Path, x_0: np.ndarray, rescale: str = "none", picture: Image.Image | None = None, **arrays: np.ndarray
 ) -> str:
-    """Write images to a file or folder, and overwrite files of the same names.
+    """Write images to a file or folder. Replaces a file, and in a folder all numbered pictures.
 
     Args:
         path: `.png` for one grid of all images; `.npz` for arrays: `images` (uint8), `x0` (float32, as given) and
@@ -53,15 +77,26 @@ def write_images(
 
     Returns:
         A line of text that says what was written, and, if images have other than 1 or 3 channels, how they are shown.
+
+    Raises:
+        UserError: the disk is full, or something else prevents writing.
     """
     images, note = as_uint8(x_0, rescale), channel_note(x_0.shape[-1])
     note = note and f". {note}"
-    if path.suffix == ".png":
-        (picture or grid(images)).save(path)
-        return f"a grid of {len(images)} images: {path}{note}"
-    if path.suffix == ".npz":
-        np.savez(path, images=images, x0=np.asarray(x_0, np.float32), **arrays)
-        return f"{len(images)} images as arrays: {path}"
-    for number, image in enumerate(visible(images)):
-        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path / f"{number:05d}.png")
+    try:
+        if path.suffix == ".png":
+            with atomic_path(path) as draft:
+                (picture or grid(images)).save(draft, format="PNG")
+            return f"a grid of {len(images)} images: {path}{note}"
+        if path.suffix == ".npz":
+            with atomic_path(path) as draft, open(draft, "wb") as file:
+                np.savez(file, images=images, x0=np.asarray(x_0, np.float32), **arrays)
+            return f"{len(images)} images as arrays: {path}"
+        for old in path.iterdir():
+            if re.fullmatch(r"\d{5,}\.png", old.name):
+                old.unlink()
+        for number, image in enumerate(visible(images)):
+            Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path / f"{number:05d}.png")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or one_line(error)}).") from None
     return f"{len(images)} images: {path}/00000.png to {len(images) - 1:05d}.png{note}"

@@ -2,9 +2,11 @@
 
 import json
 import os
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jax_ddpm.spec import diffusers_folder
@@ -12,13 +14,17 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path, write_text
 from jax_ddpm.spec.model_files import METADATA_KEY, MODEL_FILE
 from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.types import StateDict
 
 
-def check_output(path: str | os.PathLike, diffusers: bool = False) -> None:
-    """Create the folder of `path`, and raise UserError unless `save_model` can write there."""
+def check_output(path: str | os.PathLike, diffusers: bool = False, overwrite: bool = False) -> None:
+    """Create the folder of `path`, and raise UserError unless `save_model` can write there.
+
+    Without `overwrite`, the weights of a run and files that `save_model` did not write are an error, too.
+    """
     path = Path(path)
-    if diffusers and path.is_dir() and any(path.iterdir()):
+    if diffusers and path.is_dir() and any(path.iterdir()) and not overwrite:
         raise UserError(f"{path} is not empty: a diffusers folder can only be written to a new or empty folder.")
     if not diffusers and path.suffix not in (".safetensors", ".pt", ".pth", ""):
         raise UserError(f"{path} ends in {path.suffix}: expected a .safetensors, .pt or .pth file, or a folder.")
@@ -30,6 +36,29 @@ def check_output(path: str | os.PathLike, diffusers: bool = False) -> None:
         raise UserError(f"{folder} cannot be created ({error.strerror}).") from None
     if not os.access(folder, os.W_OK) or (not is_folder and path.is_dir()):
         raise UserError(f"{path} cannot be written: expected a file name in a writable folder.")
+    file = path / MODEL_FILE if is_folder else path
+    if file.exists() and not overwrite and (problem := reason_to_keep(file)):
+        raise UserError(f"{file} {problem}.\nChoose another output, or add --overwrite.")
+
+
+def reason_to_keep(file: Path) -> str | None:
+    """Why a file should not be replaced without asking; None for a converted model."""
+    if file.name == MODEL_FILE and (file.parent / "config.json").exists():
+        return "holds the weights of a run"
+    return None if is_converted(file) else "exists, and was not written by this command"
+
+
+def is_converted(file: Path) -> bool:
+    """Whether a file has the metadata that `save_model` writes."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="numpy") as opened:
+                return METADATA_KEY in (opened.metadata() or {})
+        with zipfile.ZipFile(file) as archive:
+            pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            return METADATA_KEY.encode() in archive.read(pickle)
+    except (OSError, ValueError, StopIteration, SafetensorError, zipfile.BadZipFile):
+        return False
 
 
 def save_model(path: str | os.PathLike, values: StateDict, info: ModelInfo, diffusers: bool = False) -> Path:
@@ -45,27 +74,41 @@ def save_model(path: str | os.PathLike, values: StateDict, info: ModelInfo, diff
         diffusers: write a folder for UNet2DModel.from_pretrained and DDPMPipeline.from_pretrained of diffusers.
 
     Raises:
-        UserError: a network or settings that diffusers does not have.
+        UserError: a network or settings that diffusers does not have, or a file that cannot be written.
     """
     path = Path(path)
-    if diffusers:
-        settings = diffusers_folder.to_diffusers(info)
-        weights_file = path / diffusers_folder.WEIGHTS[0]
-        with atomic_path(weights_file) as temporary:
-            save_file(values, temporary, metadata={"format": "pt"})
-        for name, content in settings.items():
-            write_text(path / name, json.dumps(content, indent=2) + "\n")
-        return weights_file
-    if path.suffix in (".pt", ".pth"):
-        import torch
-
-        tensors = {name: torch.tensor(value) for name, value in values.items()}
-        content = {"model_state_dict": tensors, METADATA_KEY: json.dumps(asdict(info))}
-        with atomic_path(path) as temporary:
-            torch.save(content, temporary)
+    try:
+        if diffusers:
+            return write_diffusers(path, values, info)
+        if path.suffix in (".pt", ".pth"):
+            return write_torch(path, values, info)
+        path = path / MODEL_FILE if path.suffix == "" else path
+        write_model(path, values, info)
         return path
-    path = path / MODEL_FILE if path.suffix == "" else path
-    write_model(path, values, info)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({getattr(error, 'strerror', None) or one_line(error)}).") from None
+
+
+def write_diffusers(path: Path, values: StateDict, info: ModelInfo) -> Path:
+    settings = diffusers_folder.to_diffusers(info)
+    weights_file = path / diffusers_folder.WEIGHTS[0]
+    with atomic_path(weights_file) as temporary:
+        save_file(values, temporary, metadata={"format": "pt"})
+    for name, content in settings.items():
+        write_text(path / name, json.dumps(content, indent=2) + "\n")
+    return weights_file
+
+
+def write_torch(path: Path, values: StateDict, info: ModelInfo) -> Path:
+    import torch
+
+    tensors = {name: torch.tensor(value) for name, value in values.items()}
+    content = {"model_state_dict": tensors, METADATA_KEY: json.dumps(asdict(info))}
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as file,
+    ):  # torch itself raises RuntimeError for a full disk
+        torch.save(content, file)
     return path
 
 
