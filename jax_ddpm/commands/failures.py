@@ -50,17 +50,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def broken_package(error: BaseException) -> str | None:
-    """The package of other people in whose import the error was raised, or None.
-
-    That is a missing package, or one whose own modules fail while they are imported.
-    """
+    """The package, not one of ours, that is missing or that fails while it is imported; None for other errors."""
     name = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ImportError) else ""
     if name:
         return None if name in OURS else name
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [(frame.f_globals.get("__name__") or "").partition(".")[0] for frame in frames]
-    last_of_ours = max((i for i, name in enumerate(names) if name in OURS), default=-1)
-    after = last_of_ours + 1
-    if 0 < after < len(frames) and frames[after].f_code.co_name == "<module>":
-        return names[after]
-    return None
+    called = 1 + max((i for i, name in enumerate(names) if name in OURS), default=len(names))
+    if called >= len(frames) or frames[called].f_code.co_name != "<module>":  # code of a module runs at its import
+        return None
+    return next(
+        name for frame, name in reversed(list(zip(frames, names, strict=True))) if frame.f_code.co_name == "<module>"
+    )

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     try:
         path = run_page.write_page(flags.run, flags.out, notes)
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be written ({error.strerror}).") from None
+        raise UserError(f"{error.filename or flags.out or flags.run} cannot be written ({error.strerror}).") from None
     print(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
