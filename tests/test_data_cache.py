@@ -42,9 +42,15 @@ def same(first, second):
     ]
 
 
-def entry(tmp_path, suffix=".npy"):
-    (path,) = (tmp_path / "cache").glob(f"*{suffix}")
+def entry(tmp_path, name="train-00000.npy"):
+    (path,) = (tmp_path / "cache").glob(f"*/{name}")
     return path
+
+
+def files(tmp_path):
+    """Names of all files of the only entry, but for its lock."""
+    (folder,) = (tmp_path / "cache").iterdir()
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def test_the_second_time_comes_from_the_cache_with_the_notes(load):
@@ -65,14 +71,22 @@ def test_cached_images_are_read_only_and_contiguous(load):
 
 def test_only_whole_entries_are_left_behind(load, tmp_path):
     load()
-    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".json", ".npy"]
+    assert files(tmp_path) == ["index.json", "train-00000.npy"]
 
 
-@pytest.mark.parametrize("options", [{"image_size": 4}, {"validation_fraction": 0}, {"validation_fraction": 0.5}])
+@pytest.mark.parametrize("options", [{"image_size": 4}, {"image_size": (8, 4)}, {"value_range": (0, 9)}])
 def test_other_settings_are_another_entry(options, load):
     load()
     assert not from_cache(load(**options))
     assert from_cache(load(**options)) and from_cache(load())
+
+
+@pytest.mark.parametrize("fraction", [0, 0.5])
+def test_holding_out_another_share_decodes_nothing_anew(fraction, load):
+    first, other = load(), load(validation_fraction=fraction)
+    assert from_cache(other) and len(other.validation) == round(11 * fraction)
+    assert other.fingerprint != first.fingerprint == load().fingerprint
+    assert load(validation_fraction=fraction).fingerprint == other.fingerprint
 
 
 def test_a_changed_folder_is_another_entry(folder, load):
@@ -111,14 +125,14 @@ def pickled(path):
     np.save(path, np.array([None, {}], object), allow_pickle=True)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".json"])
+@pytest.mark.parametrize("name", ["train-00000.npy", "index.json"])
 @pytest.mark.parametrize(
     "harm", [cut, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"\xff" * 500), Path.unlink]
 )
-def test_a_damaged_entry_is_made_anew(suffix, harm, load, tmp_path):
+def test_a_damaged_entry_is_made_anew(name, harm, load, tmp_path):
     first = load()
     first = data.ImageData(first.name, first.train.copy(), first.validation.copy(), first.notes)
-    harm(entry(tmp_path, suffix))
+    harm(entry(tmp_path, name))
     again = load()
     assert not from_cache(again) and same(first, again)
     assert from_cache(load())
@@ -155,7 +169,7 @@ def test_a_full_disk_leaves_nothing_behind(load, tmp_path, monkeypatch):
 def test_default_place(load, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     load(cache_dir=None)
-    assert len(list((tmp_path / "xdg" / "jax_ddpm").glob("*.npy"))) == 1
+    assert len(list((tmp_path / "xdg" / "jax_ddpm").glob("*/index.json"))) == 1
     assert from_cache(load(cache_dir=None))
 
 
@@ -173,4 +187,4 @@ def test_several_processes_at_once(folder, load, tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate()[0].strip() for process in processes] == [str(64 * sum(range(12)))] * 4
     assert from_cache(load())
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert files(tmp_path) == ["index.json", "train-00000.npy"]

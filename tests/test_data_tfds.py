@@ -187,7 +187,7 @@ def test_data_that_end_too_soon(prepared, load, tmp_path):
         ("fashon_mnist", "unknown data set 'fashon_mnist'.\nDid you mean fashion_mnist"),
         ("digit", "Did you mean digits"),
         ("CIFAR-10", "cifar10"),
-        ("qqqqqq", "Expected digits, folder:PATH or an image data set"),
+        ("qqqqqq", "Expected digits, folder:PATH, a .zip"),
         ("", "unknown data set"),
         ("imdb_reviews", "imdb_reviews is not an image data set: .*found text, label"),
         ("no_images", "no_images is not an image data set"),

@@ -35,6 +35,7 @@ def train(config: RunConfig, folder: Path) -> None:
         manual_dir=d.manual_dir,
         cache_dir=d.cache_dir,
         validation_fraction=d.validation_fraction,
+        value_range=d.value_range,
     )
     # Raises UserError if a batch is larger than the data set.
     data.batch_indices(training.seed, 0, len(images.train), training.batch_size)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jax_ddpm.data.shards import ShardedImages
+
 HASHED_AT_A_TIME = 2**24  # bytes
 
 
@@ -15,10 +17,10 @@ class ImageData:
 
     name: str
     """The name that was given to `load`."""
-    train: np.ndarray
-    """Training images, uint8 (N, H, W, C) with C = 1 or 3, C-contiguous; may be a read-only memory map."""
-    validation: np.ndarray
-    """Held-out images, uint8 (M, H, W, C); M may be 0."""
+    train: np.ndarray | ShardedImages
+    """Training images, uint8 (N, H, W, C), read-only. Beyond 256 MB, a `ShardedImages` that is read on demand."""
+    validation: np.ndarray | ShardedImages
+    """Held-out images, uint8 (M, H, W, C), likewise; M may be 0."""
     notes: tuple[str, ...]
     """Notes for the user, one line each."""
     labels: np.ndarray | None = None
@@ -35,14 +37,14 @@ class ImageData:
             object.__setattr__(self, "fingerprint", fingerprint(self.train, self.validation))
 
 
-def fingerprint(train: np.ndarray, validation: np.ndarray) -> str:
+def fingerprint(train: np.ndarray | ShardedImages, validation: np.ndarray | ShardedImages) -> str:
     """SHA-256 (hex) of the shapes, the dtype and the pixels of the images, the training images first.
 
     Two data sets have the same fingerprint only if they have the same images in the same order, and hold out the same
     ones. Where the images came from does not matter.
 
     Args:
-        train: uint8 (N, H, W, C), or an array-like that gives slices; read in small parts.
+        train: uint8 (N, H, W, C); read in small parts.
         validation: uint8 (M, H, W, C), likewise.
     """
     shapes = [list(map(int, images.shape)) for images in (train, validation)]

@@ -1,16 +1,29 @@
-"""Reads an image file as a square of 8-bit pixels; converts between 8-bit pixels and floats in [-1, 1]."""
+"""Reads an image file as 8-bit pixels of one size; converts between 8-bit pixels and floats in [-1, 1]."""
 
 import os
-import warnings
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from jax_ddpm.data.files import File
+from jax_ddpm.data.formats import HEAD, REMEDIES, format_of_head, formats
+from jax_ddpm.data.levels import Range, RangeNeeded, is_deep, read_levels, to_8_bits, upright
+from jax_ddpm.spec.image_size import ImageSize, height_and_width
 
 # Part of the cache's key. Increase the number when a change here gives other pixels for the same file.
-PREPROCESSING_VERSION = f"1, Pillow {Image.__version__}"
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+PREPROCESSING_VERSION = f"2, Pillow {Image.__version__}"
+
+
+class Opened(NamedTuple):
+    """An image file, read."""
+
+    image: Image.Image
+    """In mode L or RGB."""
+    is_deep: bool
+    """Whether the file has more than 8 bits per channel."""
+    several_frames: bool
+    """Whether the file is an animation or has several pages."""
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
@@ -23,77 +36,103 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.rint((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
 
 
-def read_image(file: File, image_size: int, channels: int | None = None) -> np.ndarray:
-    """Read an image file as a square: `open_image`, then `resize_and_crop`.
-
-    Args:
-        file: path or open file; png, jpeg, webp, bmp or gif, of any mode and size.
-        image_size: height and width of the result.
-        channels: 1 or 3. None: 1 for gray images, 3 for colour images.
-
-    Returns:
-        uint8 (image_size, image_size, channels).
-
-    Raises:
-        Exception: see `open_image`.
-    """
-    return resize_and_crop(open_image(file, channels), image_size)
-
-
-def open_image(file: File, channels: int | None = None) -> Image.Image:
+def open_image(file: File, channels: int | None = None, value_range: Range | None = None) -> Opened:
     """Read an image file in mode L (channels = 1), RGB (channels = 3), or the one that fits the image (None).
 
-    Applies the EXIF orientation. Transparent pixels become white. Reads only the first frame of an animation.
+    Applies the EXIF orientation. Transparent pixels become white. Reads only the first frame or page. Call it inside
+    `quiet_pillow`.
+
+    Args:
+        file: path, open file, or function that opens one.
+        channels: 1, 3 or None.
+        value_range: the values that become black and white, for images with more than 8 bits per channel.
 
     Raises:
+        RangeNeeded: the image has more than 8 bits per channel, and `value_range` is None.
         Exception: of any class that Pillow chooses, if the file is not an image, is truncated, or has so many pixels
             that Pillow suspects a decompression bomb.
     """
-    if isinstance(file, str | os.PathLike) and not os.path.isfile(file):
-        raise FileNotFoundError("no such file")  # also for a broken link, and for a pipe: opening it would block
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=FORMATS) as image:
-            image.load()
-            image = _gray_or_rgb(_apply_exif_orientation(image))
-    return image if channels is None else image.convert("L" if channels == 1 else "RGB")
+    with _open(file) as image:
+        several_frames = getattr(image, "is_animated", False) and image.format != "MPO"
+        deep = is_deep(image)
+        if deep and value_range is None:
+            raise RangeNeeded
+        whole = to_8_bits(read_levels(image, lambda: _open(file)), value_range) if deep else upright(image)
+        pixels = _gray_or_rgb(whole)
+    if channels is not None:
+        pixels = pixels.convert("L" if channels == 1 else "RGB")
+    return Opened(pixels, deep, several_frames)
 
 
-def resize_and_crop(image: Image.Image, image_size: int) -> np.ndarray:
-    """Resize the short side to `image_size` (bicubic, antialiased) and cut out the centre.
+def open_levels(file: File) -> np.ndarray | None:
+    """The values of an image with more than 8 bits per channel, as `read_levels` gives them; None for other images.
 
-    An image whose short side is already `image_size` is cut but not resized.
+    Raises:
+        Exception: as `open_image`.
+    """
+    with _open(file) as image:
+        return read_levels(image, lambda: _open(file)) if is_deep(image) else None
+
+
+def resize_and_crop(image: Image.Image, image_size: ImageSize) -> np.ndarray:
+    """Resize an image so that it covers the size (bicubic, antialiased), and cut out the centre.
+
+    An image that covers the size exactly without being resized is only cut.
 
     Args:
         image: mode L or RGB.
-        image_size: height and width of the result.
+        image_size: height and width of the result; an integer if they are equal.
 
     Returns:
-        uint8 (image_size, image_size, 1 or 3).
+        uint8 (height, width, 1 or 3).
     """
-    width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) / 2, (height - short) / 2
-    if short == image_size:
-        image = image.crop((int(left), int(top), int(left) + short, int(top) + short))
+    height, width = height_and_width(image_size)
+    box_width, box_height = (
+        min(image.width, image.height * width / height),
+        min(image.height, image.width * height / width),
+    )
+    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+    if (box_width, box_height) == (width, height):
+        image = image.crop((int(left), int(top), int(left) + width, int(top) + height))
     else:
-        box = (left, top, left + short, top + short)
-        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(image).reshape(image_size, image_size, -1)
+        box = (left, top, left + box_width, top + box_height)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(image).reshape(height, width, -1)
 
 
-def _apply_exif_orientation(image: Image.Image) -> Image.Image:
+def resize_array(image: np.ndarray, image_size: ImageSize) -> np.ndarray:
+    """`resize_and_crop` for uint8 (H, W, C) with any number of channels: each is resized alone."""
+    channels = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+    return np.concatenate([resize_and_crop(Image.fromarray(c), image_size) for c in channels], axis=-1)
+
+
+def _open(file: File) -> Image.Image:
+    """Open an image file without loading its pixels. Raises what Pillow raises, and for what it would only warn of."""
+    if isinstance(file, str | os.PathLike) and not os.path.isfile(file):
+        raise FileNotFoundError("no such file")  # also for a broken link, and for a pipe: opening it would block
+    stream = file() if callable(file) else file
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data; the pixels may be fine
-        return image
+        image = Image.open(stream, formats=formats())
+    except UnidentifiedImageError:
+        if (name := _format(stream)) not in (None, *formats()):
+            raise ValueError(f"{name}: {REMEDIES.get(name, 'not readable here')}") from None
+        raise
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        image.close()
+        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels; at most {limit:,} are read")
+    return image
+
+
+def _format(file) -> str | None:
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb") as stream:
+            return format_of_head(stream.read(HEAD))
+    file.seek(0)
+    return format_of_head(file.read(HEAD))
 
 
 def _gray_or_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits per pixel: "I;16", or "I" in older versions of Pillow
-        levels = np.clip(np.asarray(image), 0, 65535) / 257
-        return Image.fromarray(np.rint(levels).astype(np.uint8))
     gray = image.mode in ("1", "L", "LA")
     if image.mode in ("P", "PA"):
         red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), -1, 0)

@@ -1,129 +1,159 @@
-"""`load`: the images of a data set, by its name."""
+"""`load`: the images of a data set, by its name. `from_arrays`: images that are given as arrays."""
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from jax_ddpm.data import cache
-from jax_ddpm.data.collect import collect
+from jax_ddpm.data.array_files import open_array_file
+from jax_ddpm.data.arrays import array_source
 from jax_ddpm.data.files import Source
 from jax_ddpm.data.folder import open_folder
 from jax_ddpm.data.image_data import ImageData
-from jax_ddpm.data.pixels import PREPROCESSING_VERSION, resize_and_crop
+from jax_ddpm.data.levels import Range
 from jax_ddpm.data.tfds_source import open_tfds
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.data.through_cache import image_data
+from jax_ddpm.data.zip_file import open_zip
+from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import cache_dir as user_cache_dir
-from jax_ddpm.spec.text import one_line
+from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
+from jax_ddpm.spec.text import printable
 
-DEFAULT_VALIDATION_FRACTION = 0.1  # if the data set has no validation images of its own
-MIN_IMAGES_TO_SPLIT = 10  # fewer are all used for training, unless the user gives a fraction
-SPLIT_SEED = 20200619  # independent of the run's seed, so that every run holds out the same images
+ARRAYS = "arrays"  # the name of a data set that is given as arrays
 
 
 def load(
     name: str,
-    image_size: int,
+    image_size: ImageSize,
     *,
     data_dir: str | None = None,
     manual_dir: str | None = None,
     cache_dir: str | None = None,
     validation_fraction: float | None = None,
+    value_range: Range | None = None,
     log: Callable[[str], None] = print,
 ) -> ImageData:
     """Load the images of a data set. They are decoded once and then read from a cache on disk.
 
     Args:
-        name: `digits` (1,797 handwritten digits of scikit-learn), `folder:PATH`, or the name of an image data set of
-            tensorflow_datasets, also as `name/config` or `name:version`.
-        image_size: height and width of the result. The short side is resized to it, then the centre is cut out.
+        name: `digits` (1,797 handwritten digits of scikit-learn), `folder:PATH`, the path of a .zip file of pictures or
+            of a .npz or .npy file of arrays, or the name of an image data set of tensorflow_datasets, also as
+            `name/config` or `name:version`.
+        image_size: height and width of the result; an integer if they are equal. Each image is resized so that it
+            covers this size, then the centre is cut out.
         data_dir: the data folder of tensorflow_datasets; its default if None.
         manual_dir: a folder of archives downloaded by hand, from which tensorflow_datasets prepares without a network.
         cache_dir: the folder for decoded images; if None, `$XDG_CACHE_HOME/jax_ddpm` or `~/.cache/jax_ddpm`.
-        validation_fraction: fraction of the training images to hold out, in [0, 1). None: the data set's own test
-            split, else its validation split, else a tenth of the training images.
+        validation_fraction: fraction of the training images to hold out, in [0, 1). None: the data set's own
+            validation images, else a tenth of the training images.
+        value_range: the values that become black and white, for images with more than 8 bits per channel and for
+            arrays. None: the smallest and the largest value of the data set; arrays: see `from_arrays`.
         log: called with a line of text before each long operation.
 
     Returns:
-        The images; C is 1 for a gray data set and 3 for one in colour.
+        The images. C is 1 for gray pictures and 3 if some are in colour; 1 to 16 for arrays.
 
     Raises:
-        UserError: a name, path, size or fraction that is not valid, or data that cannot be downloaded or read.
+        UserError: a name, path, size, fraction or range that is not valid, data that cannot be downloaded or read, or
+            too little memory or disk space.
     """
-    if image_size < 1:
+    if isinstance(image_size, int) and image_size < 1:
         raise UserError(f"image size {image_size}: expected at least 1.")
+    _check(validation_fraction, value_range)
+    folder = Path(cache_dir).expanduser() if cache_dir else user_cache_dir()
+    try:
+        source = _open(name, data_dir, manual_dir, value_range, log)
+        return image_data(name, source, shortest(image_size), value_range, validation_fraction, folder, log)
+    except MemoryError:
+        raise _no_memory(printable(name)) from None
+
+
+def from_arrays(
+    images: Any,
+    labels: Any = None,
+    *,
+    validation_images: Any = None,
+    validation_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    image_size: ImageSize | None = None,
+    value_range: Range | None = None,
+    validation_fraction: float | None = None,
+    log: Callable[[str], None] = print,
+) -> ImageData:
+    """Images that are given as arrays of NumPy, PyTorch or JAX.
+
+    Args:
+        images: (N, H, W) or (N, H, W, C) with 1 to 16 channels; (N, C, H, W) where the shape, or a tensor of PyTorch,
+            tells. uint8 is taken as it is. Other numbers are scaled to 256 levels: see `value_range`.
+        labels: class of each image, integers or texts (N,).
+        validation_images: held-out images, likewise. None: some of the images are held out.
+        validation_labels: class of each held-out image.
+        class_names: names of the classes 0, 1, ...
+        image_size: height and width of the result; that of the arrays if None.
+        value_range: the values that become black and white. None: 0 and 1 or -1 and 1 if all values are between them,
+            0 and 255 for integers between them, the smallest and the largest value for other integers.
+        validation_fraction: as in `load`.
+        log: called with a line of text before each long operation.
+
+    Raises:
+        UserError: arrays that are not images, floats whose range is not clear, or labels that do not fit.
+    """
+    _check(validation_fraction, value_range)
+    try:
+        source = array_source(
+            images, labels, validation_images, validation_labels, class_names, value_range, name=ARRAYS
+        )
+        size = shortest(image_size or source.train.images.shape[1:3])
+        height_and_width(size)
+        return image_data(ARRAYS, source, size, value_range, validation_fraction, user_cache_dir(), log)
+    except MemoryError:
+        raise _no_memory(ARRAYS) from None
+
+
+def _open(
+    name: str, data_dir: str | None, manual_dir: str | None, value_range: Range | None, log: Callable[[str], None]
+) -> Source:
+    path = name.removeprefix("folder:")
+    if name == "digits":
+        return _digits()
+    if name == ARRAYS:
+        raise UserError(
+            "The images of this run were given from Python.\n"
+            "Give them again: jax_ddpm.train(config, folder, resume=True, images=...)."
+        )
+    if path.lower().endswith(".zip") and not Path(path).expanduser().is_dir():
+        return open_zip(path)
+    if re.search(r"\.np[yz]$", path, re.IGNORECASE) and not Path(path).expanduser().is_dir():
+        return open_array_file(path, value_range)
+    if name.startswith("folder:"):
+        return open_folder(path)
+    return open_tfds(name, data_dir, manual_dir, log)
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return dataclasses.replace(array_source(images, digits.target, name="digits"), notes=())
+
+
+def _check(validation_fraction: float | None, value_range: Range | None) -> None:
     if validation_fraction is not None and not 0 <= validation_fraction < 1:
         raise UserError(
             f"validation fraction {validation_fraction}: expected a fraction of the training images, 0 to below 1."
         )
-    if name == "digits":
-        decoded = _split(_digits(image_size), validation_fraction)
-        return ImageData(name, decoded.train, decoded.validation, decoded.notes)
-    if name.startswith("folder:"):
-        source = open_folder(name.removeprefix("folder:"))
-    else:
-        source = open_tfds(name, data_dir, manual_dir, log)
-    if validation_fraction is not None:
-        source = dataclasses.replace(source, validation=None)
-    decoded, cache_note = _through_cache(source, image_size, validation_fraction, cache_dir, log)
-    notes = (*source.notes, *decoded.notes, cache_note)
-    return ImageData(name, decoded.train, decoded.validation, notes, fingerprint=decoded.fingerprint)
-
-
-def _digits(image_size: int) -> np.ndarray:
-    from sklearn.datasets import load_digits
-
-    images = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
-    return np.stack([resize_and_crop(Image.fromarray(image), image_size) for image in images])
-
-
-def _through_cache(
-    source: Source, image_size: int, fraction: float | None, cache_dir: str | None, log: Callable[[str], None]
-) -> tuple[cache.Decoded, str]:
-    folder = Path(cache_dir).expanduser() if cache_dir else user_cache_dir()
-    key = {"rule": PREPROCESSING_VERSION, "source": source.fingerprint, "size": image_size, "validation": fraction}
-    path = cache.entry(folder, f"{source.train.label}-{image_size}", key)
-    cached = cache.read(path)
-    if cached is not None:
-        return cached, f"read from the cache, {path}"
-    if path.exists():
-        log(f"{path} is damaged: decoding the images again")
-    decoded = _decode(source, image_size, fraction, log)
-    try:
-        cache.write(path, decoded)
-    except OSError as error:
-        return decoded, f"not cached: {folder} cannot be written ({error.strerror or one_line(error)})"
-    return cache.read(path) or decoded, f"cached in {path}"
-
-
-def _decode(source: Source, image_size: int, fraction: float | None, log: Callable[[str], None]) -> cache.Decoded:
-    count = source.train.count + (source.validation.count if source.validation else 0)
-    log(f"{source.train.label}: reading {count:,} images")
-    images, notes = collect(source.train, image_size)
-    if source.validation is None:
-        decoded = _split(images, fraction)
-        return dataclasses.replace(decoded, notes=(*notes, *decoded.notes))
-    validation, more_notes = collect(source.validation, image_size)
-    channels = max(images.shape[-1], validation.shape[-1])
-    images, validation = (
-        np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:-1], channels))) for array in (images, validation)
+    fits = value_range is None or (
+        len(value_range) == 2 and np.isfinite(value_range).all() and value_range[0] < value_range[1]
     )
-    note = f"validation: {len(validation):,} images, the data set's own ({source.validation.label})"
-    return cache.Decoded(images, validation, (*notes, *more_notes, note))
+    require(fits, "value_range", value_range, "expected two numbers, the smaller one first")
 
 
-def _split(images: np.ndarray, fraction: float | None) -> cache.Decoded:
-    """Hold out validation images, the same ones in every run. Both parts keep the order of the images."""
-    count = len(images)
-    if fraction == 0:
-        return cache.Decoded(images, images[:0], ("validation: none",))
-    if count < 2 or (fraction is None and count < MIN_IMAGES_TO_SPLIT):
-        return cache.Decoded(images, images[:0], (f"validation: none, {count} images are too few",))
-    fraction = DEFAULT_VALIDATION_FRACTION if fraction is None else fraction
-    num_held_out = min(max(1, round(count * fraction)), count - 1)
-    held_out = np.zeros(count, bool)
-    held_out[np.random.default_rng(SPLIT_SEED).permutation(count)[:num_held_out]] = True
-    note = f"validation: {num_held_out:,} of {count:,} images held out, the same ones in every run"
-    return cache.Decoded(images[~held_out], images[held_out], (note,))
+def _no_memory(name: str) -> UserError:
+    return UserError(
+        f"{name}: there is not enough memory to read its images.\n"
+        "Close other programs, or choose a smaller --image-size or a smaller data set."
+    )

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from jax_ddpm.data.files import Item
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.text import one_line
 
@@ -37,8 +38,8 @@ def readable_format(builder: "DatasetBuilder") -> str:
     )
 
 
-def records(builder: "DatasetBuilder", split: "SplitInfo") -> Iterator[tuple[str, io.BytesIO]]:
-    """Name and encoded image of each example of a split, in the order of its files.
+def records(builder: "DatasetBuilder", split: "SplitInfo", has_labels: bool) -> Iterator[Item]:
+    """The encoded image of each example of a split, in the order of its files, with its class if it `has_labels`.
 
     Raises:
         UserError: a file is damaged.
@@ -49,8 +50,10 @@ def records(builder: "DatasetBuilder", split: "SplitInfo") -> Iterator[tuple[str
     count = 0
     try:
         for example in raw:
-            values = tf_example_pb2.Example.FromString(example).features.feature["image"].bytes_list.value
-            yield f"{split.name} image {count}", io.BytesIO(values[0] if values else b"")
+            features = tf_example_pb2.Example.FromString(example).features.feature
+            values, labels = features["image"].bytes_list.value, features["label"].int64_list.value
+            label = int(labels[0]) if has_labels and labels else None
+            yield Item(f"{split.name} image {count}", io.BytesIO(values[0] if values else b""), label)
             count += 1
         if count != split.num_examples:
             raise EOFError(f"{count} of {split.num_examples} examples found")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jax_ddpm.data.child import prepare_in_child
-from jax_ddpm.data.files import ImageFiles, Source
+from jax_ddpm.data.decode import ImageFiles
+from jax_ddpm.data.files import Source
 from jax_ddpm.data.tfds_records import readable_format, records
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.text import one_line, printable
@@ -46,12 +47,17 @@ def open_tfds(name: str, data_dir: str | None, manual_dir: str | None, log: Call
         if not _is_prepared(builder):  # if it is there in spite of a failure, another process has prepared it
             raise failure or UserError(f"{name}: the preparation has left no data set in {builder.data_dir}.")
     train, validation, notes = _splits(builder)
-    fingerprints = [_fingerprint(split, builder) for split in (train, validation) if split is not None]
+    classes = _classes(builder)
     return Source(
-        _files(builder, train, channels),
-        _files(builder, validation, channels) if validation is not None else None,
-        ["tfds", builder.info.full_name, fingerprints],
+        _files(builder, train, channels, bool(classes)),
+        _files(builder, validation, channels, bool(classes)) if validation is not None else None,
+        [
+            "tfds",
+            builder.info.full_name,
+            [_state(split, builder) for split in (train, validation) if split is not None],
+        ],
         notes,
+        classes,
     )
 
 
@@ -101,7 +107,7 @@ def _unknown(name: str, base: str, known: list[str]) -> UserError:
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return UserError(
         f"unknown data set {printable(name)!r}.\n"
-        f"{hint}Expected digits, folder:PATH or an image data set of tensorflow_datasets (fashion_mnist, cifar10, ...)."
+        f"{hint}Expected digits, folder:PATH, a .zip, .npz or .npy file, or an image data set of tensorflow_datasets."
     )
 
 
@@ -135,7 +141,7 @@ def _splits(builder: "DatasetBuilder") -> tuple["SplitInfo", "SplitInfo | None",
     return train, validation, notes
 
 
-def _fingerprint(split: "SplitInfo", builder: "DatasetBuilder") -> list[tuple[str, int, int]]:
+def _state(split: "SplitInfo", builder: "DatasetBuilder") -> list[tuple[str, int, int]]:
     """Name, size and modification time of each file of a split; if one changes, the images are decoded again."""
     readable_format(builder)
     try:
@@ -148,6 +154,15 @@ def _fingerprint(split: "SplitInfo", builder: "DatasetBuilder") -> list[tuple[st
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _files(builder: "DatasetBuilder", split: "SplitInfo", channels: int | None) -> ImageFiles:
+def _classes(builder: "DatasetBuilder") -> tuple[str, ...] | None:
+    """Names of the classes of the feature `label`; None if the data set has no such feature."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    label = features["label"] if "label" in list(features) else None
+    return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) and label.names else None
+
+
+def _files(builder: "DatasetBuilder", split: "SplitInfo", channels: int | None, has_labels: bool) -> ImageFiles:
     label = f"{builder.info.full_name} {split.name}"
-    return ImageFiles(label, split.num_examples, channels, lambda: records(builder, split))
+    return ImageFiles(label, split.num_examples, channels, lambda: records(builder, split, has_labels))

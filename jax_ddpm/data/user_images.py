@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jax_ddpm.data.collect import reason
-from jax_ddpm.data.folder import open_folder
+from jax_ddpm.data.decode import reason
+from jax_ddpm.data.folder import list_folder
+from jax_ddpm.data.formats import quiet_pillow
+from jax_ddpm.data.levels import FULL_RANGE
 from jax_ddpm.data.pixels import open_image
 from jax_ddpm.spec.errors import UserError, require
 
@@ -28,7 +30,10 @@ def read_images(path: Path, image_shape: Shape) -> np.ndarray:
             f"{path}: image files have 1 or 3 channels, but the model's images have {image_shape[2]}.\n"
             f"Give a .npz with an array `images`, uint8 (N, {', '.join(map(str, image_shape))})."
         )
-    files = [file for _, file in open_folder(str(path)).train.read()] if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        root, listing = list_folder(str(path))
+        files = [root / name for name in listing.images]
     return np.stack([np.asarray(_open(file, image_shape)).reshape(image_shape) for file in files])
 
 
@@ -43,12 +48,13 @@ def read_mask(path: Path, image_shape: Shape) -> np.ndarray:
 def _open(path: Path, image_shape: Shape) -> Image.Image:
     """An image file in the model's channels. Raises UserError if it cannot be read or has another size."""
     try:
-        image = open_image(path, image_shape[2])
+        with quiet_pillow():
+            image = open_image(path, image_shape[2], FULL_RANGE).image
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises nearly any exception for a damaged file
         raise UserError(
-            f"{path} cannot be read ({reason(error)}).\nExpected a png, jpeg, webp, bmp or gif file."
+            f"{path} cannot be read ({reason(error)}).\nExpected an image file, such as png or jpeg."
         ) from None
     height, width, _ = image_shape
     if image.size != (width, height):

@@ -24,7 +24,7 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     dataset: str = "digits"
-    """digits, the name of an image data set of tensorflow_datasets (fashion_mnist, cifar10, ...), or folder:PATH."""
+    """digits, folder:PATH, a .zip, .npz or .npy file, or a name of tensorflow_datasets such as cifar10."""
     image_size: ImageSize = 32
     """Height and width in pixels, or one number for square images. Images are resized to cover it, then cropped."""
     data_dir: str | None = None
@@ -35,6 +35,8 @@ class DataConfig:
     """Folder where decoded images are stored. Default: ~/.cache/jax_ddpm."""
     validation_fraction: float | None = None
     """Fraction of the training images to hold out. Default: use the data set's test split, or 0.1 if it has none."""
+    value_range: tuple[float, float] | None = None
+    """The values that become black and white, for 16-bit images and arrays. Default: the range of the data set."""
     flip: bool = False
     """Flip each training image left to right with probability 1/2."""
 
@@ -181,7 +183,9 @@ class RunConfig:
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
         height_and_width(self.data.image_size)
-        fraction = self.data.validation_fraction
+        limits, fraction = self.data.value_range, self.data.validation_fraction
+        fits = limits is None or limits[0] < limits[1]
+        require(fits, "value_range", limits, "expected two numbers, the smaller one first")
         require(fraction is None or 0 <= fraction < 1, "validation_fraction", fraction, "expected 0 to below 1")
         self.network.check(self.data.image_size, self.diffusion.timesteps)
         learned, variance = getattr(self.network, "learned_variance", False), self.diffusion.variance

@@ -175,6 +175,7 @@ def load_images(config: RunConfig, log: Callable[[str], None], resumed: bool = F
             manual_dir=d.manual_dir,
             cache_dir=d.cache_dir,
             validation_fraction=d.validation_fraction,
+            value_range=d.value_range,
             log=log,
         )
     except UserError as error:
