@@ -91,6 +91,17 @@ for name, case in CASES.items():
     ):
         RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype))
 
+NOT_SQUARE = {"conv_block": (6, 10), "strided": (8, 16), "attention": (6, 10), "ddpm": (6, 10)}
+for name, size in NOT_SQUARE.items():
+    RUNGS[f"{name}: outputs, not square, float32"] = Rung(
+        budgets.NETWORK_FLOAT32, partial(of_case, network, CASES[name], np.float32, size)
+    )
+RUNGS["conv_block: gradients, not square, float64"] = Rung(
+    budgets.GRADIENT_FLOAT64, partial(of_case, gradients, CASES["conv_block"], np.float64, NOT_SQUARE["conv_block"])
+)
+RUNGS["10-step DDPM, not square, float32"] = Rung(
+    budgets.FEW_STEPS_FLOAT32, partial(reverse_process, sampler=SamplerConfig("ddpm", 10), size=(4, 12))
+)
 
 for name, sampler in {
     "50-step DDPM": SamplerConfig("ddpm", 50),

@@ -22,6 +22,7 @@ from jax_ddpm import data, diffusion, embeddings, rng, unets, weights
 from jax_ddpm.sampling import reverse, samplers
 from jax_ddpm.schedules import make_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.image_size import ImageSize, height_and_width
 from jax_ddpm.spec.network_config import ConvBlockConfig, DDPMConfig, NetworkConfig
 from jax_ddpm.spec.run_config import DataConfig, RunConfig, TrainingConfig
 from jax_ddpm.training.state import create_state
@@ -156,13 +157,14 @@ def pair(values: dict[str, np.ndarray], config: NetworkConfig, channels: int, dt
     return ours, twin(values, config, channels, dtype)
 
 
-def inputs(batch: int, size: int, channels: int, dtype):
+def inputs(batch: int, size: ImageSize, channels: int, dtype):
     g = np.random.default_rng(2)
-    return g.standard_normal((batch, size, size, channels)).astype(dtype), g.integers(0, 1000, batch)
+    x = g.standard_normal((batch, *height_and_width(size), channels)).astype(dtype)
+    return x, g.integers(0, 1000, batch)
 
 
 @cache
-def outputs_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: int, batch: int, dtype):
+def outputs_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: ImageSize, batch: int, dtype):
     ours = unets.build(config, channels)
     with jax.enable_x64(dtype == np.float64):
         weights.load_state_dict(ours, make_values(), dtype)
@@ -194,7 +196,7 @@ def block() -> float:
 
 
 @cache
-def gradients_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: int, batch: int, dtype):
+def gradients_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: ImageSize, batch: int, dtype):
     ours = unets.build(config, channels)
     with jax.enable_x64(dtype == np.float64):
         weights.load_state_dict(ours, make_values(), dtype)
@@ -215,9 +217,10 @@ def gradients(make_values: Callable, config=NETWORK, *, channels=1, size=8, batc
     return float(max(np.abs(ours[name] - g).max() for name, g in wanted.items()) / largest)
 
 
-def of_case(measure: Callable, case: Case, dtype) -> float:
-    """`network` or `gradients` of a small configuration with random weights."""
-    return measure(random(case.config, case.channels), case.config, channels=case.channels, size=case.size, dtype=dtype)
+def of_case(measure: Callable, case: Case, dtype, size: ImageSize | None = None) -> float:
+    """`network` or `gradients` of a small configuration with random weights. size: by default the case's."""
+    values = random(case.config, case.channels)
+    return measure(values, case.config, channels=case.channels, size=size or case.size, dtype=dtype)
 
 
 # Training
@@ -356,25 +359,25 @@ def reverse_steps() -> float:
 
 
 @cache
-def sampled_by_jax(dtype, sampler: SamplerConfig) -> np.ndarray:
-    """Eight whole samples of the trained network, (8, 8, 8, 1)."""
+def sampled_by_jax(dtype, sampler: SamplerConfig, size: ImageSize) -> np.ndarray:
+    """Eight whole samples of the trained network, (8, H, W, 1)."""
     with jax.enable_x64(dtype == np.float64):
         ours, _ = pair(trained()[2], NETWORK, 1, dtype)
-        settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (8, 8, 1)}
+        settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (*height_and_width(size), 1)}
         return samplers.sample(ours, 8, 11, **settings, dtype=dtype)
 
 
-def sampled(dtype, sampler: SamplerConfig) -> tuple[np.ndarray, np.ndarray]:
+def sampled(dtype, sampler: SamplerConfig, size: ImageSize = 8) -> tuple[np.ndarray, np.ndarray]:
     """The same eight from both frameworks."""
     theirs = twin(trained()[2], NETWORK, 1, dtype)
-    settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (8, 8, 1)}
-    return sampled_by_jax(dtype, sampler), torch_ref.sampling.samplers.sample(
+    settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (*height_and_width(size), 1)}
+    return sampled_by_jax(dtype, sampler, size), torch_ref.sampling.samplers.sample(
         theirs, 8, 11, **settings, dtype=TORCH[dtype]
     )
 
 
-def reverse_process(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL) -> float:
-    return float(np.abs(np.subtract(*sampled(dtype, sampler))).max())
+def reverse_process(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL, size: ImageSize = 8) -> float:
+    return float(np.abs(np.subtract(*sampled(dtype, sampler, size))).max())
 
 
 def pixels(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL) -> float:

@@ -226,6 +226,20 @@ def padded_left_and_above(_):
     return lambda self, x: self.conv(nn.functional.pad(x, (1, 0, 1, 0)))
 
 
+def sideways(network):
+    """Height and width change places on the way in, and on the way out."""
+    forward = network.forward
+    network.forward = lambda x, t: forward(x.mT, t).mT
+
+
+def noise_drawn_sideways(noise_at):
+    def faulty(keys, number, shape, dtype):
+        height, width, channels = shape
+        return noise_at(keys, number, (width, height, channels), dtype).mT
+
+    return faulty
+
+
 def usual_epsilon(network):
     for layer in network.modules():
         if isinstance(layer, nn.GroupNorm):
@@ -264,6 +278,14 @@ FAULTS = {
     ),
     "ddpm: GroupNorm epsilon 1e-5": (changed_network(usual_epsilon), "ddpm: outputs, float64"),
     "ddpm: skip order swapped": (concatenated_the_other_way(ddpm), "ddpm: outputs, float32"),
+    **{
+        f"{name}: height and width swapped": (changed_network(sideways), f"{name}: outputs, not square, float32")
+        for name in ladder.NOT_SQUARE
+    },
+    "noise drawn with height and width swapped": (
+        swap(samplers, "noise_at", noise_drawn_sideways),
+        "10-step DDPM, not square, float32",
+    ),
     "GroupNorm epsilon 1e-6": (changed_network(norm_epsilon), "network, random weights, float64"),
     "GroupNorm with 16 groups": (changed_network(norm_groups), "network, random weights, float32"),
     "GELU for SiLU": (changed_network(leaky_silu), "network, random weights, float32"),

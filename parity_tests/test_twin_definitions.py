@@ -11,6 +11,7 @@ from parity_tests.twins import ROOT
 
 MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirror
     "diffusion": ["diffusion"],
+    "dtypes": [],
     "embeddings": ["embeddings"],
     "layers": ["layers"],
     "layouts": [],
@@ -62,6 +63,11 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     },
 }
 ONLY_IN_TORCH = {
+    "dtypes": {
+        "timesteps": "in jax_ddpm, Model does it, and networks take t as it is",
+        **dict.fromkeys(["without_autocast", "activations"], "autocast is torch's"),
+        "ExactBuffers": "a module's dtype is changed in torch only",
+    },
     "layouts": dict.fromkeys(["device_of", "numpy_dtype", "channels_first"], "between NumPy (N, H, W, C) and tensors"),
     "rng": {
         **dict.fromkeys(["fold_in", "split", "bits", "uniform", "randint", "bernoulli"], "in jax.random"),
@@ -69,6 +75,7 @@ ONLY_IN_TORCH = {
     },
     "sampling/steps": {"of_images": "jnp.full, which takes arrays too"},
     "step": {"draw_t_and_noise": "one line in JAX; here with the permutation of the noise"},
+    "unets/conv_block": {"Sinusoids": "a module, for the name of its array"},
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
     "weights": {
         "num_parameters": "a property of Model in JAX",

@@ -24,7 +24,8 @@ def load_model(
 ) -> nn.Module:
     """Load a trained model: a module in eval mode with its metadata, a ModelInfo, as the attribute `info`.
 
-    model(x, t): x (B, C, H, W), t integers (B,) in [0, T). Arguments and errors are those of `jax_ddpm.load_model`.
+    model(x, t): x (B, C, H, W), t integers (B,) in [0, T), or one integer for all images. Arguments and errors are
+    those of `jax_ddpm.load_model`.
     """
     require_one_of("precision", precision, Precision)
     values, info = read_model(path, image_size, **diffusion)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal, Union
 
 from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.image_size import ImageSize, height_and_width
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,11 @@ class NetworkConfig:
     name: str
     """Name of the network, unique among all networks."""
 
-    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
-        """Raise UserError for a wrong field, and, if given, for an image size or a T that the network cannot take."""
+    def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
+        """Raise UserError for a wrong field, and, if given, for an image size or a T that the network cannot take.
+
+        image_size: an integer for square images, else (height, width).
+        """
 
     @property
     def arguments(self) -> dict:
@@ -44,7 +48,7 @@ class ConvBlockConfig(NetworkConfig):
     time_width: int = 256
     """Width of the time embedding."""
 
-    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
+    def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
         require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
         for width in self.widths:
@@ -70,8 +74,8 @@ class StridedConfig(NetworkConfig):
 
     name: Literal["strided"] = "strided"
 
-    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
-        """Raise UserError for an image size that is not a multiple of 8."""
+    def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
+        """Raise UserError for a height or width that is not a multiple of 8."""
         if image_size is not None:
             require_divisible_size(image_size, 3)
 
@@ -94,7 +98,7 @@ class AttentionConfig(NetworkConfig):
     dropout: float = 0.1
     """Dropout rate during training."""
 
-    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
+    def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
         require(self.channels > 0 and self.channels % 32 == 0, "channels", self.channels, "expected a multiple of 32")
         require(
@@ -129,11 +133,12 @@ class LayerNormConfig(NetworkConfig):
     table_rows: int = 1000
     """Rows of the fixed table of time embeddings, at least T."""
 
-    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
+    def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for fewer rows than timesteps, and for an image size other than 28."""
         rows = timesteps or 1
         require(self.table_rows >= rows, "table_rows", self.table_rows, f"expected at least {rows}, one per timestep")
-        require(image_size in (None, 28), "image_size", image_size, "layer_norm takes only 28x28 images")
+        fits = image_size is None or height_and_width(image_size) == (28, 28)
+        require(fits, "image_size", image_size, "layer_norm takes only 28x28 images")
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ class DDPMConfig(NetworkConfig):
     learned_variance: bool = False
     """Also predict the variance of a reverse step; doubles the output channels (Nichol & Dhariwal 2021)."""
 
-    def check(self, image_size: int | None = None, timesteps: int | None = None) -> None:
+    def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
         require(len(self.widths) >= 1, "widths", self.widths, "expected at least one")
         require(self.norm_num_groups >= 1, "norm_num_groups", self.norm_num_groups, "expected at least 1")
@@ -206,16 +211,20 @@ class DDPMConfig(NetworkConfig):
             require_divisible_size(image_size, len(self.widths) - 1, "; or fewer levels (--widths)")
 
 
-def require_divisible_size(image_size: int, halvings: int, instead: str = "") -> None:
-    """Raise UserError unless the image size can be halved this many times. instead: another remedy, for the message."""
-    multiple = 2**halvings
-    if image_size < multiple or image_size % multiple:
-        below = image_size // multiple * multiple
-        near = [size for size in (below, below + multiple) if size > 0]
+def require_divisible_size(image_size: ImageSize, halvings: int, instead: str = "") -> None:
+    """Raise UserError unless height and width can be halved this many times. instead: another remedy, for the text."""
+    multiple, (height, width) = 2**halvings, height_and_width(image_size)
+    square = height == width
+    nearest = []
+    for axis, size in (("", height),) if square else (("height ", height), ("width ", width)):
+        below = size // multiple * multiple
+        if size != below:
+            nearest.append(axis + " or ".join(str(near) for near in (below, below + multiple) if near > 0))
+    if nearest:
         raise UserError(
-            f"image_size = {image_size}: this network halves the image {halvings} times, "
-            f"so its size must be a multiple of {multiple}.\n"
-            f"Nearest: {' or '.join(map(str, near))} (--image-size){instead}."
+            f"image_size = {image_size}: this network halves the image {halvings} times, so "
+            f"{'its size must be a multiple' if square else 'height and width must be multiples'} of {multiple}.\n"
+            f"Nearest: {', '.join(nearest)} (--image-size){instead}."
         )
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jax_ddpm import unets
 from jax_ddpm.process import check_devices
-from jax_ddpm.spec.errors import require_one_of
+from jax_ddpm.spec.errors import require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.model_info import ModelInfo
@@ -22,8 +22,9 @@ from jax_ddpm.weights.convert import load_state_dict, to_device
 class Model:
     """A network with its weights, and its metadata.
 
-    model(x, t) is the network's prediction of x's shape, for x float32 (B, H, W, C) and t integers (B,) in [0, T). If
-    the network also predicts the variance, the prediction has twice the channels.
+    model(x, t) is the network's prediction of x's shape, for x float32 (B, H, W, C) and t integers (B,) in [0, T), or
+    one integer for all images. The range of t is not checked. If the network also predicts the variance, the prediction
+    has twice the channels.
     """
 
     network: nnx.Module
@@ -32,8 +33,12 @@ class Model:
     """Network settings, image shape and diffusion settings."""
 
     def __call__(self, x, t):
-        """The network's prediction for x at the timesteps t."""
-        return self.network(x, t)
+        """The network's prediction for x at the timesteps t. Raises UserError for a t of another shape or dtype."""
+        t = jnp.asarray(t)
+        require(jnp.issubdtype(t.dtype, jnp.integer), "dtype of t", t.dtype, "expected integers from 0 to T - 1")
+        fits = t.shape == x.shape[:1] or t.shape in ((), (1,))
+        require(fits, "shape of t", t.shape, f"expected {x.shape[:1]}, or one integer")
+        return self.network(x, jnp.broadcast_to(t, x.shape[:1]))
 
     @property
     def num_parameters(self) -> int:

@@ -1,7 +1,14 @@
 """Registry of networks by name: those of `jax_ddpm.unets`, with the parameter names of existing checkpoints.
 
 The docstrings in `jax_ddpm.unets` describe the settings and the allowed image sizes. Here x is (B, image_channels, H,
-W). A network with dropout takes `dropout`, a function h -> h for training, as an argument of the call.
+W), and t integers (B,), or one integer for all images. A network with dropout takes `dropout`, a function h -> h for
+training, as an argument of the call.
+
+The networks are used like other modules of PyTorch: in `torch.autocast`, in half precision, with torch.compile and
+torch.export. Whatever the precision, t and its frequencies are not rounded, and the prediction has the dtype of the
+parameters. The range of t is not checked, because a check of values would stop torch.compile and torch.export. The
+networks compute with any t, except `layer_norm`, which looks t up in a table: t >= table_rows is an IndexError, and a
+negative t counts from the end.
 """
 
 from collections.abc import Callable

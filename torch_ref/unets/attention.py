@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from torch_ref.dtypes import ExactBuffers, activations, timesteps, without_autocast
 from torch_ref.layers import identity
 
 
-class TimeEmbedding(nn.Module):
+class TimeEmbedding(ExactBuffers):
     """t -> Linear(SiLU(Linear([sin t f, cos t f]))), (B,) to (B, 4 channels)."""
 
     def __init__(self, channels: int):
@@ -21,7 +22,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t):
         phase = t.to(self.freqs.dtype)[:, None] * self.freqs
-        return self.linear_seq(torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1))
+        time = torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1)
+        return self.linear_seq(time.to(self.linear_seq[0].weight.dtype))
 
 
 class ResidualBlock(nn.Module):
@@ -144,9 +146,10 @@ class AttentionUNet(nn.Module):
         self.final = nn.Conv2d(width, image_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = identity) -> torch.Tensor:
-        time = self.time_emb(t)  # outside autocast: bfloat16 would round t = 998 to 1000
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            h = self.image_proj(x)
+        with without_autocast(x):
+            time = self.time_emb(timesteps(x, t))
+        with activations(x, self.dtype):
+            h = self.image_proj(x.to(self.final.weight.dtype))
             skips = [h]
             for layer in self.down:
                 h = layer(h, time, dropout)

@@ -4,11 +4,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from torch_ref.dtypes import ExactBuffers, activations, timesteps, without_autocast
 from torch_ref.embeddings import geometric_frequencies, interleaved_embedding
 
 
-class TimeEmbedding(nn.Module):
-    """t -> [sin J_i t, cos J_i t], (B,) to (B, width). In `time_emb`, Linear and ReLU follow."""
+class Sinusoids(ExactBuffers):
+    """t -> [sin J_i t, cos J_i t], (B,) to (B, width)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -16,6 +17,17 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t):
         return interleaved_embedding(t, self.J)
+
+
+class TimeEmbedding(nn.Sequential):
+    """t -> ReLU(Linear([sin J_i t, cos J_i t])), (B,) to (B, width)."""
+
+    def __init__(self, width: int):
+        super().__init__(Sinusoids(width), nn.Linear(width, width), nn.ReLU())
+
+    def forward(self, t):
+        sinusoids, linear, relu = self
+        return relu(linear(sinusoids(t).to(linear.weight.dtype)))
 
 
 class ConvBlock(nn.Module):
@@ -51,7 +63,7 @@ class ConvBlockUNet(nn.Module):
     ):
         super().__init__()
         self.dtype = dtype
-        self.time_emb = nn.Sequential(TimeEmbedding(time_width), nn.Linear(time_width, time_width), nn.ReLU())
+        self.time_emb = TimeEmbedding(time_width)
         in_channels = (image_channels, *widths[:-1])
         self.enc_convs = nn.ModuleList([ConvBlock(i, o, time_width) for i, o in zip(in_channels, widths, strict=True)])
         up_widths = widths[:0:-1]  # from the deepest level to the second one
@@ -60,9 +72,10 @@ class ConvBlockUNet(nn.Module):
         self.output = nn.Conv2d(widths[0], image_channels, 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time = self.time_emb(t)  # outside autocast: bfloat16 would round t = 998 to 1000
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            h = self.enc_convs[0](x, time)
+        with without_autocast(x):
+            time = self.time_emb(timesteps(x, t))
+        with activations(x, self.dtype):
+            h = self.enc_convs[0](x.to(self.output.weight.dtype), time)
             skips = []
             for block in self.enc_convs[1:]:
                 skips.append(h)

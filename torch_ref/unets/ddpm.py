@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from torch_ref.dtypes import ExactBuffers, activations, timesteps, without_autocast
 from torch_ref.embeddings import concatenated_embedding, geometric_frequencies
 from torch_ref.layers import identity
 
 
-class TimeEmbedding(nn.Module):
+class TimeEmbedding(ExactBuffers):
     """t -> Linear(SiLU(Linear(sines and cosines of t))), (B,) to (B, 4 width)."""
 
     def __init__(self, width: int, flip_sin_to_cos: bool, freq_shift: int):
@@ -23,7 +24,8 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(4 * width, 4 * width)
 
     def forward(self, t):
-        return self.linear_2(F.silu(self.linear_1(concatenated_embedding(t, self.frequencies, self.flip_sin_to_cos))))
+        time = concatenated_embedding(t, self.frequencies, self.flip_sin_to_cos).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(time)))
 
 
 class ResidualBlock(nn.Module):
@@ -194,8 +196,10 @@ class DDPMUNet(nn.Module):
         self.conv_out = nn.Conv2d(width, image_channels * (2 if learned_variance else 1), 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = identity) -> torch.Tensor:
-        time = self.time_embedding(t)  # outside autocast: bfloat16 would round t = 998 to 1000
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with without_autocast(x):
+            time = self.time_embedding(timesteps(x, t))
+        with activations(x, self.dtype):
+            x = x.to(self.conv_out.weight.dtype)
             h = self.conv_in(2 * x - 1 if self.center_input_sample else x)
             skips = [h]
             for level in self.down_blocks:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from torch_ref.dtypes import activations, timesteps
 from torch_ref.embeddings import sinusoid_table
 
 TIME_WIDTH = 100
@@ -78,9 +79,9 @@ class LayerNormUNet(nn.Module):
         self.conv_out = nn.Conv2d(10, image_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time = self.time_embed(t)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            h1 = self.b1(x + self.te1(time))
+        time = self.time_embed(timesteps(x, t))
+        with activations(x, self.dtype):
+            h1 = self.b1(x.to(self.conv_out.weight.dtype) + self.te1(time))
             h = self.down1(h1)
             h2 = self.b2(h + self.te2(time))
             h = self.down2(h2)

@@ -2,6 +2,9 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+from torch_ref.dtypes import activations, timesteps, without_autocast
 
 TIME_WIDTH = 256
 
@@ -14,7 +17,10 @@ class TimeEmbedding(nn.Module):
         self.embed = nn.Sequential(nn.Linear(1, TIME_WIDTH), nn.SiLU(), nn.Linear(TIME_WIDTH, TIME_WIDTH))
 
     def forward(self, t):
-        return self.embed(t[:, None].to(self.embed[0].weight.dtype))
+        first, silu, second = self.embed
+        dtype = torch.promote_types(first.weight.dtype, torch.float32)  # half precision would round t
+        h = F.linear(t[:, None].to(dtype), first.weight.to(dtype), first.bias.to(dtype))
+        return second(silu(h.to(second.weight.dtype)))
 
 
 class DoubleConv(nn.Sequential):
@@ -73,9 +79,10 @@ class StridedUNet(nn.Module):
         self.final = nn.Conv2d(64, image_channels, 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time = self.time_embed(t)  # outside autocast: bfloat16 would round t = 998 to 1000
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            h1, half1 = self.down1(x, time)
+        with without_autocast(x):
+            time = self.time_embed(timesteps(x, t))
+        with activations(x, self.dtype):
+            h1, half1 = self.down1(x.to(self.final.weight.dtype), time)
             _, half2 = self.down2(half1, time)
             _, half3 = self.down3(half2, time)
             h = self.up1(self.mid_conv(half3), half2, time)
