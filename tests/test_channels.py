@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import torch_ref
 from jax_ddpm import report, unets, weights
+from jax_ddpm.commands import torch_trainer
 from jax_ddpm.data import to_float
 from jax_ddpm.report import html_page
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.network_config import ConvBlockConfig
 from jax_ddpm.spec.write_model import write_model
+from jax_ddpm.training import loop
+from jax_ddpm.training.run_folder import read_config
 from jax_ddpm.training.run_page import write_page
 from tests.commands import refusal, succeed
+from tests.small import small
 from tests.test_page import made_up_run
 
 NETWORK = ConvBlockConfig(widths=(32,), time_width=32)
@@ -143,6 +148,44 @@ def test_the_page_of_a_run_says_what_its_pictures_show(tmp_path):
     (folder / "samples" / "closing.npz").unlink()
     assert page_data(write_page(folder, image_channels=5))["grids_text"].endswith(note)
     assert not page_data(write_page(folder, image_channels=3))["grids_text"].endswith(note)
+
+
+@pytest.fixture
+def two_channels(tmp_path):
+    """Settings of a run on images that are not square, from a .npz file."""
+    np.savez(tmp_path / "two.npz", images=RNG.integers(0, 256, (40, HEIGHT, WIDTH, 2), np.uint8))
+    settings = {
+        "dataset": str(tmp_path / "two.npz"),
+        "cache_dir": str(tmp_path / "cache"),
+        "image_size": (HEIGHT, WIDTH),
+    }
+    return small(**settings, timesteps=3, steps=2, num_samples=2, tensorboard=False)
+
+
+def check_run(folder):
+    model = torch_ref.load_model(folder, log=lambda line: None)
+    assert model.info.image_shape == (HEIGHT, WIDTH, 2)
+    assert torch_ref.sample(model, 2).shape == (2, HEIGHT, WIDTH, 2)
+    assert read_config(folder / "config.json").data.image_size == (HEIGHT, WIDTH)
+    pictures = [Image.open(path) for path in sorted((folder / "samples").glob("*.png"))]
+    assert {"L"} <= {picture.mode for picture in pictures} <= {"L", "RGBA"}  # figures are RGBA
+
+
+def test_training_on_an_array(two_channels, tmp_path, capsys):
+    torch_trainer.train(two_channels, tmp_path / "run")
+    assert capsys.readouterr().out.count(report.channel_note(2)) == 1
+    check_run(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_training_in_jax_and_its_page(two_channels, tmp_path):
+    said = []
+    loop.train(two_channels, tmp_path / "run", log=said.append)
+    assert said.count(f"Pictures: {report.channel_note(2)}") == 1
+    check_run(tmp_path / "run")
+    data = page_data(tmp_path / "run" / "report.html")
+    assert dict(next(part["values"] for part in data["settings"] if part["name"] == "data"))["image_size"] == "4 6"
+    assert data["nearest"]["text"].endswith(report.channel_note(2))
 
 
 def page_data(path) -> dict:

@@ -80,7 +80,7 @@ def prepare(
     num_train, num_held_out = len(images.train), len(images.validation)
     log(f"{num_train:,} training images, {num_held_out:,} held out")
     if about_channels := report.channel_note(image_shape[2]):
-        log(about_channels)
+        log(f"Pictures: {about_channels}")
     log(f"{total_steps:,} steps, batch size {training.batch_size}")
     kind = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({jax.default_backend()})"
     log(f"Devices: {kind}, {training.precision}")
