@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_ddpm.data.decode import images_per_block
 from jax_ddpm.data.files import Block, Facts, Source
-from jax_ddpm.data.levels import Range, joined, scale
+from jax_ddpm.data.levels import Range, scale, usable
 from jax_ddpm.data.pixels import resize_array
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
@@ -145,7 +145,7 @@ def _limits(arrays: list[np.ndarray], given: Range | None, name: str) -> tuple[R
     elif dtype.kind == "f" and low >= -1 - 1e-3 and high <= 1 + 1e-3:
         limits = (-1.0, 1.0)
     elif dtype.kind in "iu" and low >= 0:
-        limits = (0.0, 255.0) if high <= 255 else joined([(low, high)])
+        limits = (0.0, 255.0) if high <= 255 else usable((low, high))
     else:
         raise UserError(
             f"{name}: {found}: it is not clear which of them are black and white.\n"

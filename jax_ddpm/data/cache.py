@@ -26,15 +26,16 @@ INDEX = "index.json"
 
 
 def entry(cache_dir: Path, label: str, key: object) -> Path:
-    """The folder of an entry.
+    """The folder of an entry: the one with this key that is there, or a new one.
 
     Args:
         cache_dir: folder of the cache.
-        label: any text; the name of the entry begins with it.
+        label: any text; the name of a new entry begins with it.
         key: everything that the images depend on, as a value that JSON can hold.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return cache_dir / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', label)[-40:].strip('-.')}-{digest}"
+    there = sorted(cache_dir.glob(f"*-{digest}"))
+    return there[0] if there else cache_dir / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', label)[-40:].strip('-.')}-{digest}"
 
 
 @contextmanager

@@ -69,8 +69,13 @@ def range_of(levels: np.ndarray) -> Range:
 
 
 def joined(ranges: list[Range]) -> Range:
-    """The smallest range that holds all of these; if it holds one value only, 0 and 1 are added."""
-    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    """The smallest range that holds all of these."""
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def usable(value_range: Range) -> Range:
+    """The range, or, if it holds one value only, a wider one that also holds 0 and 1."""
+    low, high = value_range
     return (low, high) if low < high else (min(low, 0.0), max(high, 1.0))
 
 

@@ -1,6 +1,7 @@
 """`ShardedImages`: images in several arrays or files, used like one array that need not fit in memory."""
 
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ class ShardedImages:
         self.shards, self.image_shape = shards, tuple(map(int, image_shape))
         self.ends = np.cumsum(counts, dtype=np.int64)
         self.rows = rows
-        self._open = functools.lru_cache(MAX_OPEN_FILES)(self._open_shard)
+        self._open = functools.lru_cache(MAX_OPEN_FILES)(ShardFile)
+        self._lock = threading.Lock()  # files have a position
 
     def of(self, rows: np.ndarray) -> "ShardedImages":
         """Only some of these images, without reading them. rows: an increasing array of integers."""
@@ -77,12 +79,37 @@ class ShardedImages:
         for place in places:
             number = int(numbers[place[0]])
             first = self.ends[number - 1] if number else 0
-            images[place] = self._open(number)[rows[place] - first]
+            shard, here = self.shards[number], rows[place] - first
+            with self._lock:
+                images[place] = self._open(shard).read(here) if isinstance(shard, Path) else shard[here]
         return images
 
-    def _open_shard(self, number: int) -> np.ndarray:
-        shard = self.shards[number]
-        return np.load(shard, mmap_mode="r", allow_pickle=False) if isinstance(shard, Path) else shard
+
+class ShardFile:
+    """An open .npy file of uint8 images.
+
+    It is read, not mapped: systems map up to 2 MB around each image, so that a process in which images are read in
+    random order would seem to hold the whole data set in memory.
+    """
+
+    def __init__(self, path: Path):
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115
+        header = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.offset, self.image_shape = header.offset, header.shape[1:]
+
+    def __del__(self):
+        if hasattr(self, "file"):
+            self.file.close()
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """The images at these rows, uint8 (n, H, W, C). Raises OSError if the file was cut."""
+        images = np.empty((len(rows), *self.image_shape), np.uint8)
+        size = images[:1].nbytes
+        for image, row in zip(images, rows.tolist(), strict=True):
+            self.file.seek(self.offset + row * size)
+            if self.file.readinto(image) != size:
+                raise OSError(f"{self.file.name} is shorter than it was")
+        return images
 
 
 def in_memory_if_small(images: ShardedImages) -> np.ndarray | ShardedImages:

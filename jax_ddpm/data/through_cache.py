@@ -13,7 +13,7 @@ from jax_ddpm.data.arrays import ArrayImages
 from jax_ddpm.data.decode import reason
 from jax_ddpm.data.files import MAX_NAMED, Source
 from jax_ddpm.data.image_data import ImageData, fingerprint
-from jax_ddpm.data.levels import FULL_RANGE, Range, RangeNeeded, joined
+from jax_ddpm.data.levels import FULL_RANGE, Range, RangeNeeded, joined, usable
 from jax_ddpm.data.pixels import PREPROCESSING_VERSION
 from jax_ddpm.data.shards import ShardedImages, in_memory_if_small
 from jax_ddpm.data.split import split
@@ -126,7 +126,7 @@ def _decode(
     except RangeNeeded:
         log("there are images with more than 8 bits per channel: looking for their smallest and largest value")
         ranges = [found for part in source.parts.values() if (found := part.value_range())]
-        _decode_parts(store, source, image_size, joined(ranges) if ranges else FULL_RANGE)
+        _decode_parts(store, source, image_size, usable(joined(ranges)) if ranges else FULL_RANGE)
     store.finish()
 
 
@@ -134,6 +134,7 @@ def _decode_parts(store: cache.Store, source: Source, image_size: ImageSize, val
     for name, part in source.parts.items():
         for block in part.blocks(image_size, value_range, len(store.blocks[name])):
             store.add(name, block)
+            del block  # before the next one is decoded: a block takes 128 MB
         if name == "train" and not store.count(name):
             raise UserError(
                 f"{part.label}: none of its {part.count} images can be read, e.g. {store.facts(name).examples[0]}.\n"

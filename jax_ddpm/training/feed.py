@@ -5,6 +5,7 @@ All scheduling that depends on whether JAX runs on CPUs is in this file.
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jax_ddpm import ops, unets
-from jax_ddpm.data import batch_indices
+from jax_ddpm.data import ShardedImages, batch_indices
 from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.run_config import OutputConfig, RunConfig
 from jax_ddpm.training.state import TrainState
@@ -45,10 +46,10 @@ class Feed:
     """Gives a dispatch its inputs: uint8 images on the devices, and the indices of each batch in them.
 
     A small data set is copied to the devices once; later only indices are sent. For a larger one, the images of each
-    dispatch are sent.
+    dispatch are sent; a thread reads those of the next dispatch in the meantime.
     """
 
-    def __init__(self, images: np.ndarray, config: RunConfig, mesh: Mesh):
+    def __init__(self, images: np.ndarray | ShardedImages, config: RunConfig, mesh: Mesh):
         self.images, self.config = images, config
         self.on_cpu = on_cpu()
         self.replicated = NamedSharding(mesh, PartitionSpec())
@@ -56,6 +57,9 @@ class Feed:
         self.resident = None
         if images.nbytes <= MAX_RESIDENT_BYTES:
             self.resident = jax.device_put(np.asarray(images), self.replicated)
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self.read_ahead: tuple[tuple[int, int], Future] | None = None
+        """Step and number of steps of the dispatch whose images are being read, and these images."""
         self.steps_per_dispatch = 1
         """The largest number of steps in a dispatch."""
         if fast_in_loops(config.network) and not (self.on_cpu and self.resident is None):
@@ -71,17 +75,30 @@ class Feed:
 
     def batches(self, step: int, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(images (N, H, W, C), int32 indices (K, B), n) for the n steps from `step` on; the last row is repeated."""
+        indices, images = self.indices(step, n), self.resident
+        if images is None:
+            images = jax.device_put(self.read(step, n), self.replicated)
+            indices = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
+        return images, *jax.device_put((indices, np.int32(n)), (self.batch_sharding, self.replicated))
+
+    def indices(self, step: int, n: int) -> np.ndarray:
+        """Indices of the images of the n steps from `step` on, int32 (K, B); the last row is repeated."""
         training = self.config.training
         rows = [
             batch_indices(training.seed, step + min(i, n - 1), len(self.images), training.batch_size)
             for i in range(self.steps_per_dispatch)
         ]
-        indices = np.stack(rows)
-        images = self.resident
-        if images is None:
-            images = jax.device_put(self.images[indices.ravel()], self.replicated)
-            indices = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
-        return images, *jax.device_put((indices, np.int32(n)), (self.batch_sharding, self.replicated))
+        return np.stack(rows)
+
+    def read(self, step: int, n: int) -> np.ndarray:
+        """The images of `indices(step, n)`, uint8 (K * B, H, W, C). Begins to read those of the n steps after them."""
+        if self.read_ahead is not None and self.read_ahead[0] == (step, n):
+            images = self.read_ahead[1].result()
+        else:
+            images = self.images[self.indices(step, n).ravel()]
+        following = self.indices(step + n, n).ravel()
+        self.read_ahead = (step + n, n), self.reader.submit(lambda: self.images[following])
+        return images
 
     def run(self, dispatch: Callable, state: TrainState, step: int, n: int) -> tuple[TrainState, Mapping]:
         """Run n steps from `step` on with `dispatch`, a function of `make_dispatch`. Returns (state, metrics).
@@ -117,7 +134,7 @@ def dispatch_length(output: OutputConfig, limit: int) -> int:
 class Validation:
     """Mean loss of the held-out images. Timesteps and noise are the same in every validation."""
 
-    def __init__(self, graph, config: RunConfig, images: np.ndarray, mesh: Mesh):
+    def __init__(self, graph, config: RunConfig, images: np.ndarray | ShardedImages, mesh: Mesh):
         self.images, self.batch_size = images, config.training.batch_size
         self.validate = make_validation(graph, config)
         self.batch_sharding = NamedSharding(mesh, PartitionSpec("data"))

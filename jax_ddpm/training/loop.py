@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.data_record import check_same_images
 from jax_ddpm.training.interrupt import SignalHandler
-from jax_ddpm.training.prepare import Run, load_images, make_mesh, make_network, prepare
+from jax_ddpm.training.prepare import Run, given_images, load_images, make_mesh, make_network, prepare
 from jax_ddpm.training.run_folder import check_folder, default_out, lock_folder
 from jax_ddpm.training.run_page import write_page
 
@@ -31,7 +32,13 @@ WRITE_ERRORS = (OSError, safetensors.SafetensorError)
 
 
 def train(
-    config: RunConfig, out: str | Path | None = None, resume: bool = False, log: Callable[[str], None] = tqdm.write
+    config: RunConfig,
+    out: str | Path | None = None,
+    resume: bool = False,
+    log: Callable[[str], None] = tqdm.write,
+    *,
+    images: Any = None,
+    labels: Any = None,
 ) -> Path:
     """Train a model, and return the folder of the run.
 
@@ -44,6 +51,9 @@ def train(
         resume: continue the run in `out` from its newest undamaged checkpoint, or from step 0 if it has none. The
             result is the same, bit for bit, as that of an uninterrupted run.
         log: called with each line of text that the run reports.
+        images: an array of images, as `jax_ddpm.data.from_arrays` takes it, or a `jax_ddpm.data.ImageData`. The
+            settings in `config.data` hold for an array too. None: the data set that `config.data` names.
+        labels: class of each image of an array, integers or texts (N,); kept, but not used by today's networks.
 
     Returns:
         The path of the folder; `jax_ddpm.load_model` takes it.
@@ -53,6 +63,9 @@ def train(
             `max_skipped` steps in a row with a loss or gradient that is not finite.
         Interrupted: a `KeyboardInterrupt`, raised after SIGINT or SIGTERM, once a checkpoint is saved.
     """
+    given = None
+    if images is not None or labels is not None:
+        config, given = given_images(config, images, labels, log)
     config.check()
     if config.training.precision == "float64":
         jax.config.update("jax_enable_x64", True)
@@ -61,7 +74,7 @@ def train(
     with SignalHandler() as signals:
         check_devices()
         mesh = make_mesh(config.training.batch_size // config.training.accumulate)
-        images = load_images(config, log, resume)
+        images = load_images(config, log, resume, given)
         if resume:
             check_same_images(folder, images, log)
         checkpoints = Checkpoints(folder / "checkpoints", config.output, log)

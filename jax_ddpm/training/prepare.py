@@ -1,7 +1,7 @@
 """Everything a run needs before its first step: images, network, devices, and the objects that log and save."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -160,15 +160,39 @@ def show_only(count: int) -> str:
     return f"TPU_VISIBLE_CHIPS={numbers}" if jax.default_backend() == "tpu" else f"CUDA_VISIBLE_DEVICES={numbers}"
 
 
-def load_images(config: RunConfig, log: Callable[[str], None], resumed: bool = False) -> data.ImageData:
-    """The images of a run. resumed: the run was started before, so its images can have moved since.
+def given_images(config: RunConfig, images, labels, log: Callable[[str], None]) -> tuple[RunConfig, data.ImageData]:
+    """Images that are given from Python, as in `jax_ddpm.train`, and the settings that name them."""
+    if images is None:
+        raise UserError("labels are given without images: give images= too.")
+    if not isinstance(images, data.ImageData):
+        d = config.data
+        images = data.from_arrays(
+            images,
+            labels,
+            image_size=d.image_size,
+            value_range=d.value_range,
+            validation_fraction=d.validation_fraction,
+            log=log,
+        )
+    elif labels is not None:
+        raise UserError("labels are given twice: an ImageData has its own. Omit labels=.")
+    size = tuple(map(int, images.train.shape[1:3]))
+    return replace(config, data=replace(config.data, dataset=images.name, image_size=size)), images
+
+
+def load_images(
+    config: RunConfig, log: Callable[[str], None], resumed: bool = False, given: data.ImageData | None = None
+) -> data.ImageData:
+    """The images of a run: `given`, or else those that the settings name.
+
+    resumed: the run was started before, so its images can have moved since.
 
     Raises UserError if there are fewer training images than a batch holds, or if --keep-best is on and there are no
     validation images.
     """
     d = config.data
     try:
-        images = data.load(
+        images = given or data.load(
             d.dataset,
             d.image_size,
             data_dir=d.data_dir,
