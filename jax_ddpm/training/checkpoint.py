@@ -4,7 +4,6 @@ Each folder holds `state/` (written by Orbax), `record.json` (the loop's values 
 (the SHA-256 of every other file). It is written under a temporary name and renamed once it is complete.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,11 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.run_checkpoints import MANIFEST, RECORD, STATE, checksums, files_of, find_damage
 from jax_ddpm.spec.run_config import OutputConfig
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.training.state import TrainState
-
-STATE, RECORD, MANIFEST = "state", "record.json", "manifest.json"
 
 
 class Checkpoints:
@@ -129,16 +127,7 @@ class Checkpoints:
 
     def find_damage(self, step: int) -> str | None:
         """Compare a checkpoint's files with their checksums: the differences as text, or None if all match."""
-        folder = self.folder / str(step)
-        try:
-            expected, found = json.loads((folder / MANIFEST).read_text(encoding="utf-8")), checksums(folder)
-        except (OSError, ValueError) as error:
-            return f"{MANIFEST} cannot be read: {one_line(error)}"
-        if not isinstance(expected, dict):
-            return f"{MANIFEST} holds no checksums"
-        wrong = [f"{name} is missing" if name not in found else f"{name} has changed" for name in expected]
-        wrong = [text for text, (name, value) in zip(wrong, expected.items(), strict=True) if found.get(name) != value]
-        return "; ".join(wrong[:3]) or None
+        return find_damage(self.folder / str(step))
 
     def restore_newest(self, template: TrainState, max_step: int | None = None) -> tuple[int, TrainState, dict] | None:
         """(step, state, record) of the newest undamaged checkpoint up to `max_step`, or None if there is no checkpoint.
@@ -186,17 +175,3 @@ def check_disk_space(folder: Path, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, size)
-
-
-def files_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a checkpoint's folder except the manifest, by its path relative to the folder."""
-    sums = {}
-    for path in files_of(folder):
-        if path.name != MANIFEST:
-            with open(path, "rb") as file:
-                sums[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
