@@ -68,6 +68,8 @@ SETTINGS |= {"validate_every": 2, "checkpoint_every": 2}
 def place(original, tmp_path, monkeypatch):
     """A copy of `original`, and the current folder. Runs in it stop before their first step."""
     shutil.copytree(original, tmp_path / "place")
+    record = tmp_path / "place" / "run" / data_record.DATA_FILE
+    record.write_text(record.read_text().replace(str(original), str(tmp_path / "place")))
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.setattr(loop, "take_steps", lambda *_: None)
     monkeypatch.setattr(loop, "finish", lambda run: run.log(f"It would train from step {run.step}."))
@@ -94,6 +96,13 @@ def test_images_that_have_moved(place):
     assert not any("same images" in line for line in resumed(dataset="folder:pictures"))
     page = write_page(place / "run").read_text("utf-8")
     assert "on folder:pictures, preset tiny" in page and "folder:pics" not in page.replace("folder:pictures", "")
+
+
+def test_a_run_that_is_resumed_from_another_folder(place, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    said = resumed(out=place / "run", init_from=SETTINGS["init_from"])
+    assert f"folder:{place}/pics holds the same images as folder:pics did." in said
+    assert load_config(place / "run").data.dataset == f"folder:{place}/pics"
 
 
 def test_copies_with_other_times_are_the_same_images(place):
@@ -152,7 +161,7 @@ def test_a_run_that_has_moved_itself(place):
 
 def test_the_record_of_a_run(place):
     record = json.loads((place / "run" / data_record.DATA_FILE).read_text())
-    assert re.fullmatch("[0-9a-f]{64}", record.pop("fingerprint"))
+    assert re.fullmatch("[0-9a-f]{64}", record.pop("fingerprint")) and record.pop("place") == f"{place}/pics"
     assert record == {"dataset": "folder:pics", "training_images": 18, "held_out_images": 2, "image_shape": [8, 8, 1]}
     (place / "run" / data_record.DATA_FILE).write_text("{}")
     with pytest.raises(UserError, match=r"data\.json is not a valid DataRecord"):

@@ -30,6 +30,8 @@ class DataRecord:
     held_out_images: int
     image_shape: tuple[int, int, int]
     """(H, W, C)."""
+    place: str | None = None
+    """The absolute path that the name led to, for images of a folder or file."""
 
     def describe(self) -> str:
         height, width, channels = self.image_shape
@@ -40,8 +42,25 @@ class DataRecord:
 
 
 def record_of(images: "ImageData") -> DataRecord:
-    shape = tuple(map(int, images.train.shape[1:]))
-    return DataRecord(images.name, images.fingerprint, len(images.train), len(images.validation), shape)
+    shape, path = tuple(map(int, images.train.shape[1:])), path_of(images.name)
+    place = None if path is None else str(path.absolute())
+    return DataRecord(images.name, images.fingerprint, len(images.train), len(images.validation), shape, place)
+
+
+def path_of(dataset: str) -> Path | None:
+    """The path in the name of a data set, or None if it has none."""
+    path = dataset.removeprefix("folder:")
+    is_path = path != dataset or path.lower().endswith((".zip", ".npz", ".npy"))
+    return Path(path).expanduser() if is_path else None
+
+
+def find_images(folder: Path, dataset: str) -> str:
+    """The name of the images of a resumed run, with the absolute path if the relative one leads nowhere from here."""
+    record, path = read_record(folder), path_of(dataset)
+    if path is None or path.exists() or record is None or record.dataset != dataset or record.place is None:
+        return dataset
+    kind = "folder:" if dataset.startswith("folder:") else ""
+    return f"{kind}{record.place}" if Path(record.place).exists() else dataset
 
 
 def read_record(folder: Path) -> DataRecord | None:
