@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.checkpoint import Checkpoints
-from jax_ddpm.training.data_record import check_same_images
+from jax_ddpm.training.data_record import check_same_images, find_images
 from jax_ddpm.training.interrupt import SignalHandler
 from jax_ddpm.training.prepare import Run, given_images, load_images, make_mesh, make_network, prepare
 from jax_ddpm.training.run_folder import check_folder, default_out, lock_folder
@@ -61,7 +61,7 @@ def train(
     Raises:
         UserError: settings, data or a folder that cannot be used, a resumed run with other settings, or
             `max_skipped` steps in a row with a loss or gradient that is not finite.
-        Interrupted: a `KeyboardInterrupt`, raised after SIGINT or SIGTERM, once a checkpoint is saved.
+        Interrupted: a `KeyboardInterrupt`, raised after SIGINT, SIGTERM or SIGHUP, once a checkpoint is saved.
     """
     given = None
     if images is not None or labels is not None:
@@ -71,6 +71,8 @@ def train(
         jax.config.update("jax_enable_x64", True)
     folder = Path(out) if out is not None else default_out(config)
     check_folder(folder, config, resume)
+    if resume:
+        config = replace(config, data=replace(config.data, dataset=find_images(folder, config.data.dataset)))
     with SignalHandler() as signals:
         check_devices()
         mesh = make_mesh(config.training.batch_size // config.training.accumulate)
@@ -83,7 +85,8 @@ def train(
             signals.message = f"Stopped. To continue: jax-ddpm train --resume --out {shlex.quote(str(folder))}"
             run = prepare(config, folder, resume, images, network, mesh, checkpoints, log)
             signals.deferred = True
-            take_steps(run, signals)
+            with closing(run.progress):  # else an error would be printed behind the bar
+                take_steps(run, signals)
             signals.raise_if_signalled()
             finish(run)
     return folder
@@ -112,7 +115,6 @@ def take_steps(run: Run, signals: SignalHandler) -> None:
         run.progress.update(*unread)
     if run.step != run.saved_step:
         save_checkpoint(run)
-    run.progress.close()
     run.checkpoints.wait()
 
 

@@ -16,6 +16,7 @@ from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
+from jax_ddpm.training.data_record import path_of
 from jax_ddpm.training.feed import Feed, Validation, make_dispatch
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import CheckpointPolicy, Intervals, Progress
@@ -203,11 +204,12 @@ def load_images(
             log=log,
         )
     except UserError as error:
-        path = d.dataset.removeprefix("folder:")
-        if not resumed or d.dataset == path or Path(path).expanduser().exists():
+        path = path_of(d.dataset)
+        if not resumed or path is None or path.exists():
             raise
+        place = "folder:PATH" if d.dataset.startswith("folder:") else "PATH"
         problem = str(error).splitlines()[0]
-        raise UserError(f"{problem}\nIf the images have moved, add their new place: --dataset folder:PATH.") from None
+        raise UserError(f"{problem}\nIf the images have moved, add their new place: --dataset {place}.") from None
     if config.output.keep_best and not len(images.validation):
         raise UserError("keep_best needs held-out images, and there are none: give a --validation-fraction above 0.")
     for note in images.notes:
