@@ -83,7 +83,10 @@ def test_other_files_are_counted_by_suffix(folder, load):
     save(folder, "a.png", 1)
     for name in ("labels.csv", "b.txt", "c.TXT", "noise.xyz", "README"):
         (folder / name).write_text("a,b")
-    assert note(load(), "left out") == "other files, left out: 2 .txt, 1 without a suffix, 1 .csv, 1 .xyz"
+    save(folder, "._a.png", 1)
+    (folder / ".DS_Store").write_text("")
+    expected = "other files, left out: 2 .txt, 1 hidden .png, 1 without a suffix, 1 .csv, 1 .xyz"
+    assert note(load(), "left out") == expected
 
 
 def test_content_decides_where_the_suffix_does_not(folder, load):

@@ -49,6 +49,11 @@ write("as_tfrecord", gray, {"train": grays(0, 12), "test": grays(50, 53)}, "tfre
 sizes = [png(np.full((6 + 2 * value, 20, 3), (value, 2 * value, 99), np.uint8)) for value in range(6)]
 write("mixed_sizes", colour, {"train": [*sizes, png(np.full((9, 9), 200, np.uint8))]})
 write("one_broken", gray, {"train": [*grays(0, 2), b"no image", *grays(2, 4)]})
+labelled = tfds.features.FeaturesDict({"image": gray, "label": tfds.features.ClassLabel(names=["even", "odd"])})
+rows = {split: [(key, {"image": value, "label": key % 2}) for key, value in enumerate(grays(0, 12))]
+        for split in ("train", "test")}
+tfds.dataset_builders.store_as_tfds_dataset(
+    "labelled", "1.0.0", labelled, rows, data_dir=sys.argv[1], file_format="array_record", disable_shuffling=True)
 write("no_images", tfds.features.Text(), {"train": ["a", "b"]})
 """
 FASHION = SHARED / "data" / "tfds_manual" / "fashion_mnist" if SHARED else Path()
@@ -77,6 +82,14 @@ def values(images):
     assert images.dtype == np.uint8 and images.flags.c_contiguous
     assert (images == images[:, :1, :1]).all()
     return images[:, 0, 0, 0].tolist()
+
+
+def test_labels_follow_the_images(load):
+    assert load("with_test").labels is None
+    for images in (load("labelled"), load("labelled", validation_fraction=0.25)):
+        assert images.class_names == ("even", "odd") and images.labels.dtype == np.int32
+        assert images.labels.tolist() == [value % 2 for value in values(images.train)]
+        assert images.validation_labels.tolist() == [value % 2 for value in values(images.validation)]
 
 
 @pytest.mark.parametrize("name", ["with_test", "as_tfrecord", "with_test:1.0.0"])

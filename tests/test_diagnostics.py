@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from jax_ddpm import rng
-from jax_ddpm.data import ImageData, to_float
+from jax_ddpm.data import ImageData, ShardedImages, to_float
 from jax_ddpm.schedules import make_tables
 from jax_ddpm.training import diagnostics
 from tests.small import small
@@ -56,6 +56,10 @@ def test_shares_count_every_pixel():
 def test_neighbours_come_from_the_training_images():
     images = ImageData("", IMAGES[:30], IMAGES[30:], ())
     numbers = diagnostics.data_statistics(Scaled(0), small(), images, IMAGES[[3, 7]], 8)
+    train, held_out = (ShardedImages([a[:4], a[4:]], [4, len(a) - 4], (4, 4, 1)) for a in np.split(IMAGES, [30]))
+    parts = ImageData("", train, held_out, ())
+    for name, value in diagnostics.data_statistics(Scaled(0), small(), parts, IMAGES[[3, 7]], 8).items():
+        np.testing.assert_array_equal(value, numbers[name])
     np.testing.assert_array_equal(numbers["nearest_index"][:, 0], [3, 7])
     np.testing.assert_array_equal(numbers["nearest_distance"][:, 0], [0, 0])
     np.testing.assert_array_equal(numbers["nearest_images"][:, 0], IMAGES[[3, 7]])

@@ -56,7 +56,7 @@ class Listing:
 
 
 def list_images(names: Iterable[str], head: Callable[[str], bytes]) -> Listing:
-    """Sort files into images and others. Hidden files (`.name`) are left out.
+    """Sort files into images and others. Hidden files (`.name`) are left out, and counted if they look like images.
 
     Args:
         names: names of all files, relative to the root, with `/` between folders.
@@ -65,11 +65,13 @@ def list_images(names: Iterable[str], head: Callable[[str], bytes]) -> Listing:
     listing = Listing([], Counter(), Counter(), Counter())
     for name in sorted(names):
         last = name.rpartition("/")[2]
-        if last.startswith("."):
-            continue
         stem, dot, end = last.rpartition(".")
         suffix = f".{end.lower()}" if stem and dot else ""
         known = FORMAT_OF_SUFFIX.get(suffix)
+        if last.startswith("."):
+            if known:
+                listing.others[f"hidden {suffix}"] += 1
+            continue
         if known in formats():
             listing.images.append(name)
             continue
