@@ -105,6 +105,21 @@ def silu(x):
     return jax.checkpoint(lambda x: jax.nn.silu(upcast(x)).astype(x.dtype), prevent_cse=False)(x)
 
 
+def gelu(x):
+    """x Phi(x) with the exact normal distribution Phi (Hendrycks & Gimpel 2016), computed in float32 or float64."""
+    return jax.checkpoint(lambda x: jax.nn.gelu(upcast(x), approximate=False).astype(x.dtype), prevent_cse=False)(x)
+
+
+def mish(x):
+    """x tanh(log(1 + e^x)) (Misra 2019), computed in float32 or float64. The backward pass keeps only x."""
+    return jax.checkpoint(lambda x: jax.nn.mish(upcast(x)).astype(x.dtype), prevent_cse=False)(x)
+
+
+def relu(x):
+    """max(x, 0)."""
+    return jax.nn.relu(x)
+
+
 def convolve(x, kernel, stride: int, padding: int, bias=None):
     """Cross-correlation of x (B, H, W, I) with a kernel (K, K, I, O), plus a bias (O,). 1x1: a matrix product."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == 0:
@@ -181,6 +196,19 @@ def max_pool_2x2(x):
     top = maximum(x[:, 0::2, 0::2], x[:, 0::2, 1::2])
     bottom = maximum(x[:, 1::2, 0::2], x[:, 1::2, 1::2])
     return maximum(top, bottom)
+
+
+def average_pool_2x2(x):
+    """Mean of each 2x2 block of x (B, H, W, C): (B, H/2, W/2, C). Computed in float32 or float64."""
+    b, h, w, c = x.shape
+    return jnp.mean(upcast(x).reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4)).astype(x.dtype)
+
+
+def repeat_2x2(x):
+    """x (B, H, W, C) with every pixel repeated in a 2x2 block: (B, 2H, 2W, C)."""
+    b, h, w, c = x.shape
+    blocks = cast_and_broadcast(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c), x.dtype)
+    return blocks.reshape(b, 2 * h, 2 * w, c)
 
 
 @op

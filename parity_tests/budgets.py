@@ -30,6 +30,8 @@ GOLDEN_REVERSE = 2e-5
 # tables are replaced by float64 ones. Measured 8e-16 (DDPM, DDIM); 2.8e-7 for its solvers, whose state is float32.
 SCHEDULERS = 1e-13
 SOLVERS = 1e-6
+# Betas rescaled to zero terminal SNR, absolute, float64: the last ones are ratios of small differences.
+RESCALED_BETAS = 1e-10
 
 # Between the frameworks ---------------------------------------------------------------------------------------
 
@@ -108,6 +110,8 @@ USAGE_FLOAT32 = 1e-4
 DIFFUSERS = {np.float32: 5e-6, np.float64: 1e-12}
 # Betas, absolute: the package's are float32, ours float64. Measured 3e-8.
 DIFFUSERS_BETAS = 1e-7
+# The same for betas rescaled to zero terminal SNR, which it computes from float32 ratios. Measured 1.3e-6.
+DIFFUSERS_RESCALED_BETAS = 4e-6
 # 12 reverse steps with the same noise, as a share of the largest magnitude; the package's tables are float32 products.
 # Measured 3.7e-6.
 DIFFUSERS_SAMPLES = 2e-5

@@ -16,6 +16,7 @@ from parity_tests import budgets
 from parity_tests.measures import (
     LEARNED,
     NETWORK,
+    TO_NOISE,
     bits,
     block,
     ema,
@@ -32,11 +33,12 @@ from parity_tests.measures import (
     random,
     reverse_process,
     reverse_steps,
+    reverse_steps_from_pure_noise,
     skipped_step,
     tables,
     trained_parameters,
 )
-from parity_tests.networks import CASES
+from parity_tests.networks import CASES, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -60,45 +62,46 @@ RUNGS = {
     "network, trained weights, float64": Rung(
         budgets.NETWORK_FLOAT64, lambda: network(trained_parameters, dtype=np.float64)
     ),
-    "gradients, float64": Rung(budgets.GRADIENT_FLOAT64, lambda: gradients(random(NETWORK, 3), channels=3)),
-    "gradients, float32": Rung(
-        budgets.GRADIENT_FLOAT32, lambda: gradients(random(NETWORK, 3), channels=3, dtype=np.float32)
-    ),
+    "gradients, float64": Rung(budgets.GRADIENT_FLOAT64, lambda: gradients(random(NETWORK, 1))),
+    "gradients, float32": Rung(budgets.GRADIENT_FLOAT32, lambda: gradients(random(NETWORK, 1), dtype=np.float32)),
     "one Adam step, float64": Rung(budgets.UPDATE_FLOAT64, optimiser_step),
     "one AdamW step, clipped, float64": Rung(
         budgets.UPDATE_FLOAT64, lambda: optimiser_step(optimizer="adamw", weight_decay=0.01, clip_norm=0.5)
     ),
     "one Adam step, learned variance, float64": Rung(budgets.UPDATE_FLOAT64, lambda: optimiser_step(LEARNED)),
+    "one Adam step, zero terminal SNR, float64": Rung(budgets.UPDATE_FLOAT64, lambda: optimiser_step(TO_NOISE)),
     "EMA after three steps, float64": Rung(budgets.UPDATE_FLOAT64, ema),
     "a skipped step among three, float64": Rung(budgets.UPDATE_FLOAT64, skipped_step),
     "50 training steps, losses, float32": Rung(budgets.FIFTY_LOSSES, fifty_losses),
     "50 training steps, parameters, float32": Rung(budgets.FIFTY_PARAMETERS, fifty_parameters),
     "one reverse step, all kinds": Rung(budgets.REVERSE_STEP_FLOAT32, reverse_steps),
+    "one reverse step, zero terminal SNR": Rung(budgets.REVERSE_STEP_FLOAT32, reverse_steps_from_pure_noise),
     "1000-step samples, float32": Rung(budgets.SAMPLES_FLOAT32, reverse_process),
     "1000-step samples, 8-bit pixels, float32": Rung(budgets.PIXELS_FLOAT32, pixels),
     "1000-step samples, float64": Rung(budgets.SAMPLES_FLOAT64, lambda: reverse_process(np.float64)),
     "1000-step samples, 8-bit pixels, float64": Rung(0, lambda: pixels(np.float64)),
 }
 
+NOT_SQUARE = {"strided": (8, 16), "attention": (6, 10), "ddpm": (6, 10)}  # in float32; layer_norm takes 28x28 only
 for name, case in CASES.items():
     if name == "conv_block":
         continue
-    for rung, measure, dtype, budget in (
-        ("outputs, float32", network, np.float32, budgets.NETWORK_FLOAT32),
-        ("outputs, float64", network, np.float64, budgets.NETWORK_FLOAT64),
-        ("gradients, float32", gradients, np.float32, budgets.GRADIENT_FLOAT32),
-        ("gradients, float64", gradients, np.float64, budgets.GRADIENT_FLOAT64),
+    not_square = NOT_SQUARE.get(name)
+    for rung, measure, dtype, size, budget in (
+        ("outputs, float32", network, np.float32, not_square, budgets.NETWORK_FLOAT32),
+        ("outputs, float64", network, np.float64, None, budgets.NETWORK_FLOAT64),
+        ("gradients, float32", gradients, np.float32, not_square, budgets.GRADIENT_FLOAT32),
+        ("gradients, float64", gradients, np.float64, None, budgets.GRADIENT_FLOAT64),
     ):
-        RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype))
+        RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype, size))
 
-NOT_SQUARE = {"conv_block": (6, 10), "strided": (8, 16), "attention": (6, 10), "ddpm": (6, 10)}
-for name, size in NOT_SQUARE.items():
-    RUNGS[f"{name}: outputs, not square, float32"] = Rung(
-        budgets.NETWORK_FLOAT32, partial(of_case, network, CASES[name], np.float32, size)
-    )
-RUNGS["conv_block: gradients, not square, float64"] = Rung(
-    budgets.GRADIENT_FLOAT64, partial(of_case, gradients, CASES["conv_block"], np.float64, NOT_SQUARE["conv_block"])
-)
+for name, case in VARIANTS.items():
+    for rung, measure, budget in (
+        ("outputs, float64", network, budgets.NETWORK_FLOAT64),
+        ("gradients, float64", gradients, budgets.GRADIENT_FLOAT64),
+    ):
+        RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, np.float64))
+
 RUNGS["10-step DDPM, not square, float32"] = Rung(
     budgets.FEW_STEPS_FLOAT32, partial(reverse_process, sampler=SamplerConfig("ddpm", 10), size=(4, 12))
 )

@@ -15,12 +15,14 @@ from flax import nnx
 
 import torch_ref.sampling.reverse
 import torch_ref.sampling.samplers
+import torch_ref.sampling.steps
 import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import data, diffusion, embeddings, rng, unets, weights
 from jax_ddpm.sampling import reverse, samplers
-from jax_ddpm.schedules import make_tables
+from jax_ddpm.sampling.steps import first_history
+from jax_ddpm.schedules import make_tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
 from jax_ddpm.spec.network_config import ConvBlockConfig, DDPMConfig, NetworkConfig
@@ -39,17 +41,29 @@ RUN = RunConfig(
 LEARNED = replace(
     RUN,
     network=DDPMConfig(
-        widths=(32, 64),
+        widths=(32,),
         layers_per_block=1,
-        down_attention=(False, True),
-        up_attention=(True, False),
+        down_attention=(False,),
+        up_attention=(False,),
         learned_variance=True,
     ),
     diffusion=DiffusionConfig(variance="learned_range"),
 )
+TO_NOISE = replace(
+    RUN,
+    training=replace(RUN.training, seed=7),  # draws the last of the four timesteps for an image of a batch
+    diffusion=DiffusionConfig(timesteps=4, beta_end=0.4, objective="v", zero_terminal_snr=True),
+)
+SCHEDULES = [
+    *[DiffusionConfig(schedule=name) for name in ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")],
+    *[DiffusionConfig(schedule=name, zero_terminal_snr=True) for name in ("linear", "scaled_linear")],
+    DiffusionConfig(schedule="trained", timesteps=3, trained_betas=(0.2, 0.1, 0.5)),
+]
 STEPS = 50
-QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast: for what is computed once in float64
+QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast: for programs that run once
 TORCH = {np.float32: torch.float32, np.float64: torch.float64}
+DOUBLE_BATCH = 4  # images in a training step in float64: XLA's convolutions are slow in it
+NUM_SAMPLES = {np.float32: 8, np.float64: 2}  # float64 takes ten times as long
 
 
 def channels_last(x: torch.Tensor) -> np.ndarray:
@@ -60,9 +74,9 @@ def channels_first(x) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
 
 
-def compiled(function: Callable, dtype) -> Callable:
-    quick = dtype == np.float64 and jax.default_backend() == "cpu"
-    return jax.jit(function, compiler_options=QUICK if quick else None)
+def compiled(function: Callable, quick: bool) -> Callable:
+    """The jitted function. quick: on CPUs, without LLVM's optimisations."""
+    return jax.jit(function, compiler_options=QUICK if quick and jax.default_backend() == "cpu" else None)
 
 
 def relative(ours, theirs) -> float:
@@ -94,8 +108,8 @@ def normals() -> float:
 def tables() -> float:
     """How many entries of all tables of all schedules differ."""
     count = 0
-    for schedule in ("linear", "cosine", "sigmoid"):
-        ours, theirs = vars(make_tables(schedule)), vars(torch_ref.schedules.make_tables(schedule))
+    for config in SCHEDULES:
+        ours, theirs = vars(schedule_tables(config)), vars(torch_ref.schedules.schedule_tables(config))
         count += sum(np.sum(ours[name] != theirs[name]) for name in ours)
     return float(count)
 
@@ -164,24 +178,39 @@ def inputs(batch: int, size: ImageSize, channels: int, dtype):
 
 
 @cache
-def outputs_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: ImageSize, batch: int, dtype):
+def program_of_jax(config: NetworkConfig, channels: int, dtype):
+    """Compiled (parameters, buffers, x, t) -> (gradients of the mean squared output, output).
+
+    One program for outputs and gradients, and for all weights, because compiling takes most of the time.
+    """
+    graph, _, _ = nnx.split(unets.build(config, channels), nnx.Param, ...)
+
+    def loss(params, buffers, x, t):
+        y = nnx.merge(graph, params, buffers)(x, t)
+        return jnp.mean(jnp.square(y)), y
+
+    return compiled(jax.grad(loss, has_aux=True), quick=dtype == np.float64 or config != NETWORK)
+
+
+@cache
+def computed_by_jax(make_values: Callable, config: NetworkConfig, channels: int, size: ImageSize, batch: int, dtype):
+    """The output, and the gradients by PyTorch name."""
     ours = unets.build(config, channels)
     with jax.enable_x64(dtype == np.float64):
         weights.load_state_dict(ours, make_values(), dtype)
-        graph, state = nnx.split(ours)
-        y = compiled(lambda state, x, t: nnx.merge(graph, state)(x, t), dtype)(
-            state, *inputs(batch, size, channels, dtype)
-        )
-    assert y.dtype == dtype
-    return np.asarray(y)
+        graph, params, buffers = nnx.split(ours, nnx.Param, ...)
+        x, t = inputs(batch, size, channels, dtype)
+        grads, y = program_of_jax(config, channels, dtype)(params, buffers, x, t)
+        assert y.dtype == dtype
+        return np.asarray(y), weights.state_dict(nnx.merge(graph, grads, buffers))
 
 
-def network(make_values: Callable, config=NETWORK, *, channels=1, size=16, batch=3, dtype=np.float32) -> float:
+def network(make_values: Callable, config=NETWORK, *, channels=1, size=(8, 12), batch=2, dtype=np.float32) -> float:
     """Of the network's outputs."""
     theirs = twin(make_values(), config, channels, dtype)
     x, t = inputs(batch, size, channels, dtype)
     y = theirs(channels_first(x), torch.from_numpy(t))
-    return relative(outputs_of_jax(make_values, config, channels, size, batch, dtype), channels_last(y))
+    return relative(computed_by_jax(make_values, config, channels, size, batch, dtype)[0], channels_last(y))
 
 
 def block() -> float:
@@ -195,25 +224,14 @@ def block() -> float:
         return relative(y, channels_last(theirs.enc_convs[1](channels_first(x), torch.from_numpy(time))))
 
 
-@cache
-def gradients_of_jax(make_values: Callable, config: NetworkConfig, channels: int, size: ImageSize, batch: int, dtype):
-    ours = unets.build(config, channels)
-    with jax.enable_x64(dtype == np.float64):
-        weights.load_state_dict(ours, make_values(), dtype)
-        x, t = inputs(batch, size, channels, dtype)
-        graph, params, rest = nnx.split(ours, nnx.Param, ...)
-        grads = compiled(jax.grad(lambda p: jnp.mean(jnp.square(nnx.merge(graph, p, rest)(x, t)))), dtype)(params)
-        return weights.state_dict(nnx.merge(graph, grads, rest))
-
-
-def gradients(make_values: Callable, config=NETWORK, *, channels=1, size=8, batch=3, dtype=np.float64) -> float:
+def gradients(make_values: Callable, config=NETWORK, *, channels=1, size=(8, 12), batch=2, dtype=np.float64) -> float:
     """Of every parameter's gradient, as a share of the largest gradient of all."""
     theirs = twin(make_values(), config, channels, dtype)
     x, t = inputs(batch, size, channels, dtype)
     torch.mean(torch.square(theirs(channels_first(x), torch.from_numpy(t)))).backward()
     wanted = {n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in theirs.named_parameters()}
     largest = max(np.abs(g).max() for g in wanted.values())
-    ours = gradients_of_jax(make_values, config, channels, size, batch, dtype)
+    _, ours = computed_by_jax(make_values, config, channels, size, batch, dtype)
     return float(max(np.abs(ours[name] - g).max() for name, g in wanted.items()) / largest)
 
 
@@ -237,8 +255,17 @@ def float_digits() -> np.ndarray:
     return digits().astype(np.float32)
 
 
-def batch(step: int, images: np.ndarray) -> np.ndarray:
-    return images[data.batch_indices(RUN.training.seed, step, len(images), RUN.training.batch_size)]
+def batch(step: int, images: np.ndarray, batch_size: int) -> np.ndarray:
+    return images[data.batch_indices(RUN.training.seed, step, len(images), batch_size)]
+
+
+@cache
+def train_step_of_jax(run: RunConfig, channels: int, dtype):
+    """A compiled step: one program for all measurements with the same settings."""
+    optimizer = make_optimizer(run.training)
+    net = unets.build(run.network, channels)
+    graph, _ = create_state(net, optimizer, True, dtype)
+    return compiled(make_train_step(graph, optimizer, run, STEPS), quick=dtype == np.float64)
 
 
 @cache
@@ -248,12 +275,11 @@ def train_jax(run: RunConfig, steps: int, dtype=np.float32, make_images: Callabl
     with jax.enable_x64(dtype == np.float64):
         net = unets.build(run.network, images.shape[-1])
         weights.initialise(net, run.training.seed)
-        optimizer = make_optimizer(run.training)
-        graph, state = create_state(net, optimizer, True, dtype)
-        step = compiled(make_train_step(graph, optimizer, run, STEPS), dtype)
+        graph, state = create_state(net, make_optimizer(run.training), True, dtype)
+        step = train_step_of_jax(run, images.shape[-1], dtype)
         losses = []
         for number in range(steps):
-            state, metrics = step(state, batch(number, images))
+            state, metrics = step(state, batch(number, images, run.training.batch_size))
             losses.append(float(metrics["loss"]))
         return losses, *(weights.state_dict(nnx.merge(graph, p, state.buffers)) for p in (state.params, state.ema))
 
@@ -266,13 +292,13 @@ def train_torch(run: RunConfig, steps: int, dtype=np.float32, make_images: Calla
     state = torch_ref.step.create_state(net, torch_ref.step.make_optimizer(run.training, net), True, TORCH[dtype])
     step, losses = torch_ref.step.make_train_step(run, STEPS), []
     for number in range(steps):
-        state, metrics = step(state, batch(number, images))
+        state, metrics = step(state, batch(number, images, run.training.batch_size))
         losses.append(metrics["loss"])
     return losses, *(torch_ref.weights.state_dict(n) for n in (state.network, state.ema))
 
 
 def in_double(run: RunConfig, **changes) -> RunConfig:
-    return replace(run, training=replace(run.training, precision="float64", **changes))
+    return replace(run, training=replace(run.training, precision="float64", batch_size=DOUBLE_BATCH, **changes))
 
 
 def furthest(ours: dict, theirs: dict) -> float:
@@ -296,7 +322,7 @@ def ema() -> float:
 def broken_digits() -> np.ndarray:
     """Step 1 takes an image that is not finite."""
     images = float_digits().copy()
-    images[data.batch_indices(RUN.training.seed, 1, len(images), RUN.training.batch_size)[0]] = np.nan
+    images[data.batch_indices(RUN.training.seed, 1, len(images), DOUBLE_BATCH)[0]] = np.nan
     return images
 
 
@@ -339,40 +365,61 @@ def fifty_parameters() -> float:
 
 def reverse_steps() -> float:
     """One reverse step at several t, for each objective, variance and clipping, float32."""
-    g, worst = np.random.default_rng(4), 0.0
+    kinds = [
+        DiffusionConfig(objective=objective, variance=variance, clip=clip)
+        for objective in ("eps", "x0", "v")
+        for variance in ("beta", "posterior")
+        for clip in ("x0", "state", "none")
+    ]
+    limits = [DiffusionConfig(clip="x0", clip_range=0.5), DiffusionConfig(clip="dynamic", clip_max=1.5)]
+    return max(reverse_steps_of(config, SamplerConfig()) for config in [*kinds, *limits])
+
+
+def reverse_steps_from_pure_noise() -> float:
+    """One step of each sampler at several t of a schedule that ends in pure noise, float32."""
+    kinds = [
+        DiffusionConfig(objective=objective, clip=clip, schedule="scaled_linear", zero_terminal_snr=True)
+        for objective, clip in (("v", "none"), ("x0", "x0"))
+    ]
+    samplers = ("ddpm", "ddim", "dpmpp", "heun", "euler")
+    return max(reverse_steps_of(config, SamplerConfig(sampler)) for config in kinds for sampler in samplers)
+
+
+def reverse_steps_of(config: DiffusionConfig, sampler: SamplerConfig) -> float:
+    """One step of a sampler at the first and the last two timesteps and in the middle, float32."""
+    g, chain, worst = np.random.default_rng(4), np.arange(1000)[::-1], 0.0
     x, prediction, noise = (g.standard_normal((3, 8, 8, 1)).astype(np.float32) for _ in range(3))
-    ours, theirs = make_tables(), torch_ref.schedules.make_tables()
-    for objective in ("eps", "x0", "v"):
-        for variance in ("beta", "posterior"):
-            for clip in ("x0", "state", "none"):
-                config, chain = (
-                    DiffusionConfig(objective=objective, variance=variance, clip=clip),
-                    np.arange(1000)[::-1],
-                )
-                step = reverse.make_step(ours, config, SamplerConfig(), chain, lambda x, t: x)
-                twin_step = torch_ref.sampling.reverse.make_step(theirs, config, SamplerConfig(), chain, lambda x, t: x)
-                for t in (0, 1, 500, 999):
-                    a = step(x, prediction, jnp.int32(t), noise)
-                    b = twin_step(channels_first(x), channels_first(prediction), t, channels_first(noise))
-                    worst = max(worst, relative(a, channels_last(b)))
+    ours, theirs = schedule_tables(config), torch_ref.schedules.schedule_tables(config)
+    step = reverse.make_step(ours, config, sampler, chain, lambda x, t: x / 2)
+    twin_step = torch_ref.sampling.reverse.make_step(theirs, config, sampler, chain, lambda x, t: x / 2)
+    history, twin_history = (), ()
+    if sampler.sampler == "dpmpp":
+        history, twin_history = [first_history(x)], [torch_ref.sampling.steps.first_history(channels_first(x))]
+    for t in (999, 998, 500, 1, 0):
+        a = step(x, prediction, jnp.int32(t), noise, *history)
+        b = twin_step(channels_first(x), channels_first(prediction), t, channels_first(noise), *twin_history)
+        if history:
+            (a, *history), (b, *twin_history) = a, b
+        assert np.isfinite(a).all()
+        worst = max(worst, relative(a, channels_last(b)))
     return worst
 
 
 @cache
 def sampled_by_jax(dtype, sampler: SamplerConfig, size: ImageSize) -> np.ndarray:
-    """Eight whole samples of the trained network, (8, H, W, 1)."""
+    """Whole samples of the trained network, (N, H, W, 1)."""
     with jax.enable_x64(dtype == np.float64):
         ours, _ = pair(trained()[2], NETWORK, 1, dtype)
         settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (*height_and_width(size), 1)}
-        return samplers.sample(ours, 8, 11, **settings, dtype=dtype)
+        return samplers.sample(ours, NUM_SAMPLES[dtype], 11, **settings, dtype=dtype)
 
 
 def sampled(dtype, sampler: SamplerConfig, size: ImageSize = 8) -> tuple[np.ndarray, np.ndarray]:
-    """The same eight from both frameworks."""
+    """The same samples from both frameworks."""
     theirs = twin(trained()[2], NETWORK, 1, dtype)
     settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (*height_and_width(size), 1)}
     return sampled_by_jax(dtype, sampler, size), torch_ref.sampling.samplers.sample(
-        theirs, 8, 11, **settings, dtype=TORCH[dtype]
+        theirs, NUM_SAMPLES[dtype], 11, **settings, dtype=TORCH[dtype]
     )
 
 

@@ -19,6 +19,41 @@ class Case:
     size: int
 
 
+VARIANTS = {  # of ddpm, which between them have every setting that is not the DDPM paper's
+    "ddpm with scales, resampled by blocks": Case(
+        DDPMConfig(
+            **{"widths": (32, 64), "layers_per_block": 1, "down_attention": (True, False)},
+            **{"up_attention": (False, True), "resnet_downsample": (True, False), "resnet_upsample": (True, False)},
+            **{"resnet_time_scale_shift": "scale_shift", "time_embedding_dim": 48, "act_fn": "gelu"},
+        ),
+        3,
+        8,
+    ),
+    "ddpm with groups of its middle, mish": Case(
+        DDPMConfig(
+            **{"widths": (32,), "layers_per_block": 1, "down_attention": (False,), "up_attention": (False,)},
+            **{"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4, "act_fn": "mish"},
+        ),
+        1,
+        4,
+    ),
+    "ddpm without attention in its middle, relu": Case(
+        DDPMConfig(
+            **{"widths": (32,), "layers_per_block": 1, "down_attention": (False,), "up_attention": (False,)},
+            **{"add_attention": False, "act_fn": "relu"},
+        ),
+        1,
+        4,
+    ),
+    "ddpm without middle": Case(
+        DDPMConfig(
+            **{"widths": (32,), "layers_per_block": 1, "down_attention": (False,), "up_attention": (False,)},
+            mid_block=False,
+        ),
+        1,
+        4,
+    ),
+}
 CASES = {
     "conv_block": Case(ConvBlockConfig(widths=(32, 64), time_width=32), 3, 8),
     "strided": Case(StridedConfig(), 3, 8),

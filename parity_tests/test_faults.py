@@ -1,6 +1,7 @@
 """The ladder catches faults: each one, seeded into torch_ref, must break its rung (and the rung holds without it)."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -223,7 +224,33 @@ def uncounted_skips(make_train_step):
 
 
 def padded_left_and_above(_):
-    return lambda self, x: self.conv(nn.functional.pad(x, (1, 0, 1, 0)))
+    return lambda self, x, *_: self.conv(nn.functional.pad(x, (1, 0, 1, 0)))
+
+
+def halves_swapped(name, value):
+    """Shift and scale of a residual block the other way round."""
+    half = len(value) // 2
+    return np.concatenate([value[half:], value[:half]]) if ".time_emb_proj." in name else value
+
+
+def groups_as_elsewhere(network):
+    network.mid_block.attentions[0].group_norm.num_groups = 32
+
+
+def shifted_alpha_bars(betas):
+    alpha_bars = np.cumprod(1 - betas)
+    alpha_bars = np.append(1, (alpha_bars - alpha_bars[-1]) * alpha_bars[0] / (alpha_bars[0] - alpha_bars[-1]))
+    return 1 - alpha_bars[1:] / alpha_bars[:-1]
+
+
+def ends_nearly_in_noise(rescaled):
+    """As Euler's method in diffusers: 2^-24 for the last alpha_bar."""
+
+    def faulty(betas):
+        betas = rescaled(betas)
+        return np.append(betas[:-1], 1 - 2**-24 / np.prod(1 - betas[:-1]))
+
+    return faulty
 
 
 def sideways(network):
@@ -277,15 +304,40 @@ FAULTS = {
         "ddpm: outputs, float32",
     ),
     "ddpm: GroupNorm epsilon 1e-5": (changed_network(usual_epsilon), "ddpm: outputs, float64"),
+    "ddpm: shift before scale": (
+        changed_weights(halves_swapped),
+        "ddpm with scales, resampled by blocks: outputs, float64",
+    ),
+    "ddpm: maximum for average pooling": (
+        swap(ddpm, "average_pool_2x2", lambda _: lambda x: nn.functional.max_pool2d(x, 2)),
+        "ddpm with scales, resampled by blocks: outputs, float64",
+    ),
+    "ddpm: GELU by tanh": (
+        swap(ddpm, "ACTIVATIONS", lambda known: {**known, "gelu": partial(nn.functional.gelu, approximate="tanh")}),
+        "ddpm with scales, resampled by blocks: outputs, float64",
+    ),
+    "ddpm: another slope of mish": (
+        swap(ddpm, "ACTIVATIONS", lambda known: {**known, "mish": nn.functional.silu}),
+        "ddpm with groups of its middle, mish: outputs, float64",
+    ),
+    "ddpm: leaky ReLU": (
+        swap(ddpm, "ACTIVATIONS", lambda known: {**known, "relu": nn.functional.leaky_relu}),
+        "ddpm without attention in its middle, relu: outputs, float64",
+    ),
+    "ddpm: groups of the middle as elsewhere": (
+        changed_network(groups_as_elsewhere),
+        "ddpm with groups of its middle, mish: outputs, float64",
+    ),
     "ddpm: skip order swapped": (concatenated_the_other_way(ddpm), "ddpm: outputs, float32"),
     **{
-        f"{name}: height and width swapped": (changed_network(sideways), f"{name}: outputs, not square, float32")
+        f"{name}: height and width swapped": (changed_network(sideways), f"{name}: outputs, float32")
         for name in ladder.NOT_SQUARE
     },
     "noise drawn with height and width swapped": (
         swap(samplers, "noise_at", noise_drawn_sideways),
         "10-step DDPM, not square, float32",
     ),
+    "height and width swapped": (changed_network(sideways), "network, random weights, float32"),
     "GroupNorm epsilon 1e-6": (changed_network(norm_epsilon), "network, random weights, float64"),
     "GroupNorm with 16 groups": (changed_network(norm_groups), "network, random weights, float32"),
     "GELU for SiLU": (changed_network(leaky_silu), "network, random weights, float32"),
@@ -301,6 +353,28 @@ FAULTS = {
     "cosine before sine, in the network": (
         swap(conv_block, "interleaved_embedding", cosine_first),
         "network, random weights, float32",
+    ),
+    "zero terminal SNR by shifting alpha_bar": (
+        swap(torch_ref.schedules, "zero_terminal_snr_betas", lambda _: shifted_alpha_bars),
+        "schedule tables",
+    ),
+    "scaled_linear without the root": (
+        swap(torch_ref.schedules, "scaled_linear_betas", lambda _: torch_ref.schedules.linear_betas),
+        "schedule tables",
+    ),
+    "sigmoid of another range": (
+        swap(torch_ref.schedules, "sigmoid", lambda f: lambda x: f(x / 2)),
+        "schedule tables",
+    ),
+    "clip range ignored": (sampler_setting(clip_range=1.0), "one reverse step, all kinds"),
+    "no largest threshold": (sampler_setting(clip_max=None), "one reverse step, all kinds"),
+    "v of a schedule that keeps some signal": (
+        swap(torch_ref.schedules, "zero_terminal_snr_betas", lambda _: lambda betas: betas),
+        "one Adam step, zero terminal SNR, float64",
+    ),
+    "nearly no signal for none": (
+        swap(torch_ref.schedules, "zero_terminal_snr_betas", ends_nearly_in_noise),
+        "one reverse step, zero terminal SNR",
     ),
     "t off by one": (swap(torch_ref.diffusion, "extract", one_behind), "noising"),
     "t off by one, in the reverse step": (
@@ -361,7 +435,7 @@ FAULTS = {
         "50 training steps, losses, float32",
     ),
     "batch order": (
-        swap(measures, "batch", lambda batch: lambda step, images: batch(step + 1, images)),
+        swap(measures, "batch", lambda batch: lambda step, *rest: batch(step + 1, *rest)),
         "50 training steps, losses, float32",
     ),
     "Adam epsilon 1e-7": (optimizer_setting(eps=1e-7), "one Adam step, float64"),

@@ -7,6 +7,8 @@ A formula stands for the network. Where the package errs, the reference is the p
 - its trailing spacing accumulates T / N in floating point: for N = 61 it returns 62 timesteps, the last one -1;
 - its linspace with N = 1 is t = 0, where x_T never was;
 - its dynamic thresholding clamps s to sample_max_value, 1 by default, which makes it plain clipping;
+- its solvers take 2^-24 for an alpha_bar of 0;
+- its DDPM takes the square root of a negative number for fixed_large_log;
 - its tables are float32: at t = 999, where x_0 is a difference divided by 0.006, one rounding moves x_0 by 1e-5. They
   are replaced by float64 here, so that algorithms are compared.
 """
@@ -24,28 +26,31 @@ import jax_ddpm.sampling.reverse
 import jax_ddpm.sampling.steps
 import torch_ref.sampling.reverse
 import torch_ref.sampling.steps
-from jax_ddpm.schedules import make_betas, make_tables
+from jax_ddpm.schedules import make_betas, make_tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.spacing import spaced_timesteps
-from parity_tests.budgets import SCHEDULERS, SOLVERS
+from parity_tests.budgets import RESCALED_BETAS, SCHEDULERS, SOLVERS
 from parity_tests.measures import channels_first, channels_last
 
 STEPS, SHAPE = 10, (2, 4, 4, 3)
 ALPHA_BARS = make_tables(dtype=np.float64).alpha_bars
+TO_NOISE = {"schedule": "scaled_linear", "zero_terminal_snr": True}
+ENDING_IN_NOISE = make_tables(**TO_NOISE, dtype=np.float64).alpha_bars
 NOISE = np.random.default_rng(5).standard_normal((1001, *SHAPE))  # of the step from t; x_T at 1000
 OBJECTIVES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 VARIANCES = {"posterior": "fixed_small", "beta": "fixed_large", "learned_range": "learned_range"}
 FRAMEWORKS = pytest.mark.parametrize("framework", ["jax", "torch"])
 
 
-def network(xp, objective: str, axis: int | None = None):
+def network(xp, objective: str, axis: int | None = None, alpha_bars: np.ndarray = ALPHA_BARS):
     """predict(x, t) whose x_0 is 1.1 tanh(1.5 x) + 0.2 cos(t / 100), beyond [-1, 1] here and there.
 
     With an axis: and after it, along this axis, the share of a learned variance, sin(x).
     """
 
     def predict(x, t):
-        bars = xp.asarray(ALPHA_BARS)[t].reshape(-1, 1, 1, 1)
+        bars = xp.asarray(alpha_bars)[t].reshape(-1, 1, 1, 1)
         x_0 = 1.1 * xp.tanh(1.5 * x) + 0.2 * xp.cos(xp.asarray(t, dtype=xp.float64) / 100).reshape(-1, 1, 1, 1)
         eps = (x - bars**0.5 * x_0) / (1 - bars) ** 0.5
         said = {"eps": eps, "x0": x_0, "v": bars**0.5 * eps - (1 - bars) ** 0.5 * x_0}[objective]
@@ -54,36 +59,44 @@ def network(xp, objective: str, axis: int | None = None):
     return predict
 
 
-def states(framework: str, config: dict, settings: dict) -> np.ndarray:
-    """(N + 1, B, H, W, C): our states from x_T to x_0, float64."""
+def states(
+    framework: str, config: dict, settings: dict, x_T: np.ndarray = NOISE[1000], start_t: int | None = None
+) -> np.ndarray:
+    """(N + 1, B, H, W, C): our states from x_T (at start_t, if given) to x_0, float64."""
     config, settings = DiffusionConfig(**config), SamplerConfig(**settings)
-    learned = config.variance == "learned_range"
+    learned, bars = config.variance == "learned_range", schedule_tables(config, np.float64).alpha_bars
     if framework == "jax":
         with jax.enable_x64(True), jax.disable_jit():  # step by step: to compile each scan takes a second
-            predict, noise = network(jnp, config.objective, -1 if learned else None), jnp.asarray(NOISE)
-            return np.asarray(walk(jax_ddpm.sampling, config, settings, predict, noise, lambda t: noise[t]))
-    predict = network(torch, config.objective, 1 if learned else None)
+            predict, noise = network(jnp, config.objective, -1 if learned else None, bars), jnp.asarray(NOISE)
+            x_T = jnp.asarray(x_T)
+            return np.asarray(walk(jax_ddpm.sampling, config, settings, predict, x_T, lambda t: noise[t], start_t))
+    predict = network(torch, config.objective, 1 if learned else None, bars)
     noise = torch.from_numpy(np.moveaxis(NOISE, -1, 2).copy())
-    return np.moveaxis(walk(torch_ref.sampling, config, settings, predict, noise, lambda t: noise[t]).numpy(), 2, -1)
+    x_T = channels_first(x_T)
+    found = walk(torch_ref.sampling, config, settings, predict, x_T, lambda t: noise[t], start_t)
+    return np.moveaxis(found.numpy(), 2, -1)
 
 
-def walk(package, config, settings, predict, noise, draw_noise):
-    chain = package.reverse.sampling_timesteps(config, settings)
-    tables = package.reverse.schedule_tables(config, np.float64, chain)
-    step = package.reverse.make_step(tables, config, settings, chain, predict)
-    history = package.steps.first_history(noise[1000]) if settings.sampler == "dpmpp" else None
+def walk(package, config, settings, predict, x_T, draw_noise, start_t):
+    whole = package.reverse.sampling_timesteps(config, settings)
+    chain = package.reverse.sampling_timesteps(config, settings, start_t)
+    tables = package.reverse.schedule_tables(config, np.float64, whole)
+    step = package.reverse.make_step(tables, config, settings, whole, predict)
+    history = package.steps.first_history(x_T) if settings.sampler == "dpmpp" else None
     return package.reverse.reverse_process(
-        step, predict, noise[1000], chain, draw_noise, num_frames=len(chain) + 1, history=history
+        step, predict, x_T, chain, draw_noise, num_frames=len(chain) + 1, history=history
     )[1]
 
 
-def scheduler_states(scheduler, objective: str, learned: bool = False, **arguments) -> np.ndarray:
+def scheduler_states(
+    scheduler, objective: str, learned: bool = False, alpha_bars: np.ndarray = ALPHA_BARS, **arguments
+) -> np.ndarray:
     """The package's states, in x_t's own scale, each noise injected."""
-    predict = network(torch, objective, 1 if learned else None)
+    predict = network(torch, objective, 1 if learned else None, alpha_bars)
     x, found = channels_first(NOISE[1000]), [NOISE[1000]]
     scaled = hasattr(scheduler, "sigmas") and not isinstance(scheduler, diffusers.DPMSolverMultistepScheduler)
     timesteps = scheduler.timesteps
-    scheduler.alphas_cumprod = torch.from_numpy(ALPHA_BARS)
+    scheduler.alphas_cumprod = torch.from_numpy(alpha_bars)
     if hasattr(scheduler, "sigmas"):
         known = torch.sqrt((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod)
         nearest = (known.log()[:, None] - scheduler.sigmas[:-1].log()).abs().argmin(0)
@@ -209,3 +222,94 @@ def test_edm(framework, sampler, objective, spacing):
     settings = {"sampler": sampler, "num_steps": STEPS, "spacing": spacing}
     ours = states(framework, {"objective": objective, "clip": "none"}, settings)
     assert_same_states(ours, scheduler_states(scheduler, objective), SOLVERS)
+
+
+# Limits ---------------------------------------------------------------------------------------------------------------
+
+
+@FRAMEWORKS
+@pytest.mark.parametrize("limit", [{"clip_range": 0.7}, {"clip_percentile": 0.9, "clip_max": 1.05}, {"clip_max": 1.0}])
+def test_limits_of_x_0(framework, limit):
+    """clip_sample_range, and dynamic thresholding with a sample_max_value; 1.0 is plain clipping."""
+    dynamic = "clip_max" in limit
+    scheduler = diffusers.DDIMScheduler(
+        timestep_spacing="trailing",
+        clip_sample_range=limit.get("clip_range", 1.0),
+        thresholding=dynamic,
+        dynamic_thresholding_ratio=limit.get("clip_percentile", 0.995),
+        sample_max_value=limit.get("clip_max", 1.0),
+    )
+    scheduler.set_timesteps(STEPS)
+    settings = {"sampler": "ddim", "num_steps": STEPS}
+    ours = states(framework, {"clip": "dynamic" if dynamic else "x0", **limit}, settings)
+    assert_same_states(ours, scheduler_states(scheduler, "eps", use_clipped_model_output=True), SCHEDULERS)
+    if limit == {"clip_max": 1.0}:
+        assert_same_states(ours, states(framework, {}, settings), 0)
+
+
+# From pure noise ------------------------------------------------------------------------------------------------------
+
+
+def test_zero_terminal_snr_is_the_packages():
+    for schedule in ("linear", "scaled_linear", "cosine"):
+        betas = torch.from_numpy(make_betas(schedule, 1000))
+        wanted = diffusers.schedulers.scheduling_ddpm.rescale_zero_terminal_snr(betas).numpy()
+        found = make_betas(schedule, 1000, zero_terminal_snr=True)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=RESCALED_BETAS)
+        assert make_tables(schedule, zero_terminal_snr=True).alpha_bars[-1] == 0
+        np.testing.assert_allclose(found[0], make_betas(schedule, 1000)[0], rtol=1e-9)
+
+
+@FRAMEWORKS
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize(("objective", "clip"), [("v", "none"), ("x0", "x0"), ("v", "dynamic")])
+def test_ddpm_from_pure_noise(framework, variance, objective, clip):
+    config = {**TO_NOISE, "objective": objective, "variance": variance, "clip": clip, "clip_percentile": 0.9}
+    scheduler = diffusers.DDPMScheduler(
+        variance_type=VARIANCES[variance],
+        prediction_type=OBJECTIVES[objective],
+        timestep_spacing="trailing",
+        dynamic_thresholding_ratio=0.9,
+        **clipping(clip),
+    )
+    scheduler.set_timesteps(STEPS)
+    ours = states(framework, config, {"num_steps": STEPS})
+    theirs = scheduler_states(scheduler, objective, variance == "learned_range", ENDING_IN_NOISE)
+    assert_same_states(ours[:-1], theirs[:-1], SCHEDULERS)
+
+
+@FRAMEWORKS
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(("objective", "clip"), [("v", "x0"), ("x0", "none")])
+def test_ddim_from_pure_noise(framework, eta, objective, clip):
+    scheduler = diffusers.DDIMScheduler(
+        prediction_type=OBJECTIVES[objective], timestep_spacing="trailing", **clipping(clip)
+    )
+    scheduler.set_timesteps(STEPS)
+    config = {**TO_NOISE, "objective": objective, "clip": clip}
+    ours = states(framework, config, {"sampler": "ddim", "num_steps": STEPS, "eta": eta})
+    theirs = scheduler_states(scheduler, objective, False, ENDING_IN_NOISE, eta=eta, use_clipped_model_output=True)
+    assert_same_states(ours, theirs, SCHEDULERS)
+
+
+@FRAMEWORKS
+@pytest.mark.parametrize("spacing", ["trailing", "logsnr"])
+@pytest.mark.parametrize("sampler", ["dpmpp", "heun", "euler"])
+def test_solvers_from_pure_noise(framework, sampler, spacing):
+    """Where sigma is infinite, the step is DDIM's; the others are those of the solver when it starts after it."""
+    config, settings = {**TO_NOISE, "objective": "v", "clip": "none"}, {"num_steps": STEPS, "spacing": spacing}
+    ours = states(framework, config, {**settings, "sampler": sampler})
+    ddim = states(framework, config, {**settings, "sampler": "ddim"})
+    assert_same_states(ours[1], ddim[1], SCHEDULERS)
+    assert_same_states(ours[1:], states(framework, config, {**settings, "sampler": sampler}, ours[1], 998), SCHEDULERS)
+    if sampler == "euler":
+        assert_same_states(ours, ddim, SCHEDULERS)
+
+
+@FRAMEWORKS
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp", "heun", "euler"])
+def test_eps_cannot_start_from_pure_noise(framework, sampler):
+    with pytest.raises(UserError, match=r"objective = eps: .*x_0 cannot be computed.*--objective v"):
+        states(framework, TO_NOISE, {"sampler": sampler, "num_steps": STEPS})
+    found = states(framework, TO_NOISE, {"sampler": sampler, "num_steps": STEPS, "spacing": "leading"})
+    assert np.isfinite(found).all()  # leading leaves the last timestep out

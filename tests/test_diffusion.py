@@ -13,7 +13,8 @@ from jax_ddpm import diffusion
 from jax_ddpm.schedules import make_betas, make_tables
 from jax_ddpm.spec.errors import UserError
 
-SCHEDULES = ["linear", "cosine", "sigmoid"]
+SCHEDULES = ["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas"]
+ENDS = pytest.mark.parametrize("ends_in_noise", [False, True])
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +27,11 @@ def draws(*shape):
     return np.random.default_rng(3).standard_normal(shape)
 
 
+@ENDS
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_q_sample_is_the_chain_stepped(schedule):
+def test_q_sample_is_the_chain_stepped(schedule, ends_in_noise):
     """Mean and variance of x_t after t + 1 steps of q(x_t | x_{t-1}) are those of q(x_t | x_0)."""
-    tables = make_tables(schedule, 50, dtype=np.float64)
+    tables = make_tables(schedule, 50, dtype=np.float64, zero_terminal_snr=ends_in_noise)
     mean, variance = 1.0, 0.0
     for t in range(50):
         mean *= np.sqrt(1 - tables.betas[t])
@@ -43,10 +45,11 @@ def test_q_sample_is_the_chain_stepped(schedule):
         np.testing.assert_allclose(x_t[i], np.sqrt(a) * x_0[i] + np.sqrt(1 - a) * noise[i], rtol=1e-12)
 
 
+@ENDS
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_posterior_is_bayes_rule(schedule):
+def test_posterior_is_bayes_rule(schedule, ends_in_noise):
     """q(x_{t-1} | x_t, x_0) from the product of two Gaussian densities."""
-    tables = make_tables(schedule, 40, dtype=np.float64)
+    tables = make_tables(schedule, 40, dtype=np.float64, zero_terminal_snr=ends_in_noise)
     x_0, x_t = draws(1, 1, 1, 1), draws(2, 1, 1, 1)[1:]
     for t in range(1, 40):
         beta, prior_variance = tables.betas[t], 1 - tables.alpha_bars[t - 1]
@@ -109,12 +112,33 @@ def test_sigmoid_follows_its_formula():
     np.testing.assert_allclose(tables.alpha_bars[:990], ((ends[1] - s) / (ends[1] - ends[0]))[:990], rtol=1e-9)
 
 
+def test_scaled_linear_and_sigmoid_betas_follow_their_formulas():
+    roots = np.sqrt(make_betas("scaled_linear", 1000, 0.00085, 0.012))
+    np.testing.assert_allclose(np.diff(roots), (0.012**0.5 - 0.00085**0.5) / 999, rtol=1e-9)
+    betas = make_betas("sigmoid_betas", 1000, 1e-4, 0.02)
+    share = (betas - 1e-4) / (0.02 - 1e-4)
+    np.testing.assert_allclose(np.log(share / (1 - share)), np.linspace(-6, 6, 1000), rtol=0, atol=1e-9)
+
+
+def test_zero_terminal_snr_shifts_and_scales_the_signal():
+    """Lin et al. 2023, Algorithm 1: sqrt(alpha_bar) is an affine function of the old one, from the old start to 0."""
+    old, new = (make_tables(zero_terminal_snr=on, dtype=np.float64).sqrt_alpha_bars for on in (False, True))
+    assert new[-1] == 0 and new[0] == pytest.approx(old[0], rel=1e-12)
+    np.testing.assert_allclose(new, (old - old[-1]) * old[0] / (old[0] - old[-1]), rtol=0, atol=1e-12)
+    by_hand = make_tables("trained", 3, trained_betas=(0.1, 0.2, 1.0), zero_terminal_snr=True, dtype=np.float64)
+    np.testing.assert_array_equal(by_hand.betas, [0.1, 0.2, 1.0])  # it ends in noise already
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(SCHEDULES), st.integers(1, 1200), st.floats(1e-6, 0.5), st.floats(1e-6, 0.49))
-def test_every_schedule_is_a_diffusion(schedule, timesteps, low, more):
-    tables = make_tables(schedule, timesteps, low, low + more, dtype=np.float64)
+@given(
+    *(st.sampled_from(SCHEDULES), st.integers(2, 1200), st.floats(1e-6, 0.5), st.floats(1e-6, 0.49)),
+    st.booleans(),
+)
+def test_every_schedule_is_a_diffusion(schedule, timesteps, low, more, ends_in_noise):
+    tables = make_tables(schedule, timesteps, low, low + more, dtype=np.float64, zero_terminal_snr=ends_in_noise)
     assert tables.timesteps == timesteps
-    assert ((tables.betas > 0) & (tables.betas < 1)).all()
+    assert ((tables.betas > 0) & (tables.betas < 1))[:-1].all()
+    assert tables.alpha_bars[-1] == 0 if ends_in_noise else tables.betas[-1] < 1
     assert (np.diff(tables.alpha_bars) <= 0).all() and (tables.alpha_bars >= 0).all()
     assert tables.posterior_variance[0] == 0 and (tables.posterior_variance <= tables.betas).all()
     assert tables.posterior_mean_x_0[0] == pytest.approx(1) and tables.posterior_mean_x_t[0] == 0
@@ -128,7 +152,12 @@ def test_tables_are_rounded_once():
 
 @pytest.mark.parametrize(
     "arguments",
-    [("linear", 0), ("linear", 10, 0.0, 0.1), ("linear", 10, 0.2, 0.1), ("linear", 10, 0.1, 1.0), ("no", 9)],
+    [
+        *[("linear", 0), ("linear", 10, 0.0, 0.1), ("linear", 10, 0.2, 0.1), ("linear", 10, 0.1, 1.0), ("no", 9)],
+        *[("trained", 2), ("trained", 2, 0.1, 0.2, (0.1,)), ("trained", 2, 0.1, 0.2, (0.0, 0.1))],
+        *[("trained", 2, 0.1, 0.2, (1.0, 0.1)), ("linear", 2, 0.1, 0.2, (0.1, 0.1))],
+        ("linear", 1, 0.1, 0.2, None, True),
+    ],
 )
 def test_wrong_schedules_are_refused(arguments):
     with pytest.raises(UserError):

@@ -293,7 +293,7 @@ def test_large_data_sets_are_fed_in_parts(finished, tmp_path, monkeypatch, witho
     assert (folder / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
-def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
+def test_colour_bfloat16_pure_noise_and_grids_along_the_way(tmp_path):
     (tmp_path / "pictures").mkdir()
     for number in range(20):
         pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
@@ -301,6 +301,9 @@ def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
     config = small(
         dataset=f"folder:{tmp_path}/pictures",
         precision="bfloat16",
+        objective="v",
+        schedule="scaled_linear",
+        zero_terminal_snr=True,
         sample_every_epochs=1,
         steps=5,
         batch_size=8,
@@ -315,4 +318,9 @@ def test_colour_bfloat16_and_grids_along_the_way(tmp_path):
     assert shown == [("samples", 2), ("samples", 4), ("final samples", 5)]
     with Image.open(folder / "samples" / "grid.png") as grid:
         assert grid.mode == "RGB"
-    assert jax_ddpm.load_model(folder).info.image_shape == (8, 8, 3)
+    info = jax_ddpm.load_model(folder).info
+    assert info.image_shape == (8, 8, 3) and info.diffusion == config.diffusion
+    log_snr = np.load(folder / "samples" / "closing.npz")["frames_log_snr"]
+    assert log_snr[0] == -np.inf and np.isfinite(log_snr[1:]).all()
+    with pytest.raises(UserError, match="objective = eps: at zero terminal SNR"):
+        train(small(zero_terminal_snr=True), tmp_path / "refused", log=quiet)

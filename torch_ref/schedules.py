@@ -58,6 +58,25 @@ def sigmoid_betas(timesteps: int, start: float = -3.0, end: float = 3.0, tau: fl
     return betas_from_alpha_bars(np.clip(gamma, 1e-9, 1.0))
 
 
+def scaled_linear_betas(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """Equal steps in sqrt(beta) from beta_1 to beta_T, as in the code of Rombach et al. 2022. Float64 (T,)."""
+    return np.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=np.float64) ** 2
+
+
+def sigmoid_shaped_betas(timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """Betas that rise like a sigmoid from -6 to 6, as in the code of Xu et al. 2022 (GeoDiff). Float64 (T,)."""
+    return beta_start + (beta_end - beta_start) * sigmoid(np.linspace(-6, 6, timesteps, dtype=np.float64))
+
+
+def zero_terminal_snr_betas(betas: np.ndarray) -> np.ndarray:
+    """Shift and scale sqrt(alpha_bar) so that it ends in 0 and starts as before: Lin et al. 2023, Algorithm 1. (T,)."""
+    roots = np.sqrt(np.cumprod(1.0 - betas))
+    if roots[-1] == 0:
+        return betas
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    return 1.0 - (roots / np.concatenate([[1.0], roots[:-1]])) ** 2
+
+
 def sigmoid(x):
     return 1.0 / (1.0 + np.exp(-x))
 
@@ -67,12 +86,24 @@ def betas_from_alpha_bars(alpha_bars: np.ndarray) -> np.ndarray:
     return np.minimum(1.0 - alpha_bars[1:] / alpha_bars[:-1], MAX_BETA)
 
 
-def make_betas(schedule: str, timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
-    """Betas of the schedule "linear", "cosine" or "sigmoid": float64 (T,)."""
-    check_schedule(schedule, timesteps, beta_start, beta_end)
-    if schedule == "linear":
-        return linear_betas(timesteps, beta_start, beta_end)
-    return cosine_betas(timesteps) if schedule == "cosine" else sigmoid_betas(timesteps)
+def make_betas(
+    schedule: str,
+    timesteps: int,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    trained_betas: tuple[float, ...] | None = None,
+    zero_terminal_snr: bool = False,
+) -> np.ndarray:
+    """Betas of a noise schedule: float64 (T,). Arguments and errors are those of `make_tables`."""
+    check_schedule(schedule, timesteps, beta_start, beta_end, trained_betas, zero_terminal_snr)
+    if schedule == "trained":
+        betas = np.asarray(trained_betas, np.float64)
+    elif schedule in ("cosine", "sigmoid"):
+        betas = cosine_betas(timesteps) if schedule == "cosine" else sigmoid_betas(timesteps)
+    else:
+        makers = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "sigmoid_betas": sigmoid_shaped_betas}
+        betas = makers[schedule](timesteps, beta_start, beta_end)
+    return zero_terminal_snr_betas(betas) if zero_terminal_snr else betas
 
 
 def half_log_snr(alpha_bars: np.ndarray) -> np.ndarray:
@@ -88,12 +119,15 @@ def make_tables(
     beta_end: float = 0.02,
     dtype=np.float32,
     chain: np.ndarray | None = None,
+    trained_betas: tuple[float, ...] | None = None,
+    zero_terminal_snr: bool = False,
 ) -> Tables:
     """All tables of a noise schedule, computed in float64 and rounded once.
 
     chain: the timesteps of a shortened chain; the tables are then those of Nichol & Dhariwal 2021, section 4.
+    trained_betas: the T betas of the schedule "trained". zero_terminal_snr: rescale by Lin et al. 2023, Algorithm 1.
     """
-    betas = make_betas(schedule, timesteps, beta_start, beta_end)
+    betas = make_betas(schedule, timesteps, beta_start, beta_end, trained_betas, zero_terminal_snr)
     alphas = 1.0 - betas
     alpha_bars = np.cumprod(alphas)
     alpha_bars_prev = np.concatenate([[1.0], alpha_bars[:-1]])
@@ -127,4 +161,5 @@ def make_tables(
 
 def schedule_tables(config: DiffusionConfig, dtype=np.float32, chain: np.ndarray | None = None) -> Tables:
     """`make_tables` for the schedule of a `DiffusionConfig`."""
-    return make_tables(config.schedule, config.timesteps, config.beta_start, config.beta_end, dtype, chain)
+    settings = config.schedule, config.timesteps, config.beta_start, config.beta_end
+    return make_tables(*settings, dtype, chain, config.trained_betas, config.zero_terminal_snr)

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from jax_ddpm.arrays import Array
 from jax_ddpm.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step
 from jax_ddpm.schedules import Tables, schedule_tables
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps, timesteps_from
 
 Images = Float[Array, "b h w c"]
@@ -39,11 +40,14 @@ def make_step(
 def sampling_timesteps(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
     """The timesteps that a sampler visits: descending integers in [0, T). With start_t: only those <= start_t.
 
-    Raises UserError unless start_t is from the last timestep of the sampler to T - 1.
+    Raises UserError unless start_t is from the last timestep of the sampler to T - 1, and for the objective eps if the
+    first timestep has no signal (alpha_bar = 0).
     """
     alpha_bars = schedule_tables(config, np.float64).alpha_bars
     chain = spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
-    return chain if start_t is None else timesteps_from(chain, start_t, config.timesteps)
+    chain = chain if start_t is None else timesteps_from(chain, start_t, config.timesteps)
+    require(config.objective != "eps" or alpha_bars[chain[0]] > 0, "objective", config.objective, NO_SIGNAL)
+    return chain
 
 
 def reverse_process(

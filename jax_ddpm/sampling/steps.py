@@ -22,18 +22,21 @@ Prediction = Float[Array, "b h w p"]  # p = c, or 2 c if the network also predic
 History = tuple[Images, Float[Array, "b 1 1 1"]]
 
 
-def threshold(x_0: Images, clip: str, clip_percentile: float) -> Images:
-    """Limit a predicted x_0 to [-1, 1] by the method `clip`. "state" and "none" return it unchanged.
+def threshold(
+    x_0: Images, clip: str, clip_percentile: float, clip_range: float = 1.0, clip_max: float | None = None
+) -> Images:
+    """Limit a predicted x_0 by the method `clip`. "state" and "none" return it unchanged.
 
-    "x0" clips. "dynamic" clips each image to [-s, s] and divides by s: Saharia et al. 2022, section 2.3. s is the
-    quantile `clip_percentile` (such as 0.995) of the image's absolute values, at least 1.
+    "x0" clips to [-clip_range, clip_range]. "dynamic" clips each image to [-s, s] and divides by s: Saharia et al.
+    2022, section 2.3. s is the quantile `clip_percentile` (such as 0.995) of the image's absolute values, at least 1
+    and at most clip_max.
     """
     if clip == "x0":
-        return jnp.clip(x_0, -1, 1)
+        return jnp.clip(x_0, -clip_range, clip_range)
     if clip != "dynamic":
         return x_0
     s = jnp.quantile(jnp.abs(x_0), clip_percentile, axis=(1, 2, 3), keepdims=True)
-    s = jnp.maximum(s, 1).astype(x_0.dtype)
+    s = jnp.clip(s, 1, clip_max).astype(x_0.dtype)
     return jnp.clip(x_0, -s, s) / s
 
 
@@ -42,7 +45,7 @@ def clipped_x_0(tables: Tables, config: DiffusionConfig, x_t: Images, prediction
     ts = jnp.full((x_t.shape[0],), t)
     prediction, _ = diffusion.split_prediction(prediction, x_t)
     x_0 = diffusion.predicted_x_0(tables, config.objective, x_t, ts, prediction)
-    return threshold(x_0, config.clip, config.clip_percentile)
+    return threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max)
 
 
 def clamp_state(x: Images, clip: str) -> Images:
@@ -55,15 +58,16 @@ def ancestral_step(
     """x_{t-1} from x_t: Ho et al. 2020, Algorithm 2, lines 3 and 4. The last step adds no noise.
 
     config.variance: "beta" (sigma_t^2 = beta_t) or "posterior" (beta~_t), both of section 3.2, or "learned_range":
-    predicted by the network. config.clip: "x0" and "dynamic" limit the predicted x_0 (`threshold`) and use the
-    posterior mean. "state" clamps the new state to [-1, 1]. "none" does neither.
+    predicted by the network. config.clip: "x0" and "dynamic" limit the predicted x_0 (`threshold`). "state" clamps the
+    new state to [-1, 1]. "none" does neither. The mean is that of the posterior. From an unlimited eps it is computed
+    by eq. 11, which divides by sqrt(alpha_t), 0 at zero terminal SNR.
     """
     ts = jnp.full((x_t.shape[0],), t)
-    if config.clip in ("x0", "dynamic"):
+    if config.clip in ("x0", "dynamic") or config.objective != "eps":
         x_0 = clipped_x_0(tables, config, x_t, prediction, t)
         mean, _ = diffusion.posterior(tables, x_0, x_t, ts)  # eq. 7
     else:
-        eps = diffusion.predicted_eps(tables, config.objective, x_t, ts, diffusion.split_prediction(prediction, x_t)[0])
+        eps, _ = diffusion.split_prediction(prediction, x_t)
         factor = extract(tables.betas, ts) / extract(tables.sqrt_one_minus_alpha_bars, ts)
         mean = (x_t - factor * eps) / jnp.sqrt(extract(tables.alphas, ts))  # eq. 11
     posterior_variance = extract(tables.posterior_variance, ts)
@@ -157,23 +161,25 @@ def edm_step(
 
     The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Without `predict` this
     is Euler's method, which is DDIM with eta = 0 in other variables. With it, Heun's method: predict(x, t) is called a
-    second time, at next_timesteps[t] (of `spec.spacing.next_timesteps`). The last step, to sigma = 0, is Euler's.
+    second time, at next_timesteps[t] (of `spec.spacing.next_timesteps`). The last step, to sigma = 0, is Euler's. So is
+    a first step from sigma = infinity (zero terminal SNR).
     """
     ts = jnp.full((x_t.shape[0],), t)
     scale, scale_next = extract(tables.sqrt_alpha_bars, ts), extract(tables.sqrt_alpha_bars_prev, ts)
-    sigma = extract(tables.sqrt_one_minus_alpha_bars, ts) / scale
+    noise_level = extract(tables.sqrt_one_minus_alpha_bars, ts)
     sigma_next = extract(tables.sqrt_one_minus_alpha_bars_prev, ts) / scale_next
-    x = x_t / scale
-    d = (x - clipped_x_0(tables, config, x_t, prediction, t)) / sigma  # line 4
-    x_next = x + (sigma_next - sigma) * d  # line 5
+    D = clipped_x_0(tables, config, x_t, prediction, t)
+    d = (x_t - scale * D) / noise_level  # line 4, multiplied by scale above and below: (x - D) / sigma
+    x_next = D + sigma_next * d  # line 5: x + (sigma_next - sigma) d, where x = D + sigma d
 
     def corrected():
         t_next = jnp.asarray(next_timesteps)[t]
         prediction = predict(x_next * scale_next, jnp.full((x_t.shape[0],), t_next))
-        D = clipped_x_0(tables, config, x_next * scale_next, prediction, t_next)
-        d_next = (x_next - D) / sigma_next  # line 7
-        return x + (sigma_next - sigma) * (d + d_next) / 2  # line 8
+        d_next = (x_next - clipped_x_0(tables, config, x_next * scale_next, prediction, t_next)) / sigma_next  # line 7
+        sigma = noise_level / scale
+        return x_t / scale + (sigma_next - sigma) * (d + d_next) / 2  # line 8
 
     if predict is not None:
-        x_next = jax.lax.cond(jnp.asarray(next_timesteps)[t] >= 0, corrected, lambda: x_next)
+        is_inner = (jnp.asarray(next_timesteps)[t] >= 0) & (jnp.asarray(tables.sqrt_alpha_bars)[t] > 0)
+        x_next = jax.lax.cond(is_inner, corrected, lambda: x_next)
     return clamp_state(x_next * scale_next, config.clip)

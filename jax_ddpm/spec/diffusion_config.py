@@ -16,11 +16,12 @@ class DiffusionConfig:
     timesteps: int = 1000
     """T, the number of timesteps."""
     schedule: Schedule = "linear"
-    """Noise schedule: linear (Ho et al. 2020), cosine (Nichol & Dhariwal 2021) or sigmoid (Jabri et al. 2022)."""
+    """Noise schedule: linear (Ho et al. 2020), scaled_linear (linear in sqrt(beta); Rombach et al. 2022), cosine
+    (Nichol & Dhariwal 2021), sigmoid (Jabri et al. 2022), sigmoid_betas (Xu et al. 2022), trained (trained_betas)."""
     beta_start: float = 1e-4
-    """beta_1 of the linear schedule."""
+    """beta_1 of linear and scaled_linear; the lower limit of sigmoid_betas."""
     beta_end: float = 0.02
-    """beta_T of the linear schedule."""
+    """beta_T of linear and scaled_linear; the upper limit of sigmoid_betas."""
     objective: Objective = "eps"
     """What the network predicts: the noise (eps), the clean image (x0) or v (Salimans & Ho 2022)."""
     variance: Variance = "beta"
@@ -29,23 +30,59 @@ class DiffusionConfig:
     """Limit to [-1, 1]. x0: clip the predicted x_0. dynamic: threshold it. state: clip every x_t. none: no limit."""
     clip_percentile: float = 0.995
     """For dynamic thresholding (Saharia et al. 2022): the fraction of an image's values that is not clipped."""
+    trained_betas: tuple[float, ...] | None = None
+    """The T betas of the schedule trained."""
+    zero_terminal_snr: bool = False
+    """Rescale the schedule so that x_T is pure noise (Lin et al. 2023, Algorithm 1). Needs objective v or x0."""
+    clip_range: float = 1.0
+    """For clip x0: clip to [-clip_range, clip_range]."""
+    clip_max: float | None = None
+    """For dynamic thresholding: the largest threshold. Default: no limit."""
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
-        check_schedule(self.schedule, self.timesteps, self.beta_start, self.beta_end)
+        check_schedule(
+            *(self.schedule, self.timesteps, self.beta_start, self.beta_end, self.trained_betas, self.zero_terminal_snr)
+        )
         for name, choices in (("objective", Objective), ("variance", Variance), ("clip", Clip)):
             require_one_of(name, getattr(self, name), choices)
         require(
             0 < self.clip_percentile <= 1, "clip_percentile", self.clip_percentile, "expected more than 0, at most 1"
         )
+        require(self.clip_range > 0, "clip_range", self.clip_range, "expected more than 0")
+        require(self.clip_max is None or self.clip_max >= 1, "clip_max", self.clip_max, "expected at least 1")
+
+    def check_training(self) -> None:
+        """Raise UserError for the objective eps with a schedule that ends in pure noise."""
+        ends_in_noise = self.zero_terminal_snr or (self.trained_betas is not None and self.trained_betas[-1] == 1)
+        require(not (ends_in_noise and self.objective == "eps"), "objective", self.objective, NO_SIGNAL)
 
 
-def check_schedule(schedule: str, timesteps: int, beta_start: float, beta_end: float) -> None:
+NO_SIGNAL = "at zero terminal SNR, x_0 cannot be computed from the noise in x_T; expected v or x0 (--objective v)"
+
+
+def check_schedule(
+    schedule: str,
+    timesteps: int,
+    beta_start: float,
+    beta_end: float,
+    trained_betas: tuple[float, ...] | None = None,
+    zero_terminal_snr: bool = False,
+) -> None:
     """Raise UserError for a wrong setting of the noise schedule."""
     require(timesteps >= 1, "timesteps", timesteps, "expected at least 1")
     betas, expected = (beta_start, beta_end), "expected 0 < beta_start <= beta_end < 1, such as 1e-4 and 0.02"
     require(0 < beta_start <= beta_end < 1, "beta_start, beta_end", betas, expected)
     require_one_of("schedule", schedule, Schedule)
+    if schedule == "trained":
+        count = len(trained_betas or ())
+        require(count == timesteps, "number of trained_betas", count, f"expected T = {timesteps}")
+        inside = all(0 < beta < 1 for beta in trained_betas[:-1]) and 0 < trained_betas[-1] <= 1
+        expected = "expected numbers between 0 and 1, of which only the last may be 1"
+        require(inside, "trained_betas", f"{min(trained_betas):g} to {max(trained_betas):g}", expected)
+    else:
+        require(trained_betas is None, "schedule", schedule, "expected trained, since trained_betas are given")
+    require(not zero_terminal_snr or timesteps >= 2, "timesteps", timesteps, "zero_terminal_snr needs at least 2")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 from jax_ddpm.spec.errors import UserError
 
@@ -26,3 +27,31 @@ def from_json(cls: type, text: str, source: str):
     except pydantic.ValidationError as error:
         errors = [f"{'.'.join(map(str, e['loc'])) or 'JSON'}: {e['msg']}" for e in error.errors()]
         raise UserError(f"{source} is not a valid {cls.__name__}: {'; '.join(errors[:5])}.") from None
+
+
+def read_object(path: Path) -> dict:
+    """The object in a settings file of the diffusers package, a JSON file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object: expected a settings file of diffusers.")
+    return value
+
+
+def shortened(value) -> str:
+    """repr(value), cut after 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def require_supported(path: Path, supported: dict[str, tuple], config: dict) -> None:
+    """Raise UserError that names the fields whose value is not among the supported ones."""
+    wrong = [
+        f"{name} = {shortened(config[name])} (expected {' or '.join(map(str, values))})"
+        for name, values in supported.items()
+        if config[name] not in values
+    ]
+    if wrong:
+        raise UserError(f"{path} is not supported: {', '.join(wrong)}.")

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.json_text import STRICT
+from jax_ddpm.spec.layout import Layout
 from jax_ddpm.spec.network_config import NetworkConfig
 
 FORMAT_VERSION = 1
@@ -25,14 +26,18 @@ class ModelInfo:
     """Optimiser steps that the weights were trained for, or None if unknown."""
     format_version: int = FORMAT_VERSION
     """Version of this metadata."""
+    layout: Layout | None = None
+    """For weights from somebody's checkpoint: its layout, in which they can be written back."""
 
 
 def describe(info: ModelInfo, num_parameters: int) -> str:
     """One line that describes a model: network, number of parameters, image shape, diffusion."""
     height, width, channels = info.image_shape
     d = info.diffusion
-    betas = f" {d.beta_start:g} to {d.beta_end:g}" if d.schedule == "linear" else ""
-    settings = ", ".join(f"{key} {value}" for key, value in asdict(info.network).items() if key != "name")
+    betas = f" {d.beta_start:g} to {d.beta_end:g}" if d.schedule in ("linear", "scaled_linear", "sigmoid_betas") else ""
+    betas += ", zero terminal SNR" if d.zero_terminal_snr else ""
+    fields = {key: value for key, value in asdict(info.network).items() if key != "name" and value not in (None, ())}
+    settings = ", ".join(f"{key} {value}" for key, value in fields.items())
     return (
         f"{info.network.name} ({settings}), {num_parameters:,} parameters, {height}x{width}x{channels}, "
         f"T = {d.timesteps}, {d.schedule}{betas}, predicts {d.objective}"

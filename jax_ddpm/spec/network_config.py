@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar, Literal, Union
 
-from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
+from jax_ddpm.spec.types import Activation, TimeScaleShift
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ class LayerNormConfig(NetworkConfig):
 class DDPMConfig(NetworkConfig):
     """Settings of `ddpm`, the network of Ho et al. 2020. The defaults are those of the paper for CIFAR-10.
 
-    All fields except widths, down_attention, up_attention and learned_variance have the names of the arguments of
-    UNet2DModel in the diffusers package.
+    These fields have the names of the arguments of UNet2DModel in the diffusers package, except widths, down_attention,
+    up_attention, learned_variance, mid_block, resnet_downsample and resnet_upsample.
     """
 
     name: Literal["ddpm"] = "ddpm"
@@ -176,6 +177,22 @@ class DDPMConfig(NetworkConfig):
     """Dropout rate during training."""
     learned_variance: bool = False
     """Also predict the variance of a reverse step; doubles the output channels (Nichol & Dhariwal 2021)."""
+    resnet_time_scale_shift: TimeScaleShift = "default"
+    """How the time enters a residual block: added (default), or as a scale and shift (Dhariwal & Nichol 2021)."""
+    act_fn: Activation = "silu"
+    """Activation of the residual blocks. gelu is the exact one, with the error function."""
+    time_embedding_dim: int | None = None
+    """Width of the time embedding. Default: four times the first of the widths."""
+    mid_block: bool = True
+    """Two residual blocks between the way down and the way up."""
+    add_attention: bool = True
+    """Self-attention between the two residual blocks in the middle."""
+    attn_norm_num_groups: int | None = None
+    """Groups of GroupNorm in the middle's self-attention. Default: norm_num_groups; with scale_shift, no GroupNorm."""
+    resnet_downsample: tuple[bool, ...] = ()
+    """Per level, whether a residual block with average pooling halves the size, not a convolution. Default: none."""
+    resnet_upsample: tuple[bool, ...] = ()
+    """Per level on the way up, whether a residual block doubles the size, not a convolution. Default: none."""
 
     def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
@@ -195,7 +212,20 @@ class DDPMConfig(NetworkConfig):
         for name in ("down_attention", "up_attention"):
             value, levels = getattr(self, name), len(self.widths)
             require(len(value) == levels, name, value, f"expected {levels} values, one per level")
-        attention_widths = [self.widths[-1]]  # the middle
+        for name in ("resnet_downsample", "resnet_upsample"):
+            value = getattr(self, name)
+            require(len(value) in (0, levels), name, value, f"expected {levels} values, one per level, or none")
+        require_one_of("resnet_time_scale_shift", self.resnet_time_scale_shift, TimeScaleShift)
+        require_one_of("act_fn", self.act_fn, Activation)
+        time_width, middle_groups = self.time_embedding_dim, self.attn_norm_num_groups
+        require(time_width is None or time_width >= 1, "time_embedding_dim", time_width, "expected at least 1")
+        require(
+            middle_groups is None or (middle_groups >= 1 and self.widths[-1] % middle_groups == 0),
+            "attn_norm_num_groups",
+            middle_groups,
+            f"expected a divisor of the last width, {self.widths[-1]}",
+        )
+        attention_widths = [self.widths[-1]] if self.mid_block and self.add_attention else []
         attention_widths += [width for width, on in zip(self.widths, self.down_attention, strict=True) if on]
         attention_widths += [width for width, on in zip(self.widths[::-1], self.up_attention, strict=True) if on]
         require(

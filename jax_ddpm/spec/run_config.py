@@ -196,6 +196,7 @@ class RunConfig:
         require(learned == (variance == "learned_range"), "variance", variance, expected)
         for section in (self.diffusion, self.training, self.output):
             section.check()
+        self.diffusion.check_training()
         self.sampling.check(self.diffusion.timesteps)
 
 

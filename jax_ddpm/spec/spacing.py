@@ -10,7 +10,8 @@ def spaced_timesteps(spacing: str, num_steps: int, alpha_bars: np.ndarray) -> np
 
     spacing: leading, linspace or trailing choose evenly in t, Lin et al. 2023, table 2: leading leaves out the noisiest
     timesteps, trailing the least noisy ones, and linspace includes both ends. logsnr chooses evenly in
-    log(alpha_bar / (1 - alpha_bar)), including both ends, and rounds each value to the nearest unused t. alpha_bars:
+    log(alpha_bar / (1 - alpha_bar)), including both ends, and rounds each value to the nearest unused t. If the last
+    alpha_bar is 0, where the log SNR is infinite, logsnr visits it first and chooses the others below it. alpha_bars:
     float64 (T,).
     """
     T = len(alpha_bars)
@@ -21,6 +22,9 @@ def spaced_timesteps(spacing: str, num_steps: int, alpha_bars: np.ndarray) -> np
         timesteps = np.round((ascending + 1) * T / num_steps) - 1
     elif spacing == "linspace":
         timesteps = np.round(np.linspace(0, T - 1, num_steps)) if num_steps > 1 else np.array([T - 1])
+    elif alpha_bars[-1] == 0 and T > 1:
+        others = spaced_timesteps(spacing, num_steps - 1, alpha_bars[:-1])
+        return np.append(np.int32(T - 1), others)
     else:
         log_snr = np.log(np.maximum(alpha_bars, 1e-300)) - np.log1p(-alpha_bars)  # descending in t
         targets = np.linspace(log_snr[-1], log_snr[0], num_steps)[::-1]

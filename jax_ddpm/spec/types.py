@@ -4,12 +4,15 @@ from typing import Literal
 
 import numpy as np
 
-Schedule = Literal["linear", "cosine", "sigmoid"]
+Schedule = Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "trained"]
 Objective = Literal["eps", "x0", "v"]
 Variance = Literal["beta", "posterior", "learned_range"]
 Clip = Literal["x0", "dynamic", "state", "none"]
 Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "euler"]
 Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
+Activation = Literal["silu", "gelu", "mish", "relu"]
+TimeScaleShift = Literal["default", "scale_shift"]
+Weights = Literal["ema", "raw"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
 StateDict = dict[str, np.ndarray]

@@ -69,18 +69,26 @@ class Pictures:
         return path
 
     def save_final(
-        self, weights: nnx.State, buffers: nnx.State, step: int, images: ImageData | None, rows: list[dict]
+        self,
+        weights: nnx.State,
+        buffers: nnx.State,
+        step: int,
+        images: ImageData | None,
+        rows: list[dict],
+        are_raw: bool = False,
     ) -> list[tuple[Path, str]]:
         """Make the final pictures from the weights of `step`. Returns the path of each and what it shows.
 
         Saves their numbers in closing.npz, for the page. images: None if the data set is not available; then the
-        pictures that need it are left out. rows: the rows of metrics.jsonl.
+        pictures that need it are left out. rows: the rows of metrics.jsonl. are_raw: whether the weights are raw though
+        the run has an average of them.
         """
         network, config = nnx.merge(self.graph, weights, buffers), self.config
         gif_frames, timesteps = config.output.gif_frames, sampling_timesteps(config.diffusion, config.sampling)
         # logSNR of the states after 0, 1, ... steps; the last state, x_0, has none.
-        log_snr = np.log(schedule_tables(config.diffusion, np.float64).snr)[timesteps]
-        frame_steps = report.evenly_spaced(log_snr, max(NUM_FRAMES, gif_frames) - 1)
+        with np.errstate(divide="ignore"):
+            log_snr = np.log(schedule_tables(config.diffusion, np.float64).snr)[timesteps]  # -inf at zero terminal SNR
+        frame_steps = report.evenly_spaced(np.maximum(log_snr, -20), max(NUM_FRAMES, gif_frames) - 1)
         x_0, all_frames = self.sample(network, config.sampling, (*frame_steps.tolist(), len(timesteps)))
         chosen = evenly_spaced_indices(len(all_frames), NUM_FRAMES)
         frames, steps = all_frames[chosen, :STRIP_ROWS], frame_steps[chosen[:-1]]
@@ -89,6 +97,7 @@ class Pictures:
         x_t = to_uint8(frames)
         numbers: dict[str, np.ndarray] = {
             "step": np.int64(step),
+            "are_raw": np.bool_(are_raw),
             "num_parameters": np.int64(sum(leaf.size for leaf in jax.tree.leaves(weights))),
             "num_samples": np.int64(len(x_0)),
             "frames_t": t,

@@ -15,16 +15,29 @@ from jaxtyping import Float, Int
 from jax_ddpm.arrays import Array, upcast
 from jax_ddpm.embeddings import concatenated_embedding, geometric_frequencies
 from jax_ddpm.layers import Conv, GroupNorm, Linear, identity, remat_block
-from jax_ddpm.ops import add_to_pixels, cast_and_broadcast, concatenate_channels, einsum, silu
+from jax_ddpm.ops import (
+    add_to_pixels,
+    average_pool_2x2,
+    cast_and_broadcast,
+    concatenate_channels,
+    einsum,
+    gelu,
+    mish,
+    relu,
+    repeat_2x2,
+    silu,
+)
+
+ACTIVATIONS = {"silu": silu, "gelu": gelu, "mish": mish, "relu": relu}
 
 
 class TimeEmbedding(nnx.Module):
-    """t -> Linear(SiLU(Linear(sines and cosines of t))), (B,) to (B, 4 width)."""
+    """t -> Linear(SiLU(Linear(sines and cosines of t))), (B,) to (B, time_width)."""
 
-    def __init__(self, width: int, flip_sin_to_cos: bool, freq_shift: int):
+    def __init__(self, width: int, time_width: int, flip_sin_to_cos: bool, freq_shift: int):
         self.width, self.flip_sin_to_cos, self.freq_shift = width, flip_sin_to_cos, freq_shift
-        self.linear1 = Linear(width, 4 * width)
-        self.linear2 = Linear(4 * width, 4 * width)
+        self.linear1 = Linear(width, time_width)
+        self.linear2 = Linear(time_width, time_width)
 
     def __call__(self, t):
         dtype = self.linear1.kernel.dtype  # not bfloat16, which would round t = 998 to 1000
@@ -33,36 +46,56 @@ class TimeEmbedding(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Twice GroupNorm, SiLU and 3x3 convolution, plus x. The time is added in between.
+    """Twice GroupNorm, activation and 3x3 convolution, plus x. The time comes in between.
 
-    `dropout` is applied before the second convolution.
+    The time is added before the second GroupNorm. With `scale_shift` it instead scales and shifts the output of this
+    GroupNorm (Dhariwal & Nichol 2021, section 3). `dropout` is applied before the second convolution. `resample`
+    changes the image size: it is applied to x, and before the first convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, time_width: int, groups: int, epsilon: float):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_width: int,
+        groups: int,
+        epsilon: float,
+        activation: Callable = silu,
+        scale_shift: bool = False,
+        resample: Callable = identity,
+    ):
+        self.activation, self.scale_shift, self.resample = activation, scale_shift, resample
         self.norm1 = GroupNorm(groups, in_channels, epsilon)
         self.conv1 = Conv(in_channels, out_channels, 3)
-        self.time_linear = Linear(time_width, out_channels)
+        self.time_linear = Linear(time_width, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = GroupNorm(groups, out_channels, epsilon)
         self.conv2 = Conv(out_channels, out_channels, 3)
         self.shortcut = Conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     @remat_block
     def __call__(self, x, time, dropout):
-        h = self.conv1(silu(self.norm1(x)))
-        h = add_to_pixels(h, self.time_linear(silu(time)))
-        h = self.conv2(dropout(silu(self.norm2(h))))
+        h = self.conv1(self.resample(self.activation(self.norm1(x))))
+        time = self.time_linear(self.activation(time))
+        if self.scale_shift:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            scale = cast_and_broadcast(1 + scale[:, None, None], h.shape, h.dtype)
+            h = add_to_pixels(scale * self.norm2(h), shift)
+        else:
+            h = self.norm2(add_to_pixels(h, time))
+        h = self.conv2(dropout(self.activation(h)))
+        x = self.resample(x)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
 class SelfAttention(nnx.Module):
     """x + self-attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2).
 
-    head_dim: channels per head. None: a single head.
+    head_dim: channels per head. None: a single head. groups: None leaves GroupNorm out.
     """
 
-    def __init__(self, channels: int, head_dim: int | None, groups: int, epsilon: float):
+    def __init__(self, channels: int, head_dim: int | None, groups: int | None, epsilon: float):
         self.heads = channels // (head_dim or channels)
-        self.norm = GroupNorm(groups, channels, epsilon)
+        self.norm = None if groups is None else GroupNorm(groups, channels, epsilon)
         self.query = Linear(channels, channels)
         self.key = Linear(channels, channels)
         self.value = Linear(channels, channels)
@@ -71,7 +104,7 @@ class SelfAttention(nnx.Module):
     @remat_block
     def __call__(self, x):
         b, height, width, c = x.shape
-        h = self.norm(x)
+        h = x if self.norm is None else self.norm(x)
         query, key, value = (
             layer(h).reshape(b, height * width, self.heads, c // self.heads)
             for layer in (self.query, self.key, self.value)
@@ -89,7 +122,7 @@ class Downsample(nnx.Module):
         self.padding = padding
         self.conv = Conv(channels, channels, 3, stride=2, padding=padding)
 
-    def __call__(self, x):
+    def __call__(self, x, *_):
         return self.conv(x if self.padding else jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
 
 
@@ -99,16 +132,15 @@ class Upsample(nnx.Module):
     def __init__(self, channels: int):
         self.conv = Conv(channels, channels, 3)
 
-    def __call__(self, x):
-        b, h, w, c = x.shape
-        blocks = cast_and_broadcast(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c), x.dtype)
-        return self.conv(blocks.reshape(b, 2 * h, 2 * w, c))
+    def __call__(self, x, *_):
+        return self.conv(repeat_2x2(x))
 
 
 class Down(nnx.Module):
     """A level on the way down: residual blocks, each followed by attention if it is given, then downsampling.
 
-    in_channels: input channels of each block. block(in, out) and attention(channels) make layers.
+    in_channels: input channels of each block. block(in, out) and attention(channels) make layers. downsample: a
+    `Downsample`, a `ResidualBlock` that halves the size, or None.
     """
 
     def __init__(
@@ -125,18 +157,19 @@ class Down(nnx.Module):
             x = residual(x, time, dropout)
             x = self.attentions[number](x) if self.attentions else x
             outputs.append(x)
-        return outputs if self.downsample is None else [*outputs, self.downsample(x)]
+        return outputs if self.downsample is None else [*outputs, self.downsample(x, time, dropout)]
 
 
 class Middle(nnx.Module):
-    """Two residual blocks with attention between them."""
+    """Two residual blocks, with attention between them if it is given."""
 
-    def __init__(self, channels: int, block: Callable, attention: Callable):
+    def __init__(self, channels: int, block: Callable, attention: Callable | None):
         self.residuals = nnx.List([block(channels, channels), block(channels, channels)])
-        self.attentions = nnx.List([attention(channels)])
+        self.attentions = nnx.List([attention(channels)] if attention else [])
 
     def __call__(self, x, time, dropout):
-        x = self.attentions[0](self.residuals[0](x, time, dropout))
+        x = self.residuals[0](x, time, dropout)
+        x = self.attentions[0](x) if self.attentions else x
         return self.residuals[1](x, time, dropout)
 
 
@@ -154,7 +187,7 @@ class Up(nnx.Module):
         for number, residual in enumerate(self.residuals):
             x = residual(concatenate_channels(x, skips.pop()), time, dropout)
             x = self.attentions[number](x) if self.attentions else x
-        return x if self.upsample is None else self.upsample(x)
+        return x if self.upsample is None else self.upsample(x, time, dropout)
 
 
 class DDPMUNet(nnx.Module):
@@ -182,25 +215,52 @@ class DDPMUNet(nnx.Module):
         center_input_sample: bool = False,
         dropout: float = 0.1,
         learned_variance: bool = False,
+        resnet_time_scale_shift: str = "default",
+        act_fn: str = "silu",
+        time_embedding_dim: int | None = None,
+        mid_block: bool = True,
+        add_attention: bool = True,
+        attn_norm_num_groups: int | None = None,
+        resnet_downsample: tuple[bool, ...] = (),
+        resnet_upsample: tuple[bool, ...] = (),
         dtype=None,
     ):
         self.dtype, self.center_input_sample = dtype, center_input_sample
-        block = partial(ResidualBlock, time_width=4 * widths[0], groups=norm_num_groups, epsilon=norm_eps)
+        scale_shift, time_width = resnet_time_scale_shift == "scale_shift", time_embedding_dim or 4 * widths[0]
+        block = partial(
+            ResidualBlock,
+            time_width=time_width,
+            groups=norm_num_groups,
+            epsilon=norm_eps,
+            activation=ACTIVATIONS[act_fn],
+            scale_shift=scale_shift,
+        )
         attention = partial(SelfAttention, head_dim=attention_head_dim, groups=norm_num_groups, epsilon=norm_eps)
         self.input = Conv(image_channels, widths[0], 3)
-        self.time_embedding = TimeEmbedding(widths[0], flip_sin_to_cos, freq_shift)
+        self.time_embedding = TimeEmbedding(widths[0], time_width, flip_sin_to_cos, freq_shift)
         width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
+        by_convolution = (False,) * len(widths)
         down, up = [], []
-        for level, (out, has_attention) in enumerate(zip(widths, down_attention, strict=True)):
+        levels = zip(widths, down_attention, resnet_downsample or by_convolution, strict=True)
+        for level, (out, has_attention, by_block) in enumerate(levels):
             in_channels = [width] + [out] * (layers_per_block - 1)
-            downsample = Downsample(out, downsample_padding) if level < deepest else None
+            downsample = None
+            if level < deepest:
+                downsample = (
+                    block(out, out, resample=average_pool_2x2) if by_block else Downsample(out, downsample_padding)
+                )
             down.append(Down(in_channels, out, block, attention if has_attention else None, downsample))
             width = out
             skips += [out] * (layers_per_block + (level < deepest))
-        self.middle = Middle(width, block, attention)
-        for level, (out, has_attention) in enumerate(zip(widths[::-1], up_attention, strict=True)):
+        groups = attn_norm_num_groups or (None if scale_shift else norm_num_groups)
+        middle_attention = partial(attention, groups=groups) if add_attention else None
+        self.middle = Middle(width, block, middle_attention) if mid_block else None
+        levels = zip(widths[::-1], up_attention, resnet_upsample or by_convolution, strict=True)
+        for level, (out, has_attention, by_block) in enumerate(levels):
             in_channels = [i + skips.pop() for i in [width] + [out] * layers_per_block]
-            upsample = Upsample(out) if level < deepest else None
+            upsample = None
+            if level < deepest:
+                upsample = block(out, out, resample=repeat_2x2) if by_block else Upsample(out)
             up.append(Up(in_channels, out, block, attention if has_attention else None, upsample))
             width = out
         self.down, self.up = nnx.List(down), nnx.List(up)
@@ -217,7 +277,7 @@ class DDPMUNet(nnx.Module):
         skips = [h]
         for level in self.down:
             skips += level(skips[-1], time, dropout)
-        h = self.middle(skips[-1], time, dropout)
+        h = skips[-1] if self.middle is None else self.middle(skips[-1], time, dropout)
         for level in self.up:
             h = level(h, skips, time, dropout)
         return self.output(silu(self.norm(h))).astype(result_dtype)

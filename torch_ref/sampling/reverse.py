@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps, timesteps_from
 from torch_ref.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step
 from torch_ref.schedules import Tables, schedule_tables
@@ -33,7 +34,9 @@ def sampling_timesteps(config: DiffusionConfig, sampler: SamplerConfig, start_t:
     """The timesteps that a sampler visits: descending integers in [0, T). With start_t: only those <= start_t."""
     alpha_bars = schedule_tables(config, np.float64).alpha_bars
     chain = spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
-    return chain if start_t is None else timesteps_from(chain, start_t, config.timesteps)
+    chain = chain if start_t is None else timesteps_from(chain, start_t, config.timesteps)
+    require(config.objective != "eps" or alpha_bars[chain[0]] > 0, "objective", config.objective, NO_SIGNAL)
+    return chain
 
 
 def reverse_process(

@@ -24,14 +24,16 @@ def of_images(x: Tensor, t: int | Tensor) -> Tensor:
     return t if isinstance(t, Tensor) else torch.full((x.shape[0],), t, device=x.device)
 
 
-def threshold(x_0: Tensor, clip: str, clip_percentile: float) -> Tensor:
-    """Limit a predicted x_0 to [-1, 1] by the method `clip`; "dynamic": Saharia et al. 2022, section 2.3."""
+def threshold(
+    x_0: Tensor, clip: str, clip_percentile: float, clip_range: float = 1.0, clip_max: float | None = None
+) -> Tensor:
+    """Limit a predicted x_0 by the method `clip`; "dynamic": Saharia et al. 2022, section 2.3, s at most clip_max."""
     if clip == "x0":
-        return torch.clamp(x_0, -1, 1)
+        return torch.clamp(x_0, -clip_range, clip_range)
     if clip != "dynamic":
         return x_0
     s = torch.quantile(x_0.abs().flatten(1), clip_percentile, dim=1).reshape(-1, 1, 1, 1)
-    s = torch.clamp(s, min=1)
+    s = torch.clamp(s, min=1, max=clip_max)
     return torch.clamp(x_0, -s, s) / s
 
 
@@ -40,7 +42,7 @@ def clipped_x_0(tables: Tables, config: DiffusionConfig, x_t: Tensor, prediction
     ts = of_images(x_t, t)
     prediction, _ = diffusion.split_prediction(prediction, x_t)
     x_0 = diffusion.predicted_x_0(tables, config.objective, x_t, ts, prediction)
-    return threshold(x_0, config.clip, config.clip_percentile)
+    return threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max)
 
 
 def clamp_state(x: Tensor, clip: str) -> Tensor:
@@ -50,13 +52,16 @@ def clamp_state(x: Tensor, clip: str) -> Tensor:
 def ancestral_step(
     tables: Tables, config: DiffusionConfig, x_t: Tensor, prediction: Tensor, t: int, noise: Tensor
 ) -> Tensor:
-    """x_{t-1} from x_t: Ho et al. 2020, Algorithm 2, lines 3 and 4. The last step adds no noise."""
+    """x_{t-1} from x_t: Ho et al. 2020, Algorithm 2, lines 3 and 4. The last step adds no noise.
+
+    The mean is that of the posterior. From an eps without limit it is eq. 11, which divides by sqrt(alpha_t).
+    """
     ts = of_images(x_t, t)
-    if config.clip in ("x0", "dynamic"):
+    if config.clip in ("x0", "dynamic") or config.objective != "eps":
         x_0 = clipped_x_0(tables, config, x_t, prediction, t)
         mean, _ = diffusion.posterior(tables, x_0, x_t, ts)  # eq. 7
     else:
-        eps = diffusion.predicted_eps(tables, config.objective, x_t, ts, diffusion.split_prediction(prediction, x_t)[0])
+        eps, _ = diffusion.split_prediction(prediction, x_t)
         factor = extract(tables.betas, ts) / extract(tables.sqrt_one_minus_alpha_bars, ts)
         mean = (x_t - factor * eps) / torch.sqrt(extract(tables.alphas, ts))  # eq. 11
     posterior_variance = extract(tables.posterior_variance, ts)
@@ -149,23 +154,24 @@ def edm_step(
     """Karras et al. 2022, Algorithm 1, with a DDPM network (table 1, column VP).
 
     The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Euler's method, or,
-    with `predict`, Heun's: predict(x, t) is called again at next_timesteps[t], except in the step to sigma = 0.
+    with `predict`, Heun's: predict(x, t) is called again at next_timesteps[t], except in the step to sigma = 0 and in
+    one from sigma = infinity (zero terminal SNR).
     """
     ts = of_images(x_t, t)
     scale, scale_next = extract(tables.sqrt_alpha_bars, ts), extract(tables.sqrt_alpha_bars_prev, ts)
-    sigma = extract(tables.sqrt_one_minus_alpha_bars, ts) / scale
+    noise_level = extract(tables.sqrt_one_minus_alpha_bars, ts)
     sigma_next = extract(tables.sqrt_one_minus_alpha_bars_prev, ts) / scale_next
-    x = x_t / scale
-    d = (x - clipped_x_0(tables, config, x_t, prediction, t)) / sigma  # line 4
-    x_next = x + (sigma_next - sigma) * d  # line 5
+    D = clipped_x_0(tables, config, x_t, prediction, t)
+    d = (x_t - scale * D) / noise_level  # line 4, multiplied by scale above and below: (x - D) / sigma
+    x_next = D + sigma_next * d  # line 5: x + (sigma_next - sigma) d, where x = D + sigma d
 
     def corrected():
         t_next = int(next_timesteps[t])
         prediction = predict(x_next * scale_next, of_images(x_t, t_next))
-        D = clipped_x_0(tables, config, x_next * scale_next, prediction, t_next)
-        d_next = (x_next - D) / sigma_next  # line 7
-        return x + (sigma_next - sigma) * (d + d_next) / 2  # line 8
+        d_next = (x_next - clipped_x_0(tables, config, x_next * scale_next, prediction, t_next)) / sigma_next  # line 7
+        sigma = noise_level / scale
+        return x_t / scale + (sigma_next - sigma) * (d + d_next) / 2  # line 8
 
-    if predict is not None and next_timesteps[t] >= 0:
+    if predict is not None and next_timesteps[t] >= 0 and tables.sqrt_alpha_bars[t] > 0:
         x_next = corrected()
     return clamp_state(x_next * scale_next, config.clip)
