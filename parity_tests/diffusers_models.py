@@ -44,6 +44,24 @@ FAMILY = {
         **{"center_input_sample": True, "norm_num_groups": 1, "dropout": 0.3},
     },
     "learned variance, not square": {**ONE_LEVEL, **PAPER, "out_channels": 6, "sample_size": (4, 8)},
+    "time as scale and shift": {**SMALL, **blocks("-a", "a-"), "resnet_time_scale_shift": "scale_shift"},
+    "time as scale and shift, groups in the middle": {
+        **{**ONE_LEVEL, **PAPER, "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 2},
+    },
+    "two groups in the middle, wide time": {**ONE_LEVEL, "attn_norm_num_groups": 2, "time_embedding_dim": 20},
+    "no attention in the middle, GELU": {**ONE_LEVEL, **blocks("a", "-"), "add_attention": False, "act_fn": "gelu"},
+    "no middle, Mish": {**ONE_LEVEL, "mid_block_type": None, "act_fn": "mish"},
+    "resampled by blocks, ReLU": {
+        **{**SMALL, **PAPER, "layers_per_block": 2, "act_fn": "relu"},
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "downsample_type": "resnet",
+        "upsample_type": "conv",
+    },
+    "attention resampled by blocks, scale and shift": {
+        **{**SMALL, **blocks("aa-", "aa-"), "block_out_channels": (8, 16, 8)},
+        **{"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet"},
+    },
 }
 
 

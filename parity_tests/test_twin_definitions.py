@@ -78,6 +78,7 @@ ONLY_IN_TORCH = {
     "unets/conv_block": {"Sinusoids": "a module, for the name of its array"},
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
     "weights": {
+        "refuse_checkpoint": "in jax_ddpm, weights/run_checkpoint.py reads the checkpoint",
         "num_parameters": "a property of Model in JAX",
         "draw_uniform": "uniform, with the address",
         "fan_in": "in layers.py in JAX, whose layers are its own",

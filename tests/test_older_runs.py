@@ -40,6 +40,13 @@ def test_its_weights_load_and_draw_the_same_pictures(folder, package, name):
     np.testing.assert_allclose(drawn, np.load(folder / "samples_of_seed_3.npy"), rtol=0, atol=SAME_PICTURE)
 
 
+def test_its_checkpoint_loads(folder):
+    raw, ema = (jax_ddpm.load_model(folder, step=10, weights=kind, log=lambda line: None) for kind in ("raw", "ema"))
+    assert raw.info.step == 10 and raw.info.image_shape == (8, 8, 1)
+    x, t = np.ones((1, 8, 8, 1), np.float32), np.array([3])
+    assert np.isfinite(np.asarray(raw(x, t))).all() and not np.allclose(raw(x, t), ema(x, t))
+
+
 def test_it_is_resumed_and_ends_as_it_did(folder):
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     expected, _ = read_file(folder / "model.safetensors")

@@ -1,9 +1,12 @@
 """Models with their weights, strict state dicts of NumPy arrays as in `jax_ddpm.weights`, and initial values."""
 
+import functools
 import math
 import os
+import shlex
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -13,6 +16,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from jax_ddpm.spec.errors import UserError, require_one_of
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_files import read_model
+from jax_ddpm.spec.network_config import NetworkConfig
+from jax_ddpm.spec.run_checkpoints import Checkpoint
 from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import Precision, StateDict
 from torch_ref import rng, unets
@@ -20,21 +25,55 @@ from torch_ref.unets import attention
 
 
 def load_model(
-    path: str | os.PathLike, image_size: ImageSize | None = None, precision: str = "float32", **diffusion
+    path: str | os.PathLike,
+    image_size: ImageSize | None = None,
+    precision: str = "float32",
+    *,
+    weights: str | None = None,
+    step: int | None = None,
+    network_settings: Mapping[str, Any] | None = None,
+    log: Callable[[str], None] = print,
+    **diffusion,
 ) -> nn.Module:
     """Load a trained model: a module in eval mode with its metadata, a ModelInfo, as the attribute `info`.
 
     model(x, t): x (B, C, H, W), t integers (B,) in [0, T), or one integer for all images. Arguments and errors are
-    those of `jax_ddpm.load_model`.
+    those of `jax_ddpm.load_model`. A run's checkpoints are refused: they need JAX.
     """
     require_one_of("precision", precision, Precision)
-    values, info = read_model(path, image_size, **diffusion)
+    values, info = read_model(
+        path,
+        image_size,
+        weights=weights,
+        step=step,
+        network_settings=network_settings,
+        shapes_of=array_shapes,
+        read_checkpoint=refuse_checkpoint,
+        log=log,
+        **diffusion,
+    )
     with torch.device("meta"):  # takes no memory, whatever sizes the file claims
         check_state_dict(unets.build(info.network, info.image_shape[2]), values)
     network = unets.build(info.network, info.image_shape[2], torch.bfloat16 if precision == "bfloat16" else None)
     load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
     network.info = info
     return network.eval()
+
+
+@functools.lru_cache(maxsize=64)
+def array_shapes(config: NetworkConfig, image_channels: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of a network, by name."""
+    with torch.device("meta"):
+        network = unets.build(config, image_channels)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+def refuse_checkpoint(checkpoint: Checkpoint) -> NoReturn:
+    """Raise UserError that says how to make a file of weights from a checkpoint."""
+    raise UserError(
+        f"{checkpoint.folder} is a checkpoint of JAX (Orbax), which torch_ref does not read. Convert it:\n"
+        f"jax-ddpm convert {shlex.quote(str(checkpoint.folder))} model.safetensors --weights {checkpoint.weights}"
+    )
 
 
 def num_parameters(network: nn.Module) -> int:

@@ -1,10 +1,11 @@
 """What the commands share: parsing dataclasses as flags, and flags that several commands have."""
 
 import inspect
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from types import NoneType, UnionType
-from typing import Annotated, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -20,7 +21,7 @@ from tyro.constructors import (
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize, shortest
 from jax_ddpm.spec.network_config import NetworkConfig
-from jax_ddpm.spec.types import Clip, Objective, Schedule, Variance
+from jax_ddpm.spec.types import Clip, Objective, Schedule, Variance, Weights
 
 
 def parse(kind, arguments: Sequence[str], prog: str, examples: Sequence[str], default=None, config: tuple = ()):
@@ -107,6 +108,38 @@ def as_flag(kind: type, field: StructFieldSpec) -> StructFieldSpec:
 
 
 @dataclass(frozen=True)
+class LoadingFlags:
+    """What to load, where a model has several weights, and what its file does not say."""
+
+    weights: Weights | None = None
+    """EMA or raw weights. Default: EMA weights where there are some. A run has raw ones in its checkpoints."""
+    step: int | None = None
+    """For a run: the step of the checkpoint to load. RUN/checkpoints/STEP names it, too."""
+    network_setting: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE: a setting of the network that shapes do not show, such as heads=4. May be given several times."""
+
+    @property
+    def arguments(self) -> dict:
+        """As keyword arguments of `load_model`."""
+        return {
+            "weights": self.weights,
+            "step": self.step,
+            "network_settings": dict(map(read_setting, self.network_setting)),
+        }
+
+
+def read_setting(text: str) -> tuple[str, Any]:
+    """Name and value in NAME=VALUE. Values are read as JSON where they are JSON, as True, False or None, or as text."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UserError(f"network-setting = {text}: expected NAME=VALUE, such as heads=4.")
+    try:
+        return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+    except (ValueError, RecursionError):
+        return name, value
+
+
+@dataclass(frozen=True)
 class DiffusionFlags:
     """Settings of the diffusion. Default: what the model file says, else the preset of its network."""
 
@@ -115,9 +148,9 @@ class DiffusionFlags:
     schedule: Schedule | None = None
     """Noise schedule."""
     beta_start: float | None = None
-    """beta_1 of the linear schedule."""
+    """beta_1 of linear and scaled_linear; the lower limit of sigmoid_betas."""
     beta_end: float | None = None
-    """beta_T of the linear schedule."""
+    """beta_T of linear and scaled_linear; the upper limit of sigmoid_betas."""
     objective: Objective | None = None
     """What the network predicts: the noise (eps), the clean image (x0), or v."""
     variance: Variance | None = None
@@ -126,6 +159,14 @@ class DiffusionFlags:
     """While sampling: clip the predicted x_0 (x0), threshold it (dynamic), clamp every x_t (state), or do neither."""
     clip_percentile: float | None = None
     """Share of an image's pixels that dynamic thresholding does not clip."""
+    trained_betas: tuple[float, ...] | None = None
+    """The T betas of the schedule trained."""
+    zero_terminal_snr: bool | None = None
+    """Whether the schedule was rescaled so that x_T is pure noise (Lin et al. 2023)."""
+    clip_range: float | None = None
+    """For clip x0: clip to [-clip_range, clip_range]."""
+    clip_max: float | None = None
+    """For dynamic thresholding: the largest threshold."""
 
 
 def read_size(words: list[str]) -> ImageSize:

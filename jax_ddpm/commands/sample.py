@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
-from jax_ddpm.commands.flags import DiffusionFlags, parse
+from jax_ddpm.commands.flags import DiffusionFlags, LoadingFlags, parse
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize
@@ -26,7 +26,7 @@ class SampleFlags:
     """Draw pictures from a trained model, or edit images with it."""
 
     model: Path
-    """Run folder, diffusers folder, .safetensors, .pt, .pth or .bin."""
+    """Run folder, one of its checkpoints, diffusers folder, or a file of safetensors or PyTorch, whatever its name."""
     out: Path = Path("samples.png")
     """A .png (a grid), a .npz (`images`, uint8, and `x0`, float32, both (N, H, W, C)), or a folder (a PNG each)."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -50,6 +50,7 @@ class SampleFlags:
     """per-image: map each picture's own range of values to black and white, for samples that leave [-1, 1]."""
     editing: EditingFlags = field(default_factory=EditingFlags)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
+    loading: LoadingFlags = field(default_factory=LoadingFlags)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
 
@@ -72,7 +73,8 @@ def with_jax(flags: SampleFlags):
 
     if flags.precision == "float64":
         jax.config.update("jax_enable_x64", True)
-    model = jax_ddpm.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
+    settings = {**flags.loading.arguments, **asdict(flags.diffusion)}
+    model = jax_ddpm.load_model(flags.model, flags.image_size, flags.precision, **settings)
     dtype = jnp.float64 if flags.precision == "float64" else jnp.float32
     described = describe(model.info, model.num_parameters)
     return model, jax_ddpm, {"sampler": flags.sampling, "dtype": dtype}, described
@@ -87,7 +89,8 @@ def with_torch(flags: SampleFlags):
     import torch_ref
     from torch_ref.weights import num_parameters
 
-    model = torch_ref.load_model(flags.model, flags.image_size, flags.precision, **asdict(flags.diffusion))
+    settings = {**flags.loading.arguments, **asdict(flags.diffusion)}
+    model = torch_ref.load_model(flags.model, flags.image_size, flags.precision, **settings)
     dtype = torch.float64 if flags.precision == "float64" else torch.float32
-    settings = {"sampler": flags.sampling, "dtype": dtype}
-    return model, torch_ref, settings, describe(model.info, num_parameters(model))
+    described = describe(model.info, num_parameters(model))
+    return model, torch_ref, {"sampler": flags.sampling, "dtype": dtype}, described

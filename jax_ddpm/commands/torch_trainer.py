@@ -47,7 +47,8 @@ def train(config: RunConfig, folder: Path) -> None:
     if training.init_from is None:
         weights.initialise(network, training.seed)
     else:
-        weights.load_state_dict(network, initial_weights(training.init_from, info.network))
+        file, checks = training.init_from, (weights.array_shapes, weights.refuse_checkpoint)
+        weights.load_state_dict(network, initial_weights(file, info.network, *checks))
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     with lock_folder(folder, config, False, images):
         run(config, folder, images, network, info)

@@ -1,8 +1,13 @@
-"""Infer the network of a checkpoint without metadata from the names and shapes of its arrays."""
+"""Recognise the network of a checkpoint without metadata by the names and shapes of its arrays."""
 
-from jax_ddpm.spec.errors import UserError
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.network_config import (
-    NETWORKS,
     AttentionConfig,
     ConvBlockConfig,
     DDPMConfig,
@@ -10,29 +15,57 @@ from jax_ddpm.spec.network_config import (
     NetworkConfig,
     StridedConfig,
 )
-from jax_ddpm.spec.types import StateDict
+from jax_ddpm.spec.stored_array import Array
+
+MAX_SETTING = 2**20  # largest number accepted in a file's network settings
+Arrays = Mapping[str, Array]
 
 
-def infer_network(values: StateDict, source: str) -> tuple[NetworkConfig, int]:
-    """The network's settings and its number of image channels. Raises UserError if no network fits.
+@dataclass(frozen=True)
+class Recognised:
+    """A network, and those of its settings that names and shapes show."""
 
-    source: where the arrays come from, for the message.
-    """
-    for infer in INFERENCES:
-        inferred = infer(values)
-        if inferred is not None:
-            return inferred
-    names = ", ".join(list(values)[:3]) or "none"
-    raise UserError(f"{source} has none of the known networks ({', '.join(NETWORKS)}). Its first arrays: {names}.")
+    kind: type[NetworkConfig]
+    image_channels: int
+    settings: dict[str, Any]
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network with its default for each setting that is not shown."""
+        return self.kind(**self.settings)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> NetworkConfig:
+        """The network with further settings, of which those that shapes show are ignored.
+
+        Raises UserError for an unknown or mistyped setting, and for one that the network cannot have.
+        """
+        text = json.dumps({**settings, **self.settings}, default=str)
+        config = from_json(self.kind, text, "The network")
+        config.check()
+        check_size(config)
+        return config
+
+    @property
+    def not_shown(self) -> list[str]:
+        """Names of the settings that shapes do not show and that change what the network computes."""
+        names = [field.name for field in fields(self.kind)]
+        return [name for name in names if name not in ("name", "dropout", *self.settings)]
 
 
-def shape_of(values: StateDict, name: str, ndim: int) -> tuple[int, ...] | None:
-    """Shape of the array `name`, or None if there is none with `ndim` axes."""
+def check_size(network: NetworkConfig) -> None:
+    """Raise UserError for settings so large that the network could fill the memory."""
+    for name, value in network.arguments.items():
+        numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int | float)]
+        require(all(n <= MAX_SETTING for n in numbers), name, value, f"expected at most {MAX_SETTING}")
+
+
+def shape_of(values: Arrays, name: str, ndim: int) -> tuple[int, ...] | None:
+    """Shape of the array `name`, or None if there is none with `ndim` axes and at least one element."""
     value = values.get(name)
-    return None if value is None or value.ndim != ndim else value.shape
+    return None if value is None or value.ndim != ndim or 0 in value.shape else value.shape
 
 
-def count_numbered(values: StateDict, name: str, ndim: int) -> int:
+def count_numbered(values: Arrays, name: str, ndim: int) -> int:
     """Number of arrays called `name` with {} = 0, 1, 2, ... in a row."""
     number = 0
     while shape_of(values, name.format(number), ndim) is not None:
@@ -40,21 +73,22 @@ def count_numbered(values: StateDict, name: str, ndim: int) -> int:
     return number
 
 
-def infer_conv_block(values: StateDict) -> tuple[NetworkConfig, int] | None:
+def recognise_conv_block(values: Arrays) -> Recognised | None:
     first, time = shape_of(values, "enc_convs.0.seq1.0.weight", 4), shape_of(values, "time_emb.1.weight", 2)
     if first is None or time is None:
         return None
     levels = count_numbered(values, "enc_convs.{}.seq1.0.weight", 4)
-    widths = tuple(len(values[f"enc_convs.{level}.seq1.0.weight"]) for level in range(levels))
-    return ConvBlockConfig(widths=widths, time_width=time[0]), first[1]
+    widths = tuple(values[f"enc_convs.{level}.seq1.0.weight"].shape[0] for level in range(levels))
+    return Recognised(ConvBlockConfig, first[1], {"widths": widths, "time_width": time[0]})
 
 
-def infer_strided(values: StateDict) -> tuple[NetworkConfig, int] | None:
+def recognise_strided(values: Arrays) -> Recognised | None:
     first, time = shape_of(values, "down1.conv.0.weight", 4), shape_of(values, "time_embed.embed.0.weight", 2)
-    return None if first is None or time is None else (StridedConfig(), first[1])
+    return None if first is None or time is None else Recognised(StridedConfig, first[1], {})
 
 
-def infer_attention(values: StateDict) -> tuple[NetworkConfig, int] | None:
+def recognise_attention(values: Arrays) -> Recognised | None:
+    """Shapes do not show the number of heads."""
     first, frequencies = shape_of(values, "image_proj.weight", 4), shape_of(values, "time_emb.freqs", 1)
     if first is None or frequencies is None:
         return None
@@ -72,33 +106,70 @@ def infer_attention(values: StateDict) -> tuple[NetworkConfig, int] | None:
     if not levels:
         return None
     multipliers, has_attention, blocks = zip(*levels, strict=True)
-    config = AttentionConfig(channels=first[0], multipliers=multipliers, attention=has_attention, blocks=blocks[0])
-    return config, first[1]
+    settings = {"channels": first[0], "multipliers": multipliers, "attention": has_attention, "blocks": blocks[0]}
+    return Recognised(AttentionConfig, first[1], settings)
 
 
-def infer_layer_norm(values: StateDict) -> tuple[NetworkConfig, int] | None:
+def recognise_layer_norm(values: Arrays) -> Recognised | None:
     table, first = shape_of(values, "time_embed.weight", 2), shape_of(values, "b1.0.conv1.weight", 4)
-    return None if table is None or first is None else (LayerNormConfig(table_rows=table[0]), first[1])
+    return None if table is None or first is None else Recognised(LayerNormConfig, first[1], {"table_rows": table[0]})
 
 
-def infer_ddpm(values: StateDict) -> tuple[NetworkConfig, int] | None:
-    """Shapes do not show heads, groups, epsilon, padding and the order of sin and cos: the DDPM paper's are used."""
+def recognise_ddpm(values: Arrays) -> Recognised | None:
+    """Shapes do not show heads, groups, epsilon, padding, activation, and the order of sines and cosines."""
     first, last = shape_of(values, "conv_in.weight", 4), shape_of(values, "conv_out.weight", 4)
+    time = shape_of(values, "time_embedding.linear_1.weight", 2)
+    block = "down_blocks.0.resnets.0"
+    projection = shape_of(values, f"{block}.time_emb_proj.weight", 2)
     levels = count_numbered(values, "down_blocks.{}.resnets.0.conv1.weight", 4)
-    if first is None or last is None or levels == 0:
+    if first is None or last is None or time is None or projection is None or levels == 0:
         return None
-    down, up = (
-        tuple(f"{direction}_blocks.{level}.attentions.0.group_norm.weight" in values for level in range(levels))
+
+    def per_level(name: str) -> tuple[bool, ...]:
+        return tuple(name.format(level) in values for level in range(levels))
+
+    widths = tuple(values[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in range(levels))
+    has_scale = projection[0] == 2 * widths[0]
+    has_middle = "mid_block.resnets.0.conv1.weight" in values
+    resnets = {
+        f"resnet_{direction}sample": per_level(f"{direction}_blocks.{{}}.{direction}samplers.0.conv1.weight")
         for direction in ("down", "up")
-    )
-    config = DDPMConfig(
-        widths=tuple(len(values[f"down_blocks.{level}.resnets.0.conv1.weight"]) for level in range(levels)),
-        layers_per_block=count_numbered(values, "down_blocks.0.resnets.{}.conv1.weight", 4),
-        down_attention=down,
-        up_attention=up,
-        learned_variance=last[0] == 2 * first[1],
-    )
-    return config, first[1]
+    }
+    settings = {
+        "widths": widths,
+        "layers_per_block": count_numbered(values, "down_blocks.0.resnets.{}.conv1.weight", 4),
+        "down_attention": per_level("down_blocks.{}.attentions.0.to_q.weight"),
+        "up_attention": per_level("up_blocks.{}.attentions.0.to_q.weight"),
+        "learned_variance": last[0] == 2 * first[1],
+        "resnet_time_scale_shift": "scale_shift" if has_scale else "default",
+        "time_embedding_dim": None if time[0] == 4 * first[0] else time[0],
+        "mid_block": has_middle,
+        "add_attention": "mid_block.attentions.0.to_q.weight" in values or not has_middle,
+        **{name: flags if any(flags) else () for name, flags in resnets.items()},
+    }
+    if has_scale and "mid_block.attentions.0.group_norm.weight" not in values:
+        settings["attn_norm_num_groups"] = None
+    return Recognised(DDPMConfig, first[1], settings)
 
 
-INFERENCES = (infer_conv_block, infer_strided, infer_attention, infer_layer_norm, infer_ddpm)
+RECOGNISERS: dict[str, Callable[[Arrays], Recognised | None]] = {
+    "enc_convs.0.seq1.0.weight": recognise_conv_block,
+    "down1.conv.0.weight": recognise_strided,
+    "image_proj.weight": recognise_attention,
+    "b1.0.conv1.weight": recognise_layer_norm,
+    "conv_in.weight": recognise_ddpm,
+}
+"""By the name of an array that the network has."""
+
+
+def infer_network(values: Arrays, source: str) -> tuple[NetworkConfig, int]:
+    """The network's settings and its number of image channels. Raises UserError if no network fits.
+
+    source: where the arrays come from, for the message.
+    """
+    for recognise in RECOGNISERS.values():
+        recognised = recognise(values)
+        if recognised is not None:
+            return recognised.config, recognised.image_channels
+    names = ", ".join(list(values)[:3]) or "none"
+    raise UserError(f"{source} has none of the known networks. Its first arrays: {names}.")

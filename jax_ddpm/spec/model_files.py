@@ -1,68 +1,222 @@
-"""Read model files: run folders, diffusers folders, .safetensors, and PyTorch checkpoints (.pt, .pth, .bin).
+"""Read model files: run folders, diffusers folders, files of safetensors and of PyTorch, whatever their names end in.
 
-No code from a file is executed: safetensors contains only data, and PyTorch files are read with `weights_only=True`.
+No code from a file is executed: safetensors contains only data, and pickles are read by `unpickle`.
 """
 
 import json
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import safetensors
-
-from jax_ddpm.spec import diffusers_folder
+from jax_ddpm.spec.assumptions import describe_assumptions
+from jax_ddpm.spec.choose_weights import choose, describe_choice
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
-from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.errors import UserError, require_one_of
+from jax_ddpm.spec.find_weights import Found, ShapesOf, find_weights
+from jax_ddpm.spec.hub import local_path
 from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
-from jax_ddpm.spec.infer_network import infer_network
+from jax_ddpm.spec.infer_network import check_size
 from jax_ddpm.spec.json_text import from_json
+from jax_ddpm.spec.layout import Layout, make_layout
+from jax_ddpm.spec.model_folder import MODEL_FILE, find_source
 from jax_ddpm.spec.model_info import FORMAT_VERSION, ModelInfo
-from jax_ddpm.spec.network_config import NetworkConfig
+from jax_ddpm.spec.network_config import NETWORKS, NetworkConfig
 from jax_ddpm.spec.presets import preset
-from jax_ddpm.spec.text import one_line
-from jax_ddpm.spec.types import StateDict
+from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, ModelFile, open_model, read_arrays
+from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_own_weights, find_checkpoint
+from jax_ddpm.spec.types import StateDict, Weights
 
-MODEL_FILE = "model.safetensors"
-METADATA_KEY = "jax_ddpm"
-MAX_SETTING = 2**20  # largest number accepted in a file's network settings: others could fill the memory
-EXPECTED = "a run folder, a diffusers folder, or a .safetensors, .pt, .pth or .bin file"
-PREFIXES = ("module.", "_orig_mod.", "network.", "model.")
-STATE_DICT_KEYS = ("ema", "ema_model", "model_state_dict", "state_dict")  # the first one found is read: EMA first
+__all__ = ["METADATA_KEY", "MODEL_FILE", "initial_weights", "read_file", "read_model"]
+
+SAMPLING_SETTINGS = ("variance", "clip", "clip_percentile", "clip_range", "clip_max")  # may differ from the file's
+ReadCheckpoint = Callable[[Checkpoint], tuple[StateDict, ModelInfo]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Weights of a model, and what is known about it."""
+
+    values: StateDict
+    network: NetworkConfig
+    image_channels: int
+    image_size: tuple[int, int] | None
+    diffusion: DiffusionConfig | None
+    step: int | None = None
+    assumed: tuple[str, ...] = ()
+    """Names of the network's settings that are not known."""
+    found: Found | None = None
+    """Where the weights were, in a file without our metadata."""
+    layout: Layout | None = None
+    """How such a file was built, also if it was converted since."""
 
 
 def read_model(
-    path: str | os.PathLike, image_size: ImageSize | None = None, **diffusion
+    path: str | os.PathLike,
+    image_size: ImageSize | None = None,
+    *,
+    weights: Weights | None = None,
+    step: int | None = None,
+    network_settings: Mapping[str, Any] | None = None,
+    shapes_of: ShapesOf | None = None,
+    read_checkpoint: ReadCheckpoint | None = None,
+    log: Callable[[str], None] = print,
+    **diffusion,
 ) -> tuple[StateDict, ModelInfo]:
     """The arrays of a model file, by PyTorch name, and its metadata. Used by `load_model` of both frameworks.
 
-    Does not check whether the arrays fit the network. Raises UserError for a file that is not a model, and for settings
-    in conflict with it.
+    Raises UserError for a file that is not a model, and for settings in conflict with it.
 
-    path: as in `jax_ddpm.load_model`. image_size: height and width, instead of those in the file. diffusion: fields of
-    `DiffusionConfig`; None means not given.
+    Args:
+        path, image_size, weights, step, network_settings, log: as in `jax_ddpm.load_model`.
+        shapes_of: the names and shapes of a network's arrays. Without it, arrays of files without our metadata are not
+            compared with those of the network.
+        read_checkpoint: reads a checkpoint of a run. Without it, checkpoints are refused.
+        diffusion: fields of `DiffusionConfig`; None means not given.
     """
-    values, info = read_file(path)
     given = {name: value for name, value in diffusion.items() if value is not None}
-    if info is None:
-        network, channels = infer_network(values, str(path))
-        shape = (*height_and_width(preset(network.name).data.image_size), channels)
-        info = ModelInfo(network=network, image_shape=shape, diffusion=default_diffusion(network))
-    elif info.diffusion is None:
-        info = replace(info, diffusion=default_diffusion(info.network))
-    else:
-        require_no_conflict(info.diffusion, given, path)
-    info = replace(info, diffusion=replace(info.diffusion, **given))
-    if image_size is not None:
-        info = replace(info, image_shape=(*height_and_width(image_size), info.image_shape[2]))
+    if weights is not None:
+        require_one_of("weights", weights, Weights)
+    path = local_path(path, log)
+    settings = dict(network_settings or {})
+    loaded = load(path, weights, step, settings, None, shapes_of, read_checkpoint, log)
+    if loaded.diffusion is not None:
+        require_no_conflict(loaded.diffusion, given, path)
+    shown_size = image_size or loaded.image_size or preset(loaded.network.name).data.image_size
+    info = ModelInfo(
+        network=loaded.network,
+        image_shape=(*height_and_width(shown_size), loaded.image_channels),
+        diffusion=replace(loaded.diffusion or default_diffusion(loaded.network), **given),
+        step=loaded.step,
+        layout=loaded.layout,
+    )
     info.diffusion.check()
     info.network.check(shortest(info.image_shape[:2]), info.diffusion.timesteps)
-    for name, value in asdict(info.network).items():
-        numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, int | float)]
-        require(all(n <= MAX_SETTING for n in numbers), name, value, f"expected at most {MAX_SETTING}")
-    return values, info
+    check_size(info.network)
+    if loaded.found is not None:
+        size_is_known = image_size is not None or loaded.image_size is not None
+        line = describe_assumptions(info, loaded.assumed, size_is_known, None if loaded.diffusion else given)
+        if line is not None:
+            log(line)
+    return loaded.values, info
+
+
+def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo]:
+    """The arrays and the metadata of a file, without a word about what was taken and assumed."""
+    return read_model(path, log=lambda line: None)
+
+
+def load(
+    path: Path,
+    weights: Weights | None,
+    step: int | None,
+    settings: dict[str, Any],
+    supposed: NetworkConfig | None,
+    shapes_of: ShapesOf | None,
+    read_checkpoint: ReadCheckpoint | None,
+    log: Callable[[str], None],
+) -> Loaded:
+    """The weights, and what the file and its folder tell.
+
+    settings: of the network, given by the user. supposed: has the settings that nobody tells.
+    """
+    checkpoint = find_checkpoint(path, weights, step)
+    if checkpoint is not None:
+        if read_checkpoint is None:
+            raise UserError(f"{checkpoint.folder} is a checkpoint of a run: expected {EXPECTED}.")
+        values, info = read_checkpoint(checkpoint)
+        log(f"Took the {'EMA' if checkpoint.weights == 'ema' else 'raw'} weights of {checkpoint.folder}.")
+        return loaded_with(values, info, settings, path)
+    source = find_source(path, weights)
+    file = open_model(source.file)
+    if file.metadata is not None:
+        check_own_weights(path, weights)
+        info = parse_metadata(file.metadata, source.file)
+        if weights is None and path.is_dir() and averages_weights(path):
+            log(f"Took the EMA weights in {source.file}. --weights raw takes the raw ones of the newest checkpoint.")
+        return loaded_with(read_arrays(file.own_arrays, source.file), info, settings, path)
+    folder = source.folder
+    found = find_weights(file.content, shapes_of, settings_by_network((supposed, folder and folder.network), settings))
+    chosen = choose(source.file, file.content, found, None if source.is_ema else weights, shapes_of)
+    known = dict(chosen.recognised.settings)
+    if folder is not None and (type(folder.network) is not type(chosen.network) or differing(folder.network, known)):
+        if source.is_folder:
+            what = differing(folder.network, known) or [f"the network is {chosen.network.name}"]
+            raise UserError(f"{source.file} has another network than config.json says: {', '.join(what[:3])}.")
+        log(f"{source.file.parent / 'config.json'} is of another network and is not used.")
+        folder = None
+        found = find_weights(file.content, shapes_of, settings_by_network((supposed,), settings))
+        chosen = choose(source.file, file.content, found, weights, shapes_of)
+    log(describe_choice(source.file, file.content, found, chosen, source.is_ema, source.left_out))
+    if folder is not None:
+        known |= folder.network.arguments
+        for note in folder.notes:
+            log(note)
+    require_settings(known, settings, path)
+    return Loaded(
+        values=read_arrays(chosen.arrays, source.file),
+        network=chosen.network,
+        image_channels=chosen.recognised.image_channels,
+        image_size=None if folder is None else folder.image_size,
+        diffusion=None if folder is None else folder.diffusion,
+        assumed=tuple(name for name in chosen.recognised.not_shown if name not in (*known, *settings)),
+        found=chosen,
+        layout=layout_of(file, chosen),
+    )
+
+
+def loaded_with(values: StateDict, info: ModelInfo, settings: dict[str, Any], path: Path) -> Loaded:
+    """Weights with complete metadata. Raises UserError for settings of the network that differ from them."""
+    unknown = [name for name in settings if name not in info.network.arguments]
+    if unknown:
+        expected = ", ".join(info.network.arguments) or "none"
+        raise UserError(f"{info.network.name} has no setting {', '.join(unknown)}: expected {expected}.")
+    require_settings(info.network.arguments, settings, path)
+    height, width, channels = info.image_shape
+    size = (height, width)
+    return Loaded(values, info.network, channels, size, info.diffusion, info.step, layout=info.layout)
+
+
+def layout_of(file: ModelFile, chosen: Found) -> Layout:
+    """The layout of a file from which weights were taken. Averages without names of their own take those of the raw."""
+    named = chosen.raw or chosen
+    groups = [group for group in file.content.dictionaries if group.keys == named.keys]
+    theirs = set(named.names.values())
+    others = {name: array for group in groups for name, array in group.arrays.items() if name not in theirs}
+    shapes = {name: tuple(array.shape) for name, array in others.items()}
+    return make_layout(
+        named.keys, named.names, shapes, lambda name: read_arrays({name: others[name]}, file.path)[name]
+    )
+
+
+def settings_by_network(networks: Iterable[NetworkConfig | None], settings: Mapping[str, Any]) -> dict[str, dict]:
+    """By the network's name, its settings: those of `networks`, and over them those that were given."""
+    by_network: dict[str, dict[str, Any]] = {name: {} for name in NETWORKS}
+    for network in networks:
+        if network is not None:
+            by_network[network.name] |= network.arguments
+    return {name: {**known, **settings} for name, known in by_network.items()}
+
+
+def differing(network: NetworkConfig, settings: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from those of the network, as text."""
+    return [
+        f"{name} = {value} (config.json: {network.arguments.get(name)})"
+        for name, value in settings.items()
+        if network.arguments.get(name) != value
+    ]
+
+
+def require_settings(known: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for a given setting of the network that differs from what is known."""
+    wrong = [
+        f"{name} = {value} was given, but the weights or their settings say {known[name]}"
+        for name, value in settings.items()
+        if name in known and known[name] != (tuple(value) if isinstance(value, list) else value)
+    ]
+    if wrong:
+        raise UserError(f"{path} does not fit --network-setting: {'; '.join(wrong)}.")
 
 
 def default_diffusion(network: NetworkConfig) -> DiffusionConfig:
@@ -74,18 +228,28 @@ def default_diffusion(network: NetworkConfig) -> DiffusionConfig:
     return replace(diffusion, variance="learned_range") if getattr(network, "learned_variance", False) else diffusion
 
 
-def initial_weights(path: str | os.PathLike, network: NetworkConfig) -> StateDict:
-    """The arrays of a model file from which to start training `network`. Raises UserError for another network."""
-    values, info = read_file(path)
-    stored, expected = asdict(network if info is None else info.network), asdict(network)
+def initial_weights(
+    path: str | os.PathLike,
+    network: NetworkConfig,
+    shapes_of: ShapesOf | None = None,
+    read_checkpoint: ReadCheckpoint | None = None,
+    log: Callable[[str], None] = print,
+) -> StateDict:
+    """The arrays of a model file from which to start training `network`. Raises UserError for another network.
+
+    Settings that the file does not tell, such as heads, are taken to be those of `network`.
+    """
+    path = local_path(path, log)
+    loaded = load(path, None, None, {}, network, shapes_of, read_checkpoint, log)
+    stored = asdict(loaded.network)
     wrong = [
         f"{name} = {stored.get(name)} (expected {value})"
-        for name, value in expected.items()
+        for name, value in asdict(network).items()
         if name != "dropout" and stored.get(name) != value
     ]
     if wrong:
         raise UserError(f"{path} has another network than this run: {', '.join(wrong[:3])}.")
-    return values
+    return loaded.values
 
 
 def require_no_conflict(stored: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
@@ -93,125 +257,18 @@ def require_no_conflict(stored: DiffusionConfig, given: dict, path: str | os.Pat
     wrong = [
         f"{name} = {value} was given, but the model was trained with {getattr(stored, name)}"
         for name, value in given.items()
-        if name not in ("variance", "clip", "clip_percentile") and value != getattr(stored, name)
+        if name not in SAMPLING_SETTINGS and value != getattr(stored, name)
     ]
     if wrong:
         raise UserError(f"{path} does not fit these settings: {'; '.join(wrong)}. Leave them out.")
 
 
-def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo | None]:
-    """The state dict of a model file, without wrapper prefixes, and its metadata, or None if it has none.
-
-    For a diffusers folder without a scheduler, the metadata's `diffusion` is None.
-    """
-    path = Path(path)
-    if path.is_dir() and not (path / MODEL_FILE).is_file():
-        if diffusers_folder.is_diffusers_folder(path):
-            return read_diffusers(path)
-        raise UserError(f"{path} has no {MODEL_FILE}, which a run writes with its checkpoints: expected {EXPECTED}.")
-    path = path / MODEL_FILE if path.is_dir() else path
-    if not path.exists():
-        raise UserError(f"{path} does not exist: expected {EXPECTED}.")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    if path.suffix in (".pt", ".pth", ".bin"):
-        return read_pickle(path)
-    raise UserError(f"{path} is not a model file: expected {EXPECTED}.")
-
-
-def read_safetensors(path: Path) -> tuple[StateDict, ModelInfo | None]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-            values = {
-                name: read_bfloat16(path, name) if dtype == "BF16" else file.get_tensor(name)
-                for name, dtype in names.items()
-            }
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as safetensors: {one_line(error)}.") from None
-    return parse_metadata(values, metadata.get(METADATA_KEY), path)
-
-
-def read_bfloat16(path: Path, name: str) -> np.ndarray:
-    """One bfloat16 tensor of a .safetensors file as float32: NumPy has no bfloat16."""
-    with open(path, "rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(header_size))[name]
-        start, end = entry["data_offsets"]
-        file.seek(8 + header_size + start)
-        bits = np.frombuffer(file.read(end - start), "<u2").astype(np.uint32) << 16
-    return bits.view(np.float32).reshape(entry["shape"])
-
-
-def read_diffusers(path: Path) -> tuple[StateDict, ModelInfo]:
-    """A model of the diffusers package. If the folder has no image size, it is that of the network's preset."""
-    folder = diffusers_folder.read_folder(path)
-    read = read_safetensors if folder.weights.suffix == ".safetensors" else read_pickle
-    values, _ = read(folder.weights)
-    size = folder.image_size or height_and_width(preset(folder.network.name).data.image_size)
-    shape = (*size, folder.image_channels)
-    return values, ModelInfo(network=folder.network, image_shape=shape, diffusion=folder.diffusion)
-
-
-def parse_metadata(
-    values: Mapping[str, np.ndarray], metadata: str | None, path: Path
-) -> tuple[StateDict, ModelInfo | None]:
-    """The arrays and the ModelInfo from our metadata (JSON).
-
-    Without metadata: the arrays with prefixes removed from their names, and None.
-    """
-    if metadata is None:
-        return strip_prefixes(values, str(path)), None
+def parse_metadata(metadata: str, path: Path) -> ModelInfo:
+    """The ModelInfo in our metadata (JSON)."""
     try:
         version = json.loads(metadata)["format_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         version = None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
-    return dict(values), from_json(ModelInfo, metadata, f"The metadata of {path}")
-
-
-def read_pickle(path: Path) -> tuple[StateDict, ModelInfo | None]:
-    """The state dict of a .pt, .pth or .bin file as NumPy arrays, and our metadata if the file has it.
-
-    The state dict is the file's content itself, or the value of one of STATE_DICT_KEYS in it.
-    """
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"Reading {path} needs PyTorch: pip install 'jax-ddpm[torch]', or convert the file to .safetensors."
-        ) from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle can raise anything
-        code = re.search(r"(?:GLOBAL|function) ([\w.]+)", str(error))
-        why = f"it needs {code[1]}, but only tensors are loaded" if code else "it is damaged or not a checkpoint"
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {why}.") from None
-    metadata = content.get(METADATA_KEY) if isinstance(content, Mapping) else None
-    for key in STATE_DICT_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} contains a {type(content).__name__}: expected a state dict.")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    values = {
-        name: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
-        for name, value in tensors.items()
-    }
-    return parse_metadata(values, metadata, path)
-
-
-def strip_prefixes(values: Mapping[str, np.ndarray], source: str) -> StateDict:
-    """Remove the prefixes that wrappers add to names. From an EMA wrapper, keep only the averaged weights."""
-    if any(name.startswith("ema_model.") for name in values):
-        values = {name.removeprefix("ema_model."): v for name, v in values.items() if name.startswith("ema_model.")}
-    stripped: StateDict = {}
-    for name, value in values.items():
-        plain = diffusers_folder.current_name(re.sub(f"^({'|'.join(map(re.escape, PREFIXES))})+", "", name))
-        if plain in stripped:
-            raise UserError(f"{source} has {plain} twice, under different names.")
-        stripped[plain] = value
-    return stripped
+    return from_json(ModelInfo, metadata, f"The metadata of {path}")

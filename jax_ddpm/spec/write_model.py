@@ -1,4 +1,4 @@
-"""Write model files: .safetensors, .pt, .pth, diffusers folders."""
+"""Write model files: safetensors, files of PyTorch, diffusers folders."""
 
 import json
 import os
@@ -12,10 +12,13 @@ from safetensors.numpy import save_file
 from jax_ddpm.spec import diffusers_folder
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path, write_text
+from jax_ddpm.spec.layout import Layout, apply_layout, wrap
 from jax_ddpm.spec.model_files import METADATA_KEY, MODEL_FILE
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.types import StateDict
+
+TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def check_output(path: str | os.PathLike, diffusers: bool = False, overwrite: bool = False) -> None:
@@ -26,8 +29,9 @@ def check_output(path: str | os.PathLike, diffusers: bool = False, overwrite: bo
     path = Path(path)
     if diffusers and path.is_dir() and any(path.iterdir()) and not overwrite:
         raise UserError(f"{path} is not empty: a diffusers folder can only be written to a new or empty folder.")
-    if not diffusers and path.suffix not in (".safetensors", ".pt", ".pth", ""):
-        raise UserError(f"{path} ends in {path.suffix}: expected a .safetensors, .pt or .pth file, or a folder.")
+    if not diffusers and path.suffix not in (".safetensors", *TORCH_ENDINGS, ""):
+        endings = ", ".join((".safetensors", *TORCH_ENDINGS))
+        raise UserError(f"{path} ends in {path.suffix}: expected a {endings} file, or a folder.")
     is_folder = diffusers or path.suffix == ""
     folder = path if is_folder else path.parent
     try:
@@ -61,17 +65,24 @@ def is_converted(file: Path) -> bool:
         return False
 
 
-def save_model(path: str | os.PathLike, values: StateDict, info: ModelInfo, diffusers: bool = False) -> Path:
+def save_model(
+    path: str | os.PathLike,
+    values: StateDict,
+    info: ModelInfo,
+    diffusers: bool = False,
+    layout: Layout | None = None,
+) -> Path:
     """Write a model in the format that the path's ending says, and return the path of the weights file.
 
-    In a folder, the file is model.safetensors. A .pt or .pth file contains a dict: "model_state_dict" is the state dict
+    In a folder, the file is model.safetensors. A file of PyTorch contains a dict: "model_state_dict" is the state dict
     and "jax_ddpm" the metadata as JSON.
 
     Args:
-        path: a .safetensors, .pt or .pth file, or a folder.
+        path: a .safetensors file, one that ends as in TORCH_ENDINGS, or a folder.
         values: arrays by PyTorch name.
         info: the metadata.
         diffusers: write a folder for UNet2DModel.from_pretrained and DDPMPipeline.from_pretrained of diffusers.
+        layout: for a file of PyTorch: write the weights as the checkpoint with this layout has them, without metadata.
 
     Raises:
         UserError: a network or settings that diffusers does not have, or a file that cannot be written.
@@ -80,8 +91,8 @@ def save_model(path: str | os.PathLike, values: StateDict, info: ModelInfo, diff
     try:
         if diffusers:
             return write_diffusers(path, values, info)
-        if path.suffix in (".pt", ".pth"):
-            return write_torch(path, values, info)
+        if path.suffix in TORCH_ENDINGS:
+            return write_torch(path, values, info, layout)
         path = path / MODEL_FILE if path.suffix == "" else path
         write_model(path, values, info)
         return path
@@ -99,15 +110,23 @@ def write_diffusers(path: Path, values: StateDict, info: ModelInfo) -> Path:
     return weights_file
 
 
-def write_torch(path: Path, values: StateDict, info: ModelInfo) -> Path:
-    import torch
+def write_torch(path: Path, values: StateDict, info: ModelInfo, layout: Layout | None) -> Path:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"Writing {path} needs PyTorch: pip install 'jax-ddpm[torch]'.") from None
 
+    if layout is not None:
+        values = apply_layout(layout, values)
     tensors = {name: torch.tensor(value) for name, value in values.items()}
-    content = {"model_state_dict": tensors, METADATA_KEY: json.dumps(asdict(info))}
+    if layout is None:
+        content = {"model_state_dict": tensors, METADATA_KEY: json.dumps(asdict(info))}
+    else:
+        content = wrap(layout.keys, tensors)
     with (
-        atomic_path(path) as temporary,
-        open(temporary, "wb") as file,
-    ):  # torch itself raises RuntimeError for a full disk
+        atomic_path(path) as draft,
+        open(draft, "wb") as file,
+    ):  # for a path, torch raises no OSError if the disk is full
         torch.save(content, file)
     return path
 

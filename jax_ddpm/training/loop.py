@@ -80,7 +80,8 @@ def train(
         if resume:
             check_same_images(folder, images, log)
         checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
-        network = make_network(config, images.train.shape[1:], has_checkpoint=resume and bool(checkpoints.steps()))
+        has_checkpoint = resume and bool(checkpoints.steps())
+        network = make_network(config, images.train.shape[1:], has_checkpoint, log)
         with lock_folder(folder, config, resume, images), checkpoints:
             signals.message = f"Stopped. To continue: jax-ddpm train --resume --out {shlex.quote(str(folder))}"
             run = prepare(config, folder, resume, images, network, mesh, checkpoints, log)

@@ -222,15 +222,23 @@ def load_images(
     return images
 
 
-def make_network(config: RunConfig, image_shape: tuple[int, int, int], has_checkpoint: bool):
+def make_network(
+    config: RunConfig,
+    image_shape: tuple[int, int, int],
+    has_checkpoint: bool,
+    log: Callable[[str], None] = print,
+):
     """The network, with random initial weights or the weights of `init_from`.
 
-    has_checkpoint: a checkpoint will be restored, so the file of `init_from` is not read, and may be gone.
+    has_checkpoint: a checkpoint will be restored, so the file of `init_from` is not read, and may be gone. log: called
+    with what was taken from that file.
     """
     dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
     network = unets.build(config.network, image_shape[2], dtype)
     if config.training.init_from is None or has_checkpoint:
         weights.initialise(network, config.training.seed)
     else:
-        weights.load_state_dict(network, initial_weights(config.training.init_from, config.network))
+        file = config.training.init_from
+        values = initial_weights(file, config.network, weights.array_shapes, weights.read_checkpoint, log)
+        weights.load_state_dict(network, values)
     return network

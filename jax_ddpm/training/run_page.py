@@ -106,11 +106,18 @@ def read_numbers(folder: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
+def drawn_with(folder: Path) -> tuple[int, bool] | None:
+    """Step of the weights that the final pictures were drawn with, and whether they were raw; None without pictures."""
+    numbers = read_numbers(folder)
+    return None if numbers is None else (int(numbers["step"]), bool(numbers.get("are_raw", False)))
+
+
 def facts(rows: list[dict], numbers: dict | None) -> list[tuple[str, str]]:
     """Names and values for the top of the page."""
     found = []
     if numbers:
-        found += [("Parameters", f"{numbers['num_parameters']:,}"), ("Weights of step", f"{numbers['step']:,}")]
+        raw = " (raw, not EMA)" if numbers.get("are_raw", False) else ""
+        found += [("Parameters", f"{numbers['num_parameters']:,}"), ("Weights of step", f"{numbers['step']:,}{raw}")]
     if rows:
         found.append(("Steps", f"{rows[-1]['step']:,}"))
         found.append(("Epochs", f"{rows[-1]['epoch'] + 1:,}"))

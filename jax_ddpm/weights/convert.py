@@ -4,6 +4,7 @@ A state dict here is a dict of NumPy arrays with PyTorch's names and layouts. Co
 network needs exactly one array of the state dict, and the other way round.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jax_ddpm import unets
 from jax_ddpm.layers import Buffer, Conv, ConvTranspose, ConvTranspose2x2, GroupNorm, Linear
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import StateDict
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
@@ -90,6 +93,12 @@ def torch_arrays(network: nnx.Module) -> list[TorchArray]:
         problem = "arrays that are neither parameters nor buffers" if table is None else "arrays without a PyTorch name"
         raise UserError(f"{class_name} has {problem}: {', '.join(wrong)}.")
     return matched + [same_layout(path, node) for path, node in unmatched.values()]
+
+
+@functools.lru_cache(maxsize=64)
+def array_shapes(config: NetworkConfig, image_channels: int) -> dict[str, tuple[int, ...]]:
+    """The shape in PyTorch of every array of a network, by PyTorch name."""
+    return {array.name: array.shape for array in torch_arrays(unets.build(config, image_channels))}
 
 
 def same_layout(name: str, variable: nnx.Variable) -> TorchArray:

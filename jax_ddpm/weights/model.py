@@ -1,7 +1,9 @@
 """`load_model`, and the `Model` that it returns."""
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.types import Precision
-from jax_ddpm.weights.convert import load_state_dict, to_device
+from jax_ddpm.weights.convert import array_shapes, load_state_dict, to_device
+from jax_ddpm.weights.run_checkpoint import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -47,29 +50,54 @@ class Model:
 
 
 def load_model(
-    path: str | os.PathLike, image_size: ImageSize | None = None, precision: str = "float32", **diffusion
+    path: str | os.PathLike,
+    image_size: ImageSize | None = None,
+    precision: str = "float32",
+    *,
+    weights: str | None = None,
+    step: int | None = None,
+    network_settings: Mapping[str, Any] | None = None,
+    log: Callable[[str], None] = print,
+    **diffusion,
 ) -> Model:
     """Load a trained model.
 
-    The network of a file without metadata is inferred from the names and shapes of its arrays. If a file has both EMA
-    and raw weights, the EMA weights are loaded. No code from the file is executed.
+    The file's content decides what it is, not its name. In a file without our metadata the weights are searched for:
+    they may lie under any keys, and their names may have any prefix. The network is recognised from names and shapes.
+    No code from the file is executed.
 
     Args:
-        path: a run folder, a diffusers folder, or a .safetensors, .pt, .pth or .bin file. The last three need PyTorch.
+        path: a run folder, one of its checkpoints (RUN/checkpoints/STEP), a diffusers folder, a file of safetensors or
+            PyTorch, or the name of a model on the Hugging Face Hub.
         image_size: height and width in pixels, such as (32, 48), or one integer for square images. Default: those in
             the file, else those of the network's preset.
         precision: "float32", "bfloat16" (of the activations only) or "float64" (of the parameters too; needs
             jax_enable_x64).
-        diffusion: fields of `DiffusionConfig`. variance, clip and clip_percentile replace those in the file. The others
-            must agree with the file, if it has diffusion settings. Settings that are neither given nor in the file are
-            those of the network's preset.
+        weights: "ema" or "raw", for models that have both. Default: EMA weights where there are some. The raw weights
+            of a run are those of its newest checkpoint.
+        step: for a run, the checkpoint to load.
+        network_settings: settings of the network that shapes do not show, such as {"heads": 4}.
+        log: called with each line that says what was taken from a file and what was assumed.
+        diffusion: fields of `DiffusionConfig`. Those that only concern sampling (variance, clip, ...) replace those in
+            the file. The others must agree with the file, if it has diffusion settings. Settings that are neither given
+            nor in the file are those of the network's preset.
 
     Raises:
         UserError: the file is not a model, its weights do not fit, or a setting is wrong or disagrees with the file.
     """
     require_one_of("precision", precision, Precision)
     check_devices()
-    values, info = read_model(path, image_size, **diffusion)
+    values, info = read_model(
+        path,
+        image_size,
+        weights=weights,
+        step=step,
+        network_settings=network_settings,
+        shapes_of=array_shapes,
+        read_checkpoint=read_checkpoint,
+        log=log,
+        **diffusion,
+    )
     network = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
     load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
     to_device(network)

@@ -1,0 +1,41 @@
+"""One line that says what was assumed about a model whose file does not say it."""
+
+from collections.abc import Collection
+from dataclasses import asdict
+
+from jax_ddpm.spec.model_info import ModelInfo
+
+HARDLY_EVER_CHANGED = ("clip_percentile", "clip_range", "clip_max")
+
+
+def describe_assumptions(
+    info: ModelInfo, network_settings: Collection[str], has_image_size: bool, diffusion_settings: Collection[str] | None
+) -> str | None:
+    """The settings that were not told by a file, its folder or the user, with the flags that change them.
+
+    Args:
+        info: the model's settings.
+        network_settings: names of the network's settings that were assumed.
+        has_image_size: whether the image size was told.
+        diffusion_settings: names of the diffusion's settings that were given; None if a file told all of them.
+
+    Returns:
+        A line, or None if nothing was assumed.
+    """
+    parts = []
+    if network_settings:
+        values = asdict(info.network)
+        shown = ", ".join(f"{name}={values[name]}" for name in network_settings)
+        parts.append(f"{shown} (--network-setting {next(iter(network_settings))}=VALUE)")
+    if not has_image_size:
+        parts.append(f"images of {info.image_shape[0]}x{info.image_shape[1]} (--image-size)")
+    if diffusion_settings is not None:
+        values = asdict(info.diffusion)
+        names = [name for name in values if name not in (*diffusion_settings, *HARDLY_EVER_CHANGED)]
+        if info.diffusion.schedule not in ("linear", "scaled_linear", "sigmoid_betas"):
+            names = [name for name in names if not name.startswith("beta_")]
+        shown = [
+            f"--{name.replace('_', '-')} {values[name]}" for name in names if values[name] not in (None, False, ())
+        ]
+        parts += [" ".join(shown)] if shown else []
+    return f"Assumed, as the file does not say it: {'; '.join(parts)}." if parts else None

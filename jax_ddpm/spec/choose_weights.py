@@ -1,0 +1,145 @@
+"""Choose among the weights that a file holds, say what was taken, and refuse what cannot be read."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.file_content import Dictionary, FileContent, place
+from jax_ddpm.spec.find_weights import Found, ShapesOf, are_equal
+from jax_ddpm.spec.network_config import NETWORKS
+from jax_ddpm.spec.text import some
+from jax_ddpm.spec.types import Weights
+
+
+def choose(
+    path: str | os.PathLike,
+    content: FileContent,
+    found: list[Found],
+    weights: Weights | None,
+    shapes_of: ShapesOf | None,
+) -> Found:
+    """The weights to take: averaged ones where there are some, unless `weights` says otherwise.
+
+    Raises UserError if there are none, or several with different values.
+    """
+    complete = [each for each in found if each.is_complete]
+    averages, raws = ([each for each in complete if each.is_ema is kind] for kind in (True, False))
+    chosen = averages or raws if weights is None else averages if weights == "ema" else raws
+    if not complete:
+        raise refusal(path, content, found, shapes_of)
+    if not chosen:
+        wanted, other = ("EMA", "raw") if weights == "ema" else ("raw", "EMA")
+        raise UserError(
+            f"{path} holds no complete {wanted} weights, only {other} weights ({complete[0].place}).\n"
+            f"Leave out --weights {weights} (in Python: weights={weights!r})."
+        )
+    different = [each for each in chosen[1:] if not are_equal(chosen[0], each)]
+    if different:
+        places = some([each.place for each in (chosen[0], *different)])
+        raise UserError(
+            f"{path} holds {1 + len(different)} complete networks with different values: {places}.\n"
+            "Save the one to load in a file of its own: torch.save(STATE_DICT, 'one.pt')"
+        )
+    return chosen[0]
+
+
+def describe_choice(
+    path: str | os.PathLike,
+    content: FileContent,
+    found: list[Found],
+    chosen: Found,
+    is_ema: bool,
+    others: Sequence[str],
+) -> str:
+    """One line: what was taken from the file, and what was left out.
+
+    is_ema: whether the file's folder says that the weights are an average. others: other weights in the folder.
+    """
+    has_average = bool(others) or any(each.is_ema for each in found)
+    kind = "EMA weights" if chosen.is_ema or is_ema else "raw weights" if has_average else "weights"
+    under = f' under "{chosen.prefix}"' if chosen.prefix else ""
+    left_out = list(others)
+    left_out += [
+        f"{each.place} ({'EMA' if each.is_ema else 'raw'} weights{'' if each.is_complete else ', incomplete'})"
+        for each in found
+        if each is not chosen
+    ]
+    taken_from = {each.keys for each in found}
+    left_out += [
+        f"{place(group.keys) or 'the file itself'} ({len(group.arrays)} arrays)"
+        for group in (*content.dictionaries, *content.lists)
+        if group.keys not in taken_from
+    ]
+    left_out += leftovers(content, found, chosen)
+    ending = f" Left out: {some(left_out, 5, 80)}." if left_out else ""
+    return f"Took the {kind} in {path}{place(chosen.keys)}{under}.{ending}"
+
+
+def leftovers(content: FileContent, found: list[Found], chosen: Found) -> list[str]:
+    """Names of arrays in the chosen dictionary that belong to no network; those with a prefix by their first part."""
+    here = next((group for group in content.dictionaries if group.keys == chosen.keys), None)
+    networks = {name for each in found if each.keys == chosen.keys for name in each.names.values()}
+    names = [name for name in (here.arrays if here else ()) if name not in networks]
+    return list(dict.fromkeys(name if "." not in name else f"{name.partition('.')[0]}.*" for name in names))
+
+
+def refusal(path: str | os.PathLike, content: FileContent, found: list[Found], shapes_of: ShapesOf | None) -> UserError:
+    """Why no weights could be taken: what the file holds, the network it is nearest to, and what differs."""
+    if not content.num_arrays:
+        return UserError(f"{path} holds no arrays: expected the weights of a network.")
+    known = ", ".join(NETWORKS)
+    groups = sorted((*content.dictionaries, *content.lists), key=lambda group: -len(group.arrays))
+    held = some([f"{place(group.keys) or 'the file itself'} ({len(group.arrays)} arrays)" for group in groups], 4)
+    lines = [f"{path} holds no complete network that is known here ({known}).", f"It holds: {held}."]
+    conflicts = [each for each in found if each.conflict is not None]
+    nearest = min(found, key=lambda each: len(each.missing) + len(each.unexpected) + len(each.misshapen), default=None)
+    if conflicts:
+        lines.append(f"Nearest: {conflicts[0].network.name} in {conflicts[0].place}. {conflicts[0].conflict}")
+    elif nearest is not None:
+        settings = ", ".join(f"{name} {value}" for name, value in nearest.recognised.settings.items())
+        lines.append(f"Nearest: {nearest.network.name} in {nearest.place} ({settings[:120]}).")
+        for title, problems in (
+            ("Missing", nearest.missing),
+            ("Unexpected", nearest.unexpected),
+            ("Other shapes", nearest.misshapen),
+        ):
+            if problems:
+                lines.append(f"{title}: {some(problems)}.")
+    else:
+        lines += nearest_by_names(content.dictionaries, shapes_of) if shapes_of else []
+    return UserError("\n".join([*lines, ADVICE]), max_lines=10)
+
+
+ADVICE = "If the network is one of these, save its weights alone: torch.save(model.state_dict(), 'weights.pt')"
+
+
+def nearest_by_names(dictionaries: list[Dictionary], shapes_of: ShapesOf) -> list[str]:
+    """Lines about the network with default settings that has most names in common with one of the dictionaries."""
+    best: tuple[int, str, Dictionary | None, str, list[str]] = (0, "", None, "", [])
+    for kind in NETWORKS.values():
+        network = kind()
+        expected = list(shapes_of(network, 3))
+        wanted = set(expected)
+        for dictionary in dictionaries:
+            prefixes = Counter(
+                name[:start]
+                for name in list(dictionary.arrays)[:10_000]
+                for start in (0, *(number + 1 for number, letter in enumerate(name[:200]) if letter == "."))
+                if name[start:] in wanted
+            )
+            for prefix, count in prefixes.most_common(1):
+                if count > best[0]:
+                    best = (count, network.name, dictionary, prefix, expected)
+    count, name, dictionary, prefix, expected = best
+    if dictionary is None:
+        first = some(list(dictionaries[0].arrays), 4) if dictionaries else "none"
+        return [f"No name is that of a known network. The first names: {first}."]
+    missing = [each for each in sorted(expected) if prefix + each not in dictionary.arrays]
+    unexpected = [each for each in dictionary.arrays if each.removeprefix(prefix) not in expected]
+    under = f' under "{prefix}"' if prefix else ""
+    return [
+        f"Nearest: {name}, with {count} names in common in {place(dictionary.keys) or 'the file itself'}{under}.",
+        *([f"Missing: {some(missing)}."] if missing else []),
+        *([f"Unexpected: {some(unexpected)}."] if unexpected else []),
+    ]

@@ -1,0 +1,109 @@
+"""Which file of a folder holds the model, and which settings stand beside it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax_ddpm.spec import diffusers_folder
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.read_content import EXPECTED, kind_of
+from jax_ddpm.spec.text import some
+
+MODEL_FILE = "model.safetensors"
+NOT_MODELS = re.compile(r"optim|scheduler|random_state|rng|scaler|training_args|arguments", re.IGNORECASE)
+SHARD = re.compile(r"-\d{5}-of-\d{5}")
+VARIANT = re.compile(r"\.(fp16|bf16|fp32|float16|bfloat16|non_ema)(?=\.)")
+
+ENDING = re.compile(r"\.(safetensors|bin)(\.index\.json)?$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of weights, and what its folder tells."""
+
+    file: Path
+    folder: diffusers_folder.Folder | None = None
+    """Settings in the format of diffusers, if there are some beside the file."""
+    is_folder: bool = False
+    """Whether the folder was named, not the file."""
+    is_ema: bool = False
+    """Whether the folder says that the weights are an average."""
+    left_out: tuple[str, ...] = ()
+    """Other weights in the folder."""
+
+
+def find_source(path: Path, weights: str | None) -> Source:
+    """The file of weights that a path stands for. Raises UserError if there is none, or if there are several."""
+    if not path.is_dir():
+        return Source(index_of(path), diffusers_folder.settings_beside(path))
+    diffusers_folder.refuse_other_models(path)
+    if (path / MODEL_FILE).is_file():
+        return Source(path / MODEL_FILE, diffusers_folder.settings_beside(path / MODEL_FILE), True)
+    if not diffusers_folder.is_diffusers_folder(path):
+        file = model_file(path, weights)
+        if file is None:
+            raise UserError(
+                f"{path} has no {MODEL_FILE}, which a run writes with its checkpoints: expected {EXPECTED}."
+            )
+        return Source(file, None, True)
+    models = [path / name for name in diffusers_folder.MODEL_FOLDERS if (path / name).is_dir()] or [path]
+    is_ema = models[0].name == "unet_ema" and weights != "raw"
+    model = models[0] if is_ema else models[-1]
+    file = model_file(model, weights)
+    if file is None:
+        raise UserError(f"{model} has no weights: expected {' or '.join(diffusers_folder.WEIGHTS)}.")
+    others = tuple(f"{each.name}/ ({'raw' if is_ema else 'EMA'} weights)" for each in models if each != model)
+    return Source(file, diffusers_folder.read_folder(path, model), True, is_ema, others)
+
+
+def model_file(folder: Path, weights: str | None = None) -> Path | None:
+    """The file of a folder that holds its model: a run's, the only one, or the index of a model in several files.
+
+    Of files that differ only in their ending or in a variant such as fp16, the one in full precision, and safetensors
+    first. weights: "raw" prefers the variant non_ema.
+
+    None if there is none. Raises UserError if there are several.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    candidates = [path for path in files if path.name.endswith(".index.json") or is_model(path)]
+    indices = [path for path in candidates if path.name.endswith(".index.json")]
+    if indices:
+        candidates = [*indices, *(path for path in candidates if path not in indices and not SHARD.search(path.name))]
+    by_name: dict[str, list[Path]] = {}
+    for path in candidates:
+        by_name.setdefault(ENDING.sub("", VARIANT.sub("", path.name)), []).append(path)
+    if not by_name:
+        return None
+    if len(by_name) > 1:
+        names = some([path.name for path in candidates], 5)
+        raise UserError(f"{folder} holds several model files ({names}): name one of them.")
+    (variants,) = by_name.values()
+    return min(variants, key=lambda path: preference(path.name, weights))
+
+
+def preference(name: str, weights: str | None) -> tuple[bool, bool, bool, str]:
+    """Key by which the files of one model are sorted: the first is taken."""
+    variant = VARIANT.search(name)
+    return (
+        ("non_ema" in name) != (weights == "raw"),
+        variant is not None and variant[1] not in ("fp32", "non_ema"),
+        "safetensors" not in name,
+        name,
+    )
+
+
+def is_model(path: Path) -> bool:
+    """Whether a file is one of safetensors or PyTorch, by its first bytes, and not an optimiser's by its name."""
+    if NOT_MODELS.search(path.name):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return kind_of(file.read(512), path) != "index"
+    except (UserError, OSError):
+        return False
+
+
+def index_of(path: Path) -> Path:
+    """For one of the files of a model in several, the index beside it; else the path itself."""
+    index = path.with_name(f"{SHARD.sub('', path.name)}.index.json")
+    return index if SHARD.search(path.name) and index.is_file() else path
