@@ -55,7 +55,11 @@ AREAS = [
             "jax_ddpm.spec.write_model",
             "jax_ddpm.spec.model_info",
             "jax_ddpm.spec.infer_network",
+            "jax_ddpm.spec.find_weights",
             "jax_ddpm.spec.diffusers_folder",
+            "jax_ddpm.spec.diffusers_network",
+            "jax_ddpm.spec.diffusers_scheduler",
+            "jax_ddpm.spec.hub",
         ],
     ),
     (
