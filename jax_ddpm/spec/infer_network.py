@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.network_config import (
     AttentionConfig,
@@ -160,16 +160,3 @@ RECOGNISERS: dict[str, Callable[[Arrays], Recognised | None]] = {
     "conv_in.weight": recognise_ddpm,
 }
 """By the name of an array that the network has."""
-
-
-def infer_network(values: Arrays, source: str) -> tuple[NetworkConfig, int]:
-    """The network's settings and its number of image channels. Raises UserError if no network fits.
-
-    source: where the arrays come from, for the message.
-    """
-    for recognise in RECOGNISERS.values():
-        recognised = recognise(values)
-        if recognised is not None:
-            return recognised.config, recognised.image_channels
-    names = ", ".join(list(values)[:3]) or "none"
-    raise UserError(f"{source} has none of the known networks. Its first arrays: {names}.")
