@@ -10,6 +10,7 @@ import jax_ddpm
 from jax_ddpm import data
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.training import loop
+from jax_ddpm.training.run_folder import default_out
 from tests.small import small
 
 RANDOM = np.random.default_rng(0)
@@ -203,6 +204,11 @@ def test_files_that_cannot_be_read(name, tmp_path):
     np.save(tmp_path / "a.npy", np.array([None, {}], object), allow_pickle=True)
     with pytest.raises(UserError, match="cannot be read"):
         load(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("path", ["~/my sets/a b.npz", "C:\\sets\\a b.npz", "a b.npz"])
+def test_the_folder_of_a_run_is_named_after_the_file(path):
+    assert default_out(small(dataset=path)).name == "a_b.npz-tiny"
 
 
 # Training ------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ NO_IMAGES = frozenset(
         *(".rw2"),
     )
 )
-MAX_SUFFIXES = 6  # largest number of suffixes of other files that a note names
+MAX_NAMED = 6  # largest number of suffixes or folders that a note names
 
 
 @dataclass
@@ -46,11 +46,11 @@ class Listing:
         for (suffix, remedy), count in self.unreadable.items():
             notes.append(f"{count} {suffix} files were left out: {remedy}")
         if self.others:
-            named = [f"{count} {suffix}" for suffix, count in self.others.most_common(MAX_SUFFIXES)]
-            more = f" and {len(self.others) - MAX_SUFFIXES} other kinds" if len(self.others) > MAX_SUFFIXES else ""
+            named = [f"{count} {suffix}" for suffix, count in self.others.most_common(MAX_NAMED)]
+            more = f" and {len(self.others) - MAX_NAMED} other kinds" if len(self.others) > MAX_NAMED else ""
             notes.append(f"other files, left out: {', '.join(named)}{more}")
         if self.by_content:
-            named = [f"{count} {suffix}" for suffix, count in self.by_content.most_common(MAX_SUFFIXES)]
+            named = [f"{count} {suffix}" for suffix, count in self.by_content.most_common(MAX_NAMED)]
             notes.append(f"read as images because of their content: {', '.join(named)}")
         return notes
 
@@ -76,7 +76,7 @@ def list_images(names: Iterable[str], head: Callable[[str], bytes]) -> Listing:
             listing.images.append(name)
             continue
         content = None if suffix in NO_IMAGES else format_of_head(head(name))
-        shown = printable(suffix) or "without a suffix"
+        shown = printable(suffix)[:20] or "without a suffix"
         if content in formats() and not (content == "TIFF" and suffix):  # raw files of cameras begin like TIFF
             listing.images.append(name)
             listing.by_content[shown] += 1
@@ -149,7 +149,9 @@ def split_by_folder(label: str, names: Sequence[str]) -> tuple[dict[str, dict[st
         if top not in (train, own)
     ]
     notes = [f"{label}: training on {printable(train)}/, validation on {printable(own)}/"]
-    notes += [f"images that are not used, because they are in neither: {', '.join(unused)}"] if unused else []
+    if unused:
+        more = f" and {len(unused) - MAX_NAMED} other folders" if len(unused) > MAX_NAMED else ""
+        notes.append(f"images that are not used, because they are in neither: {', '.join(unused[:MAX_NAMED])}{more}")
     return {train: tops[train], own: tops[own]}, notes
 
 

@@ -22,10 +22,13 @@ class ShardedImages:
     ndim = 4
 
     def __init__(self, shards: Sequence[np.ndarray | Path], counts: Sequence[int], image_shape, rows=None):
-        """Args: shards: arrays or .npy files, uint8 (n, H, W, C) or (n, H, W, 1), none of them empty.
-        counts: n of each shard.
-        image_shape: (H, W, C).
-        rows: the images to use, an increasing int array; all if None.
+        """The images of some arrays and files, one after the other.
+
+        Args:
+            shards: arrays or .npy files, uint8 (n, H, W, C) or (n, H, W, 1), none of them empty.
+            counts: n of each shard.
+            image_shape: (H, W, C).
+            rows: the images to use, an increasing array of integers; all if None.
         """
         self.shards, self.image_shape = shards, tuple(map(int, image_shape))
         self.ends = np.cumsum(counts, dtype=np.int64)

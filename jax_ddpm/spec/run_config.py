@@ -201,7 +201,9 @@ class RunConfig:
 
 
 def slug(dataset: str) -> str:
-    """A data set's name as part of a folder name: "folder:/a/My Photos" becomes "folder-My_Photos"."""
+    """A data set's name in a folder name: "folder-My_Photos" of "folder:/a/My Photos", "b.npz" of "/a/b.npz"."""
+    if dataset.lower().endswith((".zip", ".npz", ".npy")):
+        dataset = re.split(r"[/\\:]", dataset)[-1]
     kind, _, path = dataset.partition(":")
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     return re.sub(r"[^\w.-]+", "_", f"{kind}-{last}" if last else kind)
