@@ -56,10 +56,10 @@ def test_layouts_and_ranges(given, expected):
 def test_what_was_assumed_is_said():
     assert whole(COLOUR).notes == ("validation: none",)
     assert "(12, 3, 8, 6) is read as (N, channels, height, width)" in whole(torch.zeros(12, 3, 8, 6)).notes[0]
-    (note,) = [line for line in whole(GRAY / 127.5 - 1).notes if "become" in line]
-    assert note == "arrays: float64 values from -1 to 1; -1 to 1 become black to white, in 256 levels"
-    (note,) = [line for line in whole(GRAY.astype(np.uint16) * 16).notes if "become" in line]
-    assert re.fullmatch(r"arrays: uint16 values from \d+ to \d+; \d+ to \d+ become black to white, in 256 levels", note)
+    (note,) = [line for line in whole(GRAY / 127.5 - 1).notes if "becomes" in line]
+    assert note == "arrays: float64 values from -1 to 1; -1 becomes black and 1 white, in 256 levels"
+    (note,) = [line for line in whole(GRAY.astype(np.uint16) * 16).notes if "becomes" in line]
+    assert re.fullmatch(r"arrays: uint16 values from \d+ to \d+; \d+ becomes black and \d+ white, in 256 levels", note)
     assert "the largest value is 1 of 255" in whole((GRAY > 99).astype(np.uint8)).notes[0]
 
 

@@ -74,7 +74,7 @@ def test_a_format_that_is_missing_is_named_with_its_remedy(folder, load, monkeyp
         (folder / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     (folder / "phone.png").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     images = load()
-    assert note(images, "left out") == "12 .heic files were left out: pip install pillow-heif"
+    assert note(images, "left out") == "left out: 12 .heic (pip install pillow-heif)"
     assert "phone.png (HEIF: pip install pillow-heif)" in note(images, "skipped")
     formats.formats.cache_clear()
 
@@ -113,7 +113,7 @@ def test_only_the_first_frame_is_used_and_a_note_says_so(name, folder, load):
     )
     images = load()
     assert (images.train == 200).all()
-    assert note(images, "frames") == "1 images have several frames or pages: only the first is used"
+    assert note(images, "frames") == "images with several frames or pages: 1; only the first of each is used"
 
 
 # More than 8 bits per channel ----------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_twelve_bits_in_sixteen_are_visible(folder, load):
     images = load(40, validation_fraction=None)
     assert (images.train.min(), images.train.max()) == (0, 255) and len(images.validation) == 1
     assert note(images, "bits").startswith(
-        "12 images have more than 8 bits per channel: values 0 to 4095 become black to white"
+        "images with more than 8 bits per channel: 12; 0 becomes black and 4095 white"
     )
     np.testing.assert_array_equal(images.train[0, ..., 0], scaled(np.arange(1600).reshape(40, 40), 0, 4095))
 
@@ -157,7 +157,7 @@ def test_the_range_is_that_of_the_whole_set_and_can_be_given(folder, load):
     assert images.train[:, 0, 0, 0].tolist() == [0, 7] and images.validation[0, 0, 0, 0] == 255
     images = load(validation_fraction=None, value_range=(0, 4000))
     assert images.train[:, 0, 0, 0].tolist() == [64, 7] and images.validation[0, 0, 0, 0] == 191
-    assert "values 0 to 4000 become black to white (as --value-range says)" in note(images, "bits")
+    assert "0 becomes black and 4000 white (as --value-range says)" in note(images, "bits")
 
 
 @pytest.mark.parametrize("value_range", [(1, 1), (2, 1), (0, float("nan"))])
@@ -332,7 +332,7 @@ def test_a_zip_file_is_read_like_its_folder(prefix, folder, load, tmp_path):
 def test_names_in_a_zip_file_lead_nowhere(folder, load, tmp_path):
     zipped(folder / "a.zip", ["../../evil/1.png", "/etc/evil/2.png", "C:\\evil\\3.png", "ok/4.png", "../ok/4.png"])
     images = load(name=str(folder / "a.zip"))
-    assert len(images.train) == 4 and "1 files" in note(images, "same name")
+    assert len(images.train) == 4 and "left out: 1 files" in note(images, "name of another")
     assert not list(tmp_path.rglob("*evil*")) and {path.name for path in tmp_path.iterdir()} <= {"pictures", "cache"}
 
 

@@ -138,7 +138,7 @@ def _limits(arrays: list[np.ndarray], given: Range | None, name: str) -> tuple[R
         raise UserError(f"{name}: there are values that are not finite (nan or inf): expected finite numbers.")
     if given is not None:
         clipped = "; values outside are clipped" if low < given[0] or high > given[1] else ""
-        return given, [f"{name}: values {given[0]:g} to {given[1]:g} become black to white{clipped}"]
+        return given, [f"{name}: {given[0]:g} becomes black and {given[1]:g} white{clipped}"]
     found = f"{dtype} values from {low:.6g} to {high:.6g}"
     if low >= -1e-3 and high <= 1 + 1e-3:
         limits = (0.0, 1.0)
@@ -151,7 +151,7 @@ def _limits(arrays: list[np.ndarray], given: Range | None, name: str) -> tuple[R
             f"{name}: {found}: it is not clear which of them are black and white.\n"
             f"Give both, for example --value-range {low:g} {high:g}, or value_range=({low:g}, {high:g}) in Python."
         )
-    return limits, [f"{name}: {found}; {limits[0]:g} to {limits[1]:g} become black to white, in 256 levels"]
+    return limits, [f"{name}: {found}; {limits[0]:g} becomes black and {limits[1]:g} white, in 256 levels"]
 
 
 def _extremes(arrays: list[np.ndarray]) -> Range:

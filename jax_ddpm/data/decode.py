@@ -1,9 +1,10 @@
 """Decodes image files on all cores."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -79,17 +80,20 @@ def images_per_block(image_size: ImageSize, channels: int = 3) -> int:
 
 def in_order(function: Callable, items: Iterable) -> Iterator:
     """`map`, computed by as many threads as there are cores, a few items ahead. Close it to stop the threads."""
-    items, threads = iter(items), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(threads or 1, thread_name_prefix="decode")
-    tasks: deque = deque()
+    items = iter(items)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    tasks: deque[Future] = deque()
+    stopped = threading.Event()
     try:
         while True:
-            while len(tasks) < TASKS_AHEAD * (threads or 1) and (chunk := list(islice(items, ITEMS_PER_TASK))):
-                tasks.append(pool.submit(lambda chunk: [function(item) for item in chunk], chunk))
+            while len(tasks) < TASKS_AHEAD * threads and (chunk := list(islice(items, ITEMS_PER_TASK))):
+                tasks.append(pool.submit(lambda chunk: [function(x) for x in chunk if not stopped.is_set()], chunk))
             if not tasks:
                 return
             yield from tasks.popleft().result()
     finally:
+        stopped.set()  # a thread ends after the item that it has begun
         pool.shutdown(wait=False, cancel_futures=True)
 
 

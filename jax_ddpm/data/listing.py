@@ -44,7 +44,7 @@ class Listing:
         """Notes for the user: what was left out, and what was recognised by its content."""
         notes = []
         for (suffix, remedy), count in self.unreadable.items():
-            notes.append(f"{count} {suffix} files were left out: {remedy}")
+            notes.append(f"left out: {count} {suffix} ({remedy})")
         if self.others:
             named = [f"{count} {suffix}" for suffix, count in self.others.most_common(MAX_NAMED)]
             more = f" and {len(self.others) - MAX_NAMED} other kinds" if len(self.others) > MAX_NAMED else ""

@@ -153,12 +153,12 @@ def _notes(source: Source, store: cache.Store, value_range: Range | None) -> lis
         deep, several_frames = deep + facts.deep, several_frames + facts.several_frames
         limits = limits or facts.value_range
     if several_frames:
-        notes.append(f"{several_frames} images have several frames or pages: only the first is used")
+        notes.append(f"images with several frames or pages: {several_frames}; only the first of each is used")
     if deep:
         whose = "as --value-range says" if value_range else "the range of the data set; --value-range overrules it"
         notes.append(
-            f"{deep} images have more than 8 bits per channel: "
-            f"values {limits[0]:g} to {limits[1]:g} become black to white ({whose})"
+            f"images with more than 8 bits per channel: {deep}; "
+            f"{limits[0]:g} becomes black and {limits[1]:g} white ({whose})"
         )
     elif value_range and not isinstance(source.train, ArrayImages):
         notes.append("--value-range has no effect: no image has more than 8 bits per channel")

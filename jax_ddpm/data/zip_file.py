@@ -41,7 +41,7 @@ def open_zip(path: str) -> Source:
         digest.update(repr((name, members[name].file_size, members[name].CRC)).encode())
     source = source_of(label, listing, lambda name: partial(_read, archive, members[name]), ["zip", digest.hexdigest()])
     doubled = len(named) - len({name for name, _ in named})
-    note = (f"{doubled} files in {label} were left out: another one has the same name",) if doubled else ()
+    note = (f"left out: {doubled} files in {label} with the name of another one",) if doubled else ()
     return dataclasses.replace(source, notes=(*source.notes, *note))
 
 
