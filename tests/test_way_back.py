@@ -11,11 +11,14 @@ from torch import nn
 import jax_ddpm
 import torch_ref
 from jax_ddpm.spec.errors import UserError
-from jax_ddpm.spec.layout import MAX_KEPT, KeptArray, Layout
+from jax_ddpm.spec.layout import KeptArray, Layout, Names, Place
 from jax_ddpm.spec.model_files import read_file
+from jax_ddpm.spec.record_layout import MAX_KEPT
 from jax_ddpm.spec.write_model import save_model, write_model
 from tests.commands import refusal, succeed
+from tests.layouts import AVERAGES, LAYOUTS, ONLY_AVERAGES
 
+Arrays = (torch.Tensor, np.ndarray)
 NETWORK = jax_ddpm.ConvBlockConfig(widths=(32,), time_width=16)
 FLAGS = ("--image-size", 4)
 
@@ -64,13 +67,48 @@ def test_the_way_there_and_back(kind, tmp_path, monkeypatch, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         said = succeed(capsys, monkeypatch, "convert.py", "ours.safetensors", "back.pt")
-    assert "state dict" in said.splitlines()[-1]
+    assert "in the layout of the original" in said.splitlines()[-1]
     back = find(torch.load("back.pt", weights_only=True))
     other = make(1)
     other.load_state_dict(back, strict=True)
     assert list(other.state_dict()) == list(theirs.state_dict())
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=0)
+
+
+def entry(content, keys):
+    """What keys lead to in a checkpoint, also through attributes of objects."""
+    for key in keys:
+        content = content[key] if isinstance(content, dict | list) else getattr(content, key)
+    return content.state_dict() if isinstance(content, nn.Module) else content
+
+
+@pytest.mark.parametrize("kind", [*LAYOUTS, *AVERAGES, *ONLY_AVERAGES])
+def test_every_place_of_a_known_layout_is_filled(kind, tmp_path):
+    """The tensors that the original has there, by name, and the other tensors of these dictionaries unchanged."""
+    raw, average = network(0).state_dict(), network(1).state_dict()
+    original = {**LAYOUTS, **AVERAGES, **ONLY_AVERAGES}[kind](raw, average)
+    torch.save(original, tmp_path / "theirs.pt")
+    model = torch_ref.load_model(tmp_path / "theirs.pt", 4, log=lambda line: None)
+    values = {name: tensor.numpy() + 1 for name, tensor in model.state_dict().items()}
+    save_model(tmp_path / "back.pt", values, model.info, layout=model.info.layout)
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    places = model.info.layout.places
+    assert len(places) == 1 or kind in (*AVERAGES, "twice the same")
+    for place in places:
+        before, after = entry(original, place.keys), entry(back, place.keys)
+        if isinstance(before, list):
+            before, after = dict(enumerate(before)), dict(enumerate(after))
+        before = {name: torch.as_tensor(value) for name, value in before.items() if isinstance(value, Arrays)}
+        kept = {name: value for name, value in after.items() if isinstance(value, torch.Tensor)}
+        assert kept.keys() == before.keys()
+        assert {name: value.shape for name, value in kept.items()} == {n: v.shape for n, v in before.items()}
+        changed = [name for name in before if not torch.equal(before[name], kept[name])]
+        sets = sum(len(values) - len(names.absent) for names in place.names)
+        assert len(changed) == sets
+    again = torch_ref.load_model(tmp_path / "back.pt", 4, log=lambda line: None)
+    for name, value in values.items():
+        np.testing.assert_array_equal(again.state_dict()[name].numpy(), value, err_msg=name)
 
 
 @pytest.fixture
@@ -94,7 +132,8 @@ def test_other_layouts_are_asked_for(place, capsys, monkeypatch):
     torch.save(network(2).state_dict(), "bare.pt")
     assert keys("ours.safetensors", "c.pt", "--layout", "bare.pt") == bare
     trained = torch_ref.load_model("ours.safetensors")
-    assert trained.info.layout.keys == ("model",) and trained.info.layout.prefix == "unet."
+    (place,) = trained.info.layout.places
+    assert place.keys == ("model",) and place.names[0].prefix == "unet."
 
 
 def test_layouts_that_do_not_fit(place, capsys, monkeypatch):
@@ -114,7 +153,7 @@ def test_arrays_that_are_too_large_to_keep_are_named(place, capsys, monkeypatch)
     torch.save({"model": Diffusion(length=MAX_KEPT // 2).state_dict()}, "large.pt")
     succeed(capsys, monkeypatch, "convert.py", "large.pt", "ours.safetensors", *FLAGS)
     said = succeed(capsys, monkeypatch, "convert.py", "ours.safetensors", "back.pt")
-    assert "1 large arrays of the original are missing: " in said
+    assert "without 1 large arrays of the original: " in said
     missing = set(Diffusion().state_dict()) - set(torch.load("back.pt", weights_only=True)["model"])
     assert len(missing) == 1 and missing < {"betas", "alphas_cumprod"} and missing.pop() in said
 
@@ -142,19 +181,22 @@ def test_names_of_attention_in_older_versions_of_diffusers_come_back(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    "layout",
+    "places",
     [
-        Layout(keys=("a",) * 1000),
-        Layout(keys=(10**9,)),
-        Layout(keys=(-1,)),
-        Layout(kept=(KeptArray("x", "<f4", (3,), "AAAA"),)),
-        Layout(kept=(KeptArray("x", "O", (1,), "AAAAAAAAAAA="),)),
-        Layout(kept=(KeptArray("x", "nonsense", (1,), "AAAA"),)),
-        Layout(kept=(KeptArray("x", "<f4", (1,), "ä"),)),
+        [Place(("a",) * 1000, (Names(),))],
+        [Place((10**9,), (Names(),))],
+        [Place((-1,), (Names(),))],
+        [Place((), (Names(),), is_list=True)],
+        [Place((), (Names(),)), Place(("x", "x"), (Names(),))],
+        [Place((), (), kept=(KeptArray("x", "<f4", (3,), "AAAA"),))],
+        [Place((), (), kept=(KeptArray("x", "O", (1,), "AAAAAAAAAAA="),))],
+        [Place((), (), kept=(KeptArray("x", "nonsense", (1,), "AAAA"),))],
+        [Place((), (), kept=(KeptArray("x", "<f4", (1,), "ä"),))],
     ],
-    ids=range(7),
+    ids=range(9),
 )
-def test_damaged_layouts_are_refused(layout, tmp_path):
+def test_damaged_layouts_are_refused(places, tmp_path):
+    layout = Layout(tuple(places))
     info = jax_ddpm.ModelInfo(network=NETWORK, image_shape=(4, 4, 1), diffusion=jax_ddpm.DiffusionConfig())
     write_model(tmp_path / "ours.safetensors", {"x": np.ones(1, np.float32)}, dataclasses.replace(info, layout=layout))
     read = read_file(tmp_path / "ours.safetensors")[1]

@@ -38,8 +38,6 @@ class Found:
     recognised: Recognised
     network: NetworkConfig
     is_ema: bool
-    raw: "Found | None" = None
-    """For an average that has other names than the network, or lacks its buffers: the weights it is the average of."""
     extras: dict[str, Array] = field(default_factory=dict)
     """Arrays of the same dictionary that the network does not have and that are known, by their names in it."""
     missing: tuple[str, ...] = ()
@@ -221,7 +219,7 @@ def average_of(
     """The average of these raw weights that `arrays` are, if they have the same shapes."""
     if all(tuple(array.shape) == tuple(raw.arrays[name].shape) for name, array in arrays.items()):
         arrays = {**raw.arrays, **arrays}
-        yield replace(raw, keys=keys, prefix=prefix, names=names, arrays=arrays, is_ema=True, raw=raw, extras={})
+        yield replace(raw, keys=keys, prefix=prefix, names=names, arrays=arrays, is_ema=True, extras={})
 
 
 def are_equal(a: Found, b: Found) -> bool:

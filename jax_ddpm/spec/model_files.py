@@ -19,12 +19,13 @@ from jax_ddpm.spec.hub import local_path
 from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.infer_network import check_size
 from jax_ddpm.spec.json_text import from_json
-from jax_ddpm.spec.layout import Layout, make_layout
+from jax_ddpm.spec.layout import Layout
 from jax_ddpm.spec.model_folder import MODEL_FILE, find_source
 from jax_ddpm.spec.model_info import FORMAT_VERSION, ModelInfo
 from jax_ddpm.spec.network_config import NETWORKS, NetworkConfig
 from jax_ddpm.spec.presets import preset
-from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, ModelFile, open_model, read_arrays
+from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, open_model, read_arrays
+from jax_ddpm.spec.record_layout import record_layout
 from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_own_weights, find_checkpoint
 from jax_ddpm.spec.types import StateDict, Weights
 
@@ -162,7 +163,7 @@ def load(
         diffusion=None if folder is None else folder.diffusion,
         assumed=tuple(name for name in chosen.recognised.not_shown if name not in (*known, *settings)),
         found=chosen,
-        layout=layout_of(file, chosen),
+        layout=record_layout(file, found, chosen),
     )
 
 
@@ -176,18 +177,6 @@ def loaded_with(values: StateDict, info: ModelInfo, settings: dict[str, Any], pa
     height, width, channels = info.image_shape
     size = (height, width)
     return Loaded(values, info.network, channels, size, info.diffusion, info.step, layout=info.layout)
-
-
-def layout_of(file: ModelFile, chosen: Found) -> Layout:
-    """The layout of a file from which weights were taken. Averages without names of their own take those of the raw."""
-    named = chosen.raw or chosen
-    groups = [group for group in file.content.dictionaries if group.keys == named.keys]
-    theirs = set(named.names.values())
-    others = {name: array for group in groups for name, array in group.arrays.items() if name not in theirs}
-    shapes = {name: tuple(array.shape) for name, array in others.items()}
-    return make_layout(
-        named.keys, named.names, shapes, lambda name: read_arrays({name: others[name]}, file.path)[name]
-    )
 
 
 def settings_by_network(networks: Iterable[NetworkConfig | None], settings: Mapping[str, Any]) -> dict[str, dict]:

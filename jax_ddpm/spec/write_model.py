@@ -6,13 +6,14 @@ import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jax_ddpm.spec import diffusers_folder
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path, write_text
-from jax_ddpm.spec.layout import Layout, apply_layout, wrap
+from jax_ddpm.spec.layout import Layout, apply_layout
 from jax_ddpm.spec.model_files import METADATA_KEY, MODEL_FILE
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.text import one_line
@@ -116,18 +117,23 @@ def write_torch(path: Path, values: StateDict, info: ModelInfo, layout: Layout |
     except ImportError:
         raise UserError(f"Writing {path} needs PyTorch: pip install 'jax-ddpm[torch]'.") from None
 
-    if layout is not None:
-        values = apply_layout(layout, values)
-    tensors = {name: torch.tensor(value) for name, value in values.items()}
     if layout is None:
-        content = {"model_state_dict": tensors, METADATA_KEY: json.dumps(asdict(info))}
+        content = {"model_state_dict": values, METADATA_KEY: json.dumps(asdict(info))}
     else:
-        content = wrap(layout.keys, tensors)
+        content = apply_layout(layout, values)
+
+    def as_tensors(value):
+        if isinstance(value, dict):
+            return {key: as_tensors(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [as_tensors(entry) for entry in value]
+        return torch.tensor(value) if isinstance(value, np.ndarray) else value
+
     with (
         atomic_path(path) as draft,
         open(draft, "wb") as file,
     ):  # for a path, torch raises no OSError if the disk is full
-        torch.save(content, file)
+        torch.save(as_tensors(content), file)
     return path
 
 
