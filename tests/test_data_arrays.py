@@ -1,6 +1,7 @@
 """Images that are given as arrays: from Python, in .npy and in .npz files."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from jax_ddpm.training.run_folder import default_out
 from tests.small import small
 
 RANDOM = np.random.default_rng(0)
+WHOLE = {"validation_fraction": 0}
 GRAY = RANDOM.integers(0, 256, (12, 8, 8), dtype=np.uint8)
 COLOUR = RANDOM.integers(0, 256, (12, 8, 6, 3), dtype=np.uint8)
 
 
 def whole(images, labels=None, **options):
-    return data.from_arrays(images, labels, **{"validation_fraction": 0} | options)
+    return data.from_arrays(images, labels, **WHOLE | options)
 
 
 def load(path, size=8, **options):
@@ -215,19 +217,24 @@ def test_the_folder_of_a_run_is_named_after_the_file(path):
 
 
 def test_a_run_on_arrays(tmp_path, monkeypatch):
-    """It is that on the same file, and can be resumed if the arrays are given again."""
+    """It can be resumed if the arrays, or the same images in a file, are given again."""
+    runs = []
+    monkeypatch.setattr(loop, "take_steps", lambda run, signals: runs.append(run))
     monkeypatch.setattr(loop, "finish", lambda run: None)
     pixels = RANDOM.integers(0, 256, (20, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=pixels)
-    said, config = [], small(steps=1, tensorboard=False)
+    said, config = [], small(tensorboard=False, validation_fraction=0)
     folder = jax_ddpm.train(config, tmp_path / "run", log=said.append, images=pixels, labels=np.arange(20))
     assert any("labels of 20 classes" in line for line in said)
     with pytest.raises(UserError, match="given from Python"):
-        jax_ddpm.train(small(steps=1, dataset="arrays"), folder, resume=True, log=said.append)
+        jax_ddpm.train(replace(config, data=replace(config.data, dataset="arrays")), folder, resume=True)
     with pytest.raises(UserError, match="does not hold the images of this run"):
         jax_ddpm.train(config, folder, resume=True, log=said.append, images=pixels[::-1])
-    jax_ddpm.train(config, folder, resume=True, log=said.append, images=data.load(str(tmp_path / "a.npz"), 8))
+    jax_ddpm.train(config, folder, resume=True, log=said.append, images=data.load(str(tmp_path / "a.npz"), 8, **WHOLE))
     assert f"{tmp_path / 'a.npz'} holds the same images as arrays did." in said
+    for run in runs:
+        images, indices, _ = run.feed.batches(0, 1)
+        np.testing.assert_array_equal(images[indices[0]][..., 0], pixels[data.batch_indices(0, 0, 20, 16)])
 
 
 def test_what_is_given_besides_a_configuration(tmp_path):
