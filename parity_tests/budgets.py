@@ -99,8 +99,8 @@ UPDATE = {np.float32: 1e-3, np.float64: 2e-7}
 
 # Between float32 and bfloat16 activations of one framework, as a share of the largest output: eight bits of mantissa.
 BFLOAT16 = 0.1
-# Between float32 and the same in float64, compiled or exported, as a share of the largest output: other kernels, such as
-# the fused attention of eval mode. Measured 1.6e-5.
+# Between float32 and the same in float64, compiled or exported, as a share of the largest output: other kernels, such
+# as the fused attention of eval mode. Measured 1.6e-5.
 USAGE_FLOAT32 = 1e-4
 
 # Against the diffusers package ----------------------------------------------------------------------------------------

@@ -82,18 +82,17 @@ RUNGS = {
     "1000-step samples, 8-bit pixels, float64": Rung(0, lambda: pixels(np.float64)),
 }
 
-NOT_SQUARE = {"strided": (8, 16), "attention": (6, 10), "ddpm": (6, 10)}  # in float32; layer_norm takes 28x28 only
+NOT_SQUARE = {"strided": (8, 16), "attention": (6, 10), "ddpm": (6, 10)}  # layer_norm takes 28x28 only
 for name, case in CASES.items():
     if name == "conv_block":
         continue
-    not_square = NOT_SQUARE.get(name)
-    for rung, measure, dtype, size, budget in (
-        ("outputs, float32", network, np.float32, not_square, budgets.NETWORK_FLOAT32),
-        ("outputs, float64", network, np.float64, None, budgets.NETWORK_FLOAT64),
-        ("gradients, float32", gradients, np.float32, not_square, budgets.GRADIENT_FLOAT32),
-        ("gradients, float64", gradients, np.float64, None, budgets.GRADIENT_FLOAT64),
+    for rung, measure, dtype, budget in (
+        ("outputs, float32", network, np.float32, budgets.NETWORK_FLOAT32),
+        ("outputs, float64", network, np.float64, budgets.NETWORK_FLOAT64),
+        ("gradients, float32", gradients, np.float32, budgets.GRADIENT_FLOAT32),
+        ("gradients, float64", gradients, np.float64, budgets.GRADIENT_FLOAT64),
     ):
-        RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype, size))
+        RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype, NOT_SQUARE.get(name)))
 
 for name, case in VARIANTS.items():
     for rung, measure, budget in (

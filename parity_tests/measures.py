@@ -38,6 +38,7 @@ RUN = RunConfig(
     network=NETWORK,
     training=TrainingConfig(steps=50, batch_size=16, learning_rate=1e-3, ema_decay=0.9, seed=3),
 )
+SMALL = replace(RUN, network=ConvBlockConfig(widths=(32,), time_width=64))  # for single steps in float64
 LEARNED = replace(
     RUN,
     network=DDPMConfig(
@@ -50,7 +51,7 @@ LEARNED = replace(
     diffusion=DiffusionConfig(variance="learned_range"),
 )
 TO_NOISE = replace(
-    RUN,
+    SMALL,
     training=replace(RUN.training, seed=7),  # draws the last of the four timesteps for an image of a batch
     diffusion=DiffusionConfig(timesteps=4, beta_end=0.4, objective="v", zero_terminal_snr=True),
 )
@@ -305,7 +306,7 @@ def furthest(ours: dict, theirs: dict) -> float:
     return float(max(np.abs(ours[name] - theirs[name]).max() for name in ours))
 
 
-def optimiser_step(run: RunConfig = RUN, make_images: Callable[[], np.ndarray] = float_digits, **changes) -> float:
+def optimiser_step(run: RunConfig = SMALL, make_images: Callable[[], np.ndarray] = float_digits, **changes) -> float:
     """Of the parameters after one step in float64, in units of the learning rate."""
     run = in_double(run, **changes)
     ours, theirs = (train(run, 1, np.float64, make_images) for train in (train_jax, train_torch))
@@ -314,7 +315,7 @@ def optimiser_step(run: RunConfig = RUN, make_images: Callable[[], np.ndarray] =
 
 def ema() -> float:
     """Of the averaged weights after three steps in float64, in units of the learning rate."""
-    run = in_double(RUN)
+    run = in_double(SMALL)
     ours, theirs = (train(run, 3, np.float64, float_digits) for train in (train_jax, train_torch))
     return furthest(ours[2], theirs[2]) / run.training.learning_rate
 
@@ -328,7 +329,7 @@ def broken_digits() -> np.ndarray:
 
 def skipped_step() -> float:
     """Of the parameters after three steps in float64, the second of them not finite, in units of the learning rate."""
-    run = in_double(RUN)
+    run = in_double(SMALL)
     ours, theirs = (train(run, 3, np.float64, broken_digits) for train in (train_jax, train_torch))
     assert np.isnan(ours[0][1]) and np.isfinite(ours[0][2])
     return furthest(ours[1], theirs[1]) / run.training.learning_rate

@@ -94,7 +94,7 @@ def test_outputs_in_float64(name, folders):
     assert max(relative(ours, wanted), relative(theirs, wanted)) <= budgets.DIFFUSERS[np.float64]
 
 
-@slow_but_for("attention at all levels", "three levels, narrow in the middle", "learned variance, not square")
+@slow_but_for("learned variance, not square")
 def test_outputs_and_gradients_in_float64(name, folders):
     x, t = inputs(FAMILY[name], np.float64)
     package = package_in_double(name)
@@ -143,15 +143,22 @@ def test_dropout_is_where_the_package_has_it(folders):
 
 
 @pytest.mark.parametrize(
-    ("name", "variance", "clip"),
+    ("name", "settings"),
     [
-        ("sines first, not shifted", "fixed_large", True),
-        ("sines first, not shifted", "fixed_small", False),
-        ("learned variance, not square", "learned_range", True),
+        ("sines first, not shifted", {"variance_type": "fixed_large"}),
+        ("sines first, not shifted", {"variance_type": "fixed_small", "clip_sample": False}),
+        ("learned variance, not square", {"variance_type": "learned_range"}),
+        (
+            "no middle, Mish",
+            {
+                **{"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "beta_schedule": "scaled_linear"},
+                **{"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.2},
+            },
+        ),
     ],
 )
-def test_pipelines_sample_alike(name, variance, clip, folders, tmp_path):
-    scheduler = DDPMScheduler(num_train_timesteps=12, beta_end=0.3, variance_type=variance, clip_sample=clip)
+def test_pipelines_sample_alike(name, settings, folders, tmp_path):
+    scheduler = DDPMScheduler(num_train_timesteps=12, beta_end=0.3, **settings)
     unet = UNet2DModel.from_pretrained(folders[name])
     DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
     models = {package: package.load_model(tmp_path) for package in (jax_ddpm, torch_ref)}

@@ -278,30 +278,30 @@ FAULTS = {
     "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
     "attention: added to its input": (
         swap(attention.SelfAttention, "forward", lambda forward: lambda self, x: x + forward(self, x)),
-        "attention: outputs, float32",
+        "attention: outputs, float64",
     ),
-    "attention: 4 heads": (changed_network(four_heads), "attention: outputs, float32"),
-    "attention: skip order swapped": (concatenated_the_other_way(attention), "attention: outputs, float32"),
+    "attention: 4 heads": (changed_network(four_heads), "attention: outputs, float64"),
+    "attention: skip order swapped": (concatenated_the_other_way(attention), "attention: outputs, float64"),
     "layer_norm: last block normalized": (changed_network(normalized_throughout), "layer_norm: outputs, float32"),
     "layer_norm: another table": (changed_weights(usual_exponent), "layer_norm: outputs, float32"),
     "layer_norm: skip order swapped": (concatenated_the_other_way(layer_norm), "layer_norm: outputs, float32"),
     "ddpm: padded left and above": (
         swap(ddpm.Downsample, "forward", padded_left_and_above),
-        "ddpm: outputs, float32",
+        "ddpm: outputs, float64",
     ),
     "ddpm: attention without its input": (
         swap(ddpm.SelfAttention, "forward", lambda forward: lambda self, x: forward(self, x) - x),
-        "ddpm: outputs, float32",
+        "ddpm: outputs, float64",
     ),
     "ddpm: cosines before sines": (
         swap(
             ddpm, "concatenated_embedding", lambda embed: lambda t, frequencies, flip: embed(t, frequencies, not flip)
         ),
-        "ddpm: outputs, float32",
+        "ddpm: outputs, float64",
     ),
     "ddpm: frequencies not shifted": (
         swap(ddpm, "geometric_frequencies", lambda frequencies: lambda width, freq_shift: frequencies(width, 0)),
-        "ddpm: outputs, float32",
+        "ddpm: outputs, float64",
     ),
     "ddpm: GroupNorm epsilon 1e-5": (changed_network(usual_epsilon), "ddpm: outputs, float64"),
     "ddpm: shift before scale": (
@@ -328,10 +328,10 @@ FAULTS = {
         changed_network(groups_as_elsewhere),
         "ddpm with groups of its middle, mish: outputs, float64",
     ),
-    "ddpm: skip order swapped": (concatenated_the_other_way(ddpm), "ddpm: outputs, float32"),
+    "ddpm: skip order swapped": (concatenated_the_other_way(ddpm), "ddpm: outputs, float64"),
     **{
-        f"{name}: height and width swapped": (changed_network(sideways), f"{name}: outputs, float32")
-        for name in ladder.NOT_SQUARE
+        f"{name}: height and width swapped": (changed_network(sideways), f"{name}: outputs, {dtype}")
+        for name, dtype in (("strided", "float32"), ("attention", "float64"), ("ddpm", "float64"))
     },
     "noise drawn with height and width swapped": (
         swap(samplers, "noise_at", noise_drawn_sideways),

@@ -29,6 +29,11 @@ torch.set_num_threads(1)
 NETWORKS = pytest.mark.parametrize("name", CASES)
 
 
+def mostly_slow(*fast: str) -> list:
+    """All networks; those that are not in `fast` are marked slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+
+
 def initialised(case, seed=5):
     ours, theirs = unets.build(case.config, case.channels), torch_ref.unets.build(case.config, case.channels)
     weights.initialise(ours, seed)
@@ -49,9 +54,7 @@ def random_images(size, channels):
     return np.random.default_rng(9).integers(0, 256, (16, size, size, channels), np.uint8)
 
 
-@pytest.mark.parametrize(
-    "name", ["conv_block", *(pytest.param(name, marks=pytest.mark.slow) for name in CASES if name != "conv_block")]
-)
+@pytest.mark.parametrize("name", mostly_slow("conv_block"))
 def test_one_optimiser_step(name):  # the ladder has one of ddpm
     case = CASES[name]
     run = replace(measures.RUN, network=case.config)
@@ -127,7 +130,7 @@ def test_files_are_recognised_and_read_by_both(name, tmp_path):
         np.testing.assert_array_equal(loaded[key], values[key], err_msg=key)
 
 
-@NETWORKS
+@pytest.mark.parametrize("name", mostly_slow("conv_block", "ddpm"))
 def test_bfloat16_touches_activations_only(name):
     case = CASES[name]
     ours, _ = initialised(case)

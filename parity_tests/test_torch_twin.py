@@ -212,7 +212,7 @@ def test_sampling(objective, variance, clip, dtype):
     config = DiffusionConfig(timesteps=40, schedule="cosine", objective=objective, variance=variance, clip=clip)
     shape = (4, 6, 3)
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = networks(dtype)
+        ours, theirs = networks(dtype, widths=(32,))
         a = torch_ref.sample(ours, 3, 5, 2, config=config, image_shape=shape, dtype=TORCH[dtype])
         b = jax_ddpm.sample(theirs, 3, 5, 2, config=config, image_shape=shape, dtype=dtype)
         assert a.shape == (3, *shape) and a.dtype == dtype
@@ -241,7 +241,7 @@ def test_few_steps(sampler, spacing, eta, clip, objective, dtype):
     """7 of 40 steps, frames after each, and as many calls of progress."""
     found, calls = {}, {"jax_ddpm": [], "torch_ref": []}
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = networks(dtype)
+        ours, theirs = networks(dtype, widths=(32,))
         for package, network, float_type in ((jax_ddpm, theirs, dtype), (torch_ref, ours, TORCH[dtype])):
             settings = SamplerConfig(sampler, 7, spacing, eta)
             config = DiffusionConfig(timesteps=40, beta_end=0.3, objective=objective, clip=clip, clip_percentile=0.8)
@@ -307,7 +307,7 @@ def test_three_training_steps(training, objective, flip, dtype):
     config = run_config(dtype, flip, objective, **training)
     images = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 6, 3), dtype=np.uint8)
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = networks(dtype, widths=(64,))
+        ours, theirs = networks(dtype, widths=(32,))
         optimizer = jax_step.make_optimizer(config.training)
         graph, state = jax_state.create_state(theirs, optimizer, True, dtype)
         train_step = jax.jit(jax_step.make_train_step(graph, optimizer, config, 10))
