@@ -38,6 +38,7 @@ def command(monkeypatch, *arguments):
     runpy.run_path(SCRIPT, run_name="__main__")
 
 
+@pytest.mark.slow
 def test_the_command_measures_sampling(quick, monkeypatch, tmp_path, capsys):
     flags = ["--network", "conv_block", "--batch-size", 2, "--what", "sample", "--sampling-steps", 4, "--rounds", 2]
     command(monkeypatch, *flags, "--contenders", "jax", "torch", "torch-cuda-graphs", "--out", tmp_path / "out")

@@ -125,6 +125,7 @@ def test_a_disk_that_is_full_for_a_while(flags, undisturbed, tmp_path):
     assert_same(tmp_path / "run", undisturbed, but=["step-0000016.png"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_read_while_it_trains_and_a_home_that_cannot_be_written(flags, tmp_path):
     """Whoever loads its model or samples from it always has a whole one; caches are done without."""
     (tmp_path / "home").touch()
