@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.file_content import Dictionary, FileContent, place
-from jax_ddpm.spec.find_weights import Found, ShapesOf, are_equal
+from jax_ddpm.spec.find_weights import Found, ShapesOf, are_equal, under
 from jax_ddpm.spec.network_config import NETWORKS
-from jax_ddpm.spec.text import some
+from jax_ddpm.spec.text import printable, some
 from jax_ddpm.spec.types import Weights
 
 
@@ -58,7 +58,6 @@ def describe_choice(
     """
     has_average = bool(others) or any(each.is_ema for each in found)
     kind = "EMA weights" if chosen.is_ema or is_ema else "raw weights" if has_average else "weights"
-    under = f' under "{chosen.prefix}"' if chosen.prefix else ""
     left_out = list(others)
     left_out += [
         f"{each.place} ({'EMA' if each.is_ema else 'raw'} weights{'' if each.is_complete else ', incomplete'})"
@@ -73,7 +72,7 @@ def describe_choice(
     ]
     left_out += leftovers(content, found, chosen)
     ending = f" Left out: {some(left_out, 5, 80)}." if left_out else ""
-    return f"Took the {kind} in {path}{place(chosen.keys)}{under}.{ending}"
+    return printable(f"Took the {kind} in {path}{place(chosen.keys)}{under(chosen.prefix)}.{ending}")
 
 
 def leftovers(content: FileContent, found: list[Found], chosen: Found) -> list[str]:
@@ -92,10 +91,12 @@ def refusal(path: str | os.PathLike, content: FileContent, found: list[Found], s
     groups = sorted((*content.dictionaries, *content.lists), key=lambda group: -len(group.arrays))
     held = some([f"{place(group.keys) or 'the file itself'} ({len(group.arrays)} arrays)" for group in groups], 4)
     lines = [f"{path} holds no complete network that is known here ({known}).", f"It holds: {held}."]
+    advice = "If the network is one of these, save its weights alone: torch.save(model.state_dict(), 'weights.pt')"
     conflicts = [each for each in found if each.conflict is not None]
     nearest = min(found, key=lambda each: len(each.missing) + len(each.unexpected) + len(each.misshapen), default=None)
     if conflicts:
         lines.append(f"Nearest: {conflicts[0].network.name} in {conflicts[0].place}. {conflicts[0].conflict}")
+        advice = "Settings that shapes do not show can be given: --network-setting NAME=VALUE"
     elif nearest is not None:
         settings = ", ".join(f"{name} {value}" for name, value in nearest.recognised.settings.items())
         lines.append(f"Nearest: {nearest.network.name} in {nearest.place} ({settings[:120]}).")
@@ -108,10 +109,7 @@ def refusal(path: str | os.PathLike, content: FileContent, found: list[Found], s
                 lines.append(f"{title}: {some(problems)}.")
     else:
         lines += nearest_by_names(content.dictionaries, shapes_of) if shapes_of else []
-    return UserError("\n".join([*lines, ADVICE]), max_lines=10)
-
-
-ADVICE = "If the network is one of these, save its weights alone: torch.save(model.state_dict(), 'weights.pt')"
+    return UserError("\n".join([*lines, advice]), max_lines=10)
 
 
 def nearest_by_names(dictionaries: list[Dictionary], shapes_of: ShapesOf) -> list[str]:
@@ -137,9 +135,9 @@ def nearest_by_names(dictionaries: list[Dictionary], shapes_of: ShapesOf) -> lis
         return [f"No name is that of a known network. The first names: {first}."]
     missing = [each for each in sorted(expected) if prefix + each not in dictionary.arrays]
     unexpected = [each for each in dictionary.arrays if each.removeprefix(prefix) not in expected]
-    under = f' under "{prefix}"' if prefix else ""
+    where = f"{place(dictionary.keys)}{under(prefix)}".strip() or "the file itself"
     return [
-        f"Nearest: {name}, with {count} names in common in {place(dictionary.keys) or 'the file itself'}{under}.",
+        f"Nearest: {name}, with {count} names in common in {where}.",
         *([f"Missing: {some(missing)}."] if missing else []),
         *([f"Unexpected: {some(unexpected)}."] if unexpected else []),
     ]

@@ -54,8 +54,12 @@ class Found:
     @property
     def place(self) -> str:
         """Where the weights are in the file, such as ["model"] under "module."."""
-        under = f' under "{self.prefix}"' if self.prefix else ""
-        return f"{place(self.keys)}{under}".strip() or "the file itself"
+        return f"{place(self.keys)}{under(self.prefix)}".strip() or "the file itself"
+
+
+def under(prefix: str) -> str:
+    """ " under "module."" for the prefix "module."; nothing for no prefix."""
+    return f' under "{prefix if len(prefix) <= 80 else "..." + prefix[-77:]}"' if prefix else ""
 
 
 def find_weights(
@@ -87,10 +91,10 @@ def find_in(
 ) -> list[Found]:
     """The weights in one dictionary, one for each prefix of names under which a network is recognised."""
     originals: dict[str, str] = {}
+    twice = None
     for name in dictionary.arrays:
         plain = current_name(WRAPPERS.sub("", name))
-        if plain in originals:
-            raise UserError(f"{place(dictionary.keys)} has {plain} twice, under different names.".strip())
+        twice = plain if plain in originals else twice
         originals[plain] = name
     prefixes: dict[str, Recognised] = {}
     for name in originals:
@@ -106,6 +110,8 @@ def find_in(
                 )
                 if recognised is not None:
                     prefixes[prefix] = recognised
+    if prefixes and twice is not None:
+        raise UserError(f"{place(dictionary.keys) or 'The file'} has {twice} twice, under different names.")
     return [
         compare(dictionary, originals, prefix, recognised, tuple(prefixes), shapes_of, settings)
         for prefix, recognised in prefixes.items()

@@ -6,7 +6,7 @@ EMA = re.compile(r"(?<![A-Za-z])ema(?![a-z])|EMA|Ema(?![a-z])|shadow|[Aa]verag|(
 """In names of averaged weights."""
 RAW = re.compile(r"(?<![A-Za-z])(online|raw)(?![a-z])")
 """In names of the weights that an average was taken of."""
-NO_WEIGHTS = re.compile(r"optim|exp_avg|moment|grad(?!ual)|scheduler|scaler", re.IGNORECASE)
+NO_WEIGHTS = re.compile(r"optimi[sz]er|optim(?![a-z])|exp_avg|momentum|(?<![a-z])grads?(?![a-z])", re.IGNORECASE)
 """In keys of dictionaries that have the network's names but other values."""
 BUFFERS = ("time_emb.0.J", "time_emb.freqs", "time_embed.weight")
 """Arrays of the networks that are not trained, so that averages of parameters lack them."""

@@ -33,7 +33,7 @@ def find_checkpoint(path: str | os.PathLike, weights: str | None, step: int | No
     """
     path = Path(path)
     if is_checkpoint(path):
-        run, steps = path.parent.parent, [int(path.name)]
+        run, steps = path.absolute().parents[1] if len(path.parts) < 3 else path.parent.parent, [int(path.name)]
     else:
         if path.name == CHECKPOINTS and path.is_dir() and not is_run(path):
             path = path.parent

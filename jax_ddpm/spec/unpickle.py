@@ -136,7 +136,8 @@ class Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("an entry of something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             key = key.decode("latin1") if isinstance(key, bytes) else key
-            target[key if isinstance(key, SCALARS) else f"{type(key).__name__} {len(target)}"] = value
+            is_plain = isinstance(key, SCALARS) and not (isinstance(key, int) and key.bit_length() > 64)
+            target[key if is_plain else f"{type(key).__name__} {len(target)}"] = value
         return target
 
     def extend(self, target, items: list) -> None:

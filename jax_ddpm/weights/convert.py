@@ -121,7 +121,7 @@ def state_dict(network: nnx.Module) -> StateDict:
 
 
 def check_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
-    """Raise UserError that lists every missing, unexpected or wrongly shaped array, and those not finite in `dtype`.
+    """Raise UserError for missing, unexpected and wrongly shaped arrays, and those not finite in `dtype`.
 
     The network's arrays may be abstract: only their shapes are used.
     """
