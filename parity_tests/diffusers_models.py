@@ -52,15 +52,13 @@ FAMILY = {
     "no attention in the middle, GELU": {**ONE_LEVEL, **blocks("a", "-"), "add_attention": False, "act_fn": "gelu"},
     "no middle, Mish": {**ONE_LEVEL, "mid_block_type": None, "act_fn": "mish"},
     "resampled by blocks, ReLU": {
-        **{**SMALL, **PAPER, "layers_per_block": 2, "act_fn": "relu"},
+        **{**SMALL, **PAPER, "act_fn": "relu"},
         "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        "downsample_type": "resnet",
-        "upsample_type": "conv",
+        "up_block_types": ("ResnetUpsampleBlock2D", "AttnUpBlock2D"),
     },
     "attention resampled by blocks, scale and shift": {
-        **{**SMALL, **blocks("aa-", "aa-"), "block_out_channels": (8, 16, 8)},
-        **{"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet"},
+        **{**SMALL, **blocks("a-", "a-"), "downsample_type": "resnet", "upsample_type": "resnet"},
+        "resnet_time_scale_shift": "scale_shift",
     },
 }
 
