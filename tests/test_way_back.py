@@ -1,6 +1,7 @@
 """Somebody's checkpoint, converted and written back: its own class takes it strictly."""
 
 import dataclasses
+import sys
 import warnings
 
 import numpy as np
@@ -204,3 +205,10 @@ def test_damaged_layouts_are_refused(places, tmp_path):
     with pytest.raises(UserError, match=r"--layout plain"):
         save_model(tmp_path / "back.pt", {"x": np.ones(1, np.float32)}, read, layout=read.layout)
     assert not (tmp_path / "back.pt").exists()
+
+
+def test_writing_needs_pytorch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    info = jax_ddpm.ModelInfo(network=NETWORK, image_shape=(4, 4, 1), diffusion=jax_ddpm.DiffusionConfig())
+    with pytest.raises(UserError, match=r"needs PyTorch: pip install 'jax-ddpm\[torch\]'"):
+        save_model(tmp_path / "x.pt", {"x": np.ones(1, np.float32)}, info)
