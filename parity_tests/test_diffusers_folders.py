@@ -316,6 +316,48 @@ def test_folders_that_are_written_are_the_packages(name, folders, tmp_path):
     assert asdict(torch_ref.load_model(tmp_path / "made" / "here").info) == asdict(model.info)
 
 
+def test_every_network_is_written_and_read_again(folders, tmp_path):
+    for name, folder in folders.items():
+        network, channels, size = diffusers_network.read_network(folder / "config.json")
+        info = ModelInfo(network=network, image_shape=(*size, channels), diffusion=DiffusionConfig())
+        written = diffusers_network.write_network(info)
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        assert diffusers_network.read_network(tmp_path / "config.json") == (network, channels, size), name
+        with torch.device("meta"):
+            shapes = {key: v.shape for key, v in UNet2DModel.from_config(written).state_dict().items()}
+        assert shapes == {key: v.shape for key, v in package_model(name).state_dict().items()}, name
+    mixed = DDPMConfig(resnet_downsample=(False, True, False, False), down_attention=(True, True, False, False))
+    info = ModelInfo(network=mixed, image_shape=(32, 32, 3), diffusion=DiffusionConfig())
+    with pytest.raises(UserError, match="one downsample_type counts for all levels with attention"):
+        diffusers_network.write_network(info)
+
+
+WRITTEN_SCHEDULERS = [
+    DiffusionConfig(schedule="scaled_linear", beta_end=0.012, zero_terminal_snr=True, objective="v", clip_range=2.5),
+    DiffusionConfig(schedule="sigmoid_betas", variance="posterior", clip="none"),
+    DiffusionConfig(schedule="trained", timesteps=3, trained_betas=(0.125, 0.25, 0.5), objective="x0"),
+    DiffusionConfig(schedule="cosine", clip="dynamic", clip_percentile=0.9, clip_max=1.5),
+    DiffusionConfig(clip="dynamic"),  # no largest threshold
+]
+
+
+@pytest.mark.parametrize("diffusion", WRITTEN_SCHEDULERS)
+def test_every_schedule_is_written_and_read_again(diffusion, tmp_path):
+    scheduler = DDPMScheduler.from_config(diffusers_scheduler.write_diffusion(diffusion))
+    scheduler.save_pretrained(tmp_path)
+    assert diffusers_scheduler.read_diffusion(tmp_path / "scheduler_config.json") == (diffusion, [])
+    rescaled = diffusion.zero_terminal_snr
+    budget = budgets.DIFFUSERS_RESCALED_BETAS if rescaled else budgets.DIFFUSERS_BETAS
+    np.testing.assert_allclose(scheduler.betas, schedule_tables(diffusion).betas, rtol=0, atol=budget)
+    x = torch.linspace(-3, 3, 12).reshape(1, 3, 2, 2)  # the scheduler runs with what was written
+    assert torch.isfinite(scheduler.step(x, 1, x).prev_sample).all()
+
+
+def test_sigmoid_of_jabri_is_not_the_packages():
+    with pytest.raises(UserError, match="beta_schedule of diffusers cannot express sigmoid: expected linear, scaled"):
+        diffusers_scheduler.write_diffusion(DiffusionConfig(schedule="sigmoid"))
+
+
 def convert(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
     runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "convert.py"), run_name="__main__")
