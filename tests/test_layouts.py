@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -251,7 +252,7 @@ def test_other_networks_are_compared_by_their_names(raw, tmp_path):
 
 def test_files_without_arrays(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "m.pt")
-    assert "holds no arrays" in refused(tmp_path / "m.pt")
+    assert "holds no arrays of numbers" in refused(tmp_path / "m.pt")
 
 
 def test_several_networks(raw, ema, tmp_path):
@@ -336,3 +337,45 @@ def test_settings_of_our_own_files_are_not_overruled(attention, tmp_path):
     assert "does not say whether they are EMA or raw" in refused(tmp_path / "m.safetensors", weights="raw")
     shutil.copy(tmp_path / "m.safetensors", tmp_path / "m")
     assert load(tmp_path / "m")[1] == info
+
+
+# Tensors that lie about their storage -----------------------------------------------------------------------------
+
+
+class Lie:
+    """Pickled as a tensor with this offset, shape and strides over two numbers."""
+
+    def __init__(self, offset, shape, strides):
+        self.arguments = (offset, shape, strides)
+
+    def __reduce__(self):
+        storage = torch.ones(2).storage()
+        return torch._utils._rebuild_tensor_v2, (storage, *self.arguments, False, {})
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        *((0, (3,), (1,)), (2, (1,), (1,)), (-1, (1,), (1,)), (0, (2, 2), (1, 1)), (0, (2,), (2,)), (0, (2,), (-1,))),
+        *((0, (10**12,), (0,)), (0, (2**70,), (1,)), (0, (1,) * 40, (1,) * 40), (0, (2,), (1, 1)), (0, (True,), (1,))),
+        (0, (-1,), (1,)),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_tensors_that_are_larger_than_their_storage(lie, raw, tmp_path):
+    torch.save({**raw, "output.bias": Lie(*lie)}, tmp_path / "m.pt")
+    message = refused(tmp_path / "m.pt")
+    assert "cannot be read as a PyTorch checkpoint" in message or "Missing: output.bias" in message
+
+
+def test_a_storage_that_is_shorter_than_the_file_says(raw, tmp_path):
+    torch.save(raw, tmp_path / "m.pt")
+    with zipfile.ZipFile(tmp_path / "m.pt") as file:
+        entries = {entry.filename: file.read(entry) for entry in file.infolist()}
+    largest = max((name for name in entries if "/data/" in name), key=lambda name: len(entries[name]))
+    entries[largest] = entries[largest][:-400]
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as file:
+        for name, content in entries.items():
+            file.writestr(name, content)
+    assert "is damaged: an array cannot be read" in refused(tmp_path / "m.pt")

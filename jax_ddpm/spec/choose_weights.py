@@ -86,7 +86,7 @@ def leftovers(content: FileContent, found: list[Found], chosen: Found) -> list[s
 def refusal(path: str | os.PathLike, content: FileContent, found: list[Found], shapes_of: ShapesOf | None) -> UserError:
     """Why no weights could be taken: what the file holds, the network it is nearest to, and what differs."""
     if not content.num_arrays:
-        return UserError(f"{path} holds no arrays: expected the weights of a network.")
+        return UserError(f"{path} holds no arrays of numbers: expected the weights of a network.")
     known = ", ".join(NETWORKS)
     groups = sorted((*content.dictionaries, *content.lists), key=lambda group: -len(group.arrays))
     held = some([f"{place(group.keys) or 'the file itself'} ({len(group.arrays)} arrays)" for group in groups], 4)

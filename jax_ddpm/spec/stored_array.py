@@ -1,6 +1,5 @@
 """Arrays of a file that are read only when they are needed."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -41,25 +40,30 @@ NUMBER_TYPES = {
 }
 
 
-def from_bits(data: bytes, name: str, big_endian: bool = False) -> np.ndarray:
+def from_bits(data: bytes | memoryview, name: str, big_endian: bool = False) -> np.ndarray:
     """The numbers in `data`, of the type `name`; bfloat16 becomes float32, since NumPy has no bfloat16."""
     dtype = number_type(name)
     values = np.frombuffer(data, dtype.newbyteorder(">") if big_endian else dtype)
     return (values.astype(np.uint32) << 16).view(np.float32) if name.lower() == "bfloat16" else values
 
 
-def strided(values: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
-    """A copy of the elements of `values` (N,) that a tensor consists of. offset and strides count elements."""
-    view = np.lib.stride_tricks.as_strided(values[offset:], shape, [stride * values.itemsize for stride in strides])
-    return view.copy()
+def strided(values: np.ndarray, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
+    """A copy of the elements of `values` (N,) that a tensor consists of, from the first one. strides count elements.
 
-
-def check_strided(num_elements: int, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    """Raise ValueError unless `strided` stays within `num_elements` elements and repeats none."""
-    numbers = (offset, *shape, *strides)
-    whole = all(type(number) is int and number >= 0 for number in numbers) and len(shape) == len(strides) <= 32
-    if not whole or math.prod(shape) > num_elements:
+    Raises ValueError if there are too few elements.
+    """
+    if len(values) < span(shape, strides):
         raise ValueError("a tensor that is larger than its storage")
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= num_elements:
-        raise ValueError("a tensor that ends behind its storage")
+    return np.lib.stride_tricks.as_strided(values, shape, [stride * values.itemsize for stride in strides]).copy()
+
+
+def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Number of elements from the first to the last one of a tensor; strides count elements.
+
+    Raises ValueError for a shape and strides that no tensor can have.
+    """
+    if len(shape) != len(strides) or len(shape) > 32 or any(type(n) is not int or n < 0 for n in (*shape, *strides)):
+        raise ValueError("a tensor without shape and strides")
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -36,6 +36,7 @@ def read_zip(path: Path | BinaryIO) -> Any:
     if root is None:
         raise UserError(f"{path} is a zip archive without a data.pkl: expected a file of torch.save.")
 
+    @functools.lru_cache(maxsize=1)  # tensors that share a storage mostly follow each other
     def read(name: str) -> bytes:
         entry = entries[name]
         if entry.file_size > MAX_SWELLING * entry.compress_size + 2**20:
@@ -69,6 +70,7 @@ def read_pickles(open_file: Callable[[], BinaryIO]) -> Any:
     storages: dict[str, tuple[int, int]] = {}  # by key: position in the file, and bytes
     element_sizes: dict[str, int] = {}
 
+    @functools.lru_cache(maxsize=1)
     def read_storage(key: str) -> bytes:
         position, size = storages[key]
         with open_file() as file:

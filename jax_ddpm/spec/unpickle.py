@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_ddpm.spec.stored_array import StoredArray, check_strided, from_bits, number_type, strided
+from jax_ddpm.spec.stored_array import StoredArray, from_bits, number_type, span, strided
 
 SCALARS = (str, int, float, bool, type(None))
 
@@ -245,14 +245,17 @@ def make_tensor(unpickler: Unpickler, storage: Storage, offset, shape, strides, 
     dtype = number_type(kind)
     if dtype is None:
         return Instance(f"torch.{kind}", (storage,))
-    size = storage.num_elements // (dtype.itemsize if storage.kind == "Untyped" else 1)
+    num_elements = storage.num_elements // (dtype.itemsize if storage.kind == "Untyped" else 1)
     shape, strides = tuple(shape), tuple(strides)
-    if 0 in strides and math.prod(shape) > size:
+    stop = offset + span(shape, strides)
+    if type(offset) is not int or offset < 0 or stop > num_elements:
+        raise ValueError("a tensor that is larger than its storage")
+    if math.prod(shape) > num_elements:
         return Instance("an expanded tensor", (storage,))
-    check_strided(size, offset, shape, strides)
 
     def read() -> np.ndarray:
-        return strided(from_bits(storage.read(), kind, storage.big_endian)[:size], offset, shape, strides)
+        part = memoryview(storage.read())[offset * dtype.itemsize : stop * dtype.itemsize]
+        return strided(from_bits(part, kind, storage.big_endian), shape, strides)
 
     return StoredArray(shape, read)
 
