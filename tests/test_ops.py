@@ -176,7 +176,8 @@ assert callable(loop.finish)
 loop.finish = loop.export  # without the closing pictures
 folder = jax_ddpm.train(from_json(RunConfig, sys.argv[2], "argument"), sys.argv[3], log=lambda line: None)
 losses = [json.loads(line)["loss"] for line in open(folder / "metrics.jsonl")]
-print(json.dumps([losses, jax_ddpm.sample(jax_ddpm.load_model(folder), 2, seed=3).ravel().tolist()]))
+model = jax_ddpm.load_model(folder, log=lambda line: None)
+print(json.dumps([losses, jax_ddpm.sample(model, 2, seed=3).ravel().tolist()]))
 """
 
 
