@@ -158,10 +158,9 @@ def test_ctrl_c_while_decoding_ends_at_once(folder, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.stdout.readline().strip() != "reading":
         assert process.poll() is None
-    began = time.perf_counter()
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
-    assert time.perf_counter() - began < 5 and said.rstrip().endswith("KeyboardInterrupt")
+    read_after, said = process.communicate(timeout=60)
+    assert read_after.count("reading") < 200 and said.rstrip().endswith("KeyboardInterrupt")
     (entry,) = (tmp_path / "cache").iterdir()
     assert {path.name for path in entry.iterdir()} <= {".lock", "index.json", *(f"train-{n:05}.npy" for n in range(9))}
 
