@@ -234,11 +234,11 @@ BAD_MODELS = {
     "text": ("file", "not a model file"),
     "missing": ("missing.safetensors", "does not exist"),
     "a folder without a model": ("empty", "model.safetensors"),
-    "text as .pt": ("text.pt", "damaged"),
+    "text as .pt": ("text.pt", "not a model file"),
     "text as .safetensors": ("text.safetensors", "safetensors"),
-    "a pickle that runs code": ("harm.pt", "only tensors"),
-    "a tensor": ("tensor.pt", "expected a state dict"),
-    "another network": ("other.pt", "none of the known networks"),
+    "a pickle that runs code": ("harm.pt", "holds no arrays of numbers"),
+    "a tensor": ("tensor.pt", "It holds: the file itself (1 arrays)"),
+    "another network": ("other.pt", "holds no complete network that is known here"),
 }
 
 

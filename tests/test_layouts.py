@@ -166,6 +166,19 @@ def test_reading_needs_no_pytorch(raw, tmp_path, monkeypatch):
     np.testing.assert_array_equal(values["output.weight"], raw["output.weight"].numpy())
 
 
+@pytest.mark.parametrize("kind", ["torch", "safetensors", "numpy"])
+def test_arrays_can_be_written_to(kind, raw, tmp_path):
+    """PyTorch warns of others."""
+    from jax_ddpm.spec.model_files import read_file
+
+    path = tmp_path / "m"
+    if kind == "safetensors":
+        safetensors.torch.save_file(raw, path)
+    else:
+        torch.save({name: tensor.numpy() if kind == "numpy" else tensor for name, tensor in raw.items()}, path)
+    assert all(value.flags.writeable and value.flags.c_contiguous for value in read_file(path)[0].values())
+
+
 # Folders --------------------------------------------------------------------------------------------------------
 
 

@@ -131,8 +131,8 @@ def nearest_by_names(dictionaries: list[Dictionary], shapes_of: ShapesOf) -> lis
                     best = (count, network.name, dictionary, prefix, expected)
     count, name, dictionary, prefix, expected = best
     if dictionary is None:
-        first = some(list(dictionaries[0].arrays), 4) if dictionaries else "none"
-        return [f"No name is that of a known network. The first names: {first}."]
+        names = some(list(dictionaries[0].arrays), 4) if dictionaries else "none"
+        return [f"No name is that of a known network. The first names: {names}."]
     missing = [each for each in sorted(expected) if prefix + each not in dictionary.arrays]
     unexpected = [each for each in dictionary.arrays if each.removeprefix(prefix) not in expected]
     where = f"{place(dictionary.keys)}{under(prefix)}".strip() or "the file itself"

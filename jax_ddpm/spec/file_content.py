@@ -56,7 +56,7 @@ def is_array(value) -> bool:
 
 def search(content: Any) -> FileContent:
     """Every dictionary and list of arrays in what `read_torch` gives."""
-    found = FileContent([], [])
+    found = FileContent([], [ArrayList((), [content])] if is_array(content) else [])
     waiting: deque[tuple[Keys, Any]] = deque([((), content)])
     visits: Counter[int] = Counter()  # by id: files can refer to the same object under several keys, and to its parents
     while waiting:

@@ -111,9 +111,10 @@ def read_tensor(path: Path, start: int, offsets: list[int], name: str, entry: di
     """One tensor of a .safetensors file."""
     if entry["dtype"] not in SAFETENSORS_TYPES:
         raise UserError(f"{path}: {name} has the dtype {entry['dtype']}, which is not read: convert it to F32.")
+    data = bytearray(offsets[1] - offsets[0])  # arrays of it can be written to, as PyTorch expects
     with open(path, "rb") as file:
         file.seek(start + offsets[0])
-        data = file.read(offsets[1] - offsets[0])
+        file.readinto(data)
     return from_bits(data, SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
 
 

@@ -40,7 +40,7 @@ NUMBER_TYPES = {
 }
 
 
-def from_bits(data: bytes | memoryview, name: str, big_endian: bool = False) -> np.ndarray:
+def from_bits(data: bytes | bytearray | memoryview, name: str, big_endian: bool = False) -> np.ndarray:
     """The numbers in `data`, of the type `name`; bfloat16 becomes float32, since NumPy has no bfloat16."""
     dtype = number_type(name)
     values = np.frombuffer(data, dtype.newbyteorder(">") if big_endian else dtype)

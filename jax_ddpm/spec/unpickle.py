@@ -82,7 +82,7 @@ class NumpyArray(StoredArray):
             if min(shape, default=0) < 0 or math.prod(shape) * kind.dtype.itemsize != len(data):
                 raise ValueError("a NumPy array of another size than its shape")
             self.shape = shape
-            self.read = lambda: np.frombuffer(data, kind.dtype).reshape(shape, order=order)
+            self.read = lambda: np.frombuffer(data, kind.dtype).reshape(shape, order=order).copy()
         return self
 
 
