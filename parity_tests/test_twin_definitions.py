@@ -76,6 +76,7 @@ ONLY_IN_TORCH = {
     "sampling/steps": {"of_images": "jnp.full, which takes arrays too"},
     "step": {"draw_t_and_noise": "one line in JAX; here with the permutation of the noise"},
     "unets/conv_block": {"Sinusoids": "a module, for the name of its array"},
+    "unets/ddpm": dict.fromkeys(["average_pool_2x2", "repeat_2x2"], "in ops.py in JAX; torch has functions for both"),
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
     "weights": {
         "refuse_checkpoint": "in jax_ddpm, weights/run_checkpoint.py reads the checkpoint",
