@@ -392,3 +392,13 @@ def test_a_storage_that_is_shorter_than_the_file_says(raw, tmp_path):
         for name, content in entries.items():
             file.writestr(name, content)
     assert "is damaged: an array cannot be read" in refused(tmp_path / "m.pt")
+
+
+def test_a_damaged_copy_of_the_weights(raw, tmp_path):
+    """Two equal networks are compared, so damage to the second one is found."""
+    torch.save({"model": raw, "state_dict": {name: tensor.clone() for name, tensor in raw.items()}}, tmp_path / "m.pt")
+    content = bytearray((tmp_path / "m.pt").read_bytes())
+    place = content.rindex(raw["output.weight"].numpy().tobytes())
+    content[place] ^= 1
+    (tmp_path / "m.pt").write_bytes(content)
+    assert "is damaged: an array cannot be read (Bad CRC-32" in refused(tmp_path / "m.pt")

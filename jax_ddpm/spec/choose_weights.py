@@ -1,19 +1,22 @@
 """Choose among the weights that a file holds, say what was taken, and refuse what cannot be read."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.file_content import Dictionary, FileContent, place
-from jax_ddpm.spec.find_weights import Found, ShapesOf, are_equal, under
+from jax_ddpm.spec.find_weights import Found, ShapesOf, under
 from jax_ddpm.spec.network_config import NETWORKS
+from jax_ddpm.spec.read_content import read_arrays
 from jax_ddpm.spec.text import printable, some
 from jax_ddpm.spec.types import Weights
 
 
 def choose(
-    path: str | os.PathLike,
+    path: Path,
     content: FileContent,
     found: list[Found],
     weights: Weights | None,
@@ -34,7 +37,7 @@ def choose(
             f"{path} holds no complete {wanted} weights, only {other} weights ({complete[0].place}).\n"
             f"Leave out --weights {weights} (in Python: weights={weights!r})."
         )
-    different = [each for each in chosen[1:] if not are_equal(chosen[0], each)]
+    different = [each for each in chosen[1:] if not are_equal(path, chosen[0], each)]
     if different:
         places = some([each.place for each in (chosen[0], *different)])
         raise UserError(
@@ -44,8 +47,18 @@ def choose(
     return chosen[0]
 
 
+def are_equal(path: Path, a: Found, b: Found) -> bool:
+    """Whether two weights in a file are the same network with the same values. Raises UserError for a damaged file."""
+    if a.network != b.network or a.arrays.keys() != b.arrays.keys():
+        return False
+    names = [name for name in a.arrays if a.arrays[name] is not b.arrays[name]]
+    return all(
+        np.array_equal(*(read_arrays({name: each.arrays[name]}, path)[name] for each in (a, b))) for name in names
+    )
+
+
 def describe_choice(
-    path: str | os.PathLike,
+    path: Path,
     content: FileContent,
     found: list[Found],
     chosen: Found,
@@ -83,7 +96,7 @@ def leftovers(content: FileContent, found: list[Found], chosen: Found) -> list[s
     return list(dict.fromkeys(name if "." not in name else f"{name.partition('.')[0]}.*" for name in names))
 
 
-def refusal(path: str | os.PathLike, content: FileContent, found: list[Found], shapes_of: ShapesOf | None) -> UserError:
+def refusal(path: Path, content: FileContent, found: list[Found], shapes_of: ShapesOf | None) -> UserError:
     """Why no weights could be taken: what the file holds, the network it is nearest to, and what differs."""
     if not content.num_arrays:
         return UserError(f"{path} holds no arrays of numbers: expected the weights of a network.")

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from jax_ddpm.spec.diffusers_folder import current_name
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.file_content import ArrayList, Dictionary, FileContent, Keys, place
@@ -226,16 +224,3 @@ def average_of(
     if all(tuple(array.shape) == tuple(raw.arrays[name].shape) for name, array in arrays.items()):
         arrays = {**raw.arrays, **arrays}
         yield replace(raw, keys=keys, prefix=prefix, names=names, arrays=arrays, is_ema=True, extras={})
-
-
-def are_equal(a: Found, b: Found) -> bool:
-    """Whether two weights are the same network with the same values."""
-    if a.network != b.network or a.arrays.keys() != b.arrays.keys():
-        return False
-    pairs = [(a.arrays[name], b.arrays[name]) for name in a.arrays]
-    return all(x is y or np.array_equal(values(x), values(y)) for x, y in pairs)
-
-
-def values(array: Array) -> np.ndarray:
-    """The values of an array, read from the file if they are still there."""
-    return array if isinstance(array, np.ndarray) else array.read()
