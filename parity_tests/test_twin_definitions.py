@@ -118,7 +118,7 @@ def signature(function: ast.FunctionDef) -> str:
     for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.kwarg, arguments.vararg]:
         if argument is not None:
             argument.annotation = None
-    return ast.unparse(arguments).replace("jnp.", "").replace("torch.", "")
+    return ast.unparse(arguments).replace("jnp.", "").replace("torch.", "").replace("F.", "")
 
 
 def fields(node: ast.ClassDef) -> str:
