@@ -54,8 +54,9 @@ def random_images(size, channels):
     return np.random.default_rng(9).integers(0, 256, (16, size, size, channels), np.uint8)
 
 
-@pytest.mark.parametrize("name", mostly_slow("conv_block"))
-def test_one_optimiser_step(name):  # the ladder has one of ddpm
+@pytest.mark.slow
+@NETWORKS
+def test_one_optimiser_step(name):  # the ladder has one of conv_block and one of ddpm
     case = CASES[name]
     run = replace(measures.RUN, network=case.config)
     assert measures.optimiser_step(run, partial(random_images, case.size, case.channels)) <= budgets.UPDATE_FLOAT64
@@ -98,7 +99,7 @@ def test_masks_of_dropout():
     np.testing.assert_array_equal(np.asarray(part(h[[4, 1]])) == 0, masks[0][[4, 1]])
 
 
-@NETWORKS
+@pytest.mark.parametrize("name", mostly_slow("layer_norm", "ddpm"))
 def test_whole_samples(name):  # the ladder has 1000 steps of conv_block
     case = CASES[name]
     ours, theirs = initialised(case)

@@ -35,6 +35,7 @@ from parity_tests.budgets import EMBEDDING, FORMULA, LOSS, NETWORK, RATE, SAMPLI
 from parity_tests.twins import (
     CLIPS,
     DTYPES,
+    MOSTLY_FLOAT64,
     NETWORK_SETTINGS,
     OBJECTIVES,
     TORCH,
@@ -205,7 +206,7 @@ def test_bfloat16_touches_activations_only():
     assert 1e-4 < error < 0.1  # eight bits of mantissa
 
 
-@DTYPES
+@MOSTLY_FLOAT64
 @pytest.mark.parametrize(("objective", "variance", "clip"), [("eps", "beta", "x0"), ("v", "posterior", "state")])
 def test_sampling(objective, variance, clip, dtype):
     """40 steps from the same seed, three pictures in batches of two, and frames on the way."""
@@ -235,7 +236,7 @@ FEW_STEPS = [  # sampler, spacing, eta, clip, objective
 ]
 
 
-@DTYPES
+@MOSTLY_FLOAT64
 @pytest.mark.parametrize(("sampler", "spacing", "eta", "clip", "objective"), FEW_STEPS)
 def test_few_steps(sampler, spacing, eta, clip, objective, dtype):
     """7 of 40 steps, frames after each, and as many calls of progress."""

@@ -15,6 +15,9 @@ from jax_ddpm.spec.network_config import ConvBlockConfig
 torch.set_num_threads(1)  # beside JAX's, its threads wait for one another; ten times slower on two cores
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+MOSTLY_FLOAT64 = pytest.mark.parametrize(  # where the ladder has the same in float32
+    "dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64]
+)
 TORCH = {np.float32: torch.float32, np.float64: torch.float64}
 OBJECTIVES, VARIANCES, CLIPS = ["eps", "x0", "v"], ["beta", "posterior"], ["x0", "state", "none"]
 ROOT = Path(__file__).parent.parent
