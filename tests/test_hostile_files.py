@@ -336,6 +336,39 @@ def test_pickles_that_would_run_code(harm, tmp_path):
         assert both(tmp_path / name) == [None, None]
 
 
+HUGE = (2**60).to_bytes(8, "little")
+PICKLES = {  # by hand, for readers of pickles
+    "a function that is called": b"cos\nsystem\n(S'mkdir harm'\ntR.",
+    "an instance": b"(S'mkdir harm'\nios\nsystem\n.",
+    "an object": b"(cos\nsystem\nS'mkdir harm'\no.",
+    "a function that is filled": b"cos\nsystem\n}S'__code__'\nNsb.",
+    "an extension code": b"\x80\x02\x82\x01.",
+    "a memo with room for 2^31": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "bytes that the file does not have": b"\x80\x05\x8e" + HUGE + b".",
+    "room for 2^60 bytes": b"\x80\x05\x96" + HUGE + b".",
+    "a text of 2^60 letters": b"\x80\x04\x8d" + HUGE + b".",
+    "a frame of 2^60 bytes": b"\x80\x04\x95" + HUGE + b".",
+    "a key that is 200,000 tuples deep": b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.",
+    "lists, 200,000 deep": b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
+    "a list that holds itself": b"\x80\x02]q\x00h\x00a.",
+    "2^60 lists": b"\x80\x02]q\x00" + b"".join(b"]h%ch%caq%c" % (i, i, i + 1) + b"h%ca" % i for i in range(60)) + b".",
+    "a key of a million digits": b"\x80\x02}\x8b" + (400_000).to_bytes(4, "little") + b"\x07" * 400_000 + b"Ns.",
+    "text that is no text": b"\x80\x02X\x02\x00\x00\x00\xff\xfe.",
+    "an empty persistent id": b"P\n.",
+    "nothing but a stop": b"\x80\x02.",
+    "unknown operations": b"\x80\x02\xff\xfe.",
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_pickles_by_hand(kind, tmp_path):
+    (tmp_path / "a.pt").write_bytes(PICKLES[kind])
+    with zipfile.ZipFile(tmp_path / "b.pt", "w") as file:
+        file.writestr("archive/data.pkl", PICKLES[kind])
+    for name in ("a.pt", "b.pt"):
+        assert both(tmp_path / name) == [None, None]
+
+
 def test_archives_that_swell(tmp_path):
     """A zip whose pickle is 400 MB of zeros in 400 kB."""
     path = tmp_path / "model.pt"
