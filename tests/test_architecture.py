@@ -93,10 +93,10 @@ def test_networks_do_not_speak_of_cpus(path):
 
 @pytest.mark.parametrize("path", [path for path in FILES if part(path) == "spec"], ids=str)
 def test_spec_imports_no_framework(path):
-    """But for torch, inside the functions that read and write .pt files."""
+    """But for torch, inside the function that writes .pt files."""
     tree = parse(path)
     frameworks = {name.split(".")[0] for name in imported(tree)} & {"jax", "jaxlib", "flax", "optax", "torch"}
-    assert frameworks <= ({"torch"} if path.name in ("model_files.py", "write_model.py") else set())
+    assert frameworks <= ({"torch"} if path.name == "write_model.py" else set())
     assert "torch" not in {name.split(".")[0] for name in imported(at_module_level(tree))}
     assert "jax_ddpm" not in imported(tree) and parts_imported(tree) <= {"spec"}
 

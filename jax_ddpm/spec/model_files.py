@@ -26,7 +26,7 @@ from jax_ddpm.spec.network_config import NETWORKS, NetworkConfig
 from jax_ddpm.spec.presets import preset
 from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, open_model, read_arrays
 from jax_ddpm.spec.record_layout import record_layout
-from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_own_weights, find_checkpoint
+from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_own_weights, find_checkpoint, steps_of
 from jax_ddpm.spec.types import StateDict, Weights
 
 __all__ = ["METADATA_KEY", "MODEL_FILE", "initial_weights", "read_file", "read_model"]
@@ -134,7 +134,7 @@ def load(
     if file.metadata is not None:
         check_own_weights(path, weights)
         info = parse_metadata(file.metadata, source.file)
-        if weights is None and path.is_dir() and averages_weights(path):
+        if weights is None and path.is_dir() and averages_weights(path) and steps_of(path):
             log(f"Took the EMA weights in {source.file}. --weights raw takes the raw ones of the newest checkpoint.")
         return loaded_with(read_arrays(file.own_arrays, source.file), info, settings, path)
     folder = source.folder
