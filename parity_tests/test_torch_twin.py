@@ -308,7 +308,7 @@ def test_three_training_steps(training, objective, flip, dtype):
     config = run_config(dtype, flip, objective, **training)
     images = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 6, 3), dtype=np.uint8)
     with jax.enable_x64(dtype == np.float64):
-        ours, theirs = networks(dtype, widths=(32,))
+        ours, theirs = networks(dtype, widths=(64,))  # two channels a group: one alone has no gradient
         optimizer = jax_step.make_optimizer(config.training)
         graph, state = jax_state.create_state(theirs, optimizer, True, dtype)
         train_step = jax.jit(jax_step.make_train_step(graph, optimizer, config, 10))
