@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -119,7 +120,10 @@ def test_a_failed_download_is_a_message(cache, monkeypatch):
         raise ConnectionError("no route")
 
     use_hub(monkeypatch, snapshot_download)
-    assert "failed (ConnectionError)" in refused(NAME)
+    assert "failed: ConnectionError" in refused(NAME)
+    unknown = type("RepositoryNotFoundError", (Exception,), {})
+    use_hub(monkeypatch, Mock(side_effect=unknown))
+    assert "failed: it has no public model of this name" in refused(NAME)
     use_hub(monkeypatch, lambda name, allow_patterns: str(cache))
     assert f"has no {WEIGHTS}" in refused(NAME)
 

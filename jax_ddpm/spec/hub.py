@@ -12,6 +12,12 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # OWNER/NAME
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".json", ".npz")
 SETTINGS = (INDEX, "config.json", SCHEDULER, "unet/config.json", f"scheduler/{SCHEDULER}")
 
+REASONS = {  # by the class of an error of huggingface_hub
+    "LocalEntryNotFoundError": "there is no connection",
+    "RepositoryNotFoundError": "it has no public model of this name",
+    "GatedRepoError": "this model needs a login (hf auth login)",
+}
+
 
 def local_path(path: str | os.PathLike, log: Callable[[str], None]) -> Path:
     """The file or folder that holds the model `path`.
@@ -80,7 +86,8 @@ def download(name: str) -> Path:
                     return folder
             reason = f"the model of this name in the Hugging Face Hub has no {' or '.join(WEIGHTS)}"
         except Exception as error:  # of the connection, of the Hub, or of the name: there is no common class
-            reason = f"downloading it from the Hugging Face Hub failed ({type(error).__name__})"
+            why = REASONS.get(type(error).__name__, type(error).__name__)
+            reason = f"downloading it from the Hugging Face Hub failed: {why}"
     raise UserError(
         f"{name} is no file or folder here, and {reason}.\n"
         f"Elsewhere: hf download {name} --local-dir {name.split('/')[1]}. Then give that folder instead of the name."
