@@ -51,6 +51,7 @@ def test_a_config_beside_the_file_is_read(bare, folders):
     assert asdict(model.info.network).items() >= SETTINGS.items() and model.info.image_shape == (8, 8, 3)
     assert rms_error(model, reference) < 1e-5
     assert load(path, jax_ddpm)[0].info == model.info and load(path, jax_ddpm)[1] == said
+    assert said[0].endswith("The network's settings are those of config.json beside it.")
     assert "--network-setting" not in said[1] and "--image-size" not in said[1] and "--timesteps 1000" in said[1]
     values = initial_weights(path, model.info.network, log=said.append)
     assert set(values) == set(reference.state_dict())

@@ -149,7 +149,12 @@ def load(
         folder = None
         found = find_weights(file.content, shapes_of, settings_by_network((supposed,), settings))
         chosen = choose(source.file, file.content, found, weights, shapes_of)
-    log(describe_choice(source.file, file.content, found, chosen, source.is_ema, source.left_out))
+    line = describe_choice(source.file, file.content, found, chosen, source.is_ema, source.left_out)
+    log(
+        line
+        if folder is None or source.is_folder
+        else f"{line} The network's settings are those of config.json beside it."
+    )
     if folder is not None:
         known |= folder.network.arguments
         for note in folder.notes:
