@@ -36,7 +36,8 @@ def test_rung(name):
     assert rung.measure() <= rung.budget
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     first_width=st.sampled_from([32, 64, 96]),
     levels=st.integers(1, 2),

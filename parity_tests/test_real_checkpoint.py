@@ -49,6 +49,7 @@ def loss(graph, state, *batch):
     return diffusion.loss(make_tables(), "eps", nnx.merge(graph, state), *batch)
 
 
+@pytest.mark.slow
 @needs_shared
 def test_its_own_table_is_kept(model):
     assert noise_error(model.network) == pytest.approx(0.043, abs=0.004)

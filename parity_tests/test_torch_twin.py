@@ -177,6 +177,7 @@ def test_reverse_process_order_frames_and_progress(num_frames):
     assert calls["ours"] == calls["theirs"] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 @DTYPES
 def test_network(dtype):
     with jax.enable_x64(dtype == np.float64):
@@ -228,11 +229,11 @@ def test_sampling(objective, variance, clip, dtype):
 
 
 FEW_STEPS = [  # sampler, spacing, eta, clip, objective
-    ("ddpm", "leading", 0.0, "dynamic", "eps"),
-    ("ddim", "linspace", 0.5, "x0", "v"),
+    pytest.param("ddpm", "leading", 0.0, "dynamic", "eps", marks=pytest.mark.slow),
+    pytest.param("ddim", "linspace", 0.5, "x0", "v", marks=pytest.mark.slow),
     ("dpmpp", "logsnr", 0.0, "dynamic", "eps"),
     ("heun", "trailing", 0.0, "x0", "v"),
-    ("euler", "trailing", 0.0, "state", "x0"),
+    pytest.param("euler", "trailing", 0.0, "state", "x0", marks=pytest.mark.slow),
 ]
 
 
@@ -299,7 +300,7 @@ def run_config(dtype, flip, objective, **training):
     )
 
 
-@DTYPES
+@MOSTLY_FLOAT64
 @pytest.mark.parametrize(
     ("training", "objective", "flip"), [(PLAIN, "eps", False), (EVERYTHING, "v", True)], ids=["plain", "everything"]
 )
