@@ -155,12 +155,13 @@ def test_ctrl_c_while_decoding_ends_at_once(folder, tmp_path):
     for number in range(300):
         os.link(folder / "00.png", folder / f"{number + 1000}.png")
     command = [sys.executable, "-c", CODE, f"folder:{folder}", str(tmp_path / "cache")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeded = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background jobs ignore it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heeded)
     while process.stdout.readline().strip() != "reading":
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     read_after, said = process.communicate(timeout=60)
-    assert read_after.count("reading") < 200 and said.rstrip().endswith("KeyboardInterrupt")
+    assert read_after.count("reading") < 200 and "KeyboardInterrupt" in said, said
     (entry,) = (tmp_path / "cache").iterdir()
     assert {path.name for path in entry.iterdir()} <= {".lock", "index.json", *(f"train-{n:05}.npy" for n in range(9))}
 

@@ -123,6 +123,12 @@ def test_ctrl_c_while_it_draws(command_run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def start_on_terminal():
+    """In the new process: makes its stdin the controlling terminal. SIGHUP counts, even if these tests run by nohup."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def test_a_closed_terminal_saves_the_run(tmp_path):
     terminal, program_side = pty.openpty()
     flags = "--widths 32 --time-width 32 --timesteps 10 --beta-end 0.4 --batch-size 8 --steps 100000 --log-every 1"
@@ -132,7 +138,7 @@ def test_a_closed_terminal_saves_the_run(tmp_path):
         stdout=program_side,
         stderr=program_side,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=start_on_terminal,
     )
     os.close(program_side)
     try:
