@@ -162,6 +162,7 @@ def test_ctrl_c_while_decoding_ends_at_once(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     read_after, said = process.communicate(timeout=60)
     assert read_after.count("reading") < 200 and "KeyboardInterrupt" in said, said
+    assert process.returncode == -signal.SIGINT
     (entry,) = (tmp_path / "cache").iterdir()
     assert {path.name for path in entry.iterdir()} <= {".lock", "index.json", *(f"train-{n:05}.npy" for n in range(9))}
 
