@@ -1,0 +1,157 @@
+"""Their network: a float64 copy of a torch module, whose calls are recorded with forward hooks."""
+
+import copy
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from jax_ddpm.doctor.records import Call, arrays_in, map_arrays
+from jax_ddpm.doctor.settings import plain_settings
+
+
+class TorchNetwork:
+    """A copy of a torch module in float64 on the CPU. The mode (training or not) is that of the original."""
+
+    def __init__(self, module):
+        self.module = copy.deepcopy(module).cpu().double()
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+        self.modules = dict(self.module.named_modules())
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Parameters and buffers by name, also those that no file contains. Arrays share memory with the module."""
+        named = [*self.module.named_parameters(), *self.module.named_buffers()]
+        return {name: to_numpy(value, share=True) for name, value in named}
+
+    def record(self, arguments: tuple, keywords: Mapping[str, Any]) -> list[Call]:
+        """All calls of one forward pass, the whole network's first. Arguments are NumPy arrays or other values."""
+        recorder = Recorder(self.modules)
+        with recorder.hooks():
+            self.call(self.module, arguments, keywords)
+        return recorder.finished()
+
+    def run(self, call: Call, *arrays: np.ndarray) -> np.ndarray:
+        """Call one module alone, as in `call` but with these arrays as its array arguments. Its first output array."""
+        arguments, keywords = with_arrays(call, arrays)
+        output = to_numpy_tree(self.call(call.module, arguments, keywords))
+        return first_array(output)
+
+    def call(self, module, arguments, keywords):
+        import torch
+
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # it would skip the modules inside
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                return module(*to_torch_tree(arguments), **to_torch_tree(keywords))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+class Recorder:
+    """Forward hooks on every module that write a list of calls."""
+
+    def __init__(self, modules: Mapping[str, Any]):
+        self.modules, self.calls, self.open = modules, [], []
+        self.occurrences: dict[str, int] = {}
+        self.copies: dict[int, tuple] = {}
+
+    @contextmanager
+    def hooks(self):
+        handles = []
+        for path, module in self.modules.items():
+            handles.append(module.register_forward_pre_hook(self.before(path), with_kwargs=True))
+            handles.append(module.register_forward_hook(self.after, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def before(self, path: str) -> Callable:
+        def hook(module, arguments, keywords):
+            call = Call(
+                path,
+                type(module).__name__,
+                module,
+                self.numpy_tree(arguments),
+                self.numpy_tree(keywords),
+                settings=plain_settings(module),
+                number=len(self.calls),
+                parent=self.open[-1].number if self.open else None,
+                occurrence=self.occurrences.get(path, 0),
+            )
+            self.occurrences[path] = call.occurrence + 1
+            if self.open:
+                self.open[-1].is_leaf = False
+            self.calls.append(call)
+            self.open.append(call)
+
+        return hook
+
+    def after(self, module, arguments, keywords, output):
+        self.open.pop().output = self.numpy_tree(output)
+
+    def numpy_tree(self, tree):
+        return to_numpy_tree(tree, self.copy)
+
+    def copy(self, tensor) -> np.ndarray:
+        """A copy as NumPy array, shared while the tensor lives and is not written to."""
+        known = self.copies.get(id(tensor))
+        if known is not None and known[0]() is tensor and known[1] == tensor._version:
+            return known[2]
+        array = to_numpy(tensor)
+        self.copies[id(tensor)] = weakref.ref(tensor), tensor._version, array
+        return array
+
+    def finished(self) -> list[Call]:
+        """The calls with their parameters. Those of modules that are never called belong to the module around."""
+        called = {call.path for call in self.calls}
+        for call in self.calls:
+            call.parameters = own_parameters(call.module, call.path, called)
+        return self.calls
+
+
+def own_parameters(module, path: str, called: set[str]) -> dict[str, np.ndarray]:
+    named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    own = {name: to_numpy(value, share=True) for name, value in named}
+    for name, child in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        if inner not in called:
+            own |= {f"{name}.{key}": value for key, value in own_parameters(child, inner, called).items()}
+    return own
+
+
+def to_numpy(tensor, share: bool = False) -> np.ndarray:
+    """A tensor as NumPy array, floats as float64."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    array = (tensor.double() if tensor.is_floating_point() else tensor.resolve_conj().resolve_neg()).numpy()
+    return array if share or (array.dtype == np.float64 and tensor.dtype != torch.float64) else array.copy()
+
+
+def to_numpy_tree(tree, convert=to_numpy):
+    import torch
+
+    return map_arrays(tree, convert, lambda value: isinstance(value, torch.Tensor))
+
+
+def to_torch_tree(tree):
+    import torch
+
+    return map_arrays(tree, lambda a: torch.from_numpy(np.array(a)), lambda value: isinstance(value, np.ndarray))
+
+
+def with_arrays(call: Call, arrays) -> tuple[tuple, dict]:
+    """Arguments and keywords of a call with its arrays, in order, replaced. Missing ones stay."""
+    rest = iter(arrays)
+    return map_arrays((call.inputs, call.keywords), lambda a: next(rest, a), lambda a: isinstance(a, np.ndarray))
+
+
+def first_array(output) -> np.ndarray | None:
+    return next(iter(arrays_in(output)), None)
