@@ -116,6 +116,21 @@ for name, sampler in {
     RUNGS[f"{name}, float32"] = Rung(budgets.FEW_STEPS_FLOAT32, partial(reverse_process, sampler=sampler))
     RUNGS[f"{name}, 8-bit pixels"] = Rung(budgets.PIXELS_FLOAT32, partial(pixels, sampler=sampler))
 
+SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is tested by default.
+    *(f"{name}: {rung}, float64" for name in ("strided", "layer_norm") for rung in ("outputs", "gradients")),
+    *(f"{name}: {rung}, float32" for name in ("attention", "ddpm") for rung in ("outputs", "gradients")),
+    *(f"ddpm with scales, resampled by blocks: {rung}, float64" for rung in ("outputs", "gradients")),
+    "one Adam step, learned variance, float64",
+    "1000-step samples, float64",
+    "1000-step samples, 8-bit pixels, float64",
+    "10-step DDPM, not square, float32",
+    *(
+        f"{sampler}, {what}"
+        for sampler in ("50-step DDIM", "10-step Heun", "20-step Euler")
+        for what in ("float32", "8-bit pixels")
+    ),
+}
+
 
 def main():
     torch.set_num_threads(1)  # its threads and JAX's, side by side, make it ten times slower

@@ -21,15 +21,8 @@ def drawn_once():
         yield
 
 
-SLOW = {  # one dtype of each network: compiling takes long; test_whole_samples runs all networks in float32
-    f"{name}: {rung}, float{bits}"
-    for name, bits in {"strided": 64, "layer_norm": 64, "attention": 32, "ddpm": 32}.items()
-    for rung in ("outputs", "gradients")
-}
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ladder.RUNGS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ladder.SLOW else name for name in ladder.RUNGS]
 )
 def test_rung(name):
     rung = ladder.RUNGS[name]

@@ -15,6 +15,7 @@ from jax_ddpm import data, diffusion, rng
 from jax_ddpm.embeddings import sinusoid_table
 from jax_ddpm.layers import Buffer
 from jax_ddpm.schedules import make_tables
+from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.network_config import LayerNormConfig
 from parity_tests import budgets
 from tests.shared_data import SHARED, needs_shared
@@ -58,11 +59,13 @@ def test_its_own_table_is_kept(model):
     assert noise_error(fresh.network) > 0.2
 
 
+@pytest.mark.parametrize("num_steps", [100, pytest.param(1000, marks=pytest.mark.slow)])
 @needs_shared
-def test_both_frameworks_draw_the_same_clothes(model):
+def test_both_frameworks_draw_the_same_clothes(model, num_steps):
     torch.set_num_threads(1)
-    ours = jax_ddpm.sample(model, 2, 1)
-    theirs = torch_ref.sample(torch_ref.load_model(CHECKPOINT), 2, 1)
+    sampler = SamplerConfig("ddpm", num_steps)
+    ours = jax_ddpm.sample(model, 2, 1, sampler=sampler)
+    theirs = torch_ref.sample(torch_ref.load_model(CHECKPOINT), 2, 1, sampler=sampler)
     apart = np.abs(data.to_uint8(ours).astype(int) - data.to_uint8(theirs))
     assert apart.max() <= 1 and np.mean(apart != 0) <= budgets.PIXELS_FLOAT32
     assert np.abs(ours - theirs).max() <= budgets.SAMPLES_REAL_CHECKPOINT
