@@ -50,14 +50,13 @@ ONLY_IN_JAX = {  # in the order in which they stand there
         "num_parameters": "in weights.py, where load_model's network is",
         "make_gradients": "a step of its own, for --replay-step; nested in make_train_step in torch_ref",
     },
-    "unets/__init__": {"register": "a network of one's own has no PyTorch twin"},
     "unets/attention": dict.fromkeys(
         ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
     ),
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "weights": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
-        **dict.fromkeys(["TorchArray", "torch_arrays", "same_layout", "torch_name"], NAMES),
+        **dict.fromkeys(["TorchArray", "torch_arrays", "same_layout", "with_torch_names"], NAMES),
         "to_device": "nn.Module.to",
         "uniform": "draws of one size are cut, since every shape would be compiled; NumPy compiles nothing",
     },
@@ -75,6 +74,7 @@ ONLY_IN_TORCH = {
     },
     "sampling/steps": {"of_images": "jnp.full, which takes arrays too"},
     "step": {"draw_t_and_noise": "one line in JAX; here with the permutation of the noise"},
+    "unets/__init__": {"with_autocast": "a Flax module of the user's own takes dtype itself"},
     "unets/conv_block": {"Sinusoids": "a module, for the name of its array"},
     "unets/ddpm": dict.fromkeys(["average_pool_2x2", "repeat_2x2"], "in ops.py in JAX; torch has functions for both"),
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
@@ -91,6 +91,7 @@ OTHER_ARGUMENTS = {
     "step": dict.fromkeys(
         ["TrainState", "make_optimizer", "ema_update", "make_train_step", "make_validation"], PYTREES
     ),
+    "unets/__init__": {"register": "the names of a PyTorch module need no table"},
     "unets/layer_norm": {"Stage": SEQUENTIAL},
     "unets/strided": {"DoubleConv": SEQUENTIAL},
 }

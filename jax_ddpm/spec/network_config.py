@@ -258,10 +258,12 @@ def require_divisible_size(image_size: ImageSize, halvings: int, instead: str = 
         )
 
 
-NETWORKS: dict[str, type[NetworkConfig]] = {  # by name; `unets.register` adds to them
+NETWORKS: dict[str, type[NetworkConfig]] = {  # by name; `presets.add_network` adds to them
     "conv_block": ConvBlockConfig,
     "strided": StridedConfig,
     "attention": AttentionConfig,
     "layer_norm": LayerNormConfig,
     "ddpm": DDPMConfig,
 }
+BUILT_IN = frozenset(NETWORKS)
+"""Names of the networks of this package."""

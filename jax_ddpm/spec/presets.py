@@ -4,7 +4,16 @@ from dataclasses import replace
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.errors import UserError
-from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
+from jax_ddpm.spec.network_config import (
+    BUILT_IN,
+    NETWORKS,
+    AttentionConfig,
+    ConvBlockConfig,
+    DDPMConfig,
+    LayerNormConfig,
+    NetworkConfig,
+    StridedConfig,
+)
 from jax_ddpm.spec.run_config import DataConfig, OutputConfig, RunConfig, TrainingConfig
 
 
@@ -26,6 +35,33 @@ def preset(name: str | None = None, dataset: str | None = None) -> RunConfig:
     dataset = dataset or settings.data.dataset
     size = 8 if dataset == "digits" and name in ("digits", "tiny") else settings.data.image_size
     return replace(settings, data=replace(settings.data, dataset=dataset, image_size=size))
+
+
+def add_network(config_class: type[NetworkConfig], recipe: RunConfig | None = None) -> str:
+    """Add a network of the user's own, and a preset of its name; again, it replaces what was added before.
+
+    recipe: the preset's settings. Default: those of the preset tiny, with this network, or those it has already.
+
+    Returns the name. Raises UserError if it belongs to a network or preset of this package or to another class, or if
+    `recipe` is of another network.
+    """
+    network = config_class()
+    name, known = network.name, NETWORKS.get(network.name)
+    again = known is not None and (known.__module__, known.__qualname__) == (
+        config_class.__module__,
+        config_class.__qualname__,
+    )
+    if name in BUILT_IN or (known is None and name in PRESETS) or (known is not None and not again):
+        kind = "preset" if known is None else "network"
+        raise UserError(f"A {kind} '{name}' exists already: choose another name.")
+    if recipe is not None and type(recipe.network) is not config_class:
+        raise UserError(f"recipe has the network {recipe.network.name}: expected a {config_class.__name__}.")
+    if recipe is None and type(PRESETS.get(name, PRESETS["tiny"]).network) is not config_class:
+        recipe = replace(PRESETS["tiny"], network=network)
+    if recipe is not None:
+        PRESETS[name] = replace(recipe, preset=name)
+    NETWORKS[name] = config_class
+    return name
 
 
 PRESETS: dict[str, RunConfig] = {

@@ -15,9 +15,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jax_ddpm import ops, unets
+from jax_ddpm import ops
 from jax_ddpm.data import ShardedImages, batch_indices
-from jax_ddpm.spec.network_config import NetworkConfig
+from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.run_config import OutputConfig, RunConfig
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import make_validation
@@ -39,7 +39,7 @@ def fast_in_loops(config: NetworkConfig) -> bool:
     On CPUs that holds for the convolutions of `jax_ddpm.layers` if they take their CPU routes. The gradients of other
     convolutions, which a network of the user's own may have, are about a hundred times slower in a loop.
     """
-    return not on_cpu() or (ops.uses_cpu_routes() and config.name in unets.BUILT_IN)
+    return not on_cpu() or (ops.uses_cpu_routes() and config.name in BUILT_IN)
 
 
 class Feed:

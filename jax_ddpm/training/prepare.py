@@ -14,6 +14,7 @@ from jax_ddpm import data, report, rng, unets, weights
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
+from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.data_record import path_of
@@ -25,6 +26,7 @@ from jax_ddpm.training.run_page import Page
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
 from jax_ddpm.training.step import make_optimizer, make_train_step
 from jax_ddpm.training.tensorboard import TensorBoard
+from jax_ddpm.unets.flax_layers import check_training
 
 
 @dataclass
@@ -235,6 +237,8 @@ def make_network(
     """
     dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
     network = unets.build(config.network, image_shape[2], dtype)
+    if config.network.name not in BUILT_IN:
+        check_training(network)
     if config.training.init_from is None or has_checkpoint:
         weights.initialise(network, config.training.seed)
     else:

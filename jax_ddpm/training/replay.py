@@ -73,7 +73,7 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     log(f"t: {' '.join(map(str, t))}")
     log(f"Training images: {' '.join(map(str, indices))}")
     arrays = weights.torch_arrays(nnx.merge(graph, grads, state.buffers))
-    values = {array.name: array.variable[...] for array in arrays if isinstance(array.variable, nnx.Param)}
+    values = {array.name: array.read() for array in arrays if isinstance(array.variable, nnx.Param)}
     for group, norm in norms_by_group(values).items():
         log(f"  gradient norm of {group}: {norm:.4g}")
     if not finite:
@@ -84,7 +84,7 @@ def norms_by_group(gradients: dict[str, np.ndarray]) -> dict[str, float]:
     """The gradient norm of each part of the network (enc_convs.0, output, ...)."""
     squares: dict[str, float] = {}
     for name, value in gradients.items():
-        first, second, *_ = name.split(".")
+        first, second, *_ = f"{name}.".split(".")
         group = f"{first}.{second}" if second.isdecimal() else first
         squares[group] = squares.get(group, 0.0) + float(np.sum(np.square(value, dtype=np.float64)))
     return {group: math.sqrt(value) for group, value in squares.items()}

@@ -1,6 +1,8 @@
 """One optimiser step: pure, and the same on one device and on many."""
 
+import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -14,9 +16,11 @@ from jax_ddpm import diffusion, ops, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import Dropout, remat_blocks
 from jax_ddpm.schedules import schedule_tables
+from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from jax_ddpm.training.adam import scale_by_adam
 from jax_ddpm.training.state import TrainState
+from jax_ddpm.unets.flax_layers import dropout_in_layers
 
 Metrics = dict[str, Array]
 
@@ -81,7 +85,7 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
     unroll_accumulation: unroll the loop over the parts of an accumulated batch.
     """
     training, seed = config.training, config.training.seed
-    dropout = getattr(config.network, "dropout", 0.0)
+    rate, is_own = getattr(config.network, "dropout", 0.0), config.network.name not in BUILT_IN
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
     tables = schedule_tables(config.diffusion, dtype)
 
@@ -89,11 +93,15 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
         return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
     def loss_of(params, state, x_0, t, noise, image_indices):
-        predict = nnx.merge(graph, params, state.buffers)
-        if dropout:
-            predict = partial(predict, dropout=Dropout(dropout, seed, state.step, image_indices))
+        predict, in_layers = nnx.merge(graph, params, state.buffers), nullcontext()
+        if rate or is_own:
+            dropout = Dropout(rate, seed, state.step, image_indices)
+            if is_own:
+                in_layers = dropout_in_layers(dropout)
+            if rate and (not is_own or "dropout" in inspect.signature(predict).parameters):
+                predict = partial(predict, dropout=dropout)
         loss_settings = training.min_snr_gamma, config.diffusion.variance
-        with remat_blocks(training.remat):
+        with remat_blocks(training.remat), in_layers:
             return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
 
     def accumulated(state, *batch):

@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping
 from flax import nnx
 
 from jax_ddpm.spec.errors import UserError
-from jax_ddpm.spec.network_config import NETWORKS, NetworkConfig
+from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
+from jax_ddpm.spec.presets import add_network
+from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.unets.attention import AttentionUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
 from jax_ddpm.unets.ddpm import DDPMUNet
+from jax_ddpm.unets.flax_layers import adapt
 from jax_ddpm.unets.layer_norm import LayerNormUNet
 from jax_ddpm.unets.strided import StridedUNet
 
@@ -19,9 +22,8 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
 }
-BUILT_IN = frozenset(NETWORK_CLASSES)
-REGISTERED_TORCH_NAMES: dict[str, dict[str, str]] = {}
-"""From the class name of a registered network to its table, in the format of `weights.torch_names`."""
+REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
+"""From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""
 
 
 def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Module:
@@ -34,31 +36,45 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Mod
         config: settings of the network, such as `ConvBlockConfig`.
         image_channels: C.
         dtype: dtype of the activations. Default: that of the parameters.
+
+    Raises:
+        UserError: the network is not registered.
     """
-    return NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
+    if config.name not in NETWORK_CLASSES:
+        raise UserError(
+            f"The network '{config.name}' has no Flax module here. Call jax_ddpm.register({type(config).__name__}, "
+            "YourModule),\nin the file that a command gets with --import, or in Python."
+        )
+    network = NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
+    if config.name not in BUILT_IN:
+        adapt(network)
+    return network
 
 
 def register(
-    config_class: type[NetworkConfig], network_class: Callable[..., nnx.Module], torch_names: Mapping | None = None
+    config_class: type[NetworkConfig],
+    network_class: Callable[..., nnx.Module],
+    torch_names: Mapping[str, str] | None = None,
+    *,
+    recipe: RunConfig | None = None,
 ) -> None:
     """Register a network of your own, so that it can be trained, saved, loaded and sampled like the built-in ones.
 
     Args:
         config_class: a frozen dataclass and subclass of `NetworkConfig`. Its field `name` is annotated Literal["..."]
-            and has that string as default. The other fields are the arguments of the network.
+            and has that string as default. The other fields are the arguments of the network, and have defaults.
         network_class: called as network_class(image_channels, **other_fields, dtype=None). Returns an NNX module
             (x, t) -> prediction, with x float (B, H, W, C) and t integers (B,). Its variables must be nnx.Param or
-            `layers.Buffer`. Layers of `jax_ddpm.layers` get initial values from the seed of a run. All other variables
-            keep the values that the constructor gives them.
-        torch_names: table of the arrays' names in files, in the format of `weights.torch_names`. Default: the paths of
-            the network's attributes.
+            `layers.Buffer`, or those of Flax's own layers. Layers of `jax_ddpm.layers` get initial values from the seed
+            of a run. All other variables keep the values that the constructor gives them.
+        torch_names: {PyTorch name: path in the network} for names that differ. The attribute TORCH_NAMES of the class
+            is the usual place of this table; the argument replaces it.
+        recipe: the preset with the network's name. Default: the preset tiny with this network.
 
     Raises:
-        UserError: the name belongs to another network.
+        UserError: the name belongs to another network or preset, or `recipe` is of another network.
     """
-    name = config_class().name
-    if NETWORKS.get(name, config_class) is not config_class:
-        raise UserError(f"A network '{name}' exists already: choose another name.")
-    NETWORKS[name], NETWORK_CLASSES[name] = config_class, network_class
+    name = add_network(config_class, recipe)
+    NETWORK_CLASSES[name] = network_class
     if torch_names is not None:
-        REGISTERED_TORCH_NAMES[network_class.__name__] = dict(torch_names)
+        REGISTERED_TORCH_NAMES[network_class] = dict(torch_names)

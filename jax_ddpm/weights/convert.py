@@ -5,7 +5,7 @@ network needs exactly one array of the state dict, and the other way round.
 """
 
 import functools
-import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,85 +14,92 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm import unets
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose, ConvTranspose2x2, GroupNorm, Linear
+from jax_ddpm.layers import Buffer
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import StateDict
-from jax_ddpm.unets import REGISTERED_TORCH_NAMES
-from jax_ddpm.unets.attention import AttentionOutput, QueryKeyValue
-from jax_ddpm.unets.layer_norm import LayerNorm
-from jax_ddpm.weights.torch_names import TORCH_NAMES
-
-# The parameters of each layer: PyTorch's name, ours, and axes: transpose(ours, axes) is PyTorch's array.
-LAYOUTS = {
-    Linear: (("weight", "kernel", (1, 0)), ("bias", "bias", (0,))),
-    Conv: (("weight", "kernel", (3, 2, 0, 1)), ("bias", "bias", (0,))),  # HWIO to OIHW
-    ConvTranspose2x2: (("weight", "kernel", (2, 3, 0, 1)), ("bias", "bias", (0,))),  # HWIO to IOHW, not flipped
-    ConvTranspose: (("weight", "kernel", (2, 3, 0, 1)), ("bias", "bias", (0,))),
-    GroupNorm: (("weight", "scale", (0,)), ("bias", "bias", (0,))),
-    LayerNorm: (("weight", "scale", (2, 0, 1)), ("bias", "bias", (2, 0, 1))),  # HWC to CHW
-    QueryKeyValue: (("in_proj_weight", "kernel", (1, 0)), ("in_proj_bias", "bias", (0,))),
-    AttentionOutput: (("weight", "kernel", (1, 0)), ("bias", "bias", (0,))),
-}
+from jax_ddpm.weights.layouts import Axes, Heads, layer_parts
+from jax_ddpm.weights.torch_names import has_complete_table, name_of, own_table, torch_name
 
 
 @dataclass(frozen=True)
 class TorchArray:
-    """One array of a network, and its name and layout in PyTorch."""
+    """One array of a network in PyTorch, and the variables that it is made of: one, or those of a packed attention."""
 
     name: str
     """PyTorch's name."""
     layer: nnx.Module | None
-    """The layer that the array belongs to, if it is one of LAYOUTS."""
-    variable: nnx.Variable
-    """Our array."""
-    axes: tuple[int, ...]
-    """transpose(variable, axes) is PyTorch's array."""
+    """The layer that the array belongs to, if it is one of `weights.layouts`."""
+    variables: tuple[nnx.Variable, ...]
+    """Our arrays."""
+    layout: Axes | Heads
+    """How they lie in PyTorch's array."""
+
+    @property
+    def variable(self) -> nnx.Variable:
+        """The first of our arrays."""
+        return self.variables[0]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of our arrays."""
+        return [tuple(variable.shape) for variable in self.variables]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape in PyTorch."""
-        return tuple(self.variable.shape[axis] for axis in self.axes)
+        return self.layout.shape(self.shapes)
 
-    def to_torch(self, value) -> np.ndarray:
-        return np.asarray(np.transpose(np.asarray(value), self.axes), order="C")
+    def to_torch(self, *values) -> np.ndarray:
+        """PyTorch's array of the values of our arrays."""
+        return self.layout.to_torch(*values)
 
-    def from_torch(self, value) -> np.ndarray:
-        return np.asarray(np.transpose(np.asarray(value), np.argsort(self.axes)), order="C")
+    def read(self) -> np.ndarray:
+        """The value as PyTorch has it."""
+        return self.to_torch(*(variable[...] for variable in self.variables))
+
+    def write(self, value) -> None:
+        """Fill our arrays with PyTorch's."""
+        for variable, ours in zip(self.variables, self.layout.from_torch(value, self.shapes), strict=True):
+            variable.set_value(ours)
 
 
 def torch_arrays(network: nnx.Module) -> list[TorchArray]:
-    """Every array of a network with its PyTorch name.
+    """Every array of a network with its PyTorch name, as `torch_names.name_of` says.
 
-    The names are those of the network's table in `torch_names`, or of the table given to `register`. Without a table
-    they are the paths of the network's attributes. Raises UserError for arrays that the table does not name, and
-    without a table for arrays that are neither parameters nor buffers.
+    Raises UserError for arrays that the table of a built-in network does not name, for other variables than parameters
+    and buffers in a network of the user's own, and for two arrays of the same name.
     """
-    class_name = type(network).__name__
-    table = {**TORCH_NAMES, **REGISTERED_TORCH_NAMES}.get(class_name)
-    matched, unmatched = [], {}
+    class_name, table, named = type(network).__name__, own_table(network), set()
+    strict = has_complete_table(network)
+    matched, unmatched, layers = [], {}, []
     for keys, node in nnx.iter_graph(network):
         path = ".".join(map(str, keys))
         if isinstance(node, nnx.Variable):
             unmatched[id(node)] = (path, node)
-        name = torch_name(table, path) if table else path if type(node) in LAYOUTS else None
-        if name is None or node is None:
-            continue
-        if isinstance(node, nnx.Variable):
-            matched.append(same_layout(name, node))
-        else:
-            matched += [
-                TorchArray(f"{name}.{torch_parameter}", node, getattr(node, parameter), axes)
-                for torch_parameter, parameter, axes in LAYOUTS[type(node)]
-            ]
-    for array in matched:
-        unmatched.pop(id(array.variable), None)
-    wrong = [path for path, node in unmatched.values() if table or not isinstance(node, nnx.Param | Buffer)]
+            if table and torch_name(table, path) is not None:
+                named.add(id(node))
+        elif (parts := layer_parts(node)) is not None:
+            layers.append((path, node, parts))
+    for path, node, parts in layers:
+        name = name_of(network, path)
+        for torch_parameter, variables, layout in () if name is None else parts:
+            if not named & set(map(id, variables)):
+                matched.append(TorchArray(f"{name}.{torch_parameter}".lstrip("."), node, variables, layout))
+                for variable in variables:
+                    unmatched.pop(id(variable), None)
+    wrong = [path for path, node in unmatched.values() if not strict and not isinstance(node, nnx.Param | Buffer)]
     if wrong:
-        problem = "arrays that are neither parameters nor buffers" if table is None else "arrays without a PyTorch name"
-        raise UserError(f"{class_name} has {problem}: {', '.join(wrong)}.")
-    return matched + [same_layout(path, node) for path, node in unmatched.values()]
+        raise UserError(f"{class_name} has arrays that are neither parameters nor buffers: {', '.join(wrong)}.")
+    wrong = [path for path, _ in unmatched.values() if name_of(network, path) is None]
+    if wrong:
+        raise UserError(f"{class_name} has arrays without a PyTorch name: {', '.join(wrong)}.")
+    matched += [same_layout(name_of(network, path), node) for path, node in unmatched.values()]
+    twice = [name for name, count in Counter(array.name for array in matched).items() if count > 1]
+    if twice:
+        raise UserError(f"{class_name} has several arrays with the PyTorch name {twice[0]}: see its TORCH_NAMES.")
+    return matched
 
 
 @functools.lru_cache(maxsize=64)
@@ -103,21 +110,12 @@ def array_shapes(config: NetworkConfig, image_channels: int) -> dict[str, tuple[
 
 def same_layout(name: str, variable: nnx.Variable) -> TorchArray:
     """An array that has the same layout in PyTorch."""
-    return TorchArray(name, None, variable, tuple(range(len(variable.shape))))
-
-
-def torch_name(table: Mapping[str, str], path: str) -> str | None:
-    """The PyTorch name for a path in our network, or None if the table does not have it."""
-    for torch_pattern, pattern in table.items():
-        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), path)
-        if match:
-            return torch_pattern.format(*match.groups())
-    return None
+    return TorchArray(name, None, (variable,), Axes(tuple(range(len(variable.shape)))))
 
 
 def state_dict(network: nnx.Module) -> StateDict:
     """The PyTorch state dict of a network."""
-    return {array.name: array.to_torch(array.variable[...]) for array in torch_arrays(network)}
+    return {array.name: array.read() for array in torch_arrays(network)}
 
 
 def check_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
@@ -131,9 +129,27 @@ def check_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtyp
 
 def load_state_dict(network: nnx.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
     """Fill a network with a PyTorch state dict, cast to `dtype`, in place. Raises UserError if it does not fit."""
+    values = with_torch_names(network, values)
     check_state_dict(network, values, dtype)
     for array in torch_arrays(network):
-        array.variable.set_value(array.from_torch(np.asarray(values[array.name]).astype(dtype)))
+        array.write(np.asarray(values[array.name]).astype(dtype))
+
+
+def with_torch_names(network: nnx.Module, values: Mapping[str, np.ndarray]) -> StateDict:
+    """A state dict in which arrays of Flax's layers may have the names and layouts of the network's attributes.
+
+    Files of networks of the user's own were written like that before Flax's layers had PyTorch names.
+    """
+    values = dict(values)
+    paths = {id(node): ".".join(map(str, keys)) for keys, node in nnx.iter_graph(network)}
+    for array in torch_arrays(network):
+        names = [paths[id(variable)] for variable in array.variables]
+        old = [values.get(name) for name in names]
+        if array.name not in values and [np.shape(value) for value in old] == array.shapes:
+            values[array.name] = array.to_torch(*old)
+            for name in names:
+                del values[name]
+    return values
 
 
 def to_device(network: nnx.Module) -> None:

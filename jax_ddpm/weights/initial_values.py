@@ -13,6 +13,7 @@ from jax_ddpm.layers import GroupNorm, fan_in
 from jax_ddpm.unets.attention import AttentionOutput, Frequencies, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
 from jax_ddpm.weights.convert import torch_arrays
+from jax_ddpm.weights.layouts import OURS
 
 
 def initialise(network: nnx.Module, seed: int) -> None:
@@ -21,13 +22,13 @@ def initialise(network: nnx.Module, seed: int) -> None:
     Each parameter is drawn from the address (PARAMS, crc32 of its PyTorch name). Kernels and their biases are
     kaiming-uniform with a = sqrt(5): uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)]. Norms have scale 1 and bias 0. The
     packed projection of self-attention is xavier-uniform, its biases are 0. Random frequencies are drawn. All other
-    arrays outside of layers, such as buffers, keep their values.
+    arrays, such as buffers and those of Flax's own layers, keep their values.
     """
     for array in torch_arrays(network):
         key = rng.key(seed, rng.PARAMS, zlib.crc32(array.name.encode()))
         if isinstance(array.variable, Frequencies):
             value = (np.pi * box_muller(uniform(key, (2, *array.shape)))).astype(np.float32)
-        elif array.layer is None:
+        elif not isinstance(array.layer, tuple(OURS)):
             continue
         elif isinstance(array.layer, GroupNorm | LayerNorm):
             value = np.full(array.shape, 1 if array.name.endswith("weight") else 0, np.float32)
@@ -37,7 +38,7 @@ def initialise(network: nnx.Module, seed: int) -> None:
             packed = isinstance(array.layer, QueryKeyValue)
             bound = np.float32(math.sqrt(6 / sum(array.shape)) if packed else 1 / math.sqrt(fan_in(array.layer)))
             value = (2 * uniform(key, array.shape) - 1) * bound
-        array.variable.set_value(array.from_torch(value))
+        array.write(value)
 
 
 def box_muller(u: np.ndarray) -> np.ndarray:

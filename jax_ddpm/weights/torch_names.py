@@ -1,9 +1,19 @@
 """PyTorch names of each network's layers and buffers: one table per network.
 
 The left column is the PyTorch name, the right column the path in the Flax network. {} stands for a number, the same on
-both sides. If several lines match a path, the first one is used. The parameters inside a layer are in
-`convert.LAYOUTS`.
+both sides. If several lines match a path, the first one is used. The parameters inside a layer are in `layouts`.
+
+The table of a network of the user's own is the attribute TORCH_NAMES of its class, or the one given to `register`. It
+has only the names that differ: a line for a module holds for all that is in it, and what no line names is called as in
+Flax.
 """
+
+import re
+from collections.abc import Mapping
+
+from flax import nnx
+
+from jax_ddpm.unets import REGISTERED_TORCH_NAMES
 
 
 def parse(text: str) -> dict[str, str]:
@@ -190,3 +200,38 @@ TORCH_NAMES = {  # by the class of the network
     "LayerNormUNet": LAYER_NORM,
     "DDPMUNet": DDPM,
 }
+
+
+def has_complete_table(network: nnx.Module) -> bool:
+    """Whether the network is one of this package, whose table names all its arrays."""
+    kind = type(network)
+    return kind.__name__ in TORCH_NAMES and kind.__module__.startswith("jax_ddpm.")
+
+
+def own_table(network: nnx.Module) -> Mapping[str, str]:
+    """The table of the names that differ in a network of the user's own."""
+    if has_complete_table(network):
+        return {}
+    kind = type(network)
+    return REGISTERED_TORCH_NAMES.get(kind) or getattr(kind, "TORCH_NAMES", {})
+
+
+def name_of(network: nnx.Module, path: str) -> str | None:
+    """The PyTorch name of the module or array at a path of the network; None if a complete table does not have it."""
+    if has_complete_table(network):
+        return torch_name(TORCH_NAMES[type(network).__name__], path)
+    table, parts = own_table(network), path.split(".")
+    for length in range(len(parts), 0, -1):
+        name = torch_name(table, ".".join(parts[:length]))
+        if name is not None:
+            return ".".join(part for part in (name, *parts[length:]) if part)
+    return path
+
+
+def torch_name(table: Mapping[str, str], path: str) -> str | None:
+    """The PyTorch name for a path in our network, or None if the table does not have it."""
+    for torch_pattern, pattern in table.items():
+        match = re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), path)
+        if match:
+            return torch_pattern.format(*match.groups())
+    return None

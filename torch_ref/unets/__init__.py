@@ -16,7 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from jax_ddpm.spec.network_config import NetworkConfig
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
+from jax_ddpm.spec.presets import add_network
+from jax_ddpm.spec.run_config import RunConfig
+from torch_ref.dtypes import activations
 from torch_ref.unets.attention import AttentionUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
 from torch_ref.unets.ddpm import DDPMUNet
@@ -36,8 +40,48 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Modu
     """Build the network of `config`. Fill its parameters with `weights.initialise` or `load_state_dict`.
 
     dtype: that of the activations. torch.bfloat16, or None: the dtype of the parameters. The prediction always has the
-    dtype of the parameters. Switches TF32 off for the whole process, so that GPUs compute float32 in float32.
+    dtype of the parameters. Switches TF32 off for the whole process, so that GPUs compute float32 in float32. Raises
+    UserError if the network is not registered.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
+    if config.name not in NETWORK_CLASSES:
+        raise UserError(
+            f"The network '{config.name}' has no PyTorch module here. Call torch_ref.register({type(config).__name__}, "
+            "YourModule),\nin the file that a command gets with --import, or in Python."
+        )
+    if config.name in BUILT_IN:
+        return NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
+    network = NETWORK_CLASSES[config.name](image_channels, **config.arguments)
+    return network if dtype is None else with_autocast(network, dtype)
+
+
+def with_autocast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The network, which from now on computes in autocast; the prediction has the dtype of x."""
+    forward = network.forward
+
+    def in_autocast(x, t):
+        with activations(x, dtype):
+            return forward(x, t).to(x.dtype)
+
+    network.forward = in_autocast
+    return network
+
+
+def register(
+    config_class: type[NetworkConfig],
+    network_class: Callable[..., nn.Module],
+    *,
+    recipe: RunConfig | None = None,
+) -> None:
+    """Register a network of your own, so that `load_model` and `--framework torch` build your module for it.
+
+    Args:
+        config_class, recipe: as in `jax_ddpm.register`, which registers the Flax module of the same network.
+        network_class: called as network_class(image_channels, **other_fields), a class or a function. Returns a module
+            (x, t) -> prediction, with x float (B, C, H, W) and t int64 (B,).
+
+    Raises:
+        UserError: as in `jax_ddpm.register`.
+    """
+    NETWORK_CLASSES[add_network(config_class, recipe)] = network_class
