@@ -1,0 +1,6 @@
+"""The port doctor: any PyTorch module beside any Flax module, and the cause of the first difference named."""
+
+from jax_ddpm.doctor.comparison import assert_parity, compare
+from jax_ddpm.doctor.result import Result
+
+__all__ = ["Result", "assert_parity", "compare"]

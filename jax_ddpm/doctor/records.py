@@ -81,6 +81,8 @@ class Pair:
     """One for each of `theirs.arrays`, where it has a counterpart."""
     output_axes: list[Axes | None] = field(default_factory=list)
     """One for each of `theirs.outputs`."""
+    order: list[int | None] = field(default_factory=list)
+    """For each of `theirs.arrays` the position of its counterpart in `ours.arrays`."""
 
     def axes(self, array_ndim: int, of_ours: bool = False) -> Axes | None:
         """The axes of the first array with so many dimensions."""
@@ -147,6 +149,9 @@ class Finding:
     our_calls: Sequence[Call] = ()
     tolerance: float = 1e-9
     """The relative difference that rounding explains here."""
+    probe: str = ""
+    """ "small variance" or "large mean": the kind of input that shows it, if it is not the network's own. For "large
+    mean", `their_output` is what theirs computes without the mean, which does not change it."""
     parameter: str = ""
     """For "gradient": the parameter whose gradient differs."""
     cause: Cause | None = None
@@ -201,4 +206,4 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     difference = np.where((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)), 0, difference)
     if np.isnan(difference).any():
         return math.inf
-    return float(difference.max() / max(np.abs(theirs[np.isfinite(theirs)]).max(initial=0), 1e-30))
+    return float(difference.max() / max(np.abs(theirs[np.isfinite(theirs)]).max(initial=0), 1e-12))

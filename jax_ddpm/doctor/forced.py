@@ -1,0 +1,237 @@
+"""The forced run: each of our layers gets their input and hands on their output, so that no error is inherited."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jax_ddpm.doctor.flax_side import FlaxNetwork, Watcher
+from jax_ddpm.doctor.layouts import CLOSE, LayoutVotes
+from jax_ddpm.doctor.records import Axes, Call, Finding, Pair, map_arrays, relative_error
+from jax_ddpm.doctor.torch_side import TorchNetwork
+
+TOLERANCE = 1e-8
+"""Relative difference of two float64 computations of the same that rounding explains."""
+FLOAT32_TOLERANCE = 2e-6
+"""The same where a layer computes in float32, at least."""
+
+
+@dataclass
+class Check:
+    """What the forced run saw of one pair."""
+
+    pair: Pair
+    arriving: list[float] = field(default_factory=list)
+    """Relative error of each of our inputs, made from their outputs by what stands between modules."""
+    argument: int = 0
+    """The number, among their arrays, of the worst input."""
+    our_inputs: tuple[np.ndarray, ...] = ()
+    """In their layout."""
+    our_output: np.ndarray | None = None
+    """In their layout, made from their inputs (of a composite: from their outputs inside)."""
+    alone: float = 0.0
+    """Relative error of the output."""
+    tolerance: float = TOLERANCE
+    inside: int = 0
+    """Number of pairs inside."""
+    inherited: float = 0.0
+    """Relative error of the output when nothing is replaced."""
+    shapes: str = ""
+    """Both shapes, where they differ."""
+    probe: str = ""
+    """The input that showed the error, if it is not the network's own."""
+
+
+class Forced(Watcher):
+    """Compares and replaces at every paired call of ours."""
+
+    def __init__(self, pairs: Sequence[Pair], votes: LayoutVotes):
+        self.pairs = {(pair.ours.path, pair.ours.occurrence): pair for pair in pairs}
+        self.votes = votes
+        self.checks: list[Check] = []
+        """In the order in which the calls end."""
+        self.events: list[tuple[str, Check]] = []
+        """("input" or "output", check) in order of execution."""
+        self.open: list[Check] = []
+        self.entered: list[Call] = []
+
+    def enter(self, call: Call) -> tuple[tuple, dict]:
+        self.entered.append(call)
+        pair = self.pairs.get((call.path, call.occurrence))
+        if pair is None:
+            return call.inputs, call.keywords
+        check = Check(pair)
+        for outer in self.open:
+            outer.inside += 1
+        self.open.append(check)
+        theirs, ours = pair.theirs.arrays, call.arrays
+        order = match_arguments(theirs, ours, self.votes)
+        pair.order = [index for index, _, _ in order]
+        pair.input_axes = [axes for _, axes, _ in order]
+        check.arriving = [error for _, _, error in order]
+        check.argument = int(np.argmax(check.arriving)) if order else 0
+        check.our_inputs = tuple(
+            theirs[number] if index is None else axes.to_theirs(ours[index])
+            for number, (index, axes, _) in enumerate(order)
+        )
+        self.events.append(("input", check))
+        new = list(ours)
+        for number, (index, axes, _) in enumerate(order):
+            if index is not None:
+                new[index] = axes.to_ours(theirs[number]).astype(ours[index].dtype)
+        rest = iter(new)
+        return map_arrays((call.inputs, call.keywords), lambda a: next(rest), lambda a: isinstance(a, np.ndarray))
+
+    def leave(self, call: Call) -> Any:
+        pair = self.pairs.get((call.path, call.occurrence))
+        if pair is None:
+            return call.output
+        check = self.open.pop()
+        theirs, ours = pair.theirs.outputs, call.outputs
+        prefer = {len(axes.permutation): axes.permutation for axes in reversed(pair.input_axes) if axes is not None}
+        new, errors = list(ours), []
+        pair.output_axes = []
+        for number, (a, b) in enumerate(zip(theirs, ours, strict=False)):
+            axes, error = self.votes.choose(a, b, prefer.get(a.ndim))
+            pair.output_axes.append(axes)
+            errors.append(error)
+            new[number] = axes.to_ours(a).astype(b.dtype)
+            if number == 0:
+                check.our_output = axes.to_theirs(b)
+            if math.isinf(error) and axes.to_ours(a).shape != b.shape:
+                check.shapes = f"theirs {a.shape}, ours {b.shape}"
+        check.alone = max(errors, default=0.0)
+        check.tolerance = TOLERANCE if check.alone <= TOLERANCE else rounding(theirs[:1] + ours[:1])
+        self.checks.append(check)
+        self.events.append(("output", check))
+        rest = iter(new)
+        return map_arrays(call.output, lambda a: next(rest), lambda a: isinstance(a, np.ndarray))
+
+
+def match_arguments(
+    theirs: list[np.ndarray], ours: list[np.ndarray], votes: LayoutVotes
+) -> list[tuple[int | None, Axes | None, float]]:
+    """For each of their arrays: the number of ours, the axes and the relative error. None without a counterpart."""
+    choices = {}
+    for i, a in enumerate(theirs):
+        for j, b in enumerate(ours):
+            if np.issubdtype(a.dtype, np.floating) == np.issubdtype(b.dtype, np.floating) or a.size == b.size:
+                choices[i, j] = votes.choose(a, b)
+    found: dict[int, tuple] = {}
+    used: set[int] = set()
+
+    def cost(places):
+        error = choices[places][1]
+        return error >= CLOSE, abs(places[0] - places[1]), error
+
+    for i, j in sorted(choices, key=cost):
+        if i not in found and j not in used:
+            found[i] = j, *choices[i, j]
+            used.add(j)
+    return [found.get(i, (None, None, 0.0)) for i in range(len(theirs))]
+
+
+def rounding(arrays: list[np.ndarray]) -> float:
+    """The tolerance for a layer with these outputs: a larger one if all values of one of them are float32's."""
+    return FLOAT32_TOLERANCE if any(is_float32(array) for array in arrays) else TOLERANCE
+
+
+def is_float32(array: np.ndarray) -> bool:
+    """Whether an array of float64 was rounded to float32."""
+    with np.errstate(over="ignore"):
+        return array.dtype == np.float64 and bool((array.astype(np.float32) == array).all()) and not is_whole(array)
+
+
+def is_whole(array: np.ndarray) -> bool:
+    """Whether all values are small integers, which float32 holds exactly."""
+    return bool((array == np.round(array)).all())
+
+
+def forced_run(
+    pairs: Sequence[Pair], network: FlaxNetwork, arguments: tuple, keywords: Mapping[str, Any], votes: LayoutVotes
+) -> Forced:
+    """Run our network with every paired call's inputs and outputs replaced by theirs."""
+    watcher = Forced(pairs, votes)
+    network.record(arguments, keywords, watcher)
+    return watcher
+
+
+def first_finding(
+    watcher: Forced, their: TorchNetwork, our: FlaxNetwork, their_calls: Sequence[Call], our_calls: Sequence[Call]
+) -> Finding | None:
+    """The first event that rounding does not explain."""
+    return next(iter(findings(watcher, their, our, their_calls, our_calls)), None)
+
+
+def findings(
+    watcher: Forced, their: TorchNetwork, our: FlaxNetwork, their_calls: Sequence[Call], our_calls: Sequence[Call]
+) -> list[Finding]:
+    """All places that differ, in the order of execution. None of them inherits from another."""
+    found = []
+    before: list[Pair] = []
+    for side, check in watcher.events:
+        pair = check.pair
+        error = max(check.arriving, default=0.0) if side == "input" else check.alone
+        tolerance = check.tolerance if side == "output" else rounding(pair.theirs.arrays + list(check.our_inputs))
+        if error > tolerance:
+            found.append(
+                finding(side, check, error, tolerance, list(before), watcher, their, our, their_calls, our_calls)
+            )
+        if side == "output" and not check.inside:
+            before.append(pair)
+    return found
+
+
+def finding(side, check, error, tolerance, before, watcher, their, our, their_calls, our_calls) -> Finding:
+    pair = check.pair
+    is_glue = side == "input" or check.inside > 0
+    around = enclosing(pair.theirs, their_calls)
+    parents = [other.pair for other in watcher.checks if other.pair.theirs.number in around]
+    return Finding(
+        "glue" if is_glue else "layer",
+        pair,
+        error,
+        tuple(pair.theirs.arrays),
+        check.our_inputs,
+        next(iter(pair.theirs.outputs), None),
+        check.our_output,
+        lambda *arrays: their.run(pair.theirs, *arrays),
+        lambda *arrays: run_ours(our, pair, *arrays),
+        before,
+        max(parents, key=lambda parent: parent.theirs.number, default=None),
+        "input" if side == "input" else "output",
+        check.argument if side == "input" else 0,
+        their_calls,
+        our_calls,
+        tolerance,
+    )
+
+
+def enclosing(call: Call, calls: Sequence[Call]) -> list[int]:
+    """Numbers of the calls around a call."""
+    numbers = []
+    while call.parent is not None:
+        numbers.append(call.parent)
+        call = calls[call.parent]
+    return numbers
+
+
+def run_ours(network: FlaxNetwork, pair: Pair, *arrays: np.ndarray) -> np.ndarray:
+    """Our layer alone on arrays in their layout; the output in their layout."""
+    ours = list(pair.ours.arrays)
+    for array, index, axes in zip(arrays, pair.order, pair.input_axes, strict=False):
+        if index is not None:
+            ours[index] = axes.to_ours(array).astype(ours[index].dtype)
+    output = network.run(pair.ours, *ours)
+    return pair.output_axes[0].to_theirs(output) if pair.output_axes else output
+
+
+def inherited_errors(watcher: Forced, free_calls: Sequence[Call]) -> None:
+    """Fill in the error of each output in a run in which nothing is replaced."""
+    calls = {(call.path, call.occurrence): call for call in free_calls}
+    for check in watcher.checks:
+        call = calls[check.pair.ours.path, check.pair.ours.occurrence]
+        outputs = zip(check.pair.theirs.outputs, call.outputs, check.pair.output_axes, strict=False)
+        check.inherited = max((relative_error(axes.to_theirs(b), a) for a, b, axes in outputs), default=0.0)

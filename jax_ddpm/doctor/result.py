@@ -1,0 +1,244 @@
+"""What a comparison found, as text, as data and as a page."""
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jax_ddpm.doctor.forced import Check
+from jax_ddpm.doctor.parameters import ParameterPairing
+from jax_ddpm.doctor.records import Call, Finding
+from jax_ddpm.doctor.setup import SetupDifference
+
+
+@dataclass
+class Row:
+    """One pair of modules in the tree of layers."""
+
+    theirs: str
+    ours: str
+    their_kind: str
+    our_kind: str
+    depth: int
+    arriving: float
+    """Relative error of what reaches the module, made by the code between modules."""
+    alone: float
+    """Relative error of the output for the same input (of a module with others inside: of the code between them)."""
+    inherited: float
+    """Relative error of the output in a run in which nothing is replaced."""
+    mark: str
+    """"first" for the first culprit, "also" for other places that differ, else empty."""
+
+
+@dataclass
+class Result:
+    """The result of `compare`. `print` shows it; a notebook shows a table."""
+
+    their_name: str
+    our_name: str
+    setup: list[SetupDifference]
+    parameters: ParameterPairing
+    checks: list[Check]
+    findings: list[Finding]
+    """Places that differ, in the order of execution; those that only a probe shows come last."""
+    their_calls: Sequence[Call]
+    our_calls: Sequence[Call]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Whether no difference was found in parameters or layers, nor a decisive one in the set-up."""
+        return not (self.findings or self.wrong_parameters or self.decisive_setup)
+
+    @property
+    def finding(self) -> Finding | None:
+        """The first place that differs."""
+        return self.findings[0] if self.findings else None
+
+    @property
+    def decisive_setup(self) -> list[SetupDifference]:
+        return [difference for difference in self.setup if difference.decisive]
+
+    @property
+    def wrong_parameters(self) -> list[str]:
+        """Sentences about parameters that are missing or have other values."""
+        pairing, found = self.parameters, []
+        if pairing.unpaired_theirs:
+            found.append(f"Parameters of theirs without a partner in ours: {some(pairing.unpaired_theirs)}.")
+        if pairing.unpaired_ours:
+            found.append(f"Parameters of ours without a partner in theirs: {some(pairing.unpaired_ours)}.")
+        different = pairing.different
+        if different:
+            names = [f"{p.theirs} ({p.remark})" if p.remark else p.theirs for p in different]
+            found.append(f"{len(different)} of {len(pairing.pairs)} parameters have other values: {some(names)}.")
+        return found
+
+    @property
+    def sentence(self) -> str:
+        """One sentence: equal, or the first difference and its cause."""
+        if self.decisive_setup and (self.finding is None or self.finding.cause is None):
+            return self.decisive_setup[0].sentence
+        if self.finding is not None:
+            return finding_sentence(self.finding)
+        if self.wrong_parameters:
+            return self.wrong_parameters[0]
+        leaves = sum(not check.inside for check in self.checks)
+        worst = max((check.inherited for check in self.checks), default=0.0)
+        return (
+            f"Equal: all {leaves} layers compute the same; the largest relative difference is {worst:.1e} in float64."
+        )
+
+    @property
+    def rows(self) -> list[Row]:
+        """The tree of layers in the order of execution, outer modules before those inside."""
+        first = self.finding.pair if self.finding else None
+        others = {id(finding.pair) for finding in self.findings}
+        depth = {number: 0 for number in ()}
+        rows = []
+        for check in sorted(self.checks, key=lambda check: check.pair.ours.number):
+            ours = check.pair.ours
+            depth[ours.number] = 0 if ours.parent is None else depth.get(self.paired_parent(ours, depth), -1) + 1
+            mark = "first" if check.pair is first else "also" if id(check.pair) in others else ""
+            theirs = check.pair.theirs
+            errors = max(check.arriving, default=0.0), check.alone, check.inherited
+            rows.append(Row(theirs.path, ours.path, theirs.kind, ours.kind, depth[ours.number], *errors, mark))
+        return rows
+
+    def paired_parent(self, call: Call, known) -> int | None:
+        parent = call.parent
+        while parent is not None and parent not in known:
+            parent = self.our_calls[parent].parent
+        return parent
+
+    def __str__(self) -> str:
+        lines = [self.sentence]
+        if self.finding is not None and self.finding.cause is not None and self.finding.cause.mend:
+            lines.append(f"Change: {self.finding.cause.mend}")
+        if len(self.findings) > 1:
+            lines.append(f"{len(self.findings) - 1} more places differ; no error is inherited from one to another:")
+            lines += [f"  {finding_sentence(finding)}" for finding in self.findings[1:6]]
+        lines += [text for text in self.wrong_parameters if text != self.sentence]
+        lines += [difference.sentence for difference in self.setup if difference.sentence != self.sentence]
+        lines += self.notes
+        return "\n".join([*lines, "", *self.tree()])
+
+    __repr__ = __str__
+
+    def tree(self, limit: int = 200) -> list[str]:
+        """The lines of the tree of layers. Of long ones, the layers that agree are left out."""
+        rows = self.rows
+        names = ["  " * row.depth + (row.theirs or row.their_kind) for row in rows]
+        width = min(max(map(len, names), default=0), 60)
+        head = f"{'layer (theirs)'.ljust(width)}  arriving  alone     inherited  layer (ours)"
+        lines = [head]
+        for name, row in zip(names, rows, strict=True):
+            if len(rows) > limit and not row.mark and row.depth > 1:
+                continue
+            mark = {"first": "  <-- first difference", "also": "  <-- differs", "": ""}[row.mark]
+            errors = f"{number(row.arriving)}  {number(row.alone)}  {number(row.inherited)}  "
+            lines.append(f"{name.ljust(width)}  {errors} {row.ours or row.our_kind}{mark}")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as data that JSON can hold; errors that are not finite are None."""
+        pairing = self.parameters
+        return {
+            "equal": self.equal,
+            "sentence": self.sentence,
+            "theirs": self.their_name,
+            "ours": self.our_name,
+            "findings": [finding_data(finding) for finding in self.findings],
+            "setup": [vars(difference) for difference in self.setup],
+            "parameters": {
+                "pairs": [
+                    {
+                        "theirs": p.theirs,
+                        "ours": list(p.ours),
+                        "how": p.how,
+                        "error": finite(p.error),
+                        "remark": p.remark,
+                    }
+                    for p in pairing.pairs
+                ],
+                "unpaired_theirs": pairing.unpaired_theirs,
+                "unpaired_ours": pairing.unpaired_ours,
+                "buffers": pairing.their_buffers,
+                "tied": [list(names) for names in pairing.tied],
+                "torch_names": pairing.table,
+                "transferred": pairing.transferred,
+            },
+            "layers": [{name: finite(value) for name, value in vars(row).items()} for row in self.rows],
+            "notes": self.notes,
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def _repr_html_(self) -> str:
+        colours = {"first": "background:#f8d7da", "also": "background:#fff3cd", "": ""}
+        cells = "".join(
+            f'<tr style="{colours[row.mark]}"><td style="padding-left:{row.depth}em;text-align:left">'
+            f"{html.escape(row.theirs or row.their_kind)}</td><td>{number(row.arriving)}</td><td>{number(row.alone)}</td>"
+            f'<td>{number(row.inherited)}</td><td style="text-align:left">{html.escape(row.ours or row.our_kind)}</td></tr>'
+            for row in self.rows
+        )
+        texts = str(self).split("\n\n")[0].splitlines()
+        paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in texts[1:])
+        head = "<th>layer (theirs)</th><th>arriving</th><th>alone</th><th>inherited</th><th>layer (ours)</th>"
+        return (
+            f"<p><b>{html.escape(texts[0])}</b></p>{paragraphs}<table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{cells}</tbody></table>"
+        )
+
+
+def finding_sentence(finding: Finding) -> str:
+    """The cause's sentence, or where the difference is and that its cause is not known."""
+    if finding.cause is not None:
+        return finding.cause.sentence
+    theirs, ours = finding.pair.theirs, finding.pair.ours
+    names = f"{theirs.path or 'the whole network'} (theirs, {theirs.kind}) and {ours.path or 'the network'} (ours, {ours.kind})"
+    probe = f" for inputs of {finding.probe}" if finding.probe else ""
+    a, b = finding.values
+    shapes = (
+        f" Shapes: theirs {a.shape}, ours {b.shape}." if a is not None and b is not None and a.shape != b.shape else ""
+    )
+    if finding.place == "layer":
+        text = f"The layers {names} differ by {number(finding.error).strip()}{probe}: same input, other output."
+    elif finding.target == "input":
+        text = (
+            f"What reaches {names} differs by {number(finding.error).strip()}: the code before it, between the layers."
+        )
+    else:
+        text = (
+            f"The outputs of {names} differ by {number(finding.error).strip()} although the layers inside agree: "
+            "the code between or after them."
+        )
+    return text + shapes + " The cause is not known."
+
+
+def finding_data(finding: Finding) -> dict[str, Any]:
+    return {
+        "place": finding.place,
+        "theirs": finding.pair.theirs.path,
+        "ours": finding.pair.ours.path,
+        "target": finding.target,
+        "error": finite(finding.error),
+        "probe": finding.probe,
+        "sentence": finding_sentence(finding),
+        "cause": None if finding.cause is None else {**vars(finding.cause), "residual": finite(finding.cause.residual)},
+    }
+
+
+def some(names: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: float) -> str:
+    """A relative error in eight characters."""
+    return ("0" if value == 0 else f"{value:.1e}" if math.isfinite(value) else "infinite").ljust(8)
