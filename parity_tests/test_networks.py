@@ -62,14 +62,16 @@ def test_one_optimiser_step(name):  # the ladder has one of conv_block and one o
     assert measures.optimiser_step(run, partial(random_images, case.size, case.channels)) <= budgets.UPDATE_FLOAT64
 
 
-ONE_LEVEL = {"widths": (32,), "layers_per_block": 1, "down_attention": (False,), "up_attention": (False,)}
+ONE_LEVEL = DDPMConfig(
+    widths=(32,), layers_per_block=1, down_attention=(False,), up_attention=(False,), mid_block=False
+)
 
 
 @pytest.mark.parametrize(
     ("case", "parts"),
     [
         pytest.param(CASES["attention"], 2, marks=pytest.mark.slow, id="attention"),
-        pytest.param(Case(DDPMConfig(**ONE_LEVEL), 1, 8), 2, id="ddpm"),
+        pytest.param(Case(ONE_LEVEL, 1, 8), 2, id="ddpm"),
     ],
 )
 def test_dropout(case, parts):

@@ -153,6 +153,7 @@ def test_rematerialisation_keeps_less(name):
     assert kept < 0.5 * whole
 
 
+@pytest.mark.slow
 def test_xla_too_keeps_less_where_it_rematerialises():
     settings = {"widths": (32, 64), "batch_size": 64}
     whole, _ = memory(small(**settings))
@@ -161,7 +162,10 @@ def test_xla_too_keeps_less_where_it_rematerialises():
 
 SHALLOW = {
     "attention": AttentionConfig(channels=32, multipliers=(1,), attention=(True,), blocks=1, dropout=0.5),
-    "ddpm": DDPMConfig(widths=(32,), layers_per_block=1, down_attention=(True,), up_attention=(False,), dropout=0.5),
+    "ddpm": DDPMConfig(
+        **{"widths": (32,), "layers_per_block": 1, "down_attention": (True,), "up_attention": (False,)},
+        **{"mid_block": False, "dropout": 0.5},
+    ),
 }
 
 
