@@ -1,0 +1,87 @@
+"""Try all hypotheses about a finding; the first that is proven is its cause."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from jax_ddpm.doctor.causes import (
+    activation,
+    convolution,
+    dropout,
+    embedding,
+    glue,
+    linear,
+    multihead,
+    normalization,
+    resampling,
+    rounding,
+    transposed,
+)
+from jax_ddpm.doctor.causes.hypothesis import Hypothesis, head, is_proven
+from jax_ddpm.doctor.causes.pattern import pattern
+from jax_ddpm.doctor.records import Cause, Finding, relative_error
+
+OF_LAYERS: tuple[Callable[[Finding], Iterator[Hypothesis]], ...] = (
+    rounding.hypotheses,
+    dropout.hypotheses,
+    convolution.hypotheses,
+    transposed.hypotheses,
+    linear.hypotheses,
+    normalization.hypotheses,
+    activation.hypotheses,
+    embedding.of_table,
+    embedding.of_module,
+    resampling.hypotheses,
+    multihead.hypotheses,
+    glue.around,
+)
+OF_GLUE = (rounding.hypotheses, dropout.hypotheses, glue.hypotheses)
+UNFIT = (ValueError, RuntimeError, IndexError, TypeError, ZeroDivisionError, FloatingPointError)
+"""What arrays of shapes that a hypothesis does not expect raise."""
+
+
+def explain(finding: Finding) -> Cause | None:
+    """The cause of a difference between two calls, or None if no hypothesis gives our numbers."""
+    theirs, ours = finding.values
+    if finding.place not in ("layer", "glue") or theirs is None or ours is None:
+        return None
+    if relative_error(ours, theirs) <= finding.tolerance:
+        return None
+    for family in OF_LAYERS if finding.place == "layer" else OF_GLUE:
+        for hypothesis in guarded(family, finding):
+            cause = proven(finding, hypothesis)
+            if cause is not None:
+                return cause
+    return None
+
+
+def describe(finding: Finding) -> str:
+    """Where and how the two arrays differ, for a finding without a cause."""
+    return pattern(*finding.values)
+
+
+def guarded(family: Callable, finding: Finding) -> Iterator[Hypothesis]:
+    """The hypotheses of a family up to one that cannot be made from these arrays."""
+    with np.errstate(all="ignore"):
+        try:
+            yield from family(finding)
+        except UNFIT:
+            return
+
+
+def proven(finding: Finding, hypothesis: Hypothesis) -> Cause | None:
+    """The cause, if the hypothesis gives our numbers."""
+    try:
+        guess = hypothesis.compute(*finding.their_inputs)
+    except UNFIT:
+        return None
+    if not is_proven(finding, hypothesis, guess):
+        return None
+    subject = head(finding.pair)
+    if finding.place == "glue":
+        subject = f"the {finding.target} of {subject}"
+        if finding.target == "input" and len(finding.their_inputs) > 1:
+            subject = f"argument {finding.argument} of {head(finding.pair)}"
+    sentence = f"{subject}: {hypothesis.says}."
+    residual = relative_error(guess, finding.values[1])
+    return Cause(hypothesis.name, f"{sentence} {hypothesis.mend}", hypothesis.mend, residual)

@@ -1,0 +1,105 @@
+"""What stands between modules: find their expression, then the mistake in it that gives ours."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from jax_ddpm.doctor.causes import embedding
+from jax_ddpm.doctor.causes.expression import Node, tensor, views
+from jax_ddpm.doctor.causes.hypothesis import Hypothesis, is_rounded_to
+from jax_ddpm.doctor.causes.search import Search
+from jax_ddpm.doctor.causes.variants import variants
+from jax_ddpm.doctor.records import Call, Finding
+
+MENDS = {
+    "height_width_swapped": "Swap axes 1 and 2 of (B, H, W, C) once less or once more.",
+    "dropout": "Call model.eval().",
+}
+
+
+def materials(finding: Finding) -> list[Node]:
+    """Outputs and inputs of modules that came before, inputs and parameters of those around, newest first."""
+    found: list[Node] = []
+    for pair in finding.before:
+        ours = pair.ours.path or "network"
+        for index, array in enumerate(pair.theirs.arrays):
+            found.append(of_call(pair.theirs, f"the input of {pair.theirs.path}", f"(input of {ours})", index, array))
+        for index, array in enumerate(pair.theirs.outputs):
+            found.append(of_call(pair.theirs, pair.theirs.path, ours, index, array))
+    outer = [finding.parent.theirs] if finding.parent is not None else []
+    outer += [finding.pair.theirs] if finding.target == "output" else []
+    by_number = {call.number: call for call in finding.their_calls}
+    parent = finding.pair.theirs.parent
+    while parent is not None and parent in by_number:
+        outer.append(by_number[parent])
+        parent = by_number[parent].parent
+    outer += [call for call in finding.their_calls if call.path == ""]
+    for call in {id(call): call for call in outer}.values():
+        name = call.path or "the network"
+        for index, array in enumerate(call.arrays):
+            found.insert(0, of_call(call, f"the input of {name}", f"(input of {name})", index, array))
+        for parameter, array in call.parameters.items():
+            path = f"{call.path}.{parameter}".lstrip(".")
+            found.insert(0, tensor(path, path, np.asarray(array, np.float64)))
+    return list(unique(reversed(found)))
+
+
+def of_call(call: Call, theirs: str, ours: str, index: int, array: np.ndarray) -> Node:
+    suffix = f"[{index}]" if index else ""
+    return tensor(theirs + suffix, ours + suffix, np.asarray(array, np.float64))
+
+
+def unique(nodes) -> Iterator[Node]:
+    """Without arrays that are equal: outputs before inputs."""
+    nodes = list(nodes)
+    nodes = [n for n in nodes if not n.label.startswith("the input of")] + [
+        n for n in nodes if n.label.startswith("the input of")
+    ]
+    seen = set()
+    for node in nodes:
+        key = (node.value.shape, node.value.tobytes() if node.value.size < 4096 else node.value.ravel()[::97].tobytes())
+        if key not in seen:
+            seen.add(key)
+            yield node
+
+
+def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
+    """Of a finding between modules."""
+    theirs, ours = finding.values
+    nodes = materials(finding)
+    times = [node.value for node in nodes if node.value.ndim <= 2 and node.value.size == len(theirs)]
+    yield from embedding.hypotheses(finding, times)
+    yield from explained(theirs, ours, nodes)
+
+
+def around(finding: Finding) -> Iterator[Hypothesis]:
+    """Of a layer: what ours may do besides to the input or the output."""
+    name = finding.pair.theirs.path or "the network"
+    output = tensor(f"the output of {name}", "y", finding.their_output)
+    inputs = [tensor(f"its input {k}" if k else "its input", "x", x) for k, x in enumerate(finding.their_inputs)]
+    for variant in variants(output, atoms_of(inputs, output.value.shape), finding.our_output):
+        yield Hypothesis(variant.name, variant.says, "Remove the difference.", lambda *_, v=variant: v.tree.value)
+    parameters = [tensor(f"{name}.{key}", key, value) for key, value in finding.pair.theirs.parameters.items()]
+    yield from explained(finding.their_output, finding.our_output, [*inputs, *parameters])
+
+
+def atoms_of(nodes: list[Node], shape: tuple[int, ...]) -> list[Node]:
+    return [atom for node in nodes for atom in views(node, shape)]
+
+
+def explained(theirs: np.ndarray, ours: np.ndarray, nodes: list[Node]) -> Iterator[Hypothesis]:
+    """Theirs as an expression over `nodes`, its variants, and then any expression for ours."""
+    found = Search(theirs, nodes).find()
+    tree = found or tensor("theirs", "theirs", theirs)
+    mend = f"Write {tree.written()}." if found is not None else "Compare the two lines that compute it."
+    atoms = atoms_of(nodes, theirs.shape)
+    for part_shape in {part.value.shape for part in tree.parts} - {theirs.shape}:
+        atoms += atoms_of(nodes, part_shape)
+    for variant in variants(tree, atoms, ours):
+        line = MENDS.get(variant.name, mend)
+        yield Hypothesis(variant.name, variant.says, line, lambda *_, v=variant: v.tree.value)
+    tolerance = 1e-6 if is_rounded_to(ours, np.float32) else 1e-9
+    other = Search(ours, nodes, tolerance).find()
+    if other is not None:
+        said = f"theirs is {tree.said()}" if found is not None else "theirs is something else"
+        yield Hypothesis("expression", f"ours is {other.said()}, {said}", mend, lambda *_: other.value)

@@ -1,0 +1,328 @@
+"""Find the expression over given arrays that equals a given array.
+
+Expressions are compared at some positions first, and a pair or a triple of terms by a sorted list of random
+projections, so that thousands of them cost little.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jax_ddpm.doctor.causes import activation, resampling
+from jax_ddpm.doctor.causes import attention as attention_form
+from jax_ddpm.doctor.causes.activation import FORMULAS
+from jax_ddpm.doctor.causes.expression import Node, act, add, concatenate, modulate, product, view, views
+from jax_ddpm.doctor.causes.hypothesis import number, rounded
+from jax_ddpm.doctor.records import relative_error
+
+COMMON = ("SiLU", "ReLU", "GELU (erf)", "GELU (tanh)", "Mish", "tanh", "sigmoid", "leaky ReLU, slope 0.01", "ELU")
+POSITIONS = 96
+RECENT = 8
+"""How many of the newest arrays are tried where all would take long."""
+
+
+class Search:
+    """An array, and the arrays that it may be made of, newest first."""
+
+    def __init__(self, target: np.ndarray, materials: Sequence[Node], tolerance: float = 1e-9):
+        self.target, self.tolerance = target, tolerance
+        self.materials = materials
+        generator = np.random.default_rng(0)
+        self.at = generator.choice(target.size, min(POSITIONS, target.size), replace=False)
+        self.direction = generator.normal(size=len(self.at))
+        self.wanted = target.ravel()[self.at]
+        self.size = max(np.abs(target).max(initial=0), 1e-30)
+        self.atoms: list[Node] = []
+        rows = []
+        for node in materials:
+            for atom in views(node, target.shape):
+                row = atom.value.ravel()[self.at]
+                if not any(np.array_equal(row, other) for other in rows) and np.isfinite(row).all():
+                    rows.append(row)
+                    self.atoms.append(atom)
+        self.rows = np.array(rows).reshape(len(rows), len(self.at))
+
+    def is_near(self, row: np.ndarray) -> bool:
+        return bool(np.abs(row - self.wanted).max(initial=0) <= self.tolerance * self.size)
+
+    def equals(self, node: Node) -> bool:
+        return relative_error(node.value, self.target) <= self.tolerance
+
+    def first(self, nodes: Iterator[Node]) -> Node | None:
+        return next((node for node in nodes if self.equals(node)), None)
+
+    def find(self, depth: int = 2) -> Node | None:
+        """The simplest expression, or None."""
+        steps = [self.single, self.activated, self.sums, self.linear, self.triples, self.attention, self.resampled]
+        steps += [self.products, self.activated_products]
+        if depth:
+            steps.insert(4, lambda: self.concatenations(depth))
+        if not self.target.any():
+            return None
+        for step in steps:
+            found = self.first(step())
+            if found is not None:
+                return found
+        return None
+
+    def single(self) -> Iterator[Node]:
+        yield from (atom for atom, row in zip(self.atoms, self.rows, strict=True) if self.is_near(row))
+
+    def activated(self) -> Iterator[Node]:
+        for name, (formula, _) in FORMULAS.items():
+            near = np.abs(formula(self.rows) - self.wanted).max(1, initial=0) <= self.tolerance * self.size
+            yield from (act(name, self.atoms[index]) for index in np.flatnonzero(near))
+        for atom in self.atoms[:RECENT]:
+            found = activation.read_off(atom.value, self.target)
+            if found is not None:
+                yield act(found[0], atom, found[2], found[1])
+
+    def terms(self) -> tuple[list[tuple[str, int]], np.ndarray]:
+        """(activation or "", number of an atom) and their rows."""
+        names = ["", *COMMON]
+        rows = [self.rows if not name else FORMULAS[name][0](self.rows) for name in names]
+        return [(name, index) for name in names for index in range(len(self.atoms))], np.concatenate(rows)
+
+    def term(self, name: str, index: int) -> Node:
+        return act(name, self.atoms[index]) if name else self.atoms[index]
+
+    def sums(self) -> Iterator[Node]:
+        """a + b, act(a) + b, act(a) + act(b), act(a + b), a - b."""
+        if not len(self.rows):
+            return
+        terms, rows = self.terms()
+        for i, j in pairs_that_give(rows, rows, self.wanted, self.direction, self.tolerance * self.size):
+            if i < j:
+                yield add([self.term(*terms[i]), self.term(*terms[j])])
+        n = len(self.atoms)
+        firsts, seconds = np.triu_indices(n, 1)
+        totals = self.rows[firsts] + self.rows[seconds]
+        for name in COMMON:
+            near = np.abs(FORMULAS[name][0](totals) - self.wanted).max(1, initial=0) <= self.tolerance * self.size
+            for k in np.flatnonzero(near):
+                yield act(name, add([self.atoms[firsts[k]], self.atoms[seconds[k]]]))
+        for i, j in pairs_that_give(self.rows, -self.rows, self.wanted, self.direction, self.tolerance * self.size):
+            yield add([self.atoms[i], self.atoms[j]], [1, -1])
+
+    def linear(self) -> Iterator[Node]:
+        """c a, c a + d, c a + d b, for the newest arrays."""
+        count = min(len(self.atoms), 4 * RECENT)
+        ones = np.ones(len(self.at))
+        for i in range(count):
+            for second in (None, ones):
+                yield from self.with_factors([i], second)
+        for i, j in itertools.combinations(range(count), 2):
+            yield from self.with_factors([i, j], None)
+
+    def with_factors(self, indices: list[int], ones: np.ndarray | None) -> Iterator[Node]:
+        columns = [self.rows[i] for i in indices] + ([] if ones is None else [ones])
+        if len(self.at) <= len(columns):
+            return
+        matrix = np.stack(columns, axis=1)
+        factors, _, rank, _ = np.linalg.lstsq(matrix, self.wanted, rcond=1e-12)
+        if rank < len(columns) or not self.is_near(matrix @ factors) or np.abs(factors).min() < 1e-9:
+            return
+        short = []
+        for k, factor in enumerate(factors):
+
+            def fits(value: float, k=k) -> bool:
+                tried = factors.copy()
+                tried[k] = value
+                return bool(np.abs(matrix @ tried - self.wanted).max() <= self.tolerance * self.size)
+
+            short.append(rounded(float(factor), fits) or float(factor))
+        constant = 0.0 if ones is None else short.pop()
+        yield add([self.atoms[i] for i in indices], short, constant)
+
+    def triples(self) -> Iterator[Node]:
+        """a + b + c of plain arrays, act(a) + b + c and act(a + b) + c."""
+        n = min(len(self.atoms), 4 * RECENT)
+        if n < 3:
+            return
+        firsts, seconds = np.triu_indices(n, 1)
+        totals = self.rows[firsts] + self.rows[seconds]
+        terms, rows = self.terms()
+        limit = self.tolerance * self.size
+        for k, j in pairs_that_give(totals, rows, self.wanted, self.direction, limit):
+            if terms[j][0] or terms[j][1] > seconds[k]:
+                yield add([self.atoms[firsts[k]], self.atoms[seconds[k]], self.term(*terms[j])])
+        for name in COMMON:
+            inner = FORMULAS[name][0](totals)
+            for k, j in pairs_that_give(inner, self.rows, self.wanted, self.direction, limit):
+                yield add([act(name, add([self.atoms[firsts[k]], self.atoms[seconds[k]]])), self.atoms[j]])
+
+    def resampled(self) -> Iterator[Node]:
+        """Another size of one of the newest arrays, or of its activation, or of a sum of two; an activation of it."""
+        if self.target.ndim != 4:
+            return
+        sources = [m for m in self.materials if m.value.ndim == 4 and m.value.shape[:2] == self.target.shape[:2]]
+        sources = [m for m in sources if m.value.shape[2:] != self.target.shape[2:]][:RECENT]
+        for source in sources:
+            inner = [source, *(act(name, source) for name in COMMON[:4])]
+            inner += [add([source, other]) for other in sources if other.value.shape == source.value.shape]
+            for node in inner:
+                found = resampling.read_off(node.value, self.target)
+                if found is not None:
+                    yield resample(node, found)
+            for name in COMMON:
+                for found in usual_resampling(source.value, self.target):
+                    yield act(name, resample(source, found))
+        for source in sources[:4]:
+            for found in usual_resampling(source.value, self.target):
+                for atom in self.atoms[:RECENT]:
+                    yield add([resample(source, found), atom])
+
+    def concatenations(self, depth: int) -> Iterator[Node]:
+        """[a, b] along the channels or the tokens, where a and b are expressions themselves."""
+        shape = self.target.shape
+        for axis in [1] if len(shape) in (2, 4) else [2, 1]:
+            lengths = {m.value.shape[axis] for m in self.materials if m.value.ndim == len(shape)}
+            lengths |= {m.value.shape[-1] for m in self.materials if m.value.ndim > 1} if len(shape) == 3 else set()
+            lengths |= {1} if len(shape) == 3 and axis == 1 else set()
+            for length in sorted(n for n in lengths if n < shape[axis]):
+                head, tail = np.split(self.target, [length], axis)
+                first = Search(head, self.materials, self.tolerance).find(0)
+                second = None if first is None else Search(tail, self.materials, self.tolerance).find(depth - 1)
+                if second is None:
+                    continue
+                same = second.op == "concatenate" and second.label == str(axis)
+                yield concatenate([first, *(second.parts if same else [second])], axis)
+
+    def attention(self) -> Iterator[Node]:
+        """Attention of three equal arrays, or of one that is packed, among the newest."""
+        shape = self.target.shape
+        if self.target.ndim not in (3, 4) or self.target.size > 2**22:
+            return
+        b, c, n, to_tokens, _ = as_tokens(shape)
+        for packed, is_packed in packed_projections(self.materials, b, n, c):
+            form = attention_form.read_off(packed.value, to_tokens(self.target), None, is_packed, self.tolerance * 10)
+            if form is not None:
+                yield attend(packed, form, shape, is_packed)
+
+    def products(self) -> Iterator[Node]:
+        """a b, a act(b), a + b c, and scale and shift from the halves of an array."""
+        yield from self.modulated()
+        n = min(len(self.atoms), 4 * RECENT)
+        limit = self.tolerance * self.size
+        terms, rows = self.terms()
+        for i in range(n):
+            near = np.abs(self.rows[i] * rows - self.wanted).max(1, initial=0) <= limit
+            yield from (product([self.atoms[i], self.term(*terms[j])]) for j in np.flatnonzero(near))
+        firsts, seconds = np.triu_indices(n, 1)
+        products = self.rows[firsts] * self.rows[seconds]
+        for k, j in pairs_that_give(products, self.rows, self.wanted, self.direction, limit):
+            yield add([self.atoms[j], product([self.atoms[firsts[k]], self.atoms[seconds[k]]])])
+
+    def modulated(self) -> Iterator[Node]:
+        """(1 + scale) h + shift, where scale and shift are halves of one array or two arrays."""
+        shape = self.target.shape
+        for source in self.materials:
+            if source.value.ndim not in (2, 3, 4):
+                continue
+            axis = source.value.ndim - 1 if source.value.ndim != 4 else 1
+            channels = shape[1] if len(shape) == 4 else shape[-1]
+            if source.value.shape[axis] != 2 * channels:
+                continue
+            first, second = (next(views(half(source, k, axis), shape), None) for k in (0, 1))
+            if first is None or second is None:
+                continue
+            for h in self.atoms[: 2 * RECENT]:
+                for scale, shift in ((first, second), (second, first)):
+                    for form in ("(1 + scale) h + shift", "scale h + shift"):
+                        yield modulate(form, h, scale, shift)
+
+    def activated_products(self) -> Iterator[Node]:
+        for node in self.modulated():
+            for name in COMMON[:5]:
+                yield act(name, node)
+
+
+def half(source: Node, index: int, axis: int) -> Node:
+    words = f"the {('first', 'second')[index]} half of {{0}}"
+    code = f"jnp.split({{0}}, 2, axis=-1)[{index}]"
+    return view("half", words, code, lambda v: np.split(v, 2, axis)[index], source)
+
+
+def pairs_that_give(a: np.ndarray, b: np.ndarray, wanted, direction, limit: float) -> Iterator[tuple[int, int]]:
+    """Numbers (i, j) of rows with a[i] + b[j] = wanted."""
+    if not len(a) or not len(b):
+        return
+    keys = b @ direction
+    order = np.argsort(keys)
+    missing = wanted @ direction - a @ direction
+    reach = limit * np.abs(direction).sum() + 1e-300
+    low = np.searchsorted(keys[order], missing - reach)
+    high = np.searchsorted(keys[order], missing + reach, side="right")
+    for i in np.flatnonzero(high > low):
+        for j in order[low[i] : high[i]]:
+            if np.abs(a[i] + b[j] - wanted).max() <= limit:
+                yield int(i), int(j)
+
+
+def resample(node: Node, found: tuple) -> Node:
+    return Node(
+        "resample", found[1], f"{{0}} resampled ({found[1]})", f"resample({{0}}, {found[1]})", found[2], (node,)
+    )
+
+
+def usual_resampling(x: np.ndarray, target: np.ndarray) -> Iterator[tuple]:
+    """The methods that are tried inside other operations."""
+    usual = (
+        "nearest",
+        "bilinear, half-pixel centres",
+        "bilinear, align_corners",
+        "area",
+        "maximum 2x2, stride 2, padding 0",
+    )
+    for found in resampling.methods(x.shape[2:], target.shape[2:]):
+        if found[1] in usual:
+            yield found
+
+
+def as_tokens(shape: tuple[int, ...]):
+    """(B, C, N, function to (B, N, C), function back) for images or tokens."""
+    if len(shape) == 4:
+        b, c, h, w = shape
+        return b, c, h * w, lambda v: v.reshape(b, -1, h * w).mT, lambda v: v.mT.reshape(b, -1, h, w)
+    return shape[0], shape[2], shape[1], lambda v: v, lambda v: v
+
+
+def packed_projections(materials: Sequence[Node], b: int, n: int, c: int) -> Iterator[tuple[Node, bool]]:
+    """Arrays (B, N, 3C) of projections: one array, or the newest three side by side."""
+
+    def tokens(node: Node, channels: int) -> np.ndarray | None:
+        v = node.value
+        if v.ndim == 4 and v.shape[:2] == (b, channels) and v.shape[2] * v.shape[3] == n:
+            return v.reshape(b, channels, n).mT
+        if v.shape == (b, n, channels):
+            return v
+        if v.shape == (b, channels, n):
+            return v.mT
+        if v.ndim == 4 and v.shape[0] == b and v.shape[2] == n and v.shape[1] * v.shape[3] == channels:
+            return v.transpose(0, 2, 1, 3).reshape(b, n, channels)
+        return None
+
+    for node in materials[:RECENT]:
+        packed = tokens(node, 3 * c)
+        if packed is not None:
+            yield Node("tensor", node.label, node.words, node.code, given=packed), True
+    newest = [node for node in materials[: 2 * RECENT] if node.op == "tensor" and tokens(node, c) is not None]
+    outputs = [node for node in newest if not node.label.startswith("the input")][:3]
+    if len(outputs) == 3:
+        value, key, query = outputs
+        packed = np.concatenate([tokens(query, c), tokens(key, c), tokens(value, c)], axis=-1)
+        names = [node.words for node in (query, key, value)]
+        codes = [node.code for node in (query, key, value)]
+        yield Node("tensor", "projections", ", ".join(names), ", ".join(codes), given=packed), False
+
+
+def attend(packed: Node, form: attention_form.Form, shape: tuple[int, ...], is_packed: bool) -> Node:
+    """Attention of packed projections, in the layout of `shape`."""
+    _, c, _, _, from_tokens = as_tokens(shape)
+    text = f"attention of {{0}} with {form.heads} heads and scale {number(form.scale_for(c))}"
+
+    def function(value: np.ndarray) -> np.ndarray:
+        return from_tokens(form.apply(value))
+
+    return Node("attention", "packed" if is_packed else "apart", text, text, function, (packed,), form=form)

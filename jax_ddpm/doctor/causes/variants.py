@@ -1,0 +1,332 @@
+"""Mistakes that a port makes between modules: trees one change away from theirs, each with the name of its cause."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jax_ddpm.doctor.causes import attention, resampling
+from jax_ddpm.doctor.causes.activation import FORMULAS, read_off
+from jax_ddpm.doctor.causes.expression import MODULATIONS, Node, act, add, concatenate, modulate, view, views
+from jax_ddpm.doctor.causes.hypothesis import divisors, number, rounded
+from jax_ddpm.doctor.causes.search import as_tokens, attend
+from jax_ddpm.doctor.records import relative_error
+
+
+@dataclass
+class Variant:
+    """What ours may compute in place of `tree`."""
+
+    name: str
+    says: str
+    tree: Node
+
+
+def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Variant]:
+    """All trees one change away from `tree`, for an array of ours. atoms: arrays with the shape of theirs."""
+    for kind in (of_sum, of_activation, of_concatenation, of_view, of_modulation, of_product):
+        yield from everywhere(tree, kind)
+    yield from of_attention(tree, ours)
+    yield from of_resampling(tree, ours)
+    yield from solved_factors(tree, ours)
+    yield from everywhere(tree, lambda node: activation_around(node))
+    if tree.op == "act":
+        yield from other_activation(tree, ours)
+    yield from everywhere(tree, lambda node: another_tensor(node, atoms))
+    yield from extra_term(tree, atoms, ours)
+    yield from moved(tree)
+
+
+def everywhere(tree: Node, kind) -> Iterator[Variant]:
+    """The variants of every node of a tree, outermost first."""
+    yield from kind(tree)
+    for index, part in enumerate(tree.parts):
+        for variant in everywhere(part, kind):
+            yield Variant(variant.name, variant.says, tree.with_part(index, variant.tree))
+
+
+def is_spread(node: Node) -> bool:
+    """Whether a term is a vector that is added to all pixels or tokens, such as the time."""
+    return node.op == "view" and node.label.startswith("to all")
+
+
+def of_sum(node: Node) -> Iterator[Variant]:
+    """A term missing, doubled or subtracted."""
+    if node.op != "sum":
+        return
+    for index, (part, factor) in enumerate(zip(node.parts, node.factors, strict=True)):
+        rest = [k for k in range(len(node.parts)) if k != index]
+        kind = "term" if is_spread(part) else "residual"
+        if rest:
+            kept = add([node.parts[k] for k in rest], [node.factors[k] for k in rest], float(node.label))
+            yield Variant(f"{kind}_missing", f"ours does not add {part.said()}", kept)
+        for name, says, by in (
+            ("doubled", "ours adds {} twice", 2),
+            ("subtracted", "ours subtracts {}", -1),
+            ("halved", "ours adds half of {}", 0.5),
+        ):
+            factors = [*node.factors[:index], factor * by, *node.factors[index + 1 :]]
+            changed = add(node.parts, factors, float(node.label))
+            yield Variant(f"{kind}_{name}", says.format(part.said()), changed)
+    if float(node.label):
+        yield Variant("constant", f"ours does not add {node.label}", add(node.parts, node.factors))
+        without = add(node.parts, [1.0] * len(node.parts))
+        yield Variant("input_range", f"ours has {without.said()}, theirs {node.said()}", without)
+    activated = [k for k, part in enumerate(node.parts) if part.op == "act"]
+    for k in activated:
+        inner = node.with_part(k, node.parts[k].parts[0])
+        yield moved_activation(node, act(node.parts[k].label, inner, node.parts[k].function, node.parts[k].code))
+    for k, j in itertools.permutations(range(len(node.parts)), 2):
+        if k in activated:
+            on_other = node.with_part(k, node.parts[k].parts[0])
+            on_other = on_other.with_part(j, like(node.parts[k], node.parts[j]))
+            yield moved_activation(node, on_other)
+
+
+def like(activation: Node, part: Node) -> Node:
+    """The activation of another array."""
+    return activation.with_part(0, part)
+
+
+def moved_activation(theirs: Node, ours: Node) -> Variant:
+    return Variant("activation_order", f"ours computes {ours.said()}, theirs {theirs.said()}", ours)
+
+
+def of_activation(node: Node) -> Iterator[Variant]:
+    """Another activation, none, two; before a sum in place of after it."""
+    if node.op != "act":
+        return
+    part = node.parts[0]
+    yield Variant("activation_missing", f"ours leaves out {node.label}", part)
+    for name in FORMULAS:
+        if name not in (node.label, "identity"):
+            yield Variant("activation", f"the activation is {name} in ours and {node.label} in theirs", act(name, part))
+    yield Variant("activation_doubled", f"ours applies {node.label} twice", like(node, node))
+    if part.op == "sum":
+        for count in range(1, len(part.parts) + 1):
+            for chosen in itertools.combinations(range(len(part.parts)), count):
+                inside = part
+                for k in chosen:
+                    inside = inside.with_part(k, like(node, part.parts[k]))
+                yield moved_activation(node, inside)
+    if part.op in ("modulate", "product", "concatenate"):
+        for k in range(len(part.parts)):
+            yield moved_activation(node, part.with_part(k, like(node, part.parts[k])))
+
+
+def other_activation(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
+    """An activation with a number that is solved for."""
+    found = read_off(tree.parts[0].value, ours)
+    if found is not None:
+        says = f"the activation is {found[0]} in ours and {tree.label} in theirs"
+        yield Variant("activation", says, act(found[0], tree.parts[0], found[2], found[1]))
+
+
+def activation_around(node: Node) -> Iterator[Variant]:
+    for name in FORMULAS:
+        if name != "identity" and node.op != "act":
+            yield Variant("activation_extra", f"ours applies {name} to {node.said()}, theirs does not", act(name, node))
+
+
+def of_concatenation(node: Node) -> Iterator[Variant]:
+    """Another order of the parts, interleaved channels, another axis."""
+    if node.op != "concatenate":
+        return
+    axis = int(node.label)
+    for order in itertools.permutations(node.parts):
+        if order != node.parts:
+            changed = concatenate(order, axis)
+            says = f"ours concatenates {changed.said()}, theirs {node.said()}"
+            yield Variant("concatenation_order", says, changed)
+    shapes = {part.value.shape for part in node.parts}
+    if len(shapes) == 1:
+        n = len(node.parts)
+
+        def interleaved(value: np.ndarray) -> np.ndarray:
+            shape = value.shape
+            grouped = value.reshape(*shape[:axis], n, shape[axis] // n, *shape[axis + 1 :])
+            return grouped.swapaxes(axis, axis + 1).reshape(shape)
+
+        says = f"ours takes the channels of {node.said()} in turns, theirs one array after the other"
+        yield Variant("concatenation_order", says, view("in turns", "{0} in turns", "{0}", interleaved, node))
+
+
+def of_view(node: Node) -> Iterator[Variant]:
+    """Another way to the same shape."""
+    if node.op != "view":
+        return
+    for other in views(node.parts[0], node.value.shape):
+        if other.op == "view" and other.label != node.label:
+            name = "flatten_order" if "flattened" in node.label else "axes_order"
+            if node.label.startswith(("mean", "maximum", "first", "last")):
+                name = "pooling"
+            yield Variant(name, f"ours has {other.said()}, theirs {node.said()}", other)
+    if node.label == "half":
+        other = view("half", *swapped_half(node), node.parts[0])
+        yield Variant("halves_swapped", f"ours takes {other.said()}, theirs {node.said()}", other)
+
+
+def swapped_half(node: Node) -> tuple:
+    first = "first" in node.words
+    words = node.words.replace("first" if first else "second", "second" if first else "first")
+    code = node.code.replace("[0]" if first else "[1]", "[1]" if first else "[0]")
+    part, value = node.parts[0].value, node.value
+    axis = next(axis for axis, (a, b) in enumerate(zip(part.shape, value.shape, strict=True)) if a != b)
+    return words, code, lambda v: np.split(v, 2, axis)[1 if first else 0]
+
+
+def of_modulation(node: Node) -> Iterator[Variant]:
+    """Scale and shift swapped, or another formula."""
+    if node.op != "modulate":
+        return
+    h, scale, shift = node.parts
+    swapped = modulate(node.label, h, shift, scale)
+    says = f"scale and shift are swapped in ours: scale is {shift.said()} in ours and {scale.said()} in theirs"
+    yield Variant("scale_shift_swapped", says, swapped)
+    for form in MODULATIONS:
+        if form != node.label:
+            says = f"ours computes {form}, theirs {node.label}"
+            yield Variant("scale_shift", says, modulate(form, h, scale, shift))
+            yield Variant("scale_shift", f"{says}, with scale and shift swapped", modulate(form, h, shift, scale))
+
+
+def of_product(node: Node) -> Iterator[Variant]:
+    if node.op != "product":
+        return
+    for index, part in enumerate(node.parts):
+        others = [p for k, p in enumerate(node.parts) if k != index]
+        if len(others) == 1:
+            yield Variant("factor_missing", f"ours does not multiply by {part.said()}", others[0])
+
+
+def of_attention(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
+    """Another form of attention, if attention is the whole tree."""
+    if tree.op != "attention" or ours.shape != tree.value.shape:
+        return
+    _, c, _, to_tokens, _ = as_tokens(tree.value.shape)
+    packed = tree.parts[0].value
+    for value in (to_tokens(ours), to_tokens(ours.mT) if ours.ndim == 4 and ours.shape[2] == ours.shape[3] else None):
+        form = None if value is None else attention.read_off(packed, value, tree.form, tree.label == "packed")
+        if form is not None and form != tree.form:
+            name, says, _ = attention.difference(tree.form, form, c)
+            yield Variant(name, says, attend(tree.parts[0], form, tree.value.shape, tree.label == "packed"))
+
+
+def of_resampling(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
+    """Another method, where resampling is the whole tree or the part of a sum, of an activation or a concatenation."""
+
+    def kind(node: Node) -> Iterator[Variant]:
+        if node.op != "resample":
+            return
+        x, target = node.parts[0].value, node.value.shape[2:]
+        for found in resampling.methods(x.shape[2:], target if node is not tree else ours.shape[2:]):
+            if found[1] != node.label:
+                name, says, _ = resampling.difference(("", node.label), found)
+                changed = Node("resample", found[1], f"{{0}} resampled ({found[1]})", "{0}", found[2], node.parts)
+                yield Variant(name, says, changed)
+
+    yield from everywhere(tree, kind)
+
+
+def solved_factors(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
+    """Factors of a sum's terms, or of the whole, and a constant, by least squares."""
+    if ours.shape != tree.value.shape:
+        return
+    parts = tree.parts if tree.op == "sum" else (tree,)
+    for constant in (False, True):
+        columns = [part.value.ravel() for part in parts] + [np.ones(ours.size)] * constant
+        matrix = np.stack(columns, axis=1)
+        factors, _, rank, _ = np.linalg.lstsq(matrix, ours.ravel(), rcond=1e-12)
+        if rank < len(columns) or relative_error(matrix @ factors, ours.ravel()) > 1e-7:
+            continue
+        short = [shortened(matrix, factors, k, ours) for k in range(len(factors))]
+        offset = short.pop() if constant else 0.0
+        changed = add(parts, short, offset)
+        old = tree if tree.op == "sum" else add([tree])
+        ratios = [new / before for new, before in zip(short, old.factors, strict=True)]
+        name = (
+            "offset"
+            if offset and all(r == 1 for r in ratios)
+            else "scale"
+            if len(set(ratios)) == 1
+            else "residual_scaled"
+        )
+        yield Variant(name, f"ours computes {changed.said()}, theirs {tree.said()}", changed)
+
+
+def shortened(matrix: np.ndarray, factors: np.ndarray, k: int, ours: np.ndarray) -> float:
+    """Factor k with few digits."""
+
+    def fits(value: float) -> bool:
+        tried = factors.copy()
+        tried[k] = value
+        return relative_error(matrix @ tried, ours.ravel()) < 1e-7
+
+    return rounded(float(factors[k]), fits) or float(factors[k])
+
+
+def another_tensor(node: Node, atoms: Sequence[Node]) -> Iterator[Variant]:
+    """Another array of the same shape in the place of one."""
+    if node.op != "tensor" and not (node.op == "view" and node.parts[0].op == "tensor"):
+        return
+    seen = {tensor.label for tensor in node.tensors()}
+    for other in atoms:
+        if other.value.shape == node.value.shape and {tensor.label for tensor in other.tensors()} != seen:
+            yield Variant("another_tensor", f"ours takes {other.said()}, theirs {node.said()}", other)
+
+
+def extra_term(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Variant]:
+    """Ours adds one more array, times a factor."""
+    if ours.shape != tree.value.shape:
+        return
+    rest = (ours - tree.value).ravel()
+    for atom in atoms:
+        values = np.broadcast_to(atom.value, tree.value.shape).ravel() if atom.value.shape == tree.value.shape else None
+        if values is None or not values.any():
+            continue
+        factor = float(values @ rest / (values @ values))
+        if np.abs(factor * values - rest).max() <= 1e-7 * max(np.abs(rest).max(), 1e-30):
+            factor = (
+                rounded(factor, lambda f, v=values: np.abs(f * v - rest).max() <= 1e-7 * np.abs(rest).max()) or factor
+            )
+            kind = "term_extra" if is_spread(atom) else "residual_extra"
+            size = "" if factor == 1 else f"{number(factor)} * "
+            yield Variant(kind, f"ours adds {size}{atom.said()}, theirs does not", add([tree, atom], [1, factor]))
+
+
+def moved(tree: Node) -> Iterator[Variant]:
+    """The whole array with its axes swapped, reversed or its channels in another order."""
+    shape = tree.value.shape
+    options = []
+    if len(shape) == 4:
+        options += [
+            ("height_width_swapped", "height and width are swapped in ours", lambda v: v.mT),
+            ("image_flipped", "ours is flipped from left to right", lambda v: v[..., ::-1]),
+            ("image_flipped", "ours is flipped from top to bottom", lambda v: v[..., ::-1, :]),
+            ("image_flipped", "ours is rotated by 180 degrees", lambda v: v[..., ::-1, ::-1]),
+            ("axes_order", "ours is reshaped from NHWC to NCHW without moving the axes", unmoved),
+            ("axes_order", "ours is reshaped from NCHW to NHWC without moving the axes", unmoved_back),
+        ]
+    if len(shape) == 3:
+        options.append(("axes_order", "the last two axes are swapped in ours", lambda v: v.mT))
+    if len(shape) > 1:
+        axis = 1 if len(shape) == 4 else len(shape) - 1
+        c = shape[axis]
+        options.append(("channels_permuted", "the channels are in reverse order in ours", lambda v: np.flip(v, axis)))
+        for g in divisors(c)[1:-1]:
+            says = f"the channels of ours are regrouped from {g} x {c // g} to {c // g} x {g}"
+            order = np.arange(c).reshape(g, c // g).T.ravel()
+            options.append(("channels_permuted", says, lambda v, order=order: np.take(v, order, axis)))
+    for name, says, function in options:
+        yield Variant(name, says, view(name, "{0}", "{0}", function, tree))
+
+
+def unmoved(v: np.ndarray) -> np.ndarray:
+    b, c, h, w = v.shape
+    return v.transpose(0, 2, 3, 1).reshape(b, c, h, w)
+
+
+def unmoved_back(v: np.ndarray) -> np.ndarray:
+    b, c, h, w = v.shape
+    return v.reshape(b, h, w, c).transpose(0, 3, 1, 2)
