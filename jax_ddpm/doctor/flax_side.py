@@ -77,6 +77,24 @@ class FlaxNetwork:
         with exact():
             return first_array(to_numpy_tree(self.alone(call, to_jax_tree(arguments), to_jax_tree(keywords))))
 
+    def dtypes_inside(self, call: Call) -> set[str]:
+        """Names of the float dtypes of all that a call computes; none if it cannot be traced."""
+        with exact():
+            arguments, keywords = to_jax_tree(call.inputs), to_jax_tree(call.keywords)
+            is_array = [isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((arguments, keywords))]
+            leaves, tree = jax.tree.flatten((arguments, keywords))
+
+            def function(arrays):
+                rest = iter(arrays)
+                filled = [next(rest) if dynamic else leaf for leaf, dynamic in zip(leaves, is_array, strict=True)]
+                return jax.tree.leaves(self.alone_pure(call, *jax.tree.unflatten(tree, filled)))
+
+            try:
+                jaxpr = jax.make_jaxpr(function)([leaf for leaf in leaves if isinstance(leaf, jax.Array)])
+            except Exception:  # branches on values
+                return set()
+        return {name for name in dtypes_of(jaxpr.jaxpr) if "float" in name}
+
     def watch(self, path: str, module: Any, parameters: Mapping, proceed: Callable, arguments, keywords) -> Any:
         """Record a call around `proceed`, which computes it."""
         leaves = jax.tree.leaves((arguments, keywords))
@@ -173,6 +191,9 @@ class NnxNetwork(FlaxNetwork):
     def alone(self, call: Call, arguments, keywords):
         return call.module(*arguments, **keywords)
 
+    def alone_pure(self, call: Call, arguments, keywords):
+        return nnx.clone(call.module)(*arguments, **keywords)
+
 
 class LinenNetwork(FlaxNetwork):
     """A Linen module with float64 variables. Calls are seen through an interceptor."""
@@ -221,10 +242,22 @@ class LinenNetwork(FlaxNetwork):
         inner = {name: tree for name, tree in inner.items() if tree is not None}
         return self.apply(call.module, inner, arguments, keywords)
 
+    alone_pure = alone
+
     def apply(self, module, variables, arguments, keywords):
         mutable = [name for name in variables if name != "params"]
         rngs = {"dropout": jax.random.key(0)}
         return module.apply(variables, *arguments, **keywords, mutable=mutable, rngs=rngs)[0]
+
+
+def dtypes_of(jaxpr) -> set[str]:
+    """Names of the dtypes of all values that a jaxpr computes, those inside its sub-programs too."""
+    found = set()
+    for equation in jaxpr.eqns:
+        found |= {value.aval.dtype.name for value in equation.outvars if hasattr(value.aval, "dtype")}
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            found |= dtypes_of(inner)
+    return found
 
 
 def subtree(tree: Any, path: Iterable[str]) -> Any:

@@ -14,8 +14,9 @@ from jax_ddpm.doctor.torch_side import TorchNetwork
 
 TOLERANCE = 1e-8
 """Relative difference of two float64 computations of the same that rounding explains."""
-FLOAT32_TOLERANCE = 2e-6
-"""The same where a layer computes in float32, at least."""
+ROUNDINGS = 16
+"""Where a layer computes in a narrower dtype: so many roundings of the largest value that it computes."""
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass
@@ -103,7 +104,6 @@ class Forced(Watcher):
             if math.isinf(error) and axes.to_ours(a).shape != b.shape:
                 check.shapes = f"theirs {a.shape}, ours {b.shape}"
         check.alone = max(errors, default=0.0)
-        check.tolerance = TOLERANCE if check.alone <= TOLERANCE else rounding(theirs[:1] + ours[:1])
         self.checks.append(check)
         self.events.append(("output", check))
         rest = iter(new)
@@ -133,9 +133,25 @@ def match_arguments(
     return [found.get(i, (None, None, 0.0)) for i in range(len(theirs))]
 
 
-def rounding(arrays: list[np.ndarray]) -> float:
-    """The tolerance for a layer with these outputs: a larger one if all values of one of them are float32's."""
-    return FLOAT32_TOLERANCE if any(is_float32(array) for array in arrays) else TOLERANCE
+def layer_tolerance(pair: Pair, their: TorchNetwork, our: FlaxNetwork) -> float:
+    """The tolerance for the output of a pair: larger if one side computes something in float32 or narrower."""
+    dtypes, largest = their.observe(pair.theirs)
+    return narrow_tolerance(dtypes | our.dtypes_inside(pair.ours), largest, pair.theirs.outputs[:1])
+
+
+def glue_tolerance(check: Check, their: TorchNetwork, their_calls: Sequence[Call]) -> float:
+    """The tolerance for an input of a pair: larger if its values were rounded to float32 on one side."""
+    target = check.pair.theirs.arrays[check.argument]
+    parent = check.pair.theirs.parent
+    if parent is None or not (is_float32(target) or is_float32(check.our_inputs[check.argument])):
+        return TOLERANCE
+    return narrow_tolerance({"float32"}, their.observe(their_calls[parent])[1], [target])
+
+
+def narrow_tolerance(dtypes: set[str], largest: float, outputs: list[np.ndarray]) -> float:
+    epsilon = max((EPSILON.get(name, 0.0) for name in dtypes), default=0.0)
+    scale = max((np.abs(array).max(initial=0) for array in outputs), default=0.0)
+    return max(TOLERANCE, ROUNDINGS * epsilon * max(1.0, largest / (scale or 1.0)))
 
 
 def is_float32(array: np.ndarray) -> bool:
@@ -174,7 +190,12 @@ def findings(
     for side, check in watcher.events:
         pair = check.pair
         error = max(check.arriving, default=0.0) if side == "input" else check.alone
-        tolerance = check.tolerance if side == "output" else rounding(pair.theirs.arrays + list(check.our_inputs))
+        tolerance = TOLERANCE
+        if TOLERANCE < error < CLOSE:
+            tolerance = (
+                layer_tolerance(pair, their, our) if side == "output" else glue_tolerance(check, their, their_calls)
+            )
+            check.tolerance = max(check.tolerance, tolerance)
         if error > tolerance:
             found.append(
                 finding(side, check, error, tolerance, list(before), watcher, their, our, their_calls, our_calls)

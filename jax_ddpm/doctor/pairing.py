@@ -39,10 +39,8 @@ def paths_by_parameters(
 
     Of modules around one another that hold the same ones, the innermost are a pair, and the others from outside in.
     """
-    their_sets = modules_by_content(theirs, [(pair.theirs, number) for number, pair in enumerate(pairing.pairs)])
-    our_sets = modules_by_content(
-        ours, [(path, number) for number, pair in enumerate(pairing.pairs) for path in pair.ours]
-    )
+    their_sets = modules_by_content(theirs, [(pair.theirs,) for pair in pairing.pairs])
+    our_sets = modules_by_content(ours, [pair.ours for pair in pairing.pairs])
     found = {}
     for content, their_paths in their_sets.items():
         our_paths = our_sets.get(content, [])
@@ -61,20 +59,29 @@ def paths_by_parameters(
     return {path: partner for path, partner in found.items() if (path == "") == (partner == "")}
 
 
-def modules_by_content(paths: Mapping[str, list[Call]], arrays: list[tuple[str, int]]) -> dict[frozenset, list[str]]:
-    """From the set of numbers of the arrays inside to the paths of the called modules, outer ones first."""
+def modules_by_content(
+    paths: Mapping[str, list[Call]], arrays: Sequence[tuple[str, ...]]
+) -> dict[frozenset, list[str]]:
+    """From the set of numbers of the arrays inside to the paths of the called modules, outer ones first.
+
+    An array that is in several parts is inside a module that has all of them.
+    """
     content: dict[str, set[int]] = {path: set() for path in paths}
-    for name, number in arrays:
-        parts = name.split(".")
-        for length in range(len(parts)):
-            inside = ".".join(parts[:length])
-            if inside in content:
-                content[inside].add(number)
+    for number, names in enumerate(arrays):
+        for path in set.intersection(*(set(around(name)) for name in names)):
+            if path in content:
+                content[path].add(number)
     found: dict[frozenset, list[str]] = {}
     for path in sorted(paths, key=lambda path: len(path.split(".")) if path else 0):
         if content[path]:
             found.setdefault(frozenset(content[path]), []).append(path)
     return found
+
+
+def around(name: str) -> list[str]:
+    """The paths of the modules around an array."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(len(parts))]
 
 
 def without_parameters(

@@ -136,7 +136,8 @@ def our_units(network: FlaxNetwork, ours: Mapping[str, np.ndarray]) -> list[Unit
                 names = tuple(paths[id(variable)] for variable in variables)
                 if not known & set(names):
                     known |= set(names)
-                    units.append(Unit(names, ".".join(map(str, keys)), name, [layout]))
+                    module, _, name = ".".join([*map(str, keys), name]).rpartition(".")
+                    units.append(Unit(names, module, name, [layout]))
     else:
         units += linen_attention(ours)
         known = {path for unit in units for path in unit.ours}
@@ -272,9 +273,16 @@ def same_order(units, names, theirs, ours, their_calls, our_calls, pairing) -> l
     def ordered(layers, calls):
         position = {}
         for call in calls:
-            for path in (call.path, *(f"{call.path}.{owner(name)}".strip(".") for name in call.parameters)):
-                position.setdefault(path, len(position))
-        return sorted(layers, key=lambda layer: position.get(layer, len(position)))
+            position.setdefault(call.path, len(position))
+
+        def place(layer):
+            """The position of the layer, or of the module around it, if it is not called itself; then the depth."""
+            around = layer
+            while around and around not in position:
+                around = owner(around)
+            return position[around] if around or not layer else len(position), layer.count(".")
+
+        return sorted(layers, key=place)
 
     mine, yours = ordered(our_layers, our_calls), ordered(their_layers, their_calls)
 

@@ -178,10 +178,12 @@ class Result:
 
     def _repr_html_(self) -> str:
         colours = {"first": "background:#f8d7da", "also": "background:#fff3cd", "": ""}
+        left = "text-align:left"
         cells = "".join(
-            f'<tr style="{colours[row.mark]}"><td style="padding-left:{row.depth}em;text-align:left">'
-            f"{html.escape(row.theirs or row.their_kind)}</td><td>{number(row.arriving)}</td><td>{number(row.alone)}</td>"
-            f'<td>{number(row.inherited)}</td><td style="text-align:left">{html.escape(row.ours or row.our_kind)}</td></tr>'
+            f'<tr style="{colours[row.mark]}"><td style="padding-left:{row.depth}em;{left}">'
+            f"{html.escape(row.theirs or row.their_kind)}</td>"
+            f"<td>{number(row.arriving)}</td><td>{number(row.alone)}</td><td>{number(row.inherited)}</td>"
+            f'<td style="{left}">{html.escape(row.ours or row.our_kind)}</td></tr>'
             for row in self.rows
         )
         texts = str(self).split("\n\n")[0].splitlines()
@@ -198,7 +200,8 @@ def finding_sentence(finding: Finding) -> str:
     if finding.cause is not None:
         return finding.cause.sentence
     theirs, ours = finding.pair.theirs, finding.pair.ours
-    names = f"{theirs.path or 'the whole network'} (theirs, {theirs.kind}) and {ours.path or 'the network'} (ours, {ours.kind})"
+    whole = "the whole network"
+    names = f"{theirs.path or whole} (theirs, {theirs.kind}) and {ours.path or whole} (ours, {ours.kind})"
     probe = f" for inputs of {finding.probe}" if finding.probe else ""
     a, b = finding.values
     shapes = (

@@ -109,7 +109,9 @@ def precision(torch_module) -> list[SetupDifference]:
     backend = jax.default_backend()
     texts = device.replace("cuda", "gpu"), backend
     if texts[0] != texts[1]:
-        sentence = f"Theirs is on the {texts[0].upper()}, JAX uses the {backend.upper()}. The doctor compares on CPUs' float64."
+        sentence = (
+            f"Theirs is on the {texts[0].upper()}, JAX uses the {backend.upper()}. The doctor compares in float64."
+        )
         found.append(SetupDifference("device", *texts, sentence, False))
     tf32 = device == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
     highest = jax.config.jax_default_matmul_precision in ("highest", "float32")

@@ -39,6 +39,30 @@ class TorchNetwork:
         output = to_numpy_tree(self.call(call.module, arguments, keywords))
         return first_array(output)
 
+    def observe(self, call: Call) -> tuple[set[str], float]:
+        """Names of the float dtypes of all that a call computes, and the largest absolute value among them."""
+        import torch
+        from torch.utils._python_dispatch import TorchDispatchMode
+        from torch.utils._pytree import tree_leaves
+
+        seen: set[str] = set()
+        largest = 0.0
+
+        class Observer(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+                nonlocal largest
+                output = function(*arguments, **(keywords or {}))
+                for value in tree_leaves(output):
+                    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                        seen.add(str(value.dtype).removeprefix("torch."))
+                        finite = value[torch.isfinite(value)] if not torch.isfinite(value).all() else value
+                        largest = max(largest, float(finite.abs().max()) if finite.numel() else 0.0)
+                return output
+
+        with Observer():
+            self.call(call.module, call.inputs, call.keywords)
+        return seen, largest
+
     def call(self, module, arguments, keywords):
         import torch
 
