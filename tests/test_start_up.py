@@ -133,6 +133,21 @@ def test_rows_of_one_dispatch_share_its_time(monkeypatch):
     assert rows == [round(2 * images / 3, 1), *[images / 2] * 5]
 
 
+def test_the_time_left_does_not_count_compilation(monkeypatch):
+    config, clock, said = small(), [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    log = SimpleNamespace(add=lambda row: None, write_row=lambda epoch, **row: None)
+    progress = Progress(0, 100, config, log, 99, Intervals(config, 99, 100, False), None, said.append)
+    assert progress.bar.postfix == "compiling the training step"
+    metrics = dict.fromkeys(("loss", "grad_norm", "learning_rate", "skipped"), np.zeros(10))
+    for step, seconds in ((0, 43), (10, 5)):
+        clock[0] += seconds
+        progress.update(step, 10, metrics)
+    assert progress.bar.postfix.startswith("00:40 left, loss 0.0000")
+    assert said[0] == "The first 10 steps, with compilation, took 43 s."
+    progress.close()
+
+
 def test_accumulation_takes_the_memory_of_one_part():
     settings = {"widths": (32,), "batch_size": 64}
     whole, parameters = memory(small(**settings))

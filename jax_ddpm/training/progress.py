@@ -99,13 +99,14 @@ class Progress:
         self.announced = False
         self.pause_start: float | None = None
         self.row_time, self.row_step, self.mean_loss, self.speed = time.perf_counter(), start, None, None
-        self.update_time = self.row_time
+        self.start_time = self.update_time = self.row_time
         self.bar = tqdm(
             total=total,
             initial=start,
             unit="step",
             mininterval=0.5 if sys.stderr.isatty() else 10,
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]",
+            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+            postfix="compiling the training step",
         )
 
     def update(self, step: int, n: int, metrics: Mapping) -> None:
@@ -122,16 +123,20 @@ class Progress:
             if (step + i + 1) % self.config.output.log_every == 0 and not self.intervals.validation(step + i + 1):
                 self.write_row(step + i + 1, self.update_time + (now - self.update_time) * (i + 1) / n)
         self.update_time = now
+        left, speed = "", ""
         if self.timing_start is None:
             self.timing_start = (step + n, now)
+            if now - self.start_time > 2:
+                self.log(f"The first {steps(n)}, with compilation, took {duration(now - self.start_time)}.")
         else:
             seconds = (now - self.timing_start[1]) / (step + n - self.timing_start[0])
             self.speed = self.config.training.batch_size / seconds
+            left = f"{tqdm.format_interval(seconds * (self.total - step - n))} left, "
+            speed = f", {self.speed:,.0f} images/s"
             if not self.announced and (step + n - self.timing_start[0] >= 10 or now - self.timing_start[1] > 10):
                 self.announce(seconds, step + n)
-        speed = "" if self.speed is None else f", {self.speed:,.0f} images/s"
         loss = "not finite" if self.mean_loss is None else f"{self.mean_loss:.4f}"
-        self.bar.set_postfix_str(f"loss {loss}{speed}", refresh=False)
+        self.bar.set_postfix_str(f"{left}loss {loss}{speed}", refresh=False)
         self.bar.update(n)
 
     def check_step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -182,6 +187,10 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
+
+
+def steps(n: int) -> str:
+    return f"{n} steps" if n > 1 else "step"
 
 
 def duration(seconds: float) -> str:
