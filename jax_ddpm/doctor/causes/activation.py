@@ -55,8 +55,6 @@ FORMULAS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
     "squared ReLU": (lambda x: np.square(np.maximum(x, 0)), "jnp.square(jax.nn.relu({x}))"),
     "leaky ReLU, slope 0.01": (lambda x: np.where(x > 0, x, 0.01 * x), "jax.nn.leaky_relu({x}, negative_slope=0.01)"),
     "leaky ReLU, slope 0.2": (lambda x: np.where(x > 0, x, 0.2 * x), "jax.nn.leaky_relu({x}, negative_slope=0.2)"),
-    "SiLU twice": (lambda x: FORMULAS["SiLU"][0](FORMULAS["SiLU"][0](x)), "jax.nn.silu(jax.nn.silu({x}))"),
-    "tanh of sigmoid": (lambda x: np.tanh(sigmoid(x)), "jnp.tanh(jax.nn.sigmoid({x}))"),
     "sine": (np.sin, "jnp.sin({x})"),
     "square": (np.square, "jnp.square({x})"),
 }

@@ -124,13 +124,23 @@ def with_scale(form: Sinusoid, t, y, allowed: float) -> Sinusoid | None:
 
 
 PHRASES = {
-    "order": ("embedding_order", "{0}", "Write {1}."),
-    "shift": ("frequency_exponent", "exponents i / (D/2 - {0})", "Divide i by D/2 - {0}."),
-    "factor": ("frequency_exponent", "exponents multiplied by {0:g}", "Multiply the exponents by {0:g}."),
-    "offset": ("time_offset", "t + {0:g}", "Embed t + {0:g}."),
-    "scale": ("time_scale", "t times {0:.6g}", "Multiply t by {0:.6g}."),
-    "period": ("max_period", "longest period {0:.6g}", "Write max_period = {0:.6g}."),
+    "order": ("embedding_order", "{0}"),
+    "shift": ("frequency_exponent", "frequencies with the exponents i / (D/2 - {0})"),
+    "factor": ("frequency_exponent", "exponents multiplied by {0:g}"),
+    "offset": ("time_offset", "t + {0:g}"),
+    "scale": ("time_scale", "t times {0:.6g}"),
+    "period": ("max_period", "longest period {0:.6g}"),
 }
+
+
+def written(form: Sinusoid) -> str:
+    """The form in our code."""
+    factor = "" if form.factor == 1 else f"{number(form.factor)} * "
+    half = f"(D // 2 - {form.shift})" if form.shift else "(D // 2)"
+    t = f"(t + {number(form.offset)})" if form.offset else "t"
+    scale = "" if form.scale == 1 else f"{number(form.scale)} * "
+    phase = f"{scale}{t}[:, None] * {number(form.period)} ** (-{factor}jnp.arange(D // 2) / {half})"
+    return f"phase = {phase}; {ORDERS[form.order]}"
 
 
 def hypotheses(finding: Finding, times: list[np.ndarray]) -> Iterator[Hypothesis]:
@@ -147,16 +157,14 @@ def hypotheses(finding: Finding, times: list[np.ndarray]) -> Iterator[Hypothesis
         if our_form is None or our_form == their_form:
             continue
         differ = [f.name for f in fields(Sinusoid) if getattr(their_form, f.name) != getattr(our_form, f.name)]
-        says, mends = [], []
+        says = []
         for name in differ:
-            _, phrase, mend = PHRASES[name]
-            mine, yours = getattr(our_form, name), getattr(their_form, name)
-            says.append(f"{phrase.format(mine)} in ours, {phrase.format(yours)} in theirs")
-            mends.append(mend.format(yours, ORDERS.get(yours)))
+            mine, yours = (PHRASES[name][1].format(getattr(form, name)) for form in (our_form, their_form))
+            says.append(f"{mine} in ours; {yours} in theirs")
         yield Hypothesis(
             PHRASES[differ[0]][0],
             f"the time embedding has {'; '.join(says)}",
-            " ".join(mends),
+            f"Write {written(their_form)}.",
             lambda *_, t=t, our_form=our_form: our_form.apply(t, ours.shape[1]),
             largest=1e-3,
             remainder=0.01,

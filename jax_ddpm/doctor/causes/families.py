@@ -36,7 +36,7 @@ OF_LAYERS: tuple[Callable[[Finding], Iterator[Hypothesis]], ...] = (
     glue.around,
 )
 OF_GLUE = (rounding.hypotheses, dropout.hypotheses, glue.hypotheses)
-UNFIT = (ValueError, RuntimeError, IndexError, TypeError, ZeroDivisionError, FloatingPointError)
+UNFIT = (ValueError, RuntimeError, IndexError, ZeroDivisionError)
 """What arrays of shapes that a hypothesis does not expect raise."""
 
 

@@ -258,7 +258,7 @@ def averaged(over: tuple) -> str:
     kind, count = over[0], over[-1]
     return {
         "groups": f"{count} groups of neighbouring channels and all pixels",
-        "interleaved groups": f"{count} groups of every {count}th channel and all pixels",
+        "interleaved groups": f"{count} groups, each of every {count}th channel, and all pixels",
         "groups of each pixel": f"the channels of each pixel, in {count} groups",
         "last axes": "the last axis" if count == 1 else f"the last {count} axes",
         "batch": "the images and pixels of the batch",
@@ -274,8 +274,7 @@ def mend_of(field: str, theirs: Form, layer: str) -> str:
             "groups": f"Write {layer}(..., num_groups={theirs.over[-1]}); a group is C // num_groups neighbours.",
             "running": f"Write {layer}(..., use_running_average=True), or call model.eval().",
             "batch": f"Write {layer}(..., use_running_average=False), or call model.train().",
-            "last axes": f"Write {layer}(..., reduction_axes={tuple(range(-theirs.over[-1], 0))}) in their axes.",
-        }.get(theirs.over[0], f"Average over {averaged(theirs.over)}.")
+        }.get(theirs.over[0], f"Average over {averaged(theirs.over)} (reduction_axes).")
     return {
         "centred": "Subtract the mean." if theirs.centred else f"Leave the mean: nnx.RMSNorm in place of {layer}.",
         "unbiased": f"Write jnp.var(x, axes, ddof={int(theirs.unbiased)}).",

@@ -4,6 +4,7 @@
 compared.
 """
 
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -22,8 +23,12 @@ CODE = {
 }
 
 
-def methods(size: tuple[int, int], target: tuple[int, int]) -> Iterator[tuple[str, str, Callable]]:
-    """(identifier, name, function on arrays (B, C, H, W)) for every method from `size` to `target`."""
+def methods(size: tuple[int, int], target: tuple[int, int], pools: bool = True) -> Iterator[tuple[str, str, Callable]]:
+    """(identifier, name, function on arrays (B, C, H, W)) for every method from `size` to `target`.
+
+    pools: whether pooling comes first. Some methods are equal, such as bilinear by one half and the average of 2x2.
+    """
+    pools = pools and size[0] >= target[0] and size[1] >= target[1]
     import torch
     from torch.nn import functional as F
 
@@ -32,6 +37,8 @@ def methods(size: tuple[int, int], target: tuple[int, int]) -> Iterator[tuple[st
 
     if size == target:
         return
+    if pools:
+        yield from pooled(size, target)
     yield "interpolation", "nearest", interpolate(mode="nearest")
     yield "interpolation", "nearest-exact", interpolate(mode="nearest-exact")
     for mode in ("bilinear", "bicubic"):
@@ -43,7 +50,7 @@ def methods(size: tuple[int, int], target: tuple[int, int]) -> Iterator[tuple[st
     yield "interpolation", "area", interpolate(mode="area")
     yield from repeated(size, target)
     if size[0] >= target[0] and size[1] >= target[1]:
-        yield from pooled(size, target)
+        yield from () if pools else pooled(size, target)
         yield from sliced(size, target)
 
 
@@ -90,8 +97,6 @@ def pooled(size, target) -> Iterator[tuple[str, str, Callable]]:
     if target == (1, 1):
         yield "pooling", "average over the image", lambda x: x.mean((2, 3), keepdims=True)
         yield "pooling", "maximum over the image", lambda x: x.max((2, 3), keepdims=True)
-    yield "pooling", "adaptive average", run(F.adaptive_avg_pool2d, target)
-    yield "pooling", "adaptive maximum", run(F.adaptive_max_pool2d, target)
     for stride in (2, 3, 4, 1):
         for kernel in (2, 3, 4, 5):
             for padding in range(kernel // 2 + 1):
@@ -103,6 +108,8 @@ def pooled(size, target) -> Iterator[tuple[str, str, Callable]]:
     for stride in (2, 3):
         for kernel in (2, 3):
             yield from same_windows(size, kernel, stride)
+    yield "pooling", "adaptive average", run(F.adaptive_avg_pool2d, target)
+    yield "pooling", "adaptive maximum", run(F.adaptive_max_pool2d, target)
 
 
 def windows(text, run, F, kernel, settings) -> Iterator[tuple[str, str, Callable]]:
@@ -138,11 +145,11 @@ def sliced(size, target) -> Iterator[tuple[str, str, Callable]]:
             yield "interpolation", name, lambda x, a=a, b=b: x[:, :, a :: steps[0], b :: steps[1]]
 
 
-def read_off(x: np.ndarray, y: np.ndarray) -> tuple[str, str, Callable] | None:
+def read_off(x: np.ndarray, y: np.ndarray, pools: bool = True) -> tuple[str, str, Callable] | None:
     """The first method that gives y from x, both (B, C, H, W); None if none does or the sizes are equal."""
     if x.ndim != 4 or y.ndim != 4 or x.shape[:2] != y.shape[:2]:
         return None
-    for name, text, function in methods(x.shape[2:], y.shape[2:]):
+    for name, text, function in methods(x.shape[2:], y.shape[2:], pools):
         try:
             value = function(x)
         except (ValueError, RuntimeError):  # this method does not take this size
@@ -152,11 +159,27 @@ def read_off(x: np.ndarray, y: np.ndarray) -> tuple[str, str, Callable] | None:
     return None
 
 
+def written(method: str) -> str:
+    """How our code writes a method."""
+    pattern = (
+        r"(average|maximum) (\d)x\d, stride (\d), padding (\d)(, ceil_mode)?"
+        r"(?:, padding counted|(, padding not counted))?"
+    )
+    window = re.fullmatch(pattern, method)
+    if window is None:
+        return CODE.get(method, method)
+    kind, k, s, p, ceil, not_counted = window.groups()
+    end = f"{p}, or more for ceil_mode" if ceil else p
+    counted = f", count_include_pad={not not_counted}" if kind == "average" and p != "0" else ""
+    function = "nnx.avg_pool" if kind == "average" else "nnx.max_pool"
+    return f"{function}(x, ({k}, {k}), strides=({s}, {s}), padding=(({p}, {end}), ({p}, {end})){counted})"
+
+
 def difference(theirs: tuple, ours: tuple) -> tuple[str, str, str]:
     """(name, says, mend) of two methods."""
     pools = any(text.startswith(("average", "maximum", "adaptive")) for text in (theirs[1], ours[1]))
     name = "pooling" if pools else "interpolation"
-    return name, f"ours is {ours[1]}, theirs is {theirs[1]}", f"Write {CODE.get(theirs[1], theirs[1])}."
+    return name, f"ours is {ours[1]}, theirs is {theirs[1]}", f"Write {written(theirs[1])}."
 
 
 def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
@@ -164,7 +187,8 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
     x, y = finding.their_input, finding.their_output
     if finding.pair.theirs.parameters:
         return
-    theirs, ours = read_off(x, y), read_off(x, finding.our_output)
+    pools = "Upsample" not in finding.pair.theirs.kind
+    theirs, ours = read_off(x, y, pools), read_off(x, finding.our_output, pools)
     if theirs is None or ours is None or theirs[1] == ours[1]:
         return
     yield Hypothesis(*difference(theirs, ours), lambda x, *_: ours[2](x))

@@ -76,15 +76,16 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
     for name, says, operation in kernels:
         if name:
             yield Hypothesis(name, f"{says} in ours", kernel_mend(layer), operation.apply)
+    pads = written_pads(theirs, finding.their_input.shape[2:])
     for name, says, operation in kernels:
-        yield from crops(theirs, operation, layer, name, says)
+        yield from crops(theirs, operation, layer, name, says, pads)
     for stride in range(1, 5):
         if (stride,) * len(theirs.stride) != theirs.stride:
             changed = replace(theirs_in_our_size, stride=(stride,) * len(theirs.stride))
             says = f"stride is {changed.stride} in ours and {theirs.stride} in theirs"
             mend = f"Write {layer}(..., strides={theirs.stride})."
             yield Hypothesis("stride", says, mend, changed.apply)
-            for crop in crops(theirs, changed, layer, "", ""):
+            for crop in crops(theirs, changed, layer, "", "", pads):
                 yield Hypothesis("stride", f"{says}; {crop.says}", mend, crop.compute)
 
 
@@ -97,8 +98,20 @@ def kernel_mend(layer: str) -> str:
     return f"Convert it by kernel = {LAYOUT}, and flip it in space once: PyTorch's transposed convolution does."
 
 
-def crops(theirs: Transposed, changed: Transposed, layer: str, name: str, says: str) -> Iterator[Hypothesis]:
-    """Another part of the whole result is kept, the same on all axes first."""
+def written_pads(theirs: Transposed, size: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Their crop as Flax writes it: zeros around the input, whose pixels lie `stride` apart. size: the input's."""
+    pads = []
+    for axis, (k, d) in enumerate(zip(theirs.weight.shape[2:], theirs.dilation, strict=True)):
+        before = d * (k - 1) - theirs.start[axis]
+        whole = (size[axis] - 1) * theirs.stride[axis] + 1
+        pads.append((before, theirs.size[axis] + d * (k - 1) - whole - before))
+    return tuple(pads)
+
+
+def crops(
+    theirs: Transposed, changed: Transposed, layer: str, name: str, says: str, pads: tuple
+) -> Iterator[Hypothesis]:
+    """Another part of the whole result is kept, the same on all axes first. pads: what theirs is in Flax."""
     reach = [d * (k - 1) + 1 for k, d in zip(theirs.weight.shape[2:], theirs.dilation, strict=True)]
     starts = [(low,) * len(reach) for low in range(-max(reach), max(reach) + 1)]
     if len(reach) == 2:
@@ -110,20 +123,12 @@ def crops(theirs: Transposed, changed: Transposed, layer: str, name: str, says: 
             f"ours keeps {shown(changed.size)} pixels from {shown(start)} of the whole result, theirs "
             f"{shown(theirs.size)} from {shown(theirs.start)} (padding={theirs.start[0]})"
         )
-        edges = [r - 1 - p for r, p in zip(reach, theirs.start, strict=True)]
-        ends = [e + n for e, n in zip(edges, output_padding(theirs), strict=True)]
-        pads = tuple(zip(edges, ends, strict=True))
         yield Hypothesis(
             name or "transposed_crop",
             f"{says} in ours; besides, {text}" if says else text,
             f"{kernel_mend(layer)} Pad by {pads}." if says else f"Write {layer}(..., padding={pads}).",
             replace(changed, start=start).apply,
         )
-
-
-def output_padding(theirs: Transposed) -> list[int]:
-    """What the end of each axis keeps beyond an equal crop; 0 is all that is known without the size of the input."""
-    return [0] * len(theirs.start)
 
 
 def shown(values: tuple[int, ...]) -> str:
