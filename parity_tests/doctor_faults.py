@@ -156,7 +156,7 @@ FAULTS = [
         embedding scaled; embedding_scale|expression|scale; norm1
         label last; concatenation_order; norm1
         positions missing; term_missing; norm1
-        norm missing; norm; qkv
+        norm missing; another_tensor; qkv
         two heads; attention_heads; proj
         packed by heads; qkv_packing; proj
         heads last; qkv_packing; proj
@@ -166,10 +166,10 @@ FAULTS = [
         causal mask; attention_mask; proj
         softmax over queries; softmax_axis; proj
         heads not moved back; heads_merge; proj
-        norm after the residual; order; norm2|fc1
+        norm after the residual; expression|another_tensor|identity; fc1|norm2
         GELU by tanh in the MLP; activation; fc2
-        mean for the first token; token; head
-        second token; token; head
+        mean for the first token; pooling; head
+        second token; another_token;  head
         """,
     ),
     *faults_of(
@@ -179,7 +179,7 @@ FAULTS = [
         query and key swapped; qkv_order; mha
         key and value swapped; qkv_order; mha
         heads split the other way; qkv_packing|heads_merge; mha
-        output projection not transposed; in_out_swapped; mha
+        output projection not transposed; weight_transposed; mha
         """,
     ),
 ]

@@ -23,6 +23,9 @@ ROLES = {name: role for role, names in NAMES.items() for name in names.split()}
 SAMPLES = ("prev_sample", "sample", "x_prev", "prev", "x", "img", "images")
 """Keys or attributes of a result under which the new state is looked for."""
 
+RESPONSE = 0.5
+"""The stand-in for the network gives output + RESPONSE (x - x_t): at x_t its output, elsewhere another one."""
+
 
 class Step:
     """Somebody's sampler step as a function of NumPy arrays.
@@ -57,10 +60,17 @@ class Step:
                 return result
 
     def call(self, t, x, output, noise, integer: bool) -> np.ndarray:
+        with eager_float64(self.framework):
+            return self.call_with(t, x, output, noise, integer)
+
+    def call_with(self, t, x, output, noise, integer: bool) -> np.ndarray:
         def model(x_in, t_in=None, *_, **__):
             if t_in is not None:
                 self.asked.append((t, float(np.asarray(to_numpy(t_in), np.float64).reshape(-1)[0])))
-            return self.array(output)
+            result, state = self.array(output), self.array(x)
+            if getattr(x_in, "shape", None) != state.shape or result.shape != state.shape:
+                return result
+            return result + RESPONSE * (x_in - state)
 
         values = {
             "model": model,
@@ -75,7 +85,7 @@ class Step:
 
             values["key"] = jax.random.key(0)
         arguments = {name: values.get(role) for name, role in self.roles.items()}
-        with replaced_draws(self.framework, self.array(noise)):
+        with replaced_draws(self.framework, values["noise"]):
             result = self.function(**arguments)
         return self.channels_first(sample_in(result, values["x"].shape, self.what))
 
@@ -149,6 +159,18 @@ def sample_in(result, shape: tuple[int, ...], what: str) -> np.ndarray:
 
 def to_numpy(value) -> np.ndarray:
     return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+
+
+@contextlib.contextmanager
+def eager_float64(framework: str):
+    """For a function in JAX: 64-bit, and nothing compiled, so that the network's arguments are numbers."""
+    if framework != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True), jax.disable_jit():
+        yield
 
 
 @contextlib.contextmanager

@@ -186,7 +186,11 @@ def type_name(theirs, parameters) -> str:
 
 
 def compare_ema(
-    theirs: Callable, ours: Callable, *, decay: float | None = None, at: tuple[int, ...] = (0, 1, 2, 10, 100, 5000)
+    theirs: Callable,
+    ours: Callable,
+    *,
+    decay: float | None = None,
+    at: tuple[int, ...] = (0, 1, 2, 10, 100, 5000, 10**6),
 ) -> Comparison:
     """Compare two rules of an exponential moving average of parameters.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from jax_ddpm.doctor.call_step import RESPONSE
 from jax_ddpm.schedules import make_betas
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.spacing import next_timesteps, spaced_timesteps
@@ -222,7 +223,8 @@ def mean_of(variant, probe, x_0, eps, ab, previous, alpha, beta, posterior_varia
 
 
 def corrected(variant, probe, mean, eps, output, ab, previous):
-    """Heun's step (Karras et al. 2022, Algorithm 1), of a network that always gives the same output."""
+    """Heun's step (Karras et al. 2022, Algorithm 1) with the stand-in for the network of `call_step`."""
+    output = output + RESPONSE * (mean - probe.x)
     ratio, ratio_next = np.sqrt((1 - ab) / ab), np.sqrt((1 - previous) / previous)
     x_0 = clipped(variant.clip, predicted_x_0(variant, mean, output, previous), probe.config)
     next_eps = (mean - np.sqrt(previous) * x_0) / np.sqrt(1 - previous)
