@@ -1,6 +1,6 @@
 """The port doctor: any PyTorch module beside any Flax module, and the cause of the first difference named."""
 
-from jax_ddpm.doctor.comparison import assert_parity, compare
+from jax_ddpm.doctor.comparison import assert_parity, check_module, compare, evaluation_mode
 from jax_ddpm.doctor.result import Result
 
-__all__ = ["Result", "assert_parity", "compare"]
+__all__ = ["Result", "assert_parity", "check_module", "compare", "evaluation_mode"]

@@ -138,9 +138,24 @@ def assert_parity(torch_module, flax_module, inputs, **options) -> Result:
     return result
 
 
+def check_module(torch_module) -> None:
+    """Raise UserError for what is no torch.nn.Module."""
+    import torch
+
+    if not isinstance(torch_module, torch.nn.Module):
+        raise UserError(f"THEIRS is a {type(torch_module).__name__}: expected a torch.nn.Module.")
+
+
+def evaluation_mode(torch_module, flax_module) -> None:
+    """Put both modules into evaluation mode, in place. Linen modules have their mode in their arguments."""
+    torch_module.eval()
+    if isinstance(flax_module, nnx.Module):
+        flax_module.eval()
+
+
 def explain(finding: Finding) -> Cause | None:
     """The cause of a finding, or None."""
-    from jax_ddpm.doctor import causes
+    from jax_ddpm.doctor import causes  # here: it imports torch
 
     return causes.explain(finding)
 
@@ -158,10 +173,7 @@ def as_array(value) -> np.ndarray:
 
 
 def their_network(torch_module) -> TorchNetwork:
-    import torch
-
-    if not isinstance(torch_module, torch.nn.Module):
-        raise UserError(f"A torch.nn.Module was expected first, not a {type(torch_module).__name__}.")
+    check_module(torch_module)
     return TorchNetwork(torch_module)
 
 
@@ -187,18 +199,29 @@ def channels_last(arguments: tuple) -> tuple:
 
 
 def with_variables(flax_module, choices: list[tuple], keywords: Mapping) -> tuple[Any, bool]:
-    """A Linen module without variables gets new ones; whether it did."""
+    """A Linen module without variables gets some, which are to be filled; whether it did."""
     if not isinstance(flax_module, linen.Module) or flax_module.scope is not None:
         return flax_module, False
     errors = []
     for arguments in choices:
         try:
-            keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-            with exact():
-                return (flax_module, flax_module.init(keys, *arguments, **keywords)), True
+            shapes = variable_shapes(flax_module, arguments, keywords)
+            return (flax_module, jax.tree_util.tree_map_with_path(empty_variable, shapes)), True
         except Exception as error:
             errors.append(error)
     raise UserError(f"Our network fails on {shapes_text(choices[0])}: {first_line(errors[0])}")
+
+
+def variable_shapes(module: linen.Module, arguments: tuple, keywords: Mapping):
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    with exact():
+        return jax.eval_shape(lambda *inputs: module.init(keys, *inputs, **keywords), *arguments)
+
+
+def empty_variable(path, shape) -> np.ndarray:
+    """Ones for scales and variances, else zeros."""
+    fill = np.ones if getattr(path[-1], "key", "") in ("scale", "var") else np.zeros
+    return fill(shape.shape, shape.dtype)
 
 
 def recorded_ours(our: FlaxNetwork, choices: list[tuple], keywords, their_calls) -> tuple[tuple, list[Call]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from flax import nnx
+from flax import linen, nnx
 
 from jax_ddpm.doctor.flax_side import FlaxNetwork, NnxNetwork
 from jax_ddpm.doctor.layouts import parameter_axes
@@ -88,7 +88,7 @@ def pair_parameters(
     """
     ours = network.parameters()
     table = network_table(network) if table is None else table
-    units = our_units(network, ours)
+    units = our_units(network, ours, {call.path: call for call in our_calls})
     pairing = ParameterPairing()
     free = dict.fromkeys(theirs)
     left = []
@@ -127,7 +127,8 @@ def network_table(network: FlaxNetwork) -> Mapping[str, str]:
     return own_table(network.module)
 
 
-def our_units(network: FlaxNetwork, ours: Mapping[str, np.ndarray]) -> list[Unit]:
+def our_units(network: FlaxNetwork, ours: Mapping[str, np.ndarray], calls: Mapping[str, Call]) -> list[Unit]:
+    """Our arrays as PyTorch has them. `calls` has a call of each of our modules by path."""
     units, known = [], set()
     if isinstance(network, NnxNetwork):
         paths = {id(variable): path for path, variable in network.variables().items()}
@@ -144,7 +145,8 @@ def our_units(network: FlaxNetwork, ours: Mapping[str, np.ndarray]) -> list[Unit
     for path, value in ours.items():
         if path not in known:
             module, _, name = path.rpartition(".")
-            units.append(Unit((path,), module, ROLES.get(name, name), usual_layouts(name, value)))
+            layouts = linen_layouts(name, value, calls.get(module)) or usual_layouts(name, value)
+            units.append(Unit((path,), module, ROLES.get(name, name), layouts))
     order = {path: number for number, path in enumerate(ours)}
     return sorted(units, key=lambda unit: order[unit.ours[0]])
 
@@ -162,6 +164,21 @@ def linen_attention(ours: Mapping[str, np.ndarray]) -> list[Unit]:
             if f"{module}.out.bias" in ours:
                 units.append(Unit((f"{module}.out.bias",), f"{module}.out_proj", "bias", [Axes((0,))]))
     return units
+
+
+def linen_layouts(name: str, value: np.ndarray, call: Call | None) -> list[Axes | Heads]:
+    """The layout of an array of Linen's own layers; none for other layers."""
+    space = tuple(range(value.ndim - 2))
+    kind = "" if call is None or name != "kernel" or not isinstance(call.module, linen.Module) else call.kind
+    if kind == "Dense" and value.ndim == 2:
+        return [Axes((1, 0))]
+    if kind == "Conv":
+        return [Axes((value.ndim - 1, value.ndim - 2, *space))]
+    if kind == "ConvTranspose":
+        flipped = () if call.settings.get("transpose_kernel") else tuple(range(2, value.ndim))
+        channels = (value.ndim - 2, value.ndim - 1)
+        return [Axes((*(channels[::-1] if not flipped else channels), *space), flipped)]
+    return []
 
 
 def usual_layouts(name: str, value: np.ndarray) -> list[Axes | Heads]:
@@ -192,9 +209,14 @@ def matched(unit: Unit, name: str, theirs: Mapping, ours: Mapping, how: str) -> 
     best = int(np.argmin(errors))
     if errors[best] <= SAME:
         return ParameterPair(name, unit.ours, layouts[best], how, errors[best], constant=is_constant(theirs[name]))
-    square = tuple(layouts[1:]) if theirs[name].ndim > 1 else ()
+    square = tuple(layouts[1:2]) if theirs[name].ndim > 1 and layouts[1:2] and not same_but_space(*layouts[:2]) else ()
     text = remark(values, theirs[name], theirs)
     return ParameterPair(name, unit.ours, layouts[0], how, errors[0], square, text, is_constant(theirs[name]))
+
+
+def same_but_space(a: Axes | Heads, b: Axes | Heads) -> bool:
+    """Whether two layouts differ in the order of height and width only."""
+    return isinstance(a, Axes) and isinstance(b, Axes) and len(a.axes) > 2 and a.axes[:2] == b.axes[:2]
 
 
 def remark(values: list[np.ndarray], target: np.ndarray, theirs: Mapping[str, np.ndarray]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax_ddpm.doctor.forced import Check
+from jax_ddpm.doctor.forced import TOLERANCE, Check
 from jax_ddpm.doctor.parameters import ParameterPairing
 from jax_ddpm.doctor.records import Call, Finding
 from jax_ddpm.doctor.setup import SetupDifference
@@ -76,6 +76,27 @@ class Result:
         return found
 
     @property
+    def all_notes(self) -> list[str]:
+        """What was assumed and done, in sentences."""
+        pairing, notes = self.parameters, list(self.notes)
+        narrow = [check for check in self.checks if check.tolerance > TOLERANCE]
+        if narrow:
+            names = some([check.pair.theirs.path or "the whole network" for check in narrow], 4)
+            worst = max(check.tolerance for check in narrow)
+            notes.append(
+                f"Computed in float32 or narrower on one side, and judged with a tolerance of its rounding "
+                f"(up to {worst:.0e}): {names}."
+            )
+        if pairing.tied:
+            notes.append(f"Tied in theirs, one array under several names: {'; '.join(map(' = '.join, pairing.tied))}.")
+        if pairing.their_buffers:
+            notes.append(f"Buffers of theirs that ours does not have: {some(pairing.their_buffers)}.")
+        ambiguous = [pair.theirs for pair in pairing.pairs if pair.ambiguous]
+        if ambiguous:
+            notes.append(f"Neither shape nor kind of layer tells whether these are transposed: {some(ambiguous)}.")
+        return notes
+
+    @property
     def sentence(self) -> str:
         """One sentence: equal, or the first difference and its cause."""
         if self.decisive_setup and (self.finding is None or self.finding.cause is None):
@@ -121,7 +142,7 @@ class Result:
             lines += [f"  {finding_sentence(finding)}" for finding in self.findings[1:6]]
         lines += [text for text in self.wrong_parameters if text != self.sentence]
         lines += [difference.sentence for difference in self.setup if difference.sentence != self.sentence]
-        lines += self.notes
+        lines += self.all_notes
         return "\n".join([*lines, "", *self.tree()])
 
     __repr__ = __str__
@@ -170,7 +191,7 @@ class Result:
                 "transferred": pairing.transferred,
             },
             "layers": [{name: finite(value) for name, value in vars(row).items()} for row in self.rows],
-            "notes": self.notes,
+            "notes": self.all_notes,
         }
 
     def to_json(self, indent: int | None = 2) -> str:
