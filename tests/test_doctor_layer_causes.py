@@ -168,13 +168,13 @@ def normal(x, axes, eps=1e-5, ddof=0, outside=False):
 
 
 def grouped(x, m, **settings):
-    b, c, h, w = x.shape
+    b, _, h, w = x.shape
     y = normal(x.reshape(b, m.num_groups, -1, h, w), (2, 3, 4), **settings).reshape(x.shape)
     return y * m.weight[:, None, None] + m.bias[:, None, None]
 
 
 def interleaved(x, m):
-    b, c, h, w = x.shape
+    b, _, h, w = x.shape
     y = normal(x.reshape(b, -1, m.num_groups, h, w), (1, 3, 4)).reshape(x.shape)
     return y * m.weight[:, None, None] + m.bias[:, None, None]
 
