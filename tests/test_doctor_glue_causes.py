@@ -186,8 +186,8 @@ def test_tokens_of_an_image():
     theirs = h.reshape(2, 4, 15).swapaxes(1, 2)
     before = [("patches", random(2, 1, 6, 10), h)]
     columns = h.swapaxes(2, 3).reshape(2, 4, 15).swapaxes(1, 2)
-    assert explain(glue(before, theirs, columns)).name == "axes_order"
-    assert explain(glue(before, theirs, h.reshape(2, 15, 4))).name == "axes_order"
+    assert explain(glue(before, theirs, columns)).name == "flatten_order"
+    assert explain(glue(before, theirs, h.reshape(2, 15, 4))).name == "flatten_order"
 
 
 def test_jax_gelu_is_the_tanh_form():

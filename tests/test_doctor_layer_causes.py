@@ -245,7 +245,7 @@ def test_batch_norm_with_the_statistics_of_the_batch():
     module = perturbed(nn.BatchNorm2d(3)).eval()
     module.running_var.abs_()
     cause = explain(layer(module, lambda x: F.batch_norm(x, None, None, module.weight, module.bias, True), X))
-    assert cause.name == "batchnorm_mode"
+    assert cause.name == "mode"
     cause = explain(layer(module, changed(module, eps=1e-3), X))
     assert cause.name == "epsilon"
 

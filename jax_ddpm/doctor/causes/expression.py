@@ -125,6 +125,8 @@ def views(node: Node, shape: tuple[int, ...]) -> Iterator[Node]:
         yield view("first token", "{0}[:, 0]", "{0}[:, 0]", lambda v: v[:, 0], node)
         yield view("mean of tokens", "mean of {0}", "{0}.mean(1)", lambda v: v.mean(1), node)
         yield view("last token", "{0}[:, -1]", "{0}[:, -1]", lambda v: v[:, -1], node)
+        for k in range(1, min(x.shape[1] - 1, 9)):
+            yield view(f"token {k}", f"{{0}}[:, {k}]", f"{{0}}[:, {k}]", lambda v, k=k: v[:, k], node)
         yield view("maximum of tokens", "maximum of {0}", "{0}.max(1)", lambda v: v.max(1), node)
         without = "mean of {0} without its first token"
         yield view("mean without the first", without, "{0}[:, 1:].mean(1)", lambda v: v[:, 1:].mean(1), node)

@@ -16,6 +16,7 @@ from jax_ddpm.doctor.causes import (
     resampling,
     rounding,
     transposed,
+    weights,
 )
 from jax_ddpm.doctor.causes.hypothesis import Hypothesis, head, is_proven
 from jax_ddpm.doctor.causes.pattern import pattern
@@ -33,6 +34,7 @@ OF_LAYERS: tuple[Callable[[Finding], Iterator[Hypothesis]], ...] = (
     embedding.of_module,
     resampling.hypotheses,
     multihead.hypotheses,
+    weights.hypotheses,
     glue.around,
 )
 OF_GLUE = (rounding.hypotheses, dropout.hypotheses, glue.hypotheses)

@@ -20,31 +20,51 @@ MENDS = {
 def materials(finding: Finding) -> list[Node]:
     """Outputs and inputs of modules that came before, inputs and parameters of those around, newest first."""
     found: list[Node] = []
-    for pair in finding.before:
-        ours = pair.ours.path or "network"
-        for index, array in enumerate(pair.theirs.arrays):
-            found.append(of_call(pair.theirs, f"the input of {pair.theirs.path}", f"(input of {ours})", index, array))
-        for index, array in enumerate(pair.theirs.outputs):
-            found.append(of_call(pair.theirs, pair.theirs.path, ours, index, array))
-    outer = [finding.parent.theirs] if finding.parent is not None else []
-    outer += [finding.pair.theirs] if finding.target == "output" else []
-    by_number = {call.number: call for call in finding.their_calls}
-    parent = finding.pair.theirs.parent
-    while parent is not None and parent in by_number:
-        outer.append(by_number[parent])
-        parent = by_number[parent].parent
-    outer += [call for call in finding.their_calls if call.path == ""]
-    for call in {id(call): call for call in outer}.values():
+    names = {(pair.theirs.path, pair.theirs.occurrence): pair.ours.path for pair in finding.before}
+    for call in earlier_calls(finding):
+        ours = names.get((call.path, call.occurrence), call.path)
+        for index, array in enumerate(call.arrays):
+            found.append(of_call(f"the input of {call.path}", f"(input of {ours})", index, array))
+        for index, array in enumerate(call.outputs):
+            found.append(of_call(call.path, ours, index, array))
+    around = enclosing(finding)
+    for call in around:
         name = call.path or "the network"
         for index, array in enumerate(call.arrays):
-            found.insert(0, of_call(call, f"the input of {name}", f"(input of {name})", index, array))
+            found.insert(0, of_call(f"the input of {name}", f"(input of {name})", index, array))
+    for call in [*around, *earlier_calls(finding)]:
         for parameter, array in call.parameters.items():
-            path = f"{call.path}.{parameter}".lstrip(".")
-            found.insert(0, tensor(path, path, np.asarray(array, np.float64)))
+            if call in around or array.ndim == 1:
+                path = f"{call.path}.{parameter}".lstrip(".")
+                found.insert(0, tensor(path, path, np.asarray(array, np.float64)))
     return list(unique(reversed(found)))
 
 
-def of_call(call: Call, theirs: str, ours: str, index: int, array: np.ndarray) -> Node:
+def earlier_calls(finding: Finding) -> list[Call]:
+    """Their innermost calls that ended before the place of the finding."""
+    last = finding.pair.theirs.number
+    if finding.target == "output":
+        inside = {last}
+        for call in finding.their_calls:
+            if call.parent in inside:
+                inside.add(call.number)
+        last = max(inside) + 1
+    calls = [call for call in finding.their_calls if call.number < last and call.is_leaf and call.path]
+    return calls or [pair.theirs for pair in finding.before]
+
+
+def enclosing(finding: Finding) -> list[Call]:
+    """Their calls around the place of the finding, innermost first."""
+    by_number = {call.number: call for call in finding.their_calls}
+    found = [finding.pair.theirs] if finding.target == "output" else []
+    parent = finding.pair.theirs.parent
+    while parent is not None and parent in by_number:
+        found.append(by_number[parent])
+        parent = by_number[parent].parent
+    return found
+
+
+def of_call(theirs: str, ours: str, index: int, array: np.ndarray) -> Node:
     suffix = f"[{index}]" if index else ""
     return tensor(theirs + suffix, ours + suffix, np.asarray(array, np.float64))
 

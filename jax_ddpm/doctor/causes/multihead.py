@@ -96,9 +96,14 @@ def changed(finding: Finding, theirs: MultiHead, tokens: list, back: Callable) -
         bias = theirs.bias.copy()
         bias[index * len(thirds[0]) : (index + 1) * len(thirds[0])] = 0
         options.append(("bias_missing", f"the projection to the {letter} has no bias in ours", {"bias": bias}))
+    heads, c = theirs.form.heads, len(theirs.out_weight)
+    rows = np.concatenate([w.reshape(heads, c // heads, c).swapaxes(0, 1).reshape(c, c) for w in thirds])
+    split = "the weights of query, key and value are split as (d, heads) in ours and as (heads, d) in theirs"
+    options.append(("qkv_packing", split, {"weight": rows}))
     for name, says, arrays in options:
         operation = replace(theirs, **arrays)
-        mend = "Load the biases, use_bias=True." if "bias" in name else "Convert weights by kernel = weight.T."
+        mend = "Load the biases, use_bias=True." if "bias" in name else "Convert weights by kernel = weight.T"
+        mend += "." if name != "qkv_packing" else f".reshape(C, {heads}, {c // heads})."
         yield Hypothesis(name, says, mend, lambda *_, o=operation: back(o.apply(*tokens)))
     yield Hypothesis(
         "residual_extra",

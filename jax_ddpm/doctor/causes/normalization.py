@@ -236,7 +236,7 @@ def named(finding: Finding, theirs: Form, ours: Form) -> Hypothesis:
             (kind, other), name
         )
         if {kind, other} == {"running", "batch"}:
-            name = "batchnorm_mode"
+            name = "mode"
     phrases = {
         "over": lambda f: f"{'averages over' if f.over[0] != 'running' else 'uses'} {averaged(f.over)}",
         "centred": lambda f: "subtracts the mean" if f.centred else "does not subtract the mean",

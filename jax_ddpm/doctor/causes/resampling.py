@@ -4,6 +4,7 @@
 compared.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 
@@ -39,6 +40,7 @@ def methods(size: tuple[int, int], target: tuple[int, int], pools: bool = True) 
         return
     if pools:
         yield from pooled(size, target)
+    yield from padded(size, target)
     yield "interpolation", "nearest", interpolate(mode="nearest")
     yield "interpolation", "nearest-exact", interpolate(mode="nearest-exact")
     for mode in ("bilinear", "bicubic"):
@@ -69,6 +71,26 @@ def unaligned(mode: str, target: tuple[int, int]) -> Callable:
         return x
 
     return resize
+
+
+def padded(size, target) -> Iterator[tuple[str, str, Callable]]:
+    """Up to three pixels more on each side, or fewer."""
+    grown = [n - m for n, m in zip(target, size, strict=True)]
+    if max(map(abs, grown)) > 6 or max(grown) * min(grown) < 0:
+        return
+    ways = [[(low, total - low) for low in sorted({total // 2, 0, total})] for total in grown]
+    for rows, columns in itertools.product(*ways):
+        if max(grown) <= 0:
+            cut = tuple(slice(-low, n + high) for n, (low, high) in zip(size, (rows, columns), strict=True))
+            yield "padding", f"cropped by {(rows, columns)}", lambda x, cut=cut: x[:, :, *cut]
+            continue
+        for mode in ("constant", "reflect", "edge", "wrap", "symmetric"):
+            around = ((0, 0), (0, 0), rows, columns)
+            yield (
+                "padding",
+                f'padded by {(rows, columns)}, mode "{mode}"',
+                lambda x, around=around, mode=mode: np.pad(x, around, mode=mode),
+            )
 
 
 def repeated(size, target) -> Iterator[tuple[str, str, Callable]]:
@@ -166,6 +188,9 @@ def written(method: str) -> str:
         r"(?:, padding counted|(, padding not counted))?"
     )
     window = re.fullmatch(pattern, method)
+    if method.startswith("padded"):
+        pads, mode = re.fullmatch(r"padded by \((.*)\), mode (.*)", method).groups()
+        return f"jnp.pad(x, ((0, 0), {pads}, (0, 0)), mode={mode})"
     if window is None:
         return CODE.get(method, method)
     kind, k, s, p, ceil, not_counted = window.groups()
@@ -178,7 +203,7 @@ def written(method: str) -> str:
 def difference(theirs: tuple, ours: tuple) -> tuple[str, str, str]:
     """(name, says, mend) of two methods."""
     pools = any(text.startswith(("average", "maximum", "adaptive")) for text in (theirs[1], ours[1]))
-    name = "pooling" if pools else "interpolation"
+    name = "padding" if "padded" in theirs[1] else "pooling" if pools else "interpolation"
     return name, f"ours is {ours[1]}, theirs is {theirs[1]}", f"Write {written(theirs[1])}."
 
 

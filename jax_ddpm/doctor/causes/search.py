@@ -5,6 +5,7 @@ projections, so that thousands of them cost little.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -58,6 +59,7 @@ class Search:
         steps += [self.products, self.activated_products]
         if depth:
             steps.insert(4, lambda: self.concatenations(depth))
+            steps += [lambda: self.concatenations_plus(depth), self.unflattened]
         if not self.target.any():
             return None
         for step in steps:
@@ -188,6 +190,35 @@ class Search:
                     continue
                 same = second.op == "concatenate" and second.label == str(axis)
                 yield concatenate([first, *(second.parts if same else [second])], axis)
+
+    def concatenations_plus(self, depth: int) -> Iterator[Node]:
+        """[a, b] + c, such as tokens with their positions."""
+        for atom in self.atoms[: 4 * RECENT]:
+            rest = Search(self.target - atom.value, self.materials, self.tolerance)
+            found = rest.first(rest.concatenations(depth - 1))
+            if found is not None:
+                yield add([found, atom])
+
+    def unflattened(self) -> Iterator[Node]:
+        """Vectors (B, D) as flattened images that are an expression themselves, such as a pooled image."""
+        if self.target.ndim != 2:
+            return
+        b, size = self.target.shape
+        seen = set()
+        for source in self.materials[: 2 * RECENT]:
+            if source.value.ndim != 4 or source.value.shape[0] != b or size % source.value.shape[1]:
+                continue
+            _, c, h, w = source.value.shape
+            side = math.isqrt(size // c * h // w)
+            if not side or size // c % side or (c, side) in seen:
+                continue
+            seen.add((c, side))
+            width = size // c // side
+            for shape, order in (((c, side, width), (0, 1, 2, 3)), ((side, width, c), (0, 3, 1, 2))):
+                image = self.target.reshape(b, *shape).transpose(order)
+                found = Search(image, self.materials, self.tolerance).find(0)
+                if found is not None:
+                    yield from views(found, self.target.shape)
 
     def attention(self) -> Iterator[Node]:
         """Attention of three equal arrays, or of one that is packed, among the newest."""

@@ -30,6 +30,7 @@ def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Va
     yield from of_attention(tree, ours)
     yield from of_resampling(tree, ours)
     yield from solved_factors(tree, ours)
+    yield from solved_factor_inside(tree, ours)
     yield from everywhere(tree, lambda node: activation_around(node))
     if tree.op == "act":
         yield from other_activation(tree, ours)
@@ -158,9 +159,11 @@ def of_view(node: Node) -> Iterator[Variant]:
         return
     for other in views(node.parts[0], node.value.shape):
         if other.op == "view" and other.label != node.label:
-            name = "flatten_order" if "flattened" in node.label else "axes_order"
-            if node.label.startswith(("mean", "maximum", "first", "last")):
+            name = "flatten_order" if "flattened" in node.label or node.label == "tokens by rows" else "axes_order"
+            if node.label.startswith(("mean of pixels", "maximum of pixels")):
                 name = "pooling"
+            elif "token" in node.label and "tokens by" not in node.label:
+                name = "token"
             yield Variant(name, f"ours has {other.said()}, theirs {node.said()}", other)
     if node.label == "half":
         other = view("half", *swapped_half(node), node.parts[0])
@@ -255,6 +258,36 @@ def solved_factors(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
         yield Variant(name, f"ours computes {changed.said()}, theirs {tree.said()}", changed)
 
 
+def solved_factor_inside(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
+    """A factor of one part inside, if ours is linear in it."""
+    if ours.shape != tree.value.shape or tree.op not in ("sum", "concatenate", "view", "resample"):
+        return
+
+    def kind(node: Node) -> Iterator[Variant]:
+        if node is not tree and node.value.dtype.kind == "f":
+            yield Variant("scale", "", add([node], [0.0]))
+
+    paths = list(everywhere(tree, kind))
+    for without, part in zip(paths, (node for node in nodes_of(tree) if node is not tree), strict=False):
+        base = without.tree.value
+        change = tree.value - base
+        if not change.any():
+            continue
+        factor = float(np.sum((ours - base) * change) / np.sum(change * change))
+        if np.abs(base + factor * change - ours).max() < 1e-7 * np.abs(ours).max():
+            limit = 1e-7 * np.abs(ours).max()
+            factor = rounded(factor, lambda f, b=base, c=change, e=limit: np.abs(b + f * c - ours).max() < e) or factor
+            says = f"ours multiplies {part.said()} by {number(factor)}, theirs does not"
+            yield Variant("scale", says, view("scaled", "{0}", "{0}", lambda _, v=base + factor * change: v, tree))
+
+
+def nodes_of(tree: Node) -> Iterator[Node]:
+    """All nodes of a tree, outermost first, as `everywhere` visits them."""
+    yield tree
+    for part in tree.parts:
+        yield from nodes_of(part)
+
+
 def shortened(matrix: np.ndarray, factors: np.ndarray, k: int, ours: np.ndarray) -> float:
     """Factor k with few digits."""
 
@@ -273,7 +306,10 @@ def another_tensor(node: Node, atoms: Sequence[Node]) -> Iterator[Variant]:
     seen = {tensor.label for tensor in node.tensors()}
     for other in atoms:
         if other.value.shape == node.value.shape and {tensor.label for tensor in other.tensors()} != seen:
-            yield Variant("another_tensor", f"ours takes {other.said()}, theirs {node.said()}", other)
+            says = f"ours takes {other.said()}, theirs {node.said()}"
+            if node.op == other.op == "tensor" and other.label == f"the input of {node.label}":
+                yield Variant("layer_missing", f"ours leaves out {node.label}: {says}", other)
+            yield Variant("another_tensor", says, other)
 
 
 def extra_term(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Variant]:
@@ -291,6 +327,7 @@ def extra_term(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[
                 rounded(factor, lambda f, v=values: np.abs(f * v - rest).max() <= 1e-7 * np.abs(rest).max()) or factor
             )
             kind = "term_extra" if is_spread(atom) else "residual_extra"
+            kind = "bias_doubled" if atom.parts and atom.parts[0].label.endswith(".bias") and factor == 1 else kind
             size = "" if factor == 1 else f"{number(factor)} * "
             yield Variant(kind, f"ours adds {size}{atom.said()}, theirs does not", add([tree, atom], [1, factor]))
 
