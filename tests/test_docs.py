@@ -4,26 +4,25 @@ import ast
 import importlib
 import inspect
 import io
+import json
 import re
 import shlex
 import shutil
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import tyro
+from PIL import Image
 
 import jax_ddpm
 from jax_ddpm.commands import main
-from jax_ddpm.spec.network_config import NETWORKS
 from jax_ddpm.spec.presets import PRESETS
 from jax_ddpm.training import run_folder
-from jax_ddpm.unets import NETWORK_CLASSES
 from tests.commands import FLAGS
-from tests.small import small
+from tests.registry import restored
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -120,14 +119,16 @@ def test_flags_in_the_text_exist():
 
 @page_by_page
 def test_python_examples_name_what_exists(page):
+    own = {Path(file).stem for file, _, _ in blocks_in_order(page) if file}
     for block in blocks(page, "python"):
         tree, names = ast.parse(block), {}
         imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports = [node for node in imports if not own & {getattr(node, "module", ""), node.names[0].name}]
         exec(compile(ast.Module(imports, []), page.name, "exec"), names)
         for node in ast.walk(tree):
             found = resolve(node, names)
             if isinstance(node, ast.Call) and (function := resolve(node.func, names)) is not None:
-                parameters = inspect.signature(function).parameters
+                parameters = inspect.signature(function.__init__ if isinstance(function, type) else function).parameters
                 assert {keyword.arg for keyword in node.keywords} <= set(parameters), ast.unparse(node)
             assert not isinstance(found, Missing), ast.unparse(node)
 
@@ -238,19 +239,42 @@ def test_the_readmes_examples_run(folder, monkeypatch):
         np.testing.assert_array_equal(jax_ddpm.sample(jax_ddpm.load_model(file), 4), names["images"])
 
 
-def test_your_own_network_runs(tmp_path, monkeypatch):
+def blocks_in_order(page: Path) -> list[tuple[str, str, str]]:
+    """The code blocks of a page: the file that the paragraph before says it is, or "", the language and the text."""
+    parts = re.split(r"^```(\w+)\n(.*?)^```\n", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    texts = zip(parts[::3], parts[1::3], parts[2::3], strict=False)
+    return [(named_file(before.strip().split("\n\n")[-1]), language, text) for before, language, text in texts]
+
+
+def named_file(paragraph: str) -> str:
+    """The file in "in the file `x.py`"; "" for a paragraph without one."""
+    found = re.search(r"in the file\s`(\w+\.py)`", paragraph)
+    return found[1] if found else ""
+
+
+@pytest.mark.parametrize("with_commands", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_bring_your_own_network_runs(with_commands, tmp_path, monkeypatch):
+    """Every block of the page, in order: the port has PyTorch's numbers and pictures, trains, resumes and goes back."""
     monkeypatch.chdir(tmp_path)
-    (block,) = blocks(ROOT / "docs" / "your-own-network.md", "python")
-    few = small(steps=4, timesteps=10)
-    try:
-        names = run_python(
-            block.replace("train(recipe,", "train(few(recipe),"),
-            few=lambda recipe: replace(few, network=recipe.network, preset=recipe.preset),
-        )
-    finally:
-        NETWORKS.pop("plain", None)
-        NETWORK_CLASSES.pop("plain", None)
-    assert names["images"].shape == (16, 8, 8, 1)
+    for file, language, text in blocks_in_order(ROOT / "docs" / "your-own-network.md"):
+        with restored():
+            monkeypatch.syspath_prepend(tmp_path)
+            if file:
+                (tmp_path / file).write_text(text, "utf-8")
+            elif language == "python" and (with_commands or "back.pt" not in text):
+                assert run_python(text).get("difference", 0) < 5e-6
+            for line in text.splitlines() if language == "bash" and with_commands else ():
+                few = "--timesteps 10 --beta-end 0.4 --steps 4 --batch-size 8 --num-samples 2 --no-tensorboard "
+                more = {"sample": "--num-steps 10 ", "train": few if "--preset" in line else "--steps 6 "}
+                command, arguments = line.split(" ", 2)[1:]
+                run_command([command, *shlex.split(more.get(command, "") + arguments)])
+    if not with_commands:
+        return
+    drawn = [np.asarray(Image.open(tmp_path / name), np.int16) for name in ("jax.png", "torch.png")]
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1 and drawn[0].std() > 10
+    assert json.loads((tmp_path / "runs/mine/config.json").read_text("utf-8"))["imports"] == ["my_unet.py"]
+    page = (tmp_path / "runs/mine/report.html").read_text("utf-8")
+    assert "jax-ddpm sample --model runs/mine --import my_unet.py" in page
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """One optimiser step and its state: `jax_ddpm.training.step` and `jax_ddpm.training.state` in PyTorch."""
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -122,7 +123,9 @@ def make_train_step(
         total, parts = 0.0, training.accumulate
         for a in range(parts):  # part a takes images a, a + A, a + 2A, ...
             x_0, t, noise, image_indices = (values[a::parts] for values in batch)
-            predict = partial(network, dropout=Dropout(dropout, seed, step, image_indices)) if dropout else network
+            predict = network
+            if dropout and "dropout" in inspect.signature(network.forward).parameters:
+                predict = partial(network, dropout=Dropout(dropout, seed, step, image_indices))
             loss_settings = training.min_snr_gamma, config.diffusion.variance
             loss = diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
             loss.backward()
@@ -174,7 +177,10 @@ def make_validation(config: RunConfig) -> Callable[[nn.Module, np.ndarray, np.nd
         noise_key = rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index)
         t, noise = draw_t_and_noise(t_key, noise_key, x_0, config.diffusion.timesteps)
         loss_settings = config.training.min_snr_gamma, config.diffusion.variance
+        in_training = network.training
+        network.eval()
         losses = diffusion.loss_per_image(tables, config.diffusion.objective, network, x_0, t, noise, *loss_settings)
+        network.train(in_training)
         return torch.sum(losses * torch.as_tensor(mask, device=device)).item()
 
     return validate

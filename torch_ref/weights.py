@@ -16,7 +16,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from jax_ddpm.spec.errors import UserError, require_one_of
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_files import read_model
-from jax_ddpm.spec.network_config import NetworkConfig
+from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
+from jax_ddpm.spec.own_networks import import_flags
 from jax_ddpm.spec.run_checkpoints import Checkpoint
 from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import Precision, StateDict
@@ -31,6 +32,7 @@ def load_model(
     *,
     weights: str | None = None,
     step: int | None = None,
+    network: NetworkConfig | None = None,
     network_settings: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = print,
     **diffusion,
@@ -46,33 +48,41 @@ def load_model(
         image_size,
         weights=weights,
         step=step,
+        network=network,
         network_settings=network_settings,
         shapes_of=array_shapes,
         read_checkpoint=refuse_checkpoint,
         log=log,
         **diffusion,
     )
-    with torch.device("meta"):  # takes no memory, whatever sizes the file claims
-        check_state_dict(unets.build(info.network, info.image_shape[2]), values)
-    network = unets.build(info.network, info.image_shape[2], torch.bfloat16 if precision == "bfloat16" else None)
-    load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
-    network.info = info
-    return network.eval()
+    if info.network.name in BUILT_IN:
+        with torch.device("meta"):  # takes no memory, whatever sizes the file claims
+            check_state_dict(unets.build(info.network, info.image_shape[2]), values)
+    built = unets.build(info.network, info.image_shape[2], torch.bfloat16 if precision == "bfloat16" else None)
+    load_state_dict(built, values, np.float64 if precision == "float64" else np.float32)
+    built.info = info
+    return built.eval()
 
 
 @functools.lru_cache(maxsize=64)
 def array_shapes(config: NetworkConfig, image_channels: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of a network, by name."""
-    with torch.device("meta"):
+    """The shape of every array of a network, by name, without BatchNorm's counters."""
+    with torch.device("meta" if config.name in BUILT_IN else "cpu"):  # a module of the user's own may need values
         network = unets.build(config, image_channels)
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    return {name: tuple(value.shape) for name, value in state_arrays(network).items()}
+
+
+def state_arrays(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a network without BatchNorm's counters of batches, which change nothing."""
+    return {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
 
 
 def refuse_checkpoint(checkpoint: Checkpoint) -> NoReturn:
     """Raise UserError that says how to make a file of weights from a checkpoint."""
+    flags = ["--weights", checkpoint.weights, *import_flags()]
     raise UserError(
         f"{checkpoint.folder} is a checkpoint of JAX (Orbax), which torch_ref does not read. Convert it:\n"
-        f"jax-ddpm convert {shlex.quote(str(checkpoint.folder))} model.safetensors --weights {checkpoint.weights}"
+        f"{shlex.join(['jax-ddpm', 'convert', str(checkpoint.folder), 'model.safetensors', *flags])}"
     )
 
 
@@ -82,19 +92,19 @@ def num_parameters(network: nn.Module) -> int:
 
 def state_dict(network: nn.Module) -> StateDict:
     """The parameters and buffers of a network, copied to NumPy."""
-    return {name: value.detach().cpu().numpy().copy() for name, value in network.state_dict().items()}
+    return {name: value.detach().cpu().numpy().copy() for name, value in state_arrays(network).items()}
 
 
 def check_state_dict(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
     """`spec.state_dict.check_arrays` for `network`, which may be on the meta device."""
-    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in state_arrays(network).items()}
     check_arrays(type(network).__name__, shapes, values, dtype)
 
 
 def load_state_dict(network: nn.Module, values: Mapping[str, np.ndarray], dtype=np.float32) -> None:
     """Load a state dict, cast to `dtype`, into `network`, in place. Raises UserError if it does not fit."""
     check_state_dict(network, values, dtype)
-    filled = {name: torch.from_numpy(np.array(values[name], dtype)) for name in network.state_dict()}
+    filled = {name: torch.from_numpy(np.array(values[name], dtype)) for name in state_arrays(network)}
     network.to(next(iter(filled.values())).dtype).load_state_dict(filled, strict=True)
 
 
@@ -110,22 +120,25 @@ def initialise(network: nn.Module, seed: int) -> None:
             u = draw_uniform(seed, f"{path}.freqs", (2, *layer.freqs.shape))
             layer.freqs.copy_(torch.from_numpy(np.pi * box_muller(u)))
         elif isinstance(layer, nn.GroupNorm | nn.LayerNorm):
-            layer.weight.fill_(1)
-            layer.bias.fill_(0)
+            for name, parameter in parameters.items():
+                parameter.fill_(1 if name.endswith("weight") else 0)
         elif isinstance(layer, nn.MultiheadAttention):
             weight = layer.in_proj_weight
             bound = np.float32(math.sqrt(6 / sum(weight.shape)))
             weight.copy_(torch.from_numpy((2 * draw_uniform(seed, f"{path}.in_proj_weight", weight.shape) - 1) * bound))
-            layer.in_proj_bias.fill_(0)
+            if layer.in_proj_bias is not None:
+                layer.in_proj_bias.fill_(0)
         elif isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             bound = np.float32(1 / math.sqrt(fan_in(layer)))
             for name, parameter in parameters.items():
                 parameter.copy_(torch.from_numpy((2 * draw_uniform(seed, name, parameter.shape) - 1) * bound))
-            if isinstance(layer, NonDynamicallyQuantizableLinear):  # a MultiheadAttention's out_proj
+            is_output = isinstance(layer, NonDynamicallyQuantizableLinear)  # a MultiheadAttention's out_proj
+            if is_output and layer.bias is not None:
                 layer.bias.fill_(0)
         elif parameters:
             raise UserError(
-                f"No initial values are known for {path}, a {type(layer).__name__}: see weights.initialise."
+                f"No initial values are known for {path}, a {type(layer).__name__}. Start from a file of weights: "
+                "--init-from FILE."
             )
 
 

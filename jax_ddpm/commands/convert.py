@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jax_ddpm.commands.flags import DiffusionFlags, LoadingFlags, parse
+from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.layout import Layout
 from jax_ddpm.spec.model_info import ModelInfo, describe
+from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.types import StateDict
 
 EXAMPLES = ("somebodys.pt model.safetensors", "runs/cifar10-ddpm diffusers_model --format diffusers")
@@ -34,6 +35,7 @@ class ConvertFlags:
     checkpoint from which INPUT was converted, if it was."""
     image_size: ImageSize | None = None
     """Height and width of the images, or one number if they are square, for model files that do not say."""
+    imports: ImportFlag = ()
     loading: LoadingFlags = field(default_factory=LoadingFlags)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
@@ -65,15 +67,16 @@ def choose_layout(flags: ConvertFlags, values: StateDict, info: ModelInfo) -> La
     if flags.layout is None:
         file = flags.input / MODEL_FILE if flags.input.is_dir() else flags.input
         return info.layout if info.layout is not None and is_converted(file) else None
-    return None if flags.layout == "plain" else layout_of(Path(flags.layout), values)
+    return None if flags.layout == "plain" else layout_of(Path(flags.layout), values, info)
 
 
-def layout_of(path: Path, values: StateDict) -> Layout:
-    """The layout of the checkpoint at `path`, which must have arrays of the same names and shapes."""
+def layout_of(path: Path, values: StateDict, model: ModelInfo) -> Layout:
+    """The layout of the checkpoint at `path`, which must have arrays of the same names and shapes as the model."""
     from jax_ddpm import weights
     from jax_ddpm.spec.model_files import read_model
 
-    theirs, info = read_model(path, shapes_of=weights.array_shapes, log=lambda line: None)
+    network = None if model.network.name in BUILT_IN else model.network
+    theirs, info = read_model(path, network=network, shapes_of=weights.array_shapes, log=lambda line: None)
     if info.layout is None:
         raise UserError(
             f"--layout {path}: expected somebody's checkpoint. For the names of this package: --layout plain"

@@ -107,6 +107,20 @@ def as_flag(kind: type, field: StructFieldSpec) -> StructFieldSpec:
     return field
 
 
+ImportFlag = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        name="import",
+        metavar="FILE.py",
+        help="Run this file, or the module of this name, which registers a network of your own. May be given several "
+        "times. A run only records it: its code is executed if this flag names it.",
+        help_behavior_hint="",
+    ),
+]
+"""A field of every command; `own_code` reads it before the other flags."""
+
+
 @dataclass(frozen=True)
 class LoadingFlags:
     """What to load, where a model has several weights, and what its file does not say."""

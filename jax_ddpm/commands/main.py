@@ -81,6 +81,10 @@ def prepare_and_run(command: str, arguments: list[str], prog: str) -> None:
         stream.reconfigure(errors="replace")  # what a terminal or a Windows pipe cannot encode becomes a question mark
     use_compilation_cache()
     prepare_process()
+    if any(argument.partition("=")[0] == "--import" for argument in arguments):
+        from jax_ddpm.commands.own_code import import_given
+
+        import_given(arguments)
     importlib.import_module(f"jax_ddpm.commands.{command.replace('-', '_')}").main(arguments, prog)
 
 

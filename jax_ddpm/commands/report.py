@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from jax_ddpm.commands.flags import parse
+from jax_ddpm.commands.flags import ImportFlag, parse
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.run_checkpoints import is_checkpoint
 from jax_ddpm.spec.types import Weights
@@ -27,6 +27,7 @@ class ReportFlags:
     """Draw the pictures with the EMA or the raw weights. Default: the weights in model.safetensors."""
     step: int | None = None
     """Draw the pictures with the weights of this checkpoint."""
+    imports: ImportFlag = ()
 
 
 def main(arguments: Sequence[str], prog: str) -> None:

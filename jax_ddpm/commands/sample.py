@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
-from jax_ddpm.commands.flags import DiffusionFlags, LoadingFlags, parse
+from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize
@@ -48,6 +48,7 @@ class SampleFlags:
     """Height and width of the images, or one number if they are square, for model files that do not say."""
     rescale: Literal["none", "per-image"] = "none"
     """per-image: map each picture's own range of values to black and white, for samples that leave [-1, 1]."""
+    imports: ImportFlag = ()
     editing: EditingFlags = field(default_factory=EditingFlags)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
     loading: LoadingFlags = field(default_factory=LoadingFlags)

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from jax_ddpm import data, report
+from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE, initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.run_config import RunConfig
@@ -44,6 +45,10 @@ def train(config: RunConfig, folder: Path) -> None:
     network = unets.build(
         info.network, info.image_shape[2], torch.bfloat16 if training.precision == "bfloat16" else None
     )
+    for path, layer in network.named_modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            raise UserError(f"{path} is a {type(layer).__name__}, whose statistics the training does not average.")
+    torch.manual_seed(training.seed)  # for nn.Dropout in a network of the user's own
     if training.init_from is None:
         weights.initialise(network, training.seed)
     else:

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from jax_ddpm.commands.flags import parse
+from jax_ddpm.commands.flags import ImportFlag, parse
+from jax_ddpm.commands.own_code import values_of
 from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import height_and_width
@@ -34,6 +35,7 @@ class RunFlags:
     """Run this step of the run in --out again, starting from the newest checkpoint before it, and print its details."""
     settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """Repeat a run: flags that are not given come from this config.json."""
+    imports: ImportFlag = ()
     list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show the presets and exit."""
 
@@ -115,11 +117,5 @@ def table_of_presets() -> str:
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """The value given to --flag, as `--flag value` or `--flag=value`; the last one counts."""
-    value = None
-    for place, argument in enumerate(arguments):
-        if argument == f"--{flag}" and place + 1 < len(arguments):
-            value = arguments[place + 1]
-        elif argument.startswith(f"--{flag}="):
-            value = argument.partition("=")[2]
-    return value
+    """The value given to --flag; the last one counts."""
+    return (values_of(flag, arguments) or [None])[-1]

@@ -9,7 +9,7 @@ import numpy as np
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.file_content import Dictionary, FileContent, place
 from jax_ddpm.spec.find_weights import Found, ShapesOf, under
-from jax_ddpm.spec.network_config import NETWORKS
+from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS, NetworkConfig
 from jax_ddpm.spec.read_content import read_arrays
 from jax_ddpm.spec.text import printable, some
 from jax_ddpm.spec.types import Weights
@@ -21,8 +21,11 @@ def choose(
     found: list[Found],
     weights: Weights | None,
     shapes_of: ShapesOf | None,
+    given: NetworkConfig | None = None,
 ) -> Found:
     """The weights to take: averaged ones where there are some, unless `weights` says otherwise.
+
+    given: the only network that was looked for.
 
     Raises UserError if there are none, or several with different values.
     """
@@ -30,7 +33,7 @@ def choose(
     averages, raws = ([each for each in complete if each.is_ema is kind] for kind in (True, False))
     chosen = averages or raws if weights is None else averages if weights == "ema" else raws
     if not complete:
-        raise refusal(path, content, found, shapes_of)
+        raise refusal(path, content, found, shapes_of, given)
     if not chosen:
         wanted, other = ("EMA", "raw") if weights == "ema" else ("raw", "EMA")
         raise UserError(
@@ -96,14 +99,16 @@ def leftovers(content: FileContent, found: list[Found], chosen: Found) -> list[s
     return list(dict.fromkeys(name if "." not in name else f"{name.partition('.')[0]}.*" for name in names))
 
 
-def refusal(path: Path, content: FileContent, found: list[Found], shapes_of: ShapesOf | None) -> UserError:
+def refusal(
+    path: Path, content: FileContent, found: list[Found], shapes_of: ShapesOf | None, given: NetworkConfig | None
+) -> UserError:
     """Why no weights could be taken: what the file holds, the network it is nearest to, and what differs."""
     if not content.num_arrays:
         return UserError(f"{path} holds no arrays of numbers: expected the weights of a network.")
-    known = ", ".join(NETWORKS)
+    what = f"that is known here ({', '.join(NETWORKS)})" if given is None else f"'{given.name}' with the given settings"
     groups = sorted((*content.dictionaries, *content.lists), key=lambda group: -len(group.arrays))
     held = some([f"{place(group.keys) or 'the file itself'} ({len(group.arrays)} arrays)" for group in groups], 4)
-    lines = [f"{path} holds no complete network that is known here ({known}).", f"It holds: {held}."]
+    lines = [f"{path} holds no complete network {what}.", f"It holds: {held}."]
     advice = "If the network is one of these, save its weights alone: torch.save(model.state_dict(), 'weights.pt')"
     conflicts = [each for each in found if each.conflict is not None]
     nearest = min(found, key=lambda each: len(each.missing) + len(each.unexpected) + len(each.misshapen), default=None)
@@ -111,7 +116,9 @@ def refusal(path: Path, content: FileContent, found: list[Found], shapes_of: Sha
         lines.append(f"Nearest: {conflicts[0].network.name} in {conflicts[0].place}. {conflicts[0].conflict}")
         advice = "Settings that shapes do not show can be given: --network-setting NAME=VALUE"
     elif nearest is not None:
-        settings = ", ".join(f"{name} {value}" for name, value in nearest.recognised.settings.items())
+        is_own = nearest.network.name not in BUILT_IN
+        shown = nearest.network.arguments if is_own else nearest.recognised.settings
+        settings = ", ".join(f"{name} {value}" for name, value in shown.items())
         lines.append(f"Nearest: {nearest.network.name} in {nearest.place} ({settings[:120]}).")
         for title, problems in (
             ("Missing", nearest.missing),
@@ -120,16 +127,20 @@ def refusal(path: Path, content: FileContent, found: list[Found], shapes_of: Sha
         ):
             if problems:
                 lines.append(f"{title}: {some(problems)}.")
+        if is_own:
+            advice = "Give its settings: --network-setting NAME=VALUE (in Python: network=MyConfig(NAME=VALUE))"
     else:
-        lines += nearest_by_names(content.dictionaries, shapes_of) if shapes_of else []
+        configs = [kind() for kind in NETWORKS.values()] if given is None else [given]
+        lines += nearest_by_names(content.dictionaries, shapes_of, configs) if shapes_of else []
     return UserError("\n".join([*lines, advice]), max_lines=10)
 
 
-def nearest_by_names(dictionaries: list[Dictionary], shapes_of: ShapesOf) -> list[str]:
-    """Lines about the network with default settings that has most names in common with one of the dictionaries."""
+def nearest_by_names(
+    dictionaries: list[Dictionary], shapes_of: ShapesOf, networks: Sequence[NetworkConfig]
+) -> list[str]:
+    """Lines about the one of the networks that has most names in common with one of the dictionaries."""
     best: tuple[int, str, Dictionary | None, str, list[str]] = (0, "", None, "", [])
-    for kind in NETWORKS.values():
-        network = kind()
+    for network in networks:
         expected = list(shapes_of(network, 3))
         wanted = set(expected)
         for dictionary in dictionaries:

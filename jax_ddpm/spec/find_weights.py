@@ -11,6 +11,7 @@ from jax_ddpm.spec.file_content import ArrayList, Dictionary, FileContent, Keys,
 from jax_ddpm.spec.infer_network import RECOGNISERS, Recognised
 from jax_ddpm.spec.known_extras import BUFFERS, EMA, NO_WEIGHTS, RAW, WRAPPERS, is_extra
 from jax_ddpm.spec.network_config import NetworkConfig
+from jax_ddpm.spec.own_networks import candidates, recognise_own
 from jax_ddpm.spec.stored_array import Array
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -61,12 +62,17 @@ def under(prefix: str) -> str:
 
 
 def find_weights(
-    content: FileContent, shapes_of: ShapesOf | None, settings: Mapping[str, Mapping[str, Any]]
+    content: FileContent,
+    shapes_of: ShapesOf | None,
+    settings: Mapping[str, Mapping[str, Any]],
+    given: NetworkConfig | None = None,
 ) -> list[Found]:
     """All weights of known networks in a file; those that are not complete have problems.
 
-    shapes_of: None: what is there is not compared with what the network has.
+    shapes_of: None: what is there is not compared with what the network has, and networks of the user's own are not
+    found.
     settings: by the network's name, settings that shapes do not show.
+    given: the only network to look for.
 
     Raises:
         UserError: an array is there twice, under names that mean the same.
@@ -74,7 +80,10 @@ def find_weights(
     found: list[Found] = []
     groups = [group for group in content.dictionaries if not NO_WEIGHTS.search(place(group.keys))]
     for dictionary in groups:
-        found += find_in(dictionary, shapes_of, settings)
+        if given is None:
+            found += find_in(dictionary, shapes_of, settings)
+        if shapes_of is not None:
+            found += find_own(dictionary, shapes_of, settings, given)
     averages: list[Found] = []
     for raw in [weights for weights in found if weights.is_complete and not weights.is_ema]:
         for dictionary in groups:
@@ -114,6 +123,34 @@ def find_in(
         compare(dictionary, originals, prefix, recognised, tuple(prefixes), shapes_of, settings)
         for prefix, recognised in prefixes.items()
     ]
+
+
+def find_own(
+    dictionary: Dictionary,
+    shapes_of: ShapesOf,
+    settings: Mapping[str, Mapping[str, Any]],
+    given: NetworkConfig | None,
+) -> list[Found]:
+    """The weights in one dictionary of the network `given`, or else of registered networks of the user's own."""
+    originals = {WRAPPERS.sub("", name): name for name in dictionary.arrays}
+    arrays = {name: dictionary.arrays[original] for name, original in originals.items()}
+    found = []
+    for candidate in candidates(settings, given):
+        own_settings = {} if given is not None else settings.get(candidate.config.name, {})
+        prefixes = recognise_own(arrays, candidate, own_settings, shapes_of)
+        found += [
+            compare(
+                dictionary,
+                originals,
+                prefix,
+                recognised,
+                tuple(prefixes),
+                shapes_of,
+                {recognised.config.name: own_settings},
+            )
+            for prefix, recognised in prefixes.items()
+        ]
+    return found
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from jax_ddpm.spec.errors import UserError
@@ -15,16 +16,22 @@ def to_json(config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def from_json(cls: type, text: str, source: str):
+def from_json(cls: type, text: str, source: str, imports: Collection[str] = ()):
     """An object of the config dataclass `cls` from JSON text.
 
-    source: where the text comes from, for messages. Raises UserError that names missing, unknown and mistyped fields.
+    source: where the text comes from, for messages. imports: what registers its network, for the message. Raises
+    UserError that names missing, unknown and mistyped fields, or a network that is not registered.
     """
     import pydantic
+
+    from jax_ddpm.spec.own_networks import not_registered  # here: it reads settings of networks, with this function
 
     try:
         return pydantic.TypeAdapter(cls).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
+        for e in error.errors():
+            if e["type"] == "union_tag_invalid" and e["ctx"]["discriminator"] == "'name'":
+                raise not_registered(e["ctx"]["tag"], source, imports) from None
         errors = [f"{'.'.join(map(str, e['loc'])) or 'JSON'}: {e['msg']}" for e in error.errors()]
         raise UserError(f"{source} is not a valid {cls.__name__}: {'; '.join(errors[:5])}.") from None
 

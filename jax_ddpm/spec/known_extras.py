@@ -19,7 +19,7 @@ TABLES = re.compile(
     "|.*cumprod.*|coefs?[0-9]*"
 )
 COUNTERS = re.compile(
-    "n_averaged|num_averaged|num_updates|decay|step|steps|global_step|iteration|epoch|initted|initialized"
+    "n_averaged|num_averaged|num_batches_tracked|num_updates|decay|step|steps|global_step|iteration|epoch|initted|initialized"
 )
 OTHER_PARTS = re.compile(
     "loss.*|criterion|lpips.*|perceptual.*|metrics?|.*_metrics?|fid|inception.*|vgg.*|optim.*|discriminator"

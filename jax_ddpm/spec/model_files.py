@@ -22,7 +22,8 @@ from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.layout import Layout
 from jax_ddpm.spec.model_folder import MODEL_FILE, find_source
 from jax_ddpm.spec.model_info import FORMAT_VERSION, ModelInfo
-from jax_ddpm.spec.network_config import NETWORKS, NetworkConfig
+from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS, NetworkConfig
+from jax_ddpm.spec.own_networks import check_registered, recorded_imports
 from jax_ddpm.spec.presets import preset
 from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, open_model, read_arrays
 from jax_ddpm.spec.record_layout import record_layout
@@ -59,6 +60,7 @@ def read_model(
     *,
     weights: Weights | None = None,
     step: int | None = None,
+    network: NetworkConfig | None = None,
     network_settings: Mapping[str, Any] | None = None,
     shapes_of: ShapesOf | None = None,
     read_checkpoint: ReadCheckpoint | None = None,
@@ -70,7 +72,7 @@ def read_model(
     Raises UserError for a file that is not a model, and for settings in conflict with it.
 
     Args:
-        path, image_size, weights, step, network_settings, log: as in `jax_ddpm.load_model`.
+        path, image_size, weights, step, network, network_settings, log: as in `jax_ddpm.load_model`.
         shapes_of: the names and shapes of a network's arrays. Without it, arrays of files without our metadata are not
             compared with those of the network.
         read_checkpoint: reads a checkpoint of a run. Without it, checkpoints are refused.
@@ -79,9 +81,13 @@ def read_model(
     given = {name: value for name, value in diffusion.items() if value is not None}
     if weights is not None:
         require_one_of("weights", weights, Weights)
+    if network is not None:
+        check_registered(network)
     path = local_path(path, log)
     settings = dict(network_settings or {})
-    loaded = load(path, weights, step, settings, None, shapes_of, read_checkpoint, log)
+    loaded = load(path, weights, step, settings, None, shapes_of, read_checkpoint, log, network)
+    if network is not None:
+        require_network(loaded.network, network, path, "the one that was given")
     if loaded.diffusion is not None:
         require_no_conflict(loaded.diffusion, given, path)
     known_size = loaded.image_size if image_size is None else image_size
@@ -117,10 +123,12 @@ def load(
     shapes_of: ShapesOf | None,
     read_checkpoint: ReadCheckpoint | None,
     log: Callable[[str], None],
+    given: NetworkConfig | None = None,
 ) -> Loaded:
     """The weights, and what the file and its folder tell.
 
-    settings: of the network, given by the user. supposed: has the settings that nobody tells.
+    settings: of the network, given by the user. supposed: has the settings that nobody tells. given: the network to
+    look for in a file without our metadata.
     """
     checkpoint = find_checkpoint(path, weights, step)
     if checkpoint is not None:
@@ -138,8 +146,9 @@ def load(
             log(f"Took the EMA weights in {source.file}. --weights raw takes the raw ones of the newest checkpoint.")
         return loaded_with(read_arrays(file.own_arrays, source.file), info, settings, path)
     folder = source.folder
-    found = find_weights(file.content, shapes_of, settings_by_network((supposed, folder and folder.network), settings))
-    chosen = choose(source.file, file.content, found, None if source.is_ema else weights, shapes_of)
+    by_network = settings_by_network((supposed, folder and folder.network), settings)
+    found = find_weights(file.content, shapes_of, by_network, given)
+    chosen = choose(source.file, file.content, found, None if source.is_ema else weights, shapes_of, given)
     known = dict(chosen.recognised.settings)
     if folder is not None and (type(folder.network) is not type(chosen.network) or differing(folder.network, known)):
         if source.is_folder:
@@ -147,8 +156,8 @@ def load(
             raise UserError(f"{source.file} has another network than config.json says: {', '.join(what[:3])}.")
         log(f"{source.file.parent / 'config.json'} is of another network and is not used.")
         folder = None
-        found = find_weights(file.content, shapes_of, settings_by_network((supposed,), settings))
-        chosen = choose(source.file, file.content, found, weights, shapes_of)
+        found = find_weights(file.content, shapes_of, settings_by_network((supposed,), settings), given)
+        chosen = choose(source.file, file.content, found, weights, shapes_of, given)
     line = describe_choice(source.file, file.content, found, chosen, source.is_ema, source.left_out)
     log(
         line
@@ -234,16 +243,22 @@ def initial_weights(
     Settings that the file does not tell, such as heads, are taken to be those of `network`.
     """
     path = local_path(path, log)
-    loaded = load(path, None, None, {}, network, shapes_of, read_checkpoint, log)
-    stored = asdict(loaded.network)
+    given = None if network.name in BUILT_IN else network
+    loaded = load(path, None, None, {}, network, shapes_of, read_checkpoint, log, given)
+    require_network(loaded.network, network, path, "this run")
+    return loaded.values
+
+
+def require_network(stored: NetworkConfig, network: NetworkConfig, path: str | os.PathLike, whose: str) -> None:
+    """Raise UserError if the network of a file differs from `network`, which is `whose`. The dropout may differ."""
+    found = asdict(stored)
     wrong = [
-        f"{name} = {stored.get(name)} (expected {value})"
+        f"{name} = {found.get(name)} (expected {value})"
         for name, value in asdict(network).items()
-        if name != "dropout" and stored.get(name) != value
+        if name != "dropout" and found.get(name) != value
     ]
     if wrong:
-        raise UserError(f"{path} has another network than this run: {', '.join(wrong[:3])}.")
-    return loaded.values
+        raise UserError(f"{path} has another network than {whose}: {', '.join(wrong[:3])}.")
 
 
 def require_no_conflict(stored: DiffusionConfig, given: dict, path: str | os.PathLike) -> None:
@@ -265,4 +280,4 @@ def parse_metadata(metadata: str, path: Path) -> ModelInfo:
         version = None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
-    return from_json(ModelInfo, metadata, f"The metadata of {path}")
+    return from_json(ModelInfo, metadata, f"The metadata of {path}", recorded_imports(path.parent))

@@ -21,8 +21,8 @@ def preset(name: str | None = None, dataset: str | None = None) -> RunConfig:
     """All settings of a run: those of the preset `name`, with the data set replaced if `dataset` is given.
 
     Args:
-        name: digits, tiny, conv_block, strided, attention, layer_norm or ddpm. Default: digits if the data set is
-            digits or not given, else conv_block.
+        name: digits, tiny, conv_block, strided, attention, layer_norm, ddpm, or the name of a registered network.
+            Default: digits if the data set is digits or not given, else conv_block.
         dataset: as in `DataConfig`. Default: that of the preset.
 
     Raises:
@@ -31,7 +31,10 @@ def preset(name: str | None = None, dataset: str | None = None) -> RunConfig:
     name = name or ("digits" if dataset in (None, "digits") else "conv_block")
     settings = PRESETS.get(name)
     if settings is None:
-        raise UserError(f"Unknown preset '{name}': expected one of {', '.join(PRESETS)}.")
+        raise UserError(
+            f"Unknown preset '{name}': expected one of {', '.join(PRESETS)}.\n"
+            "A network of your own has a preset of its name once it is registered: --import FILE.py."
+        )
     dataset = dataset or settings.data.dataset
     size = 8 if dataset == "digits" and name in ("digits", "tiny") else settings.data.image_size
     return replace(settings, data=replace(settings.data, dataset=dataset, image_size=size))
@@ -46,6 +49,12 @@ def add_network(config_class: type[NetworkConfig], recipe: RunConfig | None = No
     `recipe` is of another network.
     """
     network = config_class()
+    try:
+        hash(network)
+    except TypeError:
+        raise UserError(
+            f"{config_class.__name__} is not hashable: expected a frozen dataclass, with tuples for lists."
+        ) from None
     name, known = network.name, NETWORKS.get(network.name)
     again = known is not None and (known.__module__, known.__qualname__) == (
         config_class.__module__,

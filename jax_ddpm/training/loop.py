@@ -18,6 +18,7 @@ from jax_ddpm import weights
 from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE
+from jax_ddpm.spec.own_networks import import_flags
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.write_model import write_model
@@ -83,7 +84,8 @@ def train(
         has_checkpoint = resume and bool(checkpoints.steps())
         network = make_network(config, images.train.shape[1:], has_checkpoint, log)
         with lock_folder(folder, config, resume, images), checkpoints:
-            signals.message = f"Stopped. To continue: jax-ddpm train --resume --out {shlex.quote(str(folder))}"
+            again = shlex.join(["jax-ddpm", "train", "--resume", "--out", str(folder), *import_flags()])
+            signals.message = f"Stopped. To continue: {again}"
             run = prepare(config, folder, resume, images, network, mesh, checkpoints, log)
             signals.deferred = True
             with closing(run.progress):  # else an error would be printed behind the bar

@@ -20,6 +20,8 @@ from filelock import FileLock, Timeout
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import write_text
 from jax_ddpm.spec.json_text import from_json
+from jax_ddpm.spec.network_config import BUILT_IN
+from jax_ddpm.spec.own_networks import IMPORTED, IMPORTS, recorded_imports
 from jax_ddpm.spec.run_config import RunConfig, slug
 from jax_ddpm.training.data_record import DATA_FILE, write_record
 
@@ -64,7 +66,8 @@ def read_config(path: Path) -> RunConfig:
         raise UserError(f"{path} is not a valid RunConfig: {error}.") from None
     if isinstance(settings, dict):
         settings.pop(STARTS, None)
-    return from_json(RunConfig, json.dumps(settings), str(path))
+        settings.pop(IMPORTS, None)
+    return from_json(RunConfig, json.dumps(settings), str(path), recorded_imports(path.parent))
 
 
 def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
@@ -114,12 +117,14 @@ def lock_folder(folder: Path, config: RunConfig, resume: bool, images: "ImageDat
 
 
 def config_json(folder: Path, config: RunConfig) -> str:
-    """The text of config.json: all settings, and one `environment()` for each start of the run."""
+    """The text of config.json: all settings, what --import named, and one `environment()` for each start of the run."""
     try:
         earlier_starts = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))[STARTS]
     except (OSError, ValueError, KeyError):
         earlier_starts = []
-    return json.dumps({**dataclasses.asdict(config), STARTS: [*earlier_starts, environment()]}, indent=2)
+    imports = IMPORTED or recorded_imports(folder)
+    own = {IMPORTS: imports} if imports and config.network.name not in BUILT_IN else {}
+    return json.dumps({**dataclasses.asdict(config), **own, STARTS: [*earlier_starts, environment()]}, indent=2)
 
 
 def environment() -> dict:

@@ -15,7 +15,8 @@ from PIL import Image
 from jax_ddpm.report import channel_note, html_page
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.files import write_text
-from jax_ddpm.spec.presets import PRESETS
+from jax_ddpm.spec.network_config import BUILT_IN
+from jax_ddpm.spec.own_networks import import_flags, recorded_imports
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.pictures import NUMBERS_FILE, evenly_spaced_indices, preview_sampler
 from jax_ddpm.training.run_charts import final_charts, training_charts
@@ -69,7 +70,7 @@ def page_content(
     """The data that page.html shows."""
     rows = MetricsLog(folder, print).rows()
     numbers = read_numbers(folder)
-    report_command = command("report", folder)
+    report_command = command("report", folder, *import_flags(recorded_imports(folder)))
     charts = training_charts(rows)
     if numbers:
         charts = [*charts, *final_charts(numbers)]
@@ -264,12 +265,14 @@ def format_value(value) -> str:
 def train_command(config: RunConfig, folder: Path, **output) -> str:
     """The command that repeats the training in another folder, with these fields of OutputConfig changed.
 
-    "" for a network that the user registered: the command cannot build it.
+    "" for a network that the user registered in Python: the command cannot build it.
     """
-    if all(recipe.network.name != config.network.name for recipe in PRESETS.values()):
+    imports = recorded_imports(folder)
+    if config.network.name not in BUILT_IN and not imports:
         return ""
     out = folder.with_name(f"{folder.name}-again")
-    return command("train", "--config", folder / CONFIG_FILE, *flags_of(output), "--out", out)
+    again = ("--config", folder / CONFIG_FILE, *import_flags(imports))
+    return command("train", *again, *flags_of(output), "--out", out)
 
 
 def sample_command(config: RunConfig, folder: Path, count: int) -> str:
@@ -277,7 +280,7 @@ def sample_command(config: RunConfig, folder: Path, count: int) -> str:
     default = dataclasses.asdict(SamplerConfig())
     sampler = {name: value for name, value in dataclasses.asdict(config.sampling).items() if value != default[name]}
     flags = flags_of({**sampler, "num_images": count, "seed": config.training.seed, "out": "grid.png"})
-    return command("sample", "--model", folder, *flags)
+    return command("sample", "--model", folder, *import_flags(recorded_imports(folder)), *flags)
 
 
 def flags_of(fields: dict) -> list:

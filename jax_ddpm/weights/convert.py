@@ -16,7 +16,7 @@ from flax import nnx
 from jax_ddpm import unets
 from jax_ddpm.layers import Buffer
 from jax_ddpm.spec.errors import UserError
-from jax_ddpm.spec.network_config import NetworkConfig
+from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import StateDict
 from jax_ddpm.weights.layouts import Axes, Heads, layer_parts
@@ -102,10 +102,21 @@ def torch_arrays(network: nnx.Module) -> list[TorchArray]:
     return matched
 
 
-@functools.lru_cache(maxsize=64)
 def array_shapes(config: NetworkConfig, image_channels: int) -> dict[str, tuple[int, ...]]:
     """The shape in PyTorch of every array of a network, by PyTorch name."""
-    return {array.name: array.shape for array in torch_arrays(unets.build(config, image_channels))}
+    return shapes_of_class(config, image_channels, unets.NETWORK_CLASSES.get(config.name))
+
+
+@functools.lru_cache(maxsize=64)
+def shapes_of_class(config: NetworkConfig, image_channels: int, _) -> dict[str, tuple[int, ...]]:
+    """`array_shapes` for the class that is registered now."""
+    if config.name in BUILT_IN:
+        return {array.name: array.shape for array in torch_arrays(unets.build(config, image_channels))}
+    try:
+        network = nnx.eval_shape(lambda: unets.build(config, image_channels))  # Flax's layers draw no initial values
+    except jax.errors.JAXTypeError:  # a constructor that needs values
+        network = unets.build(config, image_channels)
+    return {array.name: array.shape for array in torch_arrays(network)}
 
 
 def same_layout(name: str, variable: nnx.Variable) -> TorchArray:

@@ -16,6 +16,7 @@ from jax_ddpm.spec.errors import require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.types import Precision
 from jax_ddpm.weights.convert import array_shapes, load_state_dict, to_device
 from jax_ddpm.weights.run_checkpoint import read_checkpoint
@@ -56,6 +57,7 @@ def load_model(
     *,
     weights: str | None = None,
     step: int | None = None,
+    network: NetworkConfig | None = None,
     network_settings: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = print,
     **diffusion,
@@ -63,8 +65,9 @@ def load_model(
     """Load a trained model.
 
     The file's content decides what it is, not its name. In a file without our metadata the weights are searched for:
-    they may lie under any keys, and their names may have any prefix. The network is recognised from names and shapes.
-    No code from the file is executed.
+    they may lie under any keys, and their names may have any prefix. The network is recognised from names and shapes. A
+    registered network of your own is recognised if it has its default settings, or those given. No code from the file
+    is executed.
 
     Args:
         path: a run folder, one of its checkpoints (RUN/checkpoints/STEP), a diffusers folder, a file of safetensors or
@@ -76,6 +79,8 @@ def load_model(
         weights: "ema" or "raw", for models that have both. Default: EMA weights where there are some. The raw weights
             of a run are those of its newest checkpoint.
         step: for a run, the checkpoint to load.
+        network: settings of the network in a file without our metadata, such as MyConfig(width=32), if it shall not be
+            recognised. The network must be registered. Names and shapes must match exactly.
         network_settings: settings of the network that shapes do not show, such as {"heads": 4}.
         log: called with each line that says what was taken from a file and what was assumed.
         diffusion: fields of `DiffusionConfig`. Those that only concern sampling (variance, clip, ...) replace those in
@@ -92,13 +97,14 @@ def load_model(
         image_size,
         weights=weights,
         step=step,
+        network=network,
         network_settings=network_settings,
         shapes_of=array_shapes,
         read_checkpoint=read_checkpoint,
         log=log,
         **diffusion,
     )
-    network = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
-    load_state_dict(network, values, np.float64 if precision == "float64" else np.float32)
-    to_device(network)
-    return Model(network, info)
+    built = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
+    load_state_dict(built, values, np.float64 if precision == "float64" else np.float32)
+    to_device(built)
+    return Model(built, info)

@@ -17,6 +17,7 @@ from jax_ddpm.spec.image_size import height_and_width
 from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.network_config import NetworkConfig
+from jax_ddpm.spec.own_networks import recorded_imports
 from jax_ddpm.spec.run_checkpoints import STATE, Checkpoint, find_damage
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.types import StateDict
@@ -36,7 +37,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[StateDict, ModelInfo]:
         network, diffusion, size = settings["network"], settings["diffusion"], settings["data"]["image_size"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}): expected the config.json of a run.") from None
-    config = from_json(NetworkConfig, json.dumps(network), str(path))
+    config = from_json(NetworkConfig, json.dumps(network), str(path), recorded_imports(checkpoint.run))
     config.check()
     arrays = read_state(checkpoint.folder)
     for channels in (1, 3, *range(2, MAX_CHANNELS + 1)):

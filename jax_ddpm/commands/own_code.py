@@ -1,0 +1,94 @@
+"""`--import`: run files or modules that register the user's own networks, before a command reads its other flags."""
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS
+from jax_ddpm.spec.own_networks import IMPORTED
+from jax_ddpm.spec.text import one_line
+
+
+def import_given(arguments: Sequence[str]) -> None:
+    """Import what the flags --import of a command line name. Only they do that, never a run or a model file.
+
+    Raises UserError for what cannot be imported, and if no network is registered then.
+    """
+    names = values_of("import", arguments)
+    for name in names:
+        import_module(name)
+        if name not in IMPORTED:
+            IMPORTED.append(name)
+    if names and not set(NETWORKS) - BUILT_IN:
+        raise UserError(
+            f"--import {' '.join(names)}: no network is registered there. "
+            "Expected a call of jax_ddpm.register or torch_ref.register."
+        )
+
+
+def import_module(name: str) -> ModuleType:
+    """The module of a .py file, or the one with this name, which is searched in the working directory, too.
+
+    A file's neighbours can be imported by it. UserError names the line of the user's code that failed.
+    """
+    is_file = name.endswith(".py") or os.sep in name
+    path = Path(name).resolve()
+    if is_file and not path.is_file():
+        raise UserError(f"--import {name}: there is no such file. Expected a .py file, or the name of a module.")
+    folder = str(path.parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return from_file(path) if is_file else importlib.import_module(name)
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0] and not is_file:
+            raise UserError(
+                f"--import {name}: there is no module of this name. Expected a .py file, or the name of a module."
+            ) from None
+        raise UserError(
+            f"--import {name} failed{place_of(error, folder)}: {type(error).__name__}: {one_line(error)}."
+        ) from error
+
+
+def from_file(path: Path) -> ModuleType:
+    """The module of a .py file, under the name of the file; executed once in a process."""
+    known = sys.modules.get(path.stem)
+    if known is not None:
+        if Path(getattr(known, "__file__", None) or "").resolve() == path:
+            return known
+        raise UserError(f"--import {path}: a module '{path.stem}' is loaded already. Give the file another name.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
+
+
+def place_of(error: Exception, folder: str) -> str:
+    """ " in FILE, line N" for the last line of the user's code that an error came from."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" in {error.filename}, line {error.lineno}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(folder)]
+    return f" in {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+
+
+def values_of(flag: str, arguments: Sequence[str]) -> list[str]:
+    """All values given to --flag, as `--flag value` or `--flag=value`."""
+    values = []
+    for place, argument in enumerate(arguments):
+        if argument == f"--{flag}" and place + 1 < len(arguments):
+            values.append(arguments[place + 1])
+        elif argument.startswith(f"--{flag}="):
+            values.append(argument.partition("=")[2])
+    return values
