@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": "Draw pictures from a trained model, or edit images with it.",
     "convert": "Convert a model file between JAX, PyTorch and diffusers.",
     "report": "Write an HTML report of a training run.",
+    "doctor": "Compare a PyTorch module with its port to Flax, and name the first wrong layer.",
     "benchmark": "Compare the speed of jax_ddpm with PyTorch.",
     "train-torch": "Train the PyTorch reference; takes the flags of train.",
 }

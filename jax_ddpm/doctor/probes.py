@@ -14,6 +14,8 @@ SMALL = 1e-2
 LARGE_MEAN = 1e6
 """In standard deviations. In float64 a variance in two passes keeps ten digits there, in one pass three."""
 LARGE_MEAN_TOLERANCE = 1e-7
+AFFINE = ("Linear", "Embedding", "Identity", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d")
+"""Kinds of torch layers in which the scale of the input hides nothing."""
 
 
 Probed = tuple[str, tuple[np.ndarray, ...], np.ndarray, np.ndarray, float]
@@ -23,7 +25,12 @@ Probed = tuple[str, tuple[np.ndarray, ...], np.ndarray, np.ndarray, float]
 def probe(check: Check, their: TorchNetwork, our: FlaxNetwork) -> Probed | None:
     """The first probe on which the layers of a pair differ: arrays are in their layout."""
     inputs = tuple(check.pair.theirs.arrays)
-    if not inputs or not np.issubdtype(inputs[0].dtype, np.floating) or not inputs[0].size:
+    if (
+        check.pair.theirs.kind in AFFINE
+        or not inputs
+        or not np.issubdtype(inputs[0].dtype, np.floating)
+        or not inputs[0].size
+    ):
         return None
 
     def with_first(array: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -135,11 +135,13 @@ class Result:
 
     def __str__(self) -> str:
         lines = [self.sentence]
-        if self.finding is not None and self.finding.cause is not None and self.finding.cause.mend:
-            lines.append(f"Change: {self.finding.cause.mend}")
+        cause = self.finding.cause if self.finding is not None else None
+        if cause is not None and cause.mend and cause.mend not in self.sentence:
+            lines.append(f"Change: {cause.mend}")
         if len(self.findings) > 1:
-            lines.append(f"{len(self.findings) - 1} more places differ; no error is inherited from one to another:")
+            lines.append("Other places that differ (by themselves; they do not inherit an error):")
             lines += [f"  {finding_sentence(finding)}" for finding in self.findings[1:6]]
+            lines += [f"  and {len(self.findings) - 6} more"] if len(self.findings) > 6 else []
         lines += [text for text in self.wrong_parameters if text != self.sentence]
         lines += [difference.sentence for difference in self.setup if difference.sentence != self.sentence]
         lines += self.all_notes
@@ -223,6 +225,11 @@ def finding_sentence(finding: Finding) -> str:
     theirs, ours = finding.pair.theirs, finding.pair.ours
     whole = "the whole network"
     names = f"{theirs.path or whole} (theirs, {theirs.kind}) and {ours.path or whole} (ours, {ours.kind})"
+    if finding.place == "gradient":
+        return (
+            f"All outputs agree, but the gradients of {names} differ by {number(finding.error).strip()}, "
+            f"that of {finding.parameter} among them. The cause is not known."
+        )
     probe = f" for inputs of {finding.probe}" if finding.probe else ""
     a, b = finding.values
     shapes = (
