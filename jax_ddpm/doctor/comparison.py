@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen, nnx
 
 from jax_ddpm.doctor.flax_side import FlaxNetwork, exact, flax_network
+from jax_ddpm.doctor.forced import TOLERANCE as OUTPUT_TOLERANCE
 from jax_ddpm.doctor.forced import Forced, finding, findings, forced_run, inherited_errors
 from jax_ddpm.doctor.layouts import LayoutVotes, activation_axes
 from jax_ddpm.doctor.pairing import pair_calls
@@ -41,6 +42,7 @@ def compare(
     table: Mapping[str, str] | None = None,
     transfer_weights: bool | None = None,
     probes: bool = True,
+    gradients: bool = True,
     causes: int = 3,
 ) -> Result:
     """Compare a torch module with a Flax module: each layer by itself, on the same input, in float64.
@@ -63,6 +65,7 @@ def compare(
         transfer_weights: whether to compare with their weights in a copy of ours. Default: if none of our weights are
             theirs, or ours are not filled.
         probes: whether to try each layer with inputs of small variance and of large mean besides.
+        gradients: whether to compare the gradients of all parameters, if no output differs.
         causes: for how many of the places that differ the cause is searched.
 
     Returns:
@@ -117,6 +120,8 @@ def compare(
     found.sort(key=lambda finding: bool(finding.probe))
     for one in found[:causes]:
         one.cause = explain(one)
+    if gradients and not found:
+        found += compared_gradients(their, our, pairing, watcher, their_calls, notes)
     return Result(
         type(torch_module).__name__,
         type(flax_module[0] if isinstance(flax_module, tuple) else flax_module).__name__,
@@ -151,6 +156,20 @@ def evaluation_mode(torch_module, flax_module) -> None:
     torch_module.eval()
     if isinstance(flax_module, nnx.Module):
         flax_module.eval()
+
+
+def compared_gradients(their, our, pairing, watcher: Forced, their_calls, notes: list[str]) -> list[Finding]:
+    """The finding of `gradients.gradient_findings`. A network that cannot be differentiated gets a note."""
+    from jax_ddpm.doctor.gradients import FLOAT32_TOLERANCE, TOLERANCE, gradient_findings  # here: they import torch
+
+    narrow = any(check.tolerance > OUTPUT_TOLERANCE for check in watcher.checks)
+    tolerance = FLOAT32_TOLERANCE if narrow else TOLERANCE
+    pairs = sorted((check.pair for check in watcher.checks), key=lambda pair: pair.ours.number)
+    try:
+        return gradient_findings(their, our, pairing, pairs, their_calls, tolerance)
+    except Exception as error:
+        notes.append(f"The gradients were not compared: {first_line(error)}")
+        return []
 
 
 def explain(finding: Finding) -> Cause | None:
