@@ -15,6 +15,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "embeddings": ["embeddings"],
     "layers": ["layers"],
     "layouts": [],
+    "likelihood": ["evaluation/likelihood"],
     "rng": ["rng"],
     "sampling/__init__": ["sampling/__init__"],
     "sampling/editing": ["sampling/editing"],
@@ -40,6 +41,7 @@ ONLY_IN_JAX = {  # in the order in which they stand there
         **dict.fromkeys(["remat_blocks", "remat_block"], "saves memory on the devices that JAX is for"),
         **dict.fromkeys(LAYERS, "torch has it; fan_in is in weights.py"),
     },
+    "likelihood": {"_terms": JITTED},
     "sampling/editing": {"_invert": JITTED},
     "sampling/inpainting": {"_inpaint": JITTED},
     "sampling/reverse": dict.fromkeys(
@@ -56,7 +58,9 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "weights": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
-        **dict.fromkeys(["TorchArray", "torch_arrays", "same_layout", "with_torch_names"], NAMES),
+        **dict.fromkeys(["TorchArray", "torch_arrays"], NAMES),
+        "shapes_of_class": "remembers the shapes of array_shapes by the class that is registered",
+        **dict.fromkeys(["same_layout", "with_torch_names"], NAMES),
         "to_device": "nn.Module.to",
         "uniform": "draws of one size are cut, since every shape would be compiled; NumPy compiles nothing",
     },
@@ -79,6 +83,7 @@ ONLY_IN_TORCH = {
     "unets/ddpm": dict.fromkeys(["average_pool_2x2", "repeat_2x2"], "in ops.py in JAX; torch has functions for both"),
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
     "weights": {
+        "state_arrays": "BatchNorm's counters of batches have no counterpart in Flax",
         "refuse_checkpoint": "in jax_ddpm, weights/run_checkpoint.py reads the checkpoint",
         "num_parameters": "a property of Model in JAX",
         "draw_uniform": "uniform, with the address",

@@ -30,7 +30,6 @@ def test_metadata_goes_there_and_back():
         ({"network": {"name": "conv_block", "width": 3}}, "network.*width"),
         ({"network": {"name": "conv_block", "widths": [32, 6.5]}}, r"network.*widths\.1"),
         ({"network": {"name": "conv_block", "widths": 32}}, "network.*widths"),
-        ({"network": {"name": "other"}}, "network"),
         ({"diffusion": {"timesteps": True}}, "diffusion.timesteps"),
         ({"diffusion": {"beta_start": "1e-4"}}, "diffusion.beta_start"),
         ({"diffusion": {"schedule": "quadratic"}}, "diffusion.schedule"),
@@ -44,6 +43,14 @@ def test_wrong_metadata_is_named(change, named):
     text = json.dumps(dataclasses.asdict(INFO) | change)
     with pytest.raises(UserError, match=f"x is not a valid ModelInfo: .*{named}"):
         from_json(ModelInfo, text, "x")
+
+
+def test_a_network_that_is_not_registered_is_named():
+    text = json.dumps(dataclasses.asdict(INFO) | {"network": {"name": "other"}})
+    with pytest.raises(
+        UserError, match=r"x has the network 'other', which is not registered here.\nAdd --import own.py"
+    ):
+        from_json(ModelInfo, text, "x", ["own.py"])
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"network": {}}'])
