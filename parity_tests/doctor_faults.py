@@ -66,7 +66,7 @@ FAULTS = [
         bfloat16; dtype; conv1
         SAME padding; padding; down
         padding on one axis only; padding; down
-        BatchNorm in training mode; mode; bn
+        BatchNorm in training mode; mode|batchnorm_mode; bn
         BatchNorm epsilon; epsilon; bn
         dilation missing; dilation; depth
         GroupNorm groups; groups; norm2
@@ -156,7 +156,7 @@ FAULTS = [
         embedding scaled; embedding_scale|expression|scale; norm1
         label last; concatenation_order; norm1
         positions missing; term_missing; norm1
-        norm missing; another_tensor; qkv
+        norm missing; another_tensor|layer_missing; qkv
         two heads; attention_heads; proj
         packed by heads; qkv_packing; proj
         heads last; qkv_packing; proj
@@ -166,10 +166,10 @@ FAULTS = [
         causal mask; attention_mask; proj
         softmax over queries; softmax_axis; proj
         heads not moved back; heads_merge; proj
-        norm after the residual; expression|another_tensor|identity; fc1|norm2
+        norm after the residual; expression|another_tensor|layer_missing; fc1|norm2
         GELU by tanh in the MLP; activation; fc2
-        mean for the first token; pooling; head
-        second token; another_token;  head
+        mean for the first token; pooling|token; head
+        second token; token;  head
         """,
     ),
     *faults_of(

@@ -43,7 +43,10 @@ def copy_weights(theirs: nn.Module, ours: nnx.Module) -> None:
         own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         target = ours
         for part in name.split(".") if name else []:
-            target = getattr(target, part, None) if not part.isdigit() else target[int(part)]
+            if part.isdigit():
+                target = target[int(part)] if int(part) < len(target) else None
+            else:
+                target = getattr(target, part, None)
             if target is None:
                 break
         if target is not None:
