@@ -57,6 +57,7 @@ AREAS = [
             "jax_ddpm.spec.model_info",
             "jax_ddpm.spec.infer_network",
             "jax_ddpm.spec.find_weights",
+            "jax_ddpm.spec.own_networks",
             "jax_ddpm.spec.file_content",
             "jax_ddpm.spec.layout",
             "jax_ddpm.spec.unpickle",
@@ -75,6 +76,19 @@ AREAS = [
         ["jax_ddpm.training.*"],
     ),
     ("data", "Data", "Images from data sets, archives and folders.", ["jax_ddpm.data", "jax_ddpm.data.order"]),
+    (
+        "doctor",
+        "The port doctor",
+        "Compares a PyTorch module with a Flax module, and names the first difference and its cause.",
+        [
+            "jax_ddpm.doctor.comparison",
+            "jax_ddpm.doctor.result",
+            "jax_ddpm.doctor.records",
+            "jax_ddpm.doctor.parameters",
+            "jax_ddpm.doctor.diffusion",
+            "jax_ddpm.doctor.optimiser",
+        ],
+    ),
     ("report", "Pictures and figures", "Functions that turn arrays into pictures and figures.", ["jax_ddpm.report"]),
     (
         "cpu",

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax_ddpm.commands.doctor import main
 from jax_ddpm.doctor.load import load_weights, read_inputs
 from jax_ddpm.spec.errors import UserError
 
+PAGE = Path(__file__).parents[1] / "docs" / "doctor.md"
 X = np.random.default_rng(0).standard_normal((2, 8, 3, 3))
 T = np.array([3, 700])
 
@@ -224,6 +226,23 @@ def test_a_notebook_and_json_show_the_same(theirs):
     assert [layer["mark"] for layer in data["layers"]].count("first") == 1
     shown = result._repr_html_()
     assert result.sentence.split(":")[0] in shown and shown.count("<tr") == 1 + len(result.rows)
+
+
+def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
+    """The port has the mistakes that the page says, and is right without them."""
+    monkeypatch.chdir(tmp_path)
+    theirs, port = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)[:2]
+    (tmp_path / "their_net.py").write_text(theirs)
+    mended = port.replace("num_groups=4", "num_groups=4, epsilon=1e-5, use_fast_variance=False")
+    (tmp_path / "port.py").write_text(port)
+    (tmp_path / "mended_port.py").write_text(mended.replace("strides=2", "strides=2, padding=1"))
+    assert run("their_net.py:Net", "port.py:Net", "--input", "2,3,16,16", "2", "--json") == 1
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert [(finding["theirs"], finding["cause"]["name"]) for finding in found] == [
+        ("norm", "epsilon"),
+        ("down", "padding"),
+    ]
+    assert run("their_net.py:Net", "mended_port.py:Net", "--input", "2,3,16,16", "2") == 0
 
 
 THEIRS_FILE = """

@@ -235,6 +235,8 @@ def finding_sentence(finding: Finding) -> str:
     shapes = (
         f" Shapes: theirs {a.shape}, ours {b.shape}." if a is not None and b is not None and a.shape != b.shape else ""
     )
+    if finding.place == "gradient":
+        return f"The gradient of {finding.parameter} in {names} differs by {error}. The cause is not known."
     if finding.place == "layer":
         text = f"The layers {names} differ by {number(finding.error).strip()}{probe}: same input, other output."
     elif finding.target == "input":
