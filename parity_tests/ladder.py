@@ -19,12 +19,14 @@ from parity_tests.measures import (
     TO_NOISE,
     bits,
     block,
+    bounds,
     ema,
     embedding,
     fifty_losses,
     fifty_parameters,
     gradients,
     network,
+    network_bound,
     noising,
     normals,
     of_case,
@@ -104,6 +106,9 @@ for name, case in VARIANTS.items():
 RUNGS["10-step DDPM, not square, float32"] = Rung(
     budgets.FEW_STEPS_FLOAT32, partial(reverse_process, sampler=SamplerConfig("ddpm", 10), size=(4, 12))
 )
+
+RUNGS["bits per dimension, float64"] = Rung(budgets.BOUND_FLOAT64, bounds)
+RUNGS["bits per dimension, network and drawn t, float64"] = Rung(budgets.BOUND_FLOAT64, network_bound)
 
 for name, sampler in {
     "50-step DDPM": SamplerConfig("ddpm", 50),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+import torch_ref.likelihood
 import torch_ref.sampling.reverse
 import torch_ref.sampling.samplers
 import torch_ref.sampling.steps
@@ -20,6 +21,7 @@ import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import data, diffusion, embeddings, rng, unets, weights
+from jax_ddpm.evaluation import bits_per_dimension
 from jax_ddpm.sampling import reverse, samplers
 from jax_ddpm.sampling.steps import first_history
 from jax_ddpm.schedules import make_tables, schedule_tables
@@ -432,3 +434,65 @@ def pixels(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL) -> flo
     """The share of 8-bit pixels that differ; 1 (all) if any is more than one level apart."""
     a, b = (data.to_uint8(x).astype(int) for x in sampled(dtype, sampler))
     return 1.0 if np.abs(a - b).max() > 1 else float(np.mean(a != b))
+
+
+# Likelihood
+
+
+class Formula(nnx.Module):
+    """Some bounded function of the pixel, its neighbour and t, and a share for a learned variance."""
+
+    def __call__(self, x, t):
+        prediction = jnp.tanh(x + 0.5 * jnp.roll(x, 1, axis=2)) + 0.1 * jnp.sin(t.astype(x.dtype)).reshape(-1, 1, 1, 1)
+        return jnp.concatenate([prediction, jnp.cos(3 * prediction)], axis=-1)
+
+
+class TorchFormula(torch.nn.Module):
+    def forward(self, x, t):
+        prediction = torch.tanh(x + 0.5 * torch.roll(x, 1, 3)) + 0.1 * torch.sin(t.to(x.dtype)).reshape(-1, 1, 1, 1)
+        return torch.cat([prediction, torch.cos(3 * prediction)], dim=1)
+
+
+BOUND_KINDS = [
+    DiffusionConfig(timesteps=12, beta_end=0.4, objective=objective, variance=variance, clip=clip)
+    for objective, variance, clip in (("x0", "posterior", "x0"), ("v", "learned_range", "none"))
+]
+OF_NETWORK = DiffusionConfig(timesteps=12, beta_end=0.4, objective="eps", variance="beta", clip="none")
+
+
+def levels() -> np.ndarray:
+    """Three small images, which have the lowest and the highest level."""
+    g = np.random.default_rng(5)
+    return g.choice(np.uint8([0, 1, 100, 254, 255]), (3, 2, 3, 2))
+
+
+@cache
+def bound_by_jax(config: DiffusionConfig) -> np.ndarray:
+    with jax.enable_x64(True):
+        settings = {"config": config, "dtype": jnp.float64}
+        return bits_per_dimension(Formula(), levels(), None, 9, 2, **settings).per_image
+
+
+def bounds() -> float:
+    """Bits per dimension of each image from all timesteps, for several objectives and variances, float64."""
+    worst = 0.0
+    for config in BOUND_KINDS:
+        settings = {"config": config, "dtype": torch.float64}
+        theirs = torch_ref.likelihood.bits_per_dimension(TorchFormula(), levels(), None, 9, 2, **settings)
+        worst = max(worst, relative(bound_by_jax(config), theirs.per_image))
+    return worst
+
+
+@cache
+def network_bound_by_jax() -> np.ndarray:
+    with jax.enable_x64(True):
+        ours, _ = pair(random(SMALL.network, 1)(), SMALL.network, 1, np.float64)
+        return bits_per_dimension(ours, digits()[:2], 4, config=OF_NETWORK, dtype=jnp.float64).per_image
+
+
+def network_bound() -> float:
+    """Bits per dimension of two digits from drawn timesteps, with a network, float64."""
+    theirs = twin(random(SMALL.network, 1)(), SMALL.network, 1, np.float64)
+    settings = {"config": OF_NETWORK, "dtype": torch.float64}
+    found = torch_ref.likelihood.bits_per_dimension(theirs, digits()[:2], 4, **settings)
+    return relative(network_bound_by_jax(), found.per_image)

@@ -1,5 +1,6 @@
 """The ladder catches faults: each one, seeded into torch_ref, must break its rung (and the rung holds without it)."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from torch import nn
 
 import torch_ref.diffusion
 import torch_ref.embeddings
+import torch_ref.likelihood
 import torch_ref.rng
 import torch_ref.schedules
 import torch_ref.step
@@ -273,6 +275,21 @@ def usual_epsilon(network):
             layer.eps = 1e-5
 
 
+def without_tails(probability):
+    """The outermost levels of a pixel as wide as the others."""
+    return lambda x, mean, sigma: probability(torch.zeros_like(x), mean - x, sigma)
+
+
+def in_nats(module):
+    faulty = SimpleNamespace(**{**vars(math), "log": lambda _: 1.0})
+    return swap(module, "math", lambda _: faulty)
+
+
+def first_of_each_range(timesteps_in):
+    return lambda edges, uniforms: timesteps_in(edges, 0 * uniforms)
+
+
+BOUND, NETWORK_BOUND = "bits per dimension, float64", "bits per dimension, network and drawn t, float64"
 FAULTS = {
     "strided: SAME padding": (changed_network(padded_right_and_below), "strided: outputs, float32"),
     "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
@@ -427,6 +444,41 @@ FAULTS = {
     "learned range upside down": (
         swap(torch_ref.diffusion, "learned_log_variance", lambda f: lambda tables, t, v: f(tables, t, -v)),
         "one Adam step, learned variance, float64",
+    ),
+    "decoder without its edge bins": (swap(torch_ref.diffusion, "pixel_probability", without_tails), BOUND),
+    "beta for posterior variance, in the bound": (
+        swap(
+            torch_ref.likelihood,
+            "model_log_variance",
+            lambda f: lambda tables, config, *a: f(tables, replace(config, variance="beta"), *a),
+        ),
+        BOUND,
+    ),
+    "beta for beta~ in the decoder": (
+        swap(
+            torch_ref.likelihood,
+            "model_log_variance",
+            lambda _: lambda tables, config, t, v: torch.log(torch_ref.diffusion.extract(tables.betas, t)),
+        ),
+        NETWORK_BOUND,
+    ),
+    "a timestep of the bound left out": (
+        swap(torch_ref.likelihood, "strata", lambda strata: lambda timesteps, count: strata(timesteps - 1, count)),
+        BOUND,
+    ),
+    "natural logarithm for bits, in L_t": (in_nats(torch_ref.diffusion), BOUND),
+    "natural logarithm for bits, in L_T": (in_nats(torch_ref.likelihood), BOUND),
+    "the first timestep of each range": (
+        swap(torch_ref.likelihood, "timesteps_in", first_of_each_range),
+        NETWORK_BOUND,
+    ),
+    "noise of the bound drawn at the number of the range": (
+        swap(
+            torch_ref.likelihood,
+            "noise_at",
+            lambda draw: lambda keys, t, *a: draw(keys, np.searchsorted(np.unique(t), t), *a),
+        ),
+        NETWORK_BOUND,
     ),
     "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
