@@ -64,6 +64,15 @@ def test_loss_by_timestep_and_histogram_show_their_numbers():
         np.testing.assert_array_equal(steps[name].edges, edges)
 
 
+def test_the_terms_of_a_bound_are_drawn_by_range():
+    edges, terms = np.array([0, 1, 4, 10]), np.array([1.5, 0.2, 0.01])
+    axes = report.bound_by_timestep({"whole": (np.arange(11), np.ones(10)), "drawn": (edges, terms)}).axes[0]
+    values, found, _ = axes.patches[1].get_data()
+    np.testing.assert_array_equal(values, terms)
+    np.testing.assert_array_equal(found, edges + 1)  # logarithmic, from t = 0
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["whole", "drawn"]
+
+
 def test_evenly_spaced():
     np.testing.assert_array_equal(report.evenly_spaced(np.arange(101), 5), [0, 25, 50, 75, 100])
     np.testing.assert_array_equal(report.evenly_spaced(np.arange(11) ** 2, 5), [0, 5, 7, 9, 10])  # 0 25 50 75 100

@@ -37,6 +37,20 @@ def loss_by_timestep(t: np.ndarray, losses: np.ndarray) -> Figure:
     return figure
 
 
+def bound_by_timestep(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Plot the terms L_t of the variational bound by timestep, counted from 1; both axes are logarithmic.
+
+    curves: for each name in the legend, `edges` (K + 1,) and `mean_terms` (K,) of a `jax_ddpm.evaluation.Bound`.
+    """
+    figure, axes = new_axes("t + 1", "bits per dimension")
+    for name, (edges, terms) in curves.items():
+        axes.stairs(terms, np.asarray(edges) + 1, baseline=None, label=name, linewidth=1.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend()
+    return figure
+
+
 def histogram(edges: np.ndarray, shares: dict[str, np.ndarray]) -> Figure:
     """Plot histograms of pixel values; the vertical axis is logarithmic.
 
