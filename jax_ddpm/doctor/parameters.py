@@ -106,6 +106,11 @@ def pair_parameters(
         free.pop(name)
         left.remove(unit)
         pairing.pairs.append(matched(unit, name, theirs, ours, "value"))
+    for parts, joined, name in packed_arrays(left, list(free), theirs, ours):
+        free.pop(name)
+        left = [unit for unit in left if unit not in parts]
+        units = [*units, joined]
+        pairing.pairs.append(matched(joined, name, theirs, ours, "value"))
     for unit, name in same_order(left, list(free), theirs, ours, their_calls, our_calls, pairing):
         free.pop(name)
         left.remove(unit)
@@ -265,6 +270,39 @@ def equal_values(units: list[Unit], names: list[str], theirs: Mapping, ours: Map
             found.append((unit, equal[0]))
     once = [name for _, name in found]
     return [(unit, name) for unit, name in found if once.count(name) == 1]
+
+
+def packed_arrays(
+    units: Sequence[Unit], names: Sequence[str], theirs: Mapping, ours: Mapping
+) -> list[tuple[list[Unit], Unit, str]]:
+    """Arrays of theirs, such as packed projections, that hold two or three of ours one after another, by their values.
+
+    Returns our arrays, the unit that joins them, and their name.
+    """
+    found, taken = [], set()
+    kinds = {1: (Axes((0,)), "bias"), 2: (Axes((1, 0)), "kernel")}
+    for name in names:
+        target = theirs[name]
+        layout, kind = kinds.get(target.ndim, (None, ""))
+        parts = [unit for unit in units if len(unit.ours) == 1 and layout in unit.layouts and id(unit) not in taken]
+        for count in (3, 2):
+            if layout is None or target.shape[0] % count or is_constant(target):
+                continue
+            pieces, chosen = np.split(target, count), []
+            for piece in pieces:
+                same = [
+                    unit
+                    for unit in parts
+                    if unit not in chosen and relative_error(layout.to_torch(ours[unit.ours[0]]), piece) <= SAME
+                ]
+                chosen += same[:1]
+            if len(chosen) == count:
+                taken |= {id(unit) for unit in chosen}
+                paths = tuple(path for unit in chosen for path in unit.ours)
+                around = owner(chosen[0].module)
+                found.append((chosen, Unit(paths, around, name.rpartition(".")[2], [Heads(kind)]), name))
+                break
+    return found
 
 
 def same_order(units, names, theirs, ours, their_calls, our_calls, pairing) -> list[tuple[Unit, str]]:
