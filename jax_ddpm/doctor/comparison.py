@@ -24,7 +24,7 @@ from jax_ddpm.doctor.parameters import (
 from jax_ddpm.doctor.probes import innermost, probe, probed
 from jax_ddpm.doctor.records import Call, Cause, Finding, map_arrays
 from jax_ddpm.doctor.result import Result
-from jax_ddpm.doctor.setup import setup_differences
+from jax_ddpm.doctor.setup import hidden_differences, setup_differences
 from jax_ddpm.doctor.torch_side import TorchNetwork
 from jax_ddpm.spec.errors import UserError
 
@@ -112,6 +112,7 @@ def compare(
     if varied or transfer_weights:
         our_calls = run_or_explain(our, ours_arguments, ours_keywords)
     pairs = pair_calls(their_calls, our_calls, pairing, {**table, **pairing.table})
+    setup += hidden_differences(pairs)
     watcher = run_forced(pairs, our, ours_arguments, ours_keywords)
     inherited_errors(watcher, our_calls)
     found = findings(watcher, their, our, their_calls, our_calls)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jax_ddpm.doctor.causes import describe
 from jax_ddpm.doctor.forced import TOLERANCE, Check
 from jax_ddpm.doctor.parameters import ParameterPairing
 from jax_ddpm.doctor.records import Call, Finding
@@ -235,8 +236,6 @@ def finding_sentence(finding: Finding) -> str:
     shapes = (
         f" Shapes: theirs {a.shape}, ours {b.shape}." if a is not None and b is not None and a.shape != b.shape else ""
     )
-    if finding.place == "gradient":
-        return f"The gradient of {finding.parameter} in {names} differs by {error}. The cause is not known."
     if finding.place == "layer":
         text = f"The layers {names} differ by {number(finding.error).strip()}{probe}: same input, other output."
     elif finding.target == "input":
@@ -248,7 +247,8 @@ def finding_sentence(finding: Finding) -> str:
             f"The outputs of {names} differ by {number(finding.error).strip()} although the layers inside agree: "
             "the code between or after them."
         )
-    return text + shapes + " The cause is not known."
+    pattern = "" if shapes or a is None or b is None else f" {describe(finding)}"
+    return f"{text}{shapes} The cause is not known.{pattern}"
 
 
 def finding_data(finding: Finding) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import jax
 
-from jax_ddpm.doctor.records import Call
+from jax_ddpm.doctor.causes import hidden_causes
+from jax_ddpm.doctor.records import Call, Pair
 
 
 @dataclass
@@ -127,4 +128,13 @@ def precision(torch_module) -> list[SetupDifference]:
     if double and not x64:
         sentence = "Theirs has float64 parameters, but JAX computes in float32 unless jax_enable_x64 is set."
         found.append(SetupDifference("x64", "float64", "float32", sentence, False))
+    return found
+
+
+def hidden_differences(pairs: Sequence[Pair]) -> list[SetupDifference]:
+    """Settings of paired modules that no output shows, such as BatchNorm's momentum."""
+    found = []
+    for pair in pairs:
+        for cause in hidden_causes(pair):
+            found.append(SetupDifference(cause.name, pair.theirs.name, pair.ours.name, cause.sentence, True))
     return found

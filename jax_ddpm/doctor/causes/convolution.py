@@ -56,6 +56,13 @@ class Convolution:
         y = convolve(x, weight, stride=self.stride, dilation=self.dilation, groups=self.groups).numpy()
         return y if self.bias is None else y + self.bias_factor * self.bias.reshape(-1, *[1] * space)
 
+    def preview(self, x: np.ndarray, *_: Any) -> np.ndarray:
+        """The first channels of the first image."""
+        if self.groups > 1:
+            return self.apply(x[:1])
+        bias = None if self.bias is None else self.bias[:4]
+        return replace(self, weight=self.weight[:4], bias=bias).apply(x[:1])
+
 
 def read(call: Call) -> Convolution | None:
     """Their convolution, or None if the call is none."""

@@ -73,7 +73,13 @@ def guarded(family: Callable, finding: Finding) -> Iterator[Hypothesis]:
 
 def proven(finding: Finding, hypothesis: Hypothesis) -> Cause | None:
     """The cause, if the hypothesis gives our numbers."""
+    ours = finding.values[1]
+    preview = getattr(getattr(hypothesis.compute, "__self__", None), "preview", None)
     try:
+        if preview is not None:
+            part = preview(*finding.their_inputs)
+            if part.shape[2:] != ours.shape[2:] or relative_error(part, ours[:1, : part.shape[1]]) > 1e-4:
+                return None
         guess = hypothesis.compute(*finding.their_inputs)
     except UNFIT:
         return None

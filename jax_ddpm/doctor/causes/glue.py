@@ -116,7 +116,7 @@ def explained(theirs: np.ndarray, ours: np.ndarray, nodes: list[Node]) -> Iterat
     for part_shape in {part.value.shape for part in tree.parts} - {theirs.shape}:
         atoms += atoms_of(nodes, part_shape)
     for variant in variants(tree, atoms, ours):
-        line = MENDS.get(variant.name, mend)
+        line = variant.mend or MENDS.get(variant.name, mend)
         yield Hypothesis(variant.name, variant.says, line, lambda *_, v=variant: v.tree.value)
     tolerance = 1e-6 if is_rounded_to(ours, np.float32) else 1e-9
     other = Search(ours, nodes, tolerance).find()

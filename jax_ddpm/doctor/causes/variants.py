@@ -21,6 +21,8 @@ class Variant:
     name: str
     says: str
     tree: Node
+    mend: str = ""
+    """The line to change, if it is another than the whole expression of theirs."""
 
 
 def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Variant]:
@@ -44,7 +46,7 @@ def everywhere(tree: Node, kind) -> Iterator[Variant]:
     yield from kind(tree)
     for index, part in enumerate(tree.parts):
         for variant in everywhere(part, kind):
-            yield Variant(variant.name, variant.says, tree.with_part(index, variant.tree))
+            yield Variant(variant.name, variant.says, tree.with_part(index, variant.tree), variant.mend)
 
 
 def is_spread(node: Node) -> bool:
@@ -212,8 +214,8 @@ def of_attention(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
     for value in (to_tokens(ours), to_tokens(ours.mT) if ours.ndim == 4 and ours.shape[2] == ours.shape[3] else None):
         form = None if value is None else attention.read_off(packed, value, tree.form, tree.label == "packed")
         if form is not None and form != tree.form:
-            name, says, _ = attention.difference(tree.form, form, c)
-            yield Variant(name, says, attend(tree.parts[0], form, tree.value.shape, tree.label == "packed"))
+            name, says, mend = attention.difference(tree.form, form, c)
+            yield Variant(name, says, attend(tree.parts[0], form, tree.value.shape, tree.label == "packed"), mend)
 
 
 def of_resampling(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
@@ -225,9 +227,9 @@ def of_resampling(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
         x, target = node.parts[0].value, node.value.shape[2:]
         for found in resampling.methods(x.shape[2:], target if node is not tree else ours.shape[2:]):
             if found[1] != node.label:
-                name, says, _ = resampling.difference(("", node.label), found)
+                name, says, mend = resampling.difference(("", node.label), found)
                 changed = Node("resample", found[1], f"{{0}} resampled ({found[1]})", "{0}", found[2], node.parts)
-                yield Variant(name, says, changed)
+                yield Variant(name, says, changed, mend)
 
     yield from everywhere(tree, kind)
 
@@ -345,6 +347,9 @@ def moved(tree: Node) -> Iterator[Variant]:
             ("axes_order", "ours is reshaped from NHWC to NCHW without moving the axes", unmoved),
             ("axes_order", "ours is reshaped from NCHW to NHWC without moving the axes", unmoved_back),
         ]
+        for rows, columns in ((1, 0), (0, 1), (1, 1), (-1, 0), (0, -1), (-1, -1)):
+            says = f"ours is shifted by {rows} rows and {columns} columns, round the edges"
+            options.append(("image_shifted", says, lambda v, by=(rows, columns): np.roll(v, by, (2, 3))))
     if len(shape) == 3:
         options.append(("axes_order", "the last two axes are swapped in ours", lambda v: v.mT))
     if len(shape) > 1:
