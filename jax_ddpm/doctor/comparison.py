@@ -12,6 +12,7 @@ from jax_ddpm.doctor.flax_side import FlaxNetwork, exact, flax_network
 from jax_ddpm.doctor.forced import TOLERANCE as OUTPUT_TOLERANCE
 from jax_ddpm.doctor.forced import Forced, finding, findings, forced_run, inherited_errors
 from jax_ddpm.doctor.layouts import LayoutVotes, activation_axes
+from jax_ddpm.doctor.open_attention import open_attention
 from jax_ddpm.doctor.pairing import pair_calls
 from jax_ddpm.doctor.parameters import (
     ParameterPairing,
@@ -112,6 +113,9 @@ def compare(
     if varied or transfer_weights:
         our_calls = run_or_explain(our, ours_arguments, ours_keywords)
     pairs = pair_calls(their_calls, our_calls, pairing, {**table, **pairing.table})
+    if open_attention(their, their_calls, pairs):
+        their_calls = recorded_theirs(their, arguments, their_keywords)
+        pairs = pair_calls(their_calls, our_calls, pairing, {**table, **pairing.table})
     setup += hidden_differences(pairs)
     watcher = run_forced(pairs, our, ours_arguments, ours_keywords)
     inherited_errors(watcher, our_calls)
