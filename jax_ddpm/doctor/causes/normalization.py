@@ -31,6 +31,8 @@ class Form:
     epsilon: float = 0.0
 
 
+LARGE = 2**18
+"""Number of elements of an input beyond which only one change of the form is tried."""
 AFFINES = {
     "x w + b": lambda w, b: (w, b),
     "x": lambda w, b: (np.ones_like(w), np.zeros_like(b)),
@@ -185,7 +187,7 @@ def declared(call: Call, layer: Layer) -> Form:
 
 
 def forms(layer: Layer, start: Form) -> Iterator[Form]:
-    """Forms by the number of fields that differ from `start`, epsilon apart."""
+    """Forms by the number of fields that differ from `start`, epsilon apart: one, or two if arrays are small."""
     options = {
         "centred": [True, False],
         "unbiased": [False, True],
@@ -197,7 +199,7 @@ def forms(layer: Layer, start: Form) -> Iterator[Form]:
     yield start
     for change in changes:
         yield replace(start, **change)
-    for one, two in itertools.combinations(changes, 2):
+    for one, two in itertools.combinations(changes, 2) if layer.x.size <= LARGE else ():
         if one.keys() != two.keys():
             yield replace(start, **one, **two)
 

@@ -75,8 +75,8 @@ class Search:
         for name, (formula, _) in FORMULAS.items():
             near = np.abs(formula(self.rows) - self.wanted).max(1, initial=0) <= self.tolerance * self.size
             yield from (act(name, self.atoms[index]) for index in np.flatnonzero(near))
-        for atom in self.atoms[:RECENT]:
-            found = activation.read_off(atom.value, self.target)
+        for atom, row in zip(self.atoms[:RECENT], self.rows, strict=False):
+            found = activation.read_off(row, self.wanted)
             if found is not None:
                 yield act(found[0], atom, found[2], found[1])
 
