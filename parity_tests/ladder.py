@@ -24,6 +24,7 @@ from parity_tests.measures import (
     embedding,
     fifty_losses,
     fifty_parameters,
+    flow,
     gradients,
     network,
     network_bound,
@@ -109,6 +110,7 @@ RUNGS["10-step DDPM, not square, float32"] = Rung(
 
 RUNGS["bits per dimension, float64"] = Rung(budgets.BOUND_FLOAT64, bounds)
 RUNGS["bits per dimension, network and drawn t, float64"] = Rung(budgets.BOUND_FLOAT64, network_bound)
+RUNGS["bits per dimension by the ODE, float64"] = Rung(budgets.BOUND_FLOAT64, flow)
 
 for name, sampler in {
     "50-step DDPM": SamplerConfig("ddpm", 50),

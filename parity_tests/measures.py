@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+import torch_ref.flow
 import torch_ref.likelihood
 import torch_ref.sampling.reverse
 import torch_ref.sampling.samplers
@@ -21,7 +22,7 @@ import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import data, diffusion, embeddings, rng, unets, weights
-from jax_ddpm.evaluation import bits_per_dimension
+from jax_ddpm.evaluation import bits_per_dimension, flow_bits_per_dimension
 from jax_ddpm.sampling import reverse, samplers
 from jax_ddpm.sampling.steps import first_history
 from jax_ddpm.schedules import make_tables, schedule_tables
@@ -496,3 +497,17 @@ def network_bound() -> float:
     settings = {"config": OF_NETWORK, "dtype": torch.float64}
     found = torch_ref.likelihood.bits_per_dimension(theirs, digits()[:2], 4, **settings)
     return relative(network_bound_by_jax(), found.per_image)
+
+
+@cache
+def flow_by_jax() -> np.ndarray:
+    with jax.enable_x64(True):
+        settings = {"config": BOUND_KINDS[-1], "dtype": jnp.float64}
+        return flow_bits_per_dimension(Formula(), levels(), 7, 9, 3, **settings).per_image
+
+
+def flow() -> float:
+    """Bits per dimension of each image by the probability-flow ODE, float64."""
+    settings = {"config": BOUND_KINDS[-1], "dtype": torch.float64}
+    found = torch_ref.flow.flow_bits_per_dimension(TorchFormula(), levels(), 7, 9, 3, **settings)
+    return relative(flow_by_jax(), found.per_image)

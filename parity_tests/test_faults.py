@@ -13,6 +13,7 @@ from torch import nn
 
 import torch_ref.diffusion
 import torch_ref.embeddings
+import torch_ref.flow
 import torch_ref.likelihood
 import torch_ref.rng
 import torch_ref.schedules
@@ -289,7 +290,22 @@ def first_of_each_range(timesteps_in):
     return lambda edges, uniforms: timesteps_in(edges, 0 * uniforms)
 
 
+def of_noise_alone(velocity):
+    """Leaves out what the scale sqrt(alpha_bar) adds to the divergence."""
+
+    def faulty(tables, *a):
+        f, divergence = velocity(tables, *a)
+        return f, divergence + torch_ref.diffusion.extract(tables.sqrt_one_minus_alpha_bars, a[3]).flatten() ** 2
+
+    return faulty
+
+
+def larger_signs(velocity):
+    return lambda *a: velocity(*a[:-1], a[-1] * 1.5)
+
+
 BOUND, NETWORK_BOUND = "bits per dimension, float64", "bits per dimension, network and drawn t, float64"
+FLOW = "bits per dimension by the ODE, float64"
 FAULTS = {
     "strided: SAME padding": (changed_network(padded_right_and_below), "strided: outputs, float32"),
     "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
@@ -480,6 +496,9 @@ FAULTS = {
         ),
         NETWORK_BOUND,
     ),
+    "divergence without the scale": (swap(torch_ref.flow, "velocity", of_noise_alone), FLOW),
+    "signs that are not of size 1": (swap(torch_ref.flow, "velocity", larger_signs), FLOW),
+    "natural logarithm for bits, in the ODE's density": (in_nats(torch_ref.flow), FLOW),
     "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
     "noise drawn in NCHW": (

@@ -1,4 +1,4 @@
-"""Bits per dimension on Gaussian data, whose exact bound is known; drawn timesteps; wrong input."""
+"""Bits per dimension on Gaussian data, whose exact bound and density are known; drawn timesteps; wrong input."""
 
 from statistics import NormalDist
 
@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jax_ddpm import rng
 from jax_ddpm.evaluation import bits_per_dimension
+from jax_ddpm.evaluation.flow import flow_bits_per_dimension, velocity
 from jax_ddpm.evaluation.likelihood import prior_bits
+from jax_ddpm.sampling.samplers import image_keys, noise_at
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.errors import UserError
@@ -184,3 +187,51 @@ def test_a_network_without_variance_is_refused():
     config, plain = DiffusionConfig(**SETTINGS, variance="learned_range"), Gaussian(DiffusionConfig(**SETTINGS))
     with pytest.raises(UserError, match="predicts no variance"):
         bits_per_dimension(plain, gaussian_images(1, 4), config=config)
+
+
+# The probability-flow ODE
+
+
+def test_the_flows_density_is_exact_on_gaussian_data_to_second_order():
+    """The ODE keeps the distance from the mean in standard deviations, so x_T and p(x) have closed forms."""
+    config = DiffusionConfig(clip="none")
+    images, errors, told = gaussian_images(2, 4), [], []
+    bars = schedule_tables(config, np.float64).alpha_bars[[0, -1]]
+    means, spreads = np.sqrt(bars) * MEAN, np.sqrt(bars * STD**2 + 1 - bars)
+    noise = np.asarray(noise_at(image_keys(0, [0, 1], rng.LIKELIHOOD), 0, (4, 4, 1), jnp.float64))
+    x = np.sqrt(bars[0]) * (images / 127.5 - 1) + np.sqrt(1 - bars[0]) * noise
+    x_T = means[1] + (x - means[0]) / spreads[0] * spreads[1]
+    log_p = -0.5 * x_T**2 + np.log(spreads[1] / spreads[0])
+    log_q = -0.5 * noise**2 - 0.5 * np.log(1 - bars[0])
+    exact = (log_q - log_p).mean(axis=(1, 2, 3)) / np.log(2)
+    for steps in (21, 41, 81):
+        settings = {"config": config, "dtype": jnp.float64, "progress": told.append}
+        found = flow_bits_per_dimension(Gaussian(config), images, steps, **settings)
+        errors.append(np.abs(found.state - exact).max())
+    assert errors[-1] < 2e-3 and told[-1] == 80
+    np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), 2, atol=0.1)
+    np.testing.assert_array_equal(found.per_image, found.decoder + found.state)
+
+
+def test_the_trace_is_estimated_without_bias():
+    """Of a Jacobian with a part outside its diagonal: eps = x + x's neighbour / 2, whose divergence is 1 per value."""
+    tables, t = schedule_tables(DiffusionConfig(), np.float64), jnp.full(4000, 300)
+    x, signs = np.random.default_rng(1).choice([-1.0, 1.0], (2, 4000, 1, 4, 1))
+    _, divergence = velocity(tables, "eps", lambda x, t: x + jnp.roll(x, 1, axis=2) / 2, x, t, signs)
+    n = tables.sqrt_one_minus_alpha_bars[300]
+    assert np.std(divergence) > 0.1
+    assert abs(np.mean(divergence) - (n - n**2)) < 4 * np.std(divergence) / np.sqrt(4000)
+
+
+@pytest.mark.parametrize(
+    ("images", "steps", "changes", "words"),
+    [
+        (np.zeros((2, 4, 4, 1)), None, {}, "uint8"),
+        (np.zeros((2, 4, 4, 1), np.uint8), 1, {}, "expected 2 to T = 20"),
+        (np.zeros((2, 4, 4, 1), np.uint8), None, {"zero_terminal_snr": True, "objective": "v"}, "more than 0"),
+    ],
+)
+def test_wrong_input_of_the_flow_is_refused(images, steps, changes, words):
+    config = DiffusionConfig(**SETTINGS | changes)
+    with pytest.raises(UserError, match=words):
+        flow_bits_per_dimension(Gaussian(config), images, steps, config=config)

@@ -21,7 +21,7 @@ FLIP = 5  # (FLIP, step): a (B,) draw of coin flips
 VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws for the validation loss
 KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw, noise of the known pixels after visit v of t
 JUMP = 8  # (JUMP, image index, t + v (T + 1)): an (H, W, C) draw, noise of the jump up after visit v of t
-LIKELIHOOD = 9  # (LIKELIHOOD, image index, t): an (H, W, C) draw of eps. t = T: a (K,) draw of timesteps
+LIKELIHOOD = 9  # (LIKELIHOOD, image index, t): an (H, W, C) draw of eps. t = T: a (K,) draw of t. t = T + 1: of signs
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # Salmon et al. 2011, table 2, N = 2, W = 32
 

@@ -8,8 +8,28 @@ import numpy as np
 from jax_ddpm.spec.errors import require
 
 
+class OverImages:
+    """Mean and standard error of `per_image`, float64 (N,) in bits per dimension."""
+
+    per_image: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """The mean of `per_image`: bits per dimension of the images."""
+        return float(self.per_image.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of `value`, from the spread between the images. NaN for one image.
+
+        It includes the choice of the images and everything that is drawn for each of them.
+        """
+        count = len(self.per_image)
+        return float(self.per_image.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+
+
 @dataclass(frozen=True)
-class Bound:
+class Bound(OverImages):
     """The variational bound of N images in bits per dimension, term by term: Ho et al. 2020, eq. 5.
 
     The timesteps are divided into K ranges. Each image has one timestep in each range. If all timesteps were evaluated,
@@ -31,23 +51,24 @@ class Bound:
         return self.prior + self.terms @ np.diff(self.edges)
 
     @property
-    def value(self) -> float:
-        """The mean of `per_image`: bits per dimension of the images."""
-        return float(self.per_image.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """The standard error of `value`, from the spread between the images. NaN for one image.
-
-        It includes the choice of the images, the noise, and the drawn timesteps.
-        """
-        count = len(self.prior)
-        return float(self.per_image.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
-
-    @property
     def mean_terms(self) -> np.ndarray:
         """L_t by range, mean over the images: float64 (K,)."""
         return self.terms.mean(axis=0)
+
+
+@dataclass(frozen=True)
+class FlowLikelihood(OverImages):
+    """The likelihood of N images by the probability-flow ODE in bits per dimension. Each field is float64 (N,)."""
+
+    decoder: np.ndarray
+    """L_0, the decoder's, as in a `Bound`."""
+    state: np.ndarray
+    """log2 q(x | x_0) - log2 p(x) for x, the state at t = 0, with the density p of the ODE."""
+
+    @property
+    def per_image(self) -> np.ndarray:
+        """The bits of each image: float64 (N,)."""
+        return self.decoder + self.state
 
 
 def strata(timesteps: int, count: int | None) -> np.ndarray:
