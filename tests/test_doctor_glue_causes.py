@@ -68,6 +68,11 @@ GLUE = {
     "interpolation-3": (resized(silu(C), scale_factor=2), resized(silu(C), scale_factor=2, mode="bilinear")),
     "pooling": (F.avg_pool2d(torch.from_numpy(C), 2).numpy(), F.max_pool2d(torch.from_numpy(C), 2).numpy()),
     "flatten_order": (C.reshape(2, -1), C.transpose(0, 2, 3, 1).reshape(2, -1)),
+    "padding-1": (np.pad(C + SPREAD, ((0, 0), (0, 0), (0, 1), (0, 1))), C + SPREAD),
+    "padding-2": (C, C[:, :, :-1, :-1]),
+    "resampling_missing": (resized(C, scale_factor=2), C),
+    "resampling_extra": (C, F.avg_pool2d(torch.from_numpy(C), 2).numpy()),
+    "image_shifted": (C, np.roll(C, 1, (2, 3))),
     "expression": (C + X, B + A),
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jax_ddpm.doctor.causes import embedding
+from jax_ddpm.doctor.causes import embedding, resampling
 from jax_ddpm.doctor.causes.expression import Node, tensor, views
 from jax_ddpm.doctor.causes.hypothesis import Hypothesis, is_rounded_to
 from jax_ddpm.doctor.causes.search import Search
@@ -17,22 +17,32 @@ MENDS = {
 }
 
 
-def materials(finding: Finding) -> list[Node]:
-    """Outputs and inputs of modules that came before, inputs and parameters of those around, newest first."""
+def materials(finding: Finding, only_paired: bool = False) -> list[Node]:
+    """Outputs and inputs of modules that came before, inputs and parameters of those around, newest first.
+
+    only_paired: without modules of theirs that ours has no counterpart of, where they have no parameters, such as an
+    activation that ours writes as a function.
+    """
     found: list[Node] = []
     names = {(pair.theirs.path, pair.theirs.occurrence): pair.ours.path for pair in finding.before}
-    for call in earlier_calls(finding):
+    earlier = earlier_calls(finding)
+    if only_paired:
+        earlier = [call for call in earlier if (call.path, call.occurrence) in names or is_projection(call)]
+    for call in earlier:
         ours = names.get((call.path, call.occurrence), call.path)
         for index, array in enumerate(call.arrays):
-            found.append(of_call(f"the input of {call.path}", f"(input of {ours})", index, array))
+            if array.dtype.kind in "fiu":
+                found.append(of_call(f"the input of {call.path}", f"(input of {ours})", index, array))
         for index, array in enumerate(call.outputs):
             found.append(of_call(call.path, ours, index, array))
     around = enclosing(finding)
     for call in around:
         name = call.path or "the network"
+        if only_paired and call.path and not is_paired(call, finding):
+            continue
         for index, array in enumerate(call.arrays):
             found.insert(0, of_call(f"the input of {name}", f"(input of {name})", index, array))
-    for call in [*around, *earlier_calls(finding)]:
+    for call in [*around, *earlier]:
         for parameter, array in call.parameters.items():
             if call in around or array.ndim == 1:
                 path = f"{call.path}.{parameter}".lstrip(".")
@@ -40,8 +50,18 @@ def materials(finding: Finding) -> list[Node]:
     return list(unique(reversed(found)))
 
 
+def is_projection(call: Call) -> bool:
+    """Whether parameters take part in a call: its own, or those of an attention that `open_attention` opened."""
+    return bool(call.parameters) or call.kind == "Projection"
+
+
+def is_paired(call: Call, finding: Finding) -> bool:
+    """Whether a call around the place of the finding is known to have a partner."""
+    return call is finding.pair.theirs or (finding.parent is not None and call is finding.parent.theirs)
+
+
 def earlier_calls(finding: Finding) -> list[Call]:
-    """Their innermost calls that ended before the place of the finding."""
+    """Their calls that ended before the place of the finding."""
     last = finding.pair.theirs.number
     if finding.target == "output":
         inside = {last}
@@ -49,7 +69,8 @@ def earlier_calls(finding: Finding) -> list[Call]:
             if call.parent in inside:
                 inside.add(call.number)
         last = max(inside) + 1
-    calls = [call for call in finding.their_calls if call.number < last and call.is_leaf and call.path]
+    around = {call.number for call in enclosing(finding)} | {finding.pair.theirs.number}
+    calls = [call for call in finding.their_calls if call.number < last and call.number not in around]
     return calls or [pair.theirs for pair in finding.before]
 
 
@@ -89,7 +110,27 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
     nodes = materials(finding)
     times = [node.value for node in nodes if node.value.ndim <= 2 and node.value.size == len(theirs)]
     yield from embedding.hypotheses(finding, times)
+    yield from of_another_size(theirs, ours)
+    paired = materials(finding, only_paired=True)
+    if len(paired) < len(nodes):
+        yield from explained(theirs, ours, paired, only_known=True)
     yield from explained(theirs, ours, nodes)
+
+
+def of_another_size(theirs: np.ndarray, ours: np.ndarray) -> Iterator[Hypothesis]:
+    """One of the two arrays is the other one, padded or resampled."""
+    if theirs.shape == ours.shape:
+        return
+    found = resampling.read_off(ours, theirs)
+    if found is not None:
+        says = f"theirs is ours, {found[1]}; ours is not"
+        name = "padding" if found[0] == "padding" else "resampling_missing"
+        yield Hypothesis(name, says, f"Write {resampling.written(found[1])}.", lambda *_: ours)
+    found = resampling.read_off(theirs, ours)
+    if found is not None:
+        says = f"ours is theirs, {found[1]}; theirs is not"
+        name = "padding" if found[0] == "padding" else "resampling_extra"
+        yield Hypothesis(name, says, "Leave that out.", lambda *_: ours)
 
 
 def around(finding: Finding) -> Iterator[Hypothesis]:
@@ -107,9 +148,16 @@ def atoms_of(nodes: list[Node], shape: tuple[int, ...]) -> list[Node]:
     return [atom for node in nodes for atom in views(node, shape)]
 
 
-def explained(theirs: np.ndarray, ours: np.ndarray, nodes: list[Node]) -> Iterator[Hypothesis]:
-    """Theirs as an expression over `nodes`, its variants, and then any expression for ours."""
+def explained(
+    theirs: np.ndarray, ours: np.ndarray, nodes: list[Node], only_known: bool = False
+) -> Iterator[Hypothesis]:
+    """Theirs as an expression over `nodes`, its variants, and then any expression for ours.
+
+    only_known: nothing if theirs is no expression over them.
+    """
     found = Search(theirs, nodes).find()
+    if found is None and only_known:
+        return
     tree = found or tensor("theirs", "theirs", theirs)
     mend = f"Write {tree.written()}." if found is not None else "Compare the two lines that compute it."
     atoms = atoms_of(nodes, theirs.shape)

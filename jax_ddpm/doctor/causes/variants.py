@@ -38,6 +38,7 @@ def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Va
         yield from other_activation(tree, ours)
     yield from everywhere(tree, lambda node: another_tensor(node, atoms))
     yield from extra_term(tree, atoms, ours)
+    yield from rolled_channels(tree, ours)
     yield from moved(tree)
 
 
@@ -332,6 +333,23 @@ def extra_term(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[
             kind = "bias_doubled" if atom.parts and atom.parts[0].label.endswith(".bias") and factor == 1 else kind
             size = "" if factor == 1 else f"{number(factor)} * "
             yield Variant(kind, f"ours adds {size}{atom.said()}, theirs does not", add([tree, atom], [1, factor]))
+
+
+def rolled_channels(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
+    """The first channels of theirs are the last ones of ours: two arrays are joined the other way round."""
+    theirs = tree.value
+    if theirs.shape != ours.shape or theirs.ndim < 2:
+        return
+    axis = 1 if theirs.ndim == 4 else theirs.ndim - 1
+    first = np.take(theirs, 0, axis)
+    limit = 1e-6 * max(np.abs(theirs).max(), 1e-30)
+    for k in range(1, theirs.shape[axis]):
+        if np.abs(np.take(ours, k, axis) - first).max() <= limit:
+            n = theirs.shape[axis] - k
+            says = f"ours joins two arrays the other way round: its first {k} channels are the last of theirs"
+            order = np.roll(np.arange(n + k), k)
+            joined = view("rolled", "{0}", "{0}", lambda v, order=order: np.take(v, order, axis), tree)
+            yield Variant("concatenation_order", says, joined, "Swap the two arrays in jnp.concatenate.")
 
 
 def moved(tree: Node) -> Iterator[Variant]:
