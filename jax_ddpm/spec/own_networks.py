@@ -15,6 +15,7 @@ IMPORTED: list[str] = []
 """What --import has named in this process: files or modules whose code registers networks."""
 IMPORTS = "imports"  # entry of config.json: IMPORTED at the last start of the run. It is shown, and never executed.
 MAX_CHANNELS = 4096  # of images
+MAX_PREFIX = 200  # letters before a network's names
 ShapesOf = Callable[[NetworkConfig, int], Mapping[str, tuple[int, ...]]]
 
 
@@ -85,7 +86,7 @@ def recognise_own(
     prefixes = Counter(
         name[:start]
         for name in arrays
-        for start in (0, *(number + 1 for number, letter in enumerate(name) if letter == "."))
+        for start in (0, *(number + 1 for number, letter in enumerate(name[:MAX_PREFIX]) if letter == "."))
         if name[start:] in wanted
     )
     return {
