@@ -331,8 +331,11 @@ def extra_term(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[
             )
             kind = "term_extra" if is_spread(atom) else "residual_extra"
             kind = "bias_doubled" if atom.parts and atom.parts[0].label.endswith(".bias") and factor == 1 else kind
-            size = "" if factor == 1 else f"{number(factor)} * "
-            yield Variant(kind, f"ours adds {size}{atom.said()}, theirs does not", add([tree, atom], [1, factor]))
+            size = "" if abs(factor) == 1 else f"{number(abs(factor))} * "
+            says = f"ours adds {size}{atom.said()}, theirs does not"
+            if factor < 0:
+                kind, says = kind.replace("extra", "missing"), f"theirs adds {size}{atom.said()}, ours does not"
+            yield Variant(kind, says, add([tree, atom], [1, factor]))
 
 
 def rolled_channels(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
