@@ -213,6 +213,52 @@ def test_dropout_that_is_on_in_one_network_is_named():
     assert "off in theirs" in result.decisive_setup[0].sentence
 
 
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class CutBefore(nn.Module):
+    """Adds outside the block what the port adds inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.block, self.last = nn.Linear(4, 4), Inner(), nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(h + self.block(h + x))
+
+
+class OursInner(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, h, x):
+        return h + self.linear(h + x)
+
+
+class OursCut(nnx.Module):
+    def __init__(self, sign=1, *, rngs):
+        self.sign, self.block = sign, OursInner(rngs)
+        self.first, self.last = nnx.Linear(4, 4, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.block(self.first(x), self.sign * x))
+
+
+def test_modules_may_be_cut_differently():
+    torch.manual_seed(0)
+    theirs, x = CutBefore(), X[:, 0, :, :1] + X[0, 0, 0].repeat(2)[:4]
+    assert doctor.compare(theirs, OursCut(rngs=nnx.Rngs(0)), x).equal
+    result = doctor.compare(theirs, OursCut(-1, rngs=nnx.Rngs(0)), x)
+    assert culprit(result)[1] in ("block", "block.linear")
+
+
 def test_assert_parity(theirs):
     assert doctor.assert_parity(theirs, ours(), (X, T)).equal
     with pytest.raises(AssertionError, match="epsilon"):
@@ -237,11 +283,8 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
     (tmp_path / "port.py").write_text(port)
     (tmp_path / "mended_port.py").write_text(mended.replace("strides=2", "strides=2, padding=1"))
     assert run("their_net.py:Net", "port.py:Net", "--input", "2,3,16,16", "2", "--json") == 1
-    found = json.loads(capsys.readouterr().out)["findings"]
-    assert [(finding["theirs"], finding["cause"]["name"]) for finding in found] == [
-        ("norm", "epsilon"),
-        ("down", "padding"),
-    ]
+    found = [(one["theirs"], one["cause"]["name"]) for one in json.loads(capsys.readouterr().out)["findings"]]
+    assert found == [("norm", "epsilon"), ("down", "padding")]
     assert run("their_net.py:Net", "mended_port.py:Net", "--input", "2,3,16,16", "2") == 0
 
 

@@ -117,7 +117,7 @@ def compare(
         their_calls = recorded_theirs(their, arguments, their_keywords)
         pairs = pair_calls(their_calls, our_calls, pairing, {**table, **pairing.table})
     setup += hidden_differences(pairs)
-    watcher = run_forced(pairs, our, ours_arguments, ours_keywords)
+    watcher = run_forced(pairs, our, ours_arguments, ours_keywords, our_calls)
     inherited_errors(watcher, our_calls)
     found = findings(watcher, their, our, their_calls, our_calls)
     if probes:
@@ -281,9 +281,9 @@ def run_or_explain(our: FlaxNetwork, arguments: tuple, keywords: Mapping) -> lis
         raise UserError(f"Our network fails in {where(our)}: {first_line(error)}") from error
 
 
-def run_forced(pairs, our: FlaxNetwork, arguments: tuple, keywords: Mapping) -> Forced:
+def run_forced(pairs, our: FlaxNetwork, arguments: tuple, keywords: Mapping, our_calls) -> Forced:
     try:
-        return forced_run(pairs, our, arguments, keywords, LayoutVotes())
+        return forced_run(pairs, our, arguments, keywords, LayoutVotes(), our_calls)
     except Exception as error:
         raise UserError(
             f"Our network fails in {where(our)} when its layers get their inputs: {first_line(error)}"

@@ -33,33 +33,40 @@ class Check:
     our_output: np.ndarray | None = None
     """In their layout, made from their inputs (of a composite: from their outputs inside)."""
     alone: float = 0.0
-    """Relative error of the output."""
+    """Relative error of the output. It and `arriving` are NaN where the modules are cut differently, or inherit it."""
     tolerance: float = TOLERANCE
     inside: int = 0
     """Number of pairs inside."""
     inherited: float = 0.0
     """Relative error of the output when nothing is replaced."""
-    shapes: str = ""
-    """Both shapes, where they differ."""
+    has_wrong_input: bool = False
+    """Of a module around others: whether its input is wrong, so that what is computed inside inherits an error."""
     probe: str = ""
     """The input that showed the error, if it is not the network's own."""
 
 
 class Forced(Watcher):
-    """Compares and replaces at every paired call of ours."""
+    """Compares and replaces at every paired call of ours.
 
-    def __init__(self, pairs: Sequence[Pair], votes: LayoutVotes):
+    Modules with others inside may be cut differently: what one network adds inside a module the other may add before
+    it. So a module around others whose input or output differs is only suspected, and nothing is replaced there. The
+    next layer decides: if the right input reaches it, the suspicion is dropped.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], votes: LayoutVotes, our_calls: Sequence[Call]):
         self.pairs = {(pair.ours.path, pair.ours.occurrence): pair for pair in pairs}
+        self.around = {number for pair in pairs for number in enclosing(pair.ours, our_calls)}
         self.votes = votes
         self.checks: list[Check] = []
         """In the order in which the calls end."""
         self.events: list[tuple[str, Check]] = []
         """("input" or "output", check) in order of execution."""
+        self.suspected: list[tuple[str, Check]] = []
+        self.dropped: list[tuple[str, Check]] = []
+        """Events that are no difference by themselves: modules cut differently, and what is inherited."""
         self.open: list[Check] = []
-        self.entered: list[Call] = []
 
     def enter(self, call: Call) -> tuple[tuple, dict]:
-        self.entered.append(call)
         pair = self.pairs.get((call.path, call.occurrence))
         if pair is None:
             return call.inputs, call.keywords
@@ -77,13 +84,33 @@ class Forced(Watcher):
             theirs[number] if index is None else axes.to_theirs(ours[index])
             for number, (index, axes, _) in enumerate(order)
         )
-        self.events.append(("input", check))
+        event = "input", check
+        self.events.append(event)
+        is_wrong = max(check.arriving, default=0.0) >= CLOSE
+        if pair.ours.number in self.around:
+            if is_wrong:
+                self.suspected.append(event)
+                return call.inputs, call.keywords
+        else:
+            self.decide(event, is_wrong)
         new = list(ours)
         for number, (index, axes, _) in enumerate(order):
             if index is not None:
                 new[index] = axes.to_ours(theirs[number]).astype(ours[index].dtype)
         rest = iter(new)
         return map_arrays((call.inputs, call.keywords), lambda a: next(rest), lambda a: isinstance(a, np.ndarray))
+
+    def decide(self, event: tuple[str, Check], is_wrong: bool) -> None:
+        """What reaches a layer, or the network's end, tells whether the suspected events before it are differences."""
+        if not is_wrong:
+            self.dropped += self.suspected
+        elif any(outer.has_wrong_input for outer in self.open):
+            self.dropped += [*self.suspected, event]
+        elif self.suspected:
+            self.dropped += [*self.suspected[1:], event]
+            for side, check in self.suspected:
+                check.has_wrong_input |= side == "input"
+        self.suspected = []
 
     def leave(self, call: Call) -> Any:
         pair = self.pairs.get((call.path, call.occurrence))
@@ -101,11 +128,20 @@ class Forced(Watcher):
             new[number] = axes.to_ours(a).astype(b.dtype)
             if number == 0:
                 check.our_output = axes.to_theirs(b)
-            if math.isinf(error) and axes.to_ours(a).shape != b.shape:
-                check.shapes = f"theirs {a.shape}, ours {b.shape}"
         check.alone = max(errors, default=0.0)
         self.checks.append(check)
-        self.events.append(("output", check))
+        event = "output", check
+        self.events.append(event)
+        is_wrong = check.alone >= CLOSE
+        if check.inside and not self.open:
+            self.decide(event, is_wrong)
+        elif check.inside and is_wrong:
+            if not check.has_wrong_input:
+                self.suspected.append(event)
+                return call.output
+            self.dropped.append(event)
+        elif check.inside:
+            self.decide(event, False)
         rest = iter(new)
         return map_arrays(call.output, lambda a: next(rest), lambda a: isinstance(a, np.ndarray))
 
@@ -166,19 +202,22 @@ def is_whole(array: np.ndarray) -> bool:
 
 
 def forced_run(
-    pairs: Sequence[Pair], network: FlaxNetwork, arguments: tuple, keywords: Mapping[str, Any], votes: LayoutVotes
+    pairs: Sequence[Pair],
+    network: FlaxNetwork,
+    arguments: tuple,
+    keywords: Mapping[str, Any],
+    votes: LayoutVotes,
+    our_calls: Sequence[Call],
 ) -> Forced:
     """Run our network with every paired call's inputs and outputs replaced by theirs."""
-    watcher = Forced(pairs, votes)
+    watcher = Forced(pairs, votes, our_calls)
     network.record(arguments, keywords, watcher)
+    for side, check in watcher.dropped:
+        if side == "input":
+            check.arriving = [math.nan]
+        else:
+            check.alone = math.nan
     return watcher
-
-
-def first_finding(
-    watcher: Forced, their: TorchNetwork, our: FlaxNetwork, their_calls: Sequence[Call], our_calls: Sequence[Call]
-) -> Finding | None:
-    """The first event that rounding does not explain."""
-    return next(iter(findings(watcher, their, our, their_calls, our_calls)), None)
 
 
 def findings(

@@ -274,4 +274,6 @@ def finite(value: Any) -> Any:
 
 def number(value: float) -> str:
     """A relative error in eight characters."""
-    return ("0" if value == 0 else f"{value:.1e}" if math.isfinite(value) else "infinite").ljust(8)
+    if not math.isfinite(value):
+        return "(other) " if math.isnan(value) else "infinite"
+    return ("0" if value == 0 else f"{value:.1e}").ljust(8)
