@@ -34,7 +34,7 @@ def group_norm(groups, c, epsilon):
 
 def batch_norm(c, wrong):
     epsilon = 1e-3 if wrong == "BatchNorm epsilon" else 1e-5
-    return nnx.BatchNorm(c, use_running_average=wrong != "training mode", epsilon=epsilon, rngs=rngs())
+    return nnx.BatchNorm(c, use_running_average=wrong != "training mode", momentum=0.9, epsilon=epsilon, rngs=rngs())
 
 
 class BasicBlock(nnx.Module):
@@ -97,9 +97,9 @@ RESNET = """
     GELU for ReLU; activation|expression; maxpool|layer1|layer1.0|layer1.0.conv1|relu
     SAME pooling; pooling; maxpool|layer1|layer1.0|layer1.0.conv1
     average pooling; pooling; maxpool|layer1|layer1.0|layer1.0.conv1
-    shortcut shifted; shifted|axes_order; layer2.0.downsample|layer2.0.downsample.0
+    shortcut shifted; image_shifted; layer2.0.downsample|layer2.0.downsample.0
     activation before the sum; activation_order|expression|activation; layer1.0.relu|layer1.0|layer1|layer2.0.conv1
-    no activation after the sum; activation_missing; layer1.0.relu|layer1.0|layer1|layer2.0.conv1
+    no activation after the sum; layer_missing|activation_missing; layer1.0.relu|layer1.0|layer1|layer2.0.conv1
     shortcut left out; residual_missing; layer1.0.relu|layer1.0|layer1|layer2.0.conv1
     height and width swapped in a kernel; kernel_transposed; layer2.0.conv2
     in and out swapped in a kernel; kernel_in_out_swapped; layer1.0.conv2
@@ -190,13 +190,13 @@ VIT = f"""
     scores not scaled; attention_scale; {MHA}
     scores scaled by the width; attention_scale; {MHA}
     output projection not transposed; weight_transposed; {MHA}
-    no norm before the MLP; another_tensor; {BLOCK}.mlp|{BLOCK}.mlp.0
+    no norm before the MLP; layer_missing; {BLOCK}.mlp|{BLOCK}.mlp.0
     GELU by tanh; activation; {BLOCK}.mlp.1|{BLOCK}.mlp.3|{BLOCK}.mlp|{BLOCK}.mlp.2
     residual after the norm; another_tensor; {BLOCK}|encoder.layers.encoder_layer_1.ln_1
     patches by columns; flatten_order; {START}
     class token last; concatenation_order; {START}
     no positions; term_missing; {START}
-    mean of the tokens; pooling; heads|heads.head
+    mean of the tokens; token|pooling; heads|heads.head
 """
 
 
@@ -423,7 +423,7 @@ def build(network: str, wrong: str = ""):
     ours.fill(theirs)
     g = np.random.default_rng(0)
     inputs = {
-        "resnet": lambda: (g.standard_normal((2, 3, 32, 32)).astype(np.float32),),
+        "resnet": lambda: (g.standard_normal((2, 3, 64, 64)).astype(np.float32),),
         "vit": lambda: (g.standard_normal((2, 3, 16, 16)).astype(np.float32),),
         "unet": lambda: (
             g.standard_normal((2, 4, 8, 8)).astype(np.float32),
