@@ -207,6 +207,31 @@ class OursDropping(nnx.Module):
         return self.layers[1](self.layers[0](x))
 
 
+def test_arrays_that_code_makes_in_the_default_dtype_are_float64():
+    """Their frequencies would be float32, and their phase at t = 700 wrong by 1e-6."""
+
+    class Embedding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 3)
+
+        def forward(self, t):
+            phase = t[:, None] * torch.exp(-torch.arange(4) / 4)
+            return self.linear(torch.cat([phase.sin(), phase.cos()], dim=1))
+
+    class Port(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(8, 3, rngs=rngs)
+
+        def __call__(self, t):
+            phase = t[:, None] * jnp.exp(-jnp.arange(4) / 4)
+            return self.linear(jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=1))
+
+    result = doctor.compare(Embedding(), Port(nnx.Rngs(0)), T)
+    assert result.equal and result.checks[0].arriving[0] < 1e-10
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_dropout_that_is_on_in_one_network_is_named():
     result = doctor.compare(Dropping().eval(), OursDropping(rngs=nnx.Rngs(0)), X[:, 0, :, :1] + np.zeros(4))
     assert [difference.name for difference in result.decisive_setup] == ["dropout"] and not result.equal

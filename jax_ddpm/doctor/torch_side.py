@@ -66,14 +66,16 @@ class TorchNetwork:
     def call(self, module, arguments, keywords):
         import torch
 
-        fast_path = torch.backends.mha.get_fastpath_enabled()
+        fast_path, default = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
         torch.backends.mha.set_fastpath_enabled(False)  # it would skip the modules inside
+        torch.set_default_dtype(torch.float64)  # of arrays that the code between modules makes, such as frequencies
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 return module(*to_torch_tree(arguments), **to_torch_tree(keywords))
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
+            torch.set_default_dtype(default)
 
 
 class Recorder:
