@@ -106,6 +106,8 @@ def compare_step(
     if sampler.sampler == "dpmpp":
         raise UserError("A step of dpmpp needs the step before.\nExpected ddpm, ddim, heun or euler.")
     values = betas_of(config) if betas is None else schedule_values(betas, config.timesteps, "their schedule")
+    if not ((values > 0) & (values <= 1)).all() or values.mean() > 0.5:
+        raise UserError("Their betas are no variances of a diffusion.\nExpected T numbers in (0, 1], mostly small.")
     probe = make_probe(config, sampler, values.astype(np.float64))
     reference = variant_of(config, sampler)
     our_step = None if ours is None else Step(ours, "our step")
