@@ -460,3 +460,19 @@ def test_pattern_of_a_difference_without_cause(sentence):
     finding = layer(module, lambda x: PATTERNS[sentence](module(x)), X)
     assert explain(finding) is None
     assert describe(finding).startswith(sentence)
+
+
+class TwoSteps(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.first, self.second = change, conv(padding=1), conv(i=4, o=3, padding=1)
+
+    def forward(self, x):
+        return self.second(F.silu(self.first(self.change(x))))
+
+
+@pytest.mark.parametrize(
+    "name, change", [("input_range", lambda x: 2 * x - 1), ("height_width_swapped", lambda x: x.mT)]
+)
+def test_inputs_of_a_module_that_is_seen_as_a_whole(name, change):
+    assert explain(layer(TwoSteps(change), TwoSteps(lambda x: x), X)).name == name

@@ -10,6 +10,7 @@ from jax_ddpm.doctor.causes import (
     dropout,
     embedding,
     glue,
+    inputs,
     linear,
     multihead,
     normalization,
@@ -18,7 +19,7 @@ from jax_ddpm.doctor.causes import (
     transposed,
     weights,
 )
-from jax_ddpm.doctor.causes.hypothesis import Hypothesis, head, is_proven
+from jax_ddpm.doctor.causes.hypothesis import UNFIT, Hypothesis, head, is_proven
 from jax_ddpm.doctor.causes.pattern import pattern
 from jax_ddpm.doctor.records import Cause, Finding, relative_error
 
@@ -36,10 +37,9 @@ OF_LAYERS: tuple[Callable[[Finding], Iterator[Hypothesis]], ...] = (
     multihead.hypotheses,
     weights.hypotheses,
     glue.around,
+    inputs.hypotheses,
 )
 OF_GLUE = (rounding.hypotheses, dropout.hypotheses, glue.hypotheses)
-UNFIT = (ValueError, RuntimeError, IndexError, ZeroDivisionError)
-"""What arrays of shapes that a hypothesis does not expect raise."""
 
 
 def explain(finding: Finding) -> Cause | None:

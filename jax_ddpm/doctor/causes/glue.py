@@ -6,7 +6,7 @@ import numpy as np
 
 from jax_ddpm.doctor.causes import embedding, resampling
 from jax_ddpm.doctor.causes.expression import Node, tensor, views
-from jax_ddpm.doctor.causes.hypothesis import Hypothesis, is_rounded_to
+from jax_ddpm.doctor.causes.hypothesis import UNFIT, Hypothesis, is_rounded_to
 from jax_ddpm.doctor.causes.search import Search
 from jax_ddpm.doctor.causes.variants import variants
 from jax_ddpm.doctor.records import Call, Finding
@@ -155,7 +155,10 @@ def explained(
 
     only_known: nothing if theirs is no expression over them.
     """
-    found = Search(theirs, nodes).find()
+    try:
+        found = Search(theirs, nodes).find()
+    except UNFIT:
+        found = None
     if found is None and only_known:
         return
     tree = found or tensor("theirs", "theirs", theirs)

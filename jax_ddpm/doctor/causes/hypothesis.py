@@ -10,6 +10,9 @@ from jax_ddpm.doctor.records import Call, Finding, Pair, relative_error
 PROVEN_BELOW = 1e-6
 """Largest relative difference between a hypothesis and our output."""
 
+UNFIT = (ValueError, RuntimeError, IndexError, ZeroDivisionError)
+"""What arrays of shapes that a hypothesis does not expect raise."""
+
 
 @dataclass
 class Hypothesis:

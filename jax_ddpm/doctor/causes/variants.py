@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from jax_ddpm.doctor.causes import attention, resampling
 from jax_ddpm.doctor.causes.activation import FORMULAS, read_off
 from jax_ddpm.doctor.causes.expression import MODULATIONS, Node, act, add, concatenate, modulate, view, views
-from jax_ddpm.doctor.causes.hypothesis import divisors, number, rounded
+from jax_ddpm.doctor.causes.hypothesis import UNFIT, divisors, number, rounded
 from jax_ddpm.doctor.causes.search import as_tokens, attend
 from jax_ddpm.doctor.records import relative_error
 
@@ -27,19 +28,25 @@ class Variant:
 
 def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Variant]:
     """All trees one change away from `tree`, for an array of ours. atoms: arrays with the shape of theirs."""
-    for kind in (of_sum, of_activation, of_concatenation, of_view, of_modulation, of_product):
-        yield from everywhere(tree, kind)
-    yield from of_attention(tree, ours)
-    yield from of_resampling(tree, ours)
-    yield from solved_factors(tree, ours)
-    yield from solved_factor_inside(tree, ours)
-    yield from everywhere(tree, lambda node: activation_around(node))
-    if tree.op == "act":
-        yield from other_activation(tree, ours)
-    yield from everywhere(tree, lambda node: another_tensor(node, atoms))
-    yield from extra_term(tree, atoms, ours)
-    yield from rolled_channels(tree, ours)
-    yield from moved(tree)
+    families = [
+        *(partial(everywhere, tree, kind) for kind in (of_sum, of_activation, of_concatenation, of_view)),
+        *(partial(everywhere, tree, kind) for kind in (of_modulation, of_product)),
+        partial(of_attention, tree, ours),
+        partial(of_resampling, tree, ours),
+        partial(rolled_channels, tree, ours),
+        partial(solved_factors, tree, ours),
+        partial(solved_factor_inside, tree, ours),
+        partial(everywhere, tree, activation_around),
+        partial(other_activation, tree, ours),
+        partial(everywhere, tree, partial(another_tensor, atoms=atoms)),
+        partial(extra_term, tree, atoms, ours),
+        partial(moved, tree),
+    ]
+    for family in families:
+        try:
+            yield from family()
+        except UNFIT:  # this kind of change does not fit these shapes
+            continue
 
 
 def everywhere(tree: Node, kind) -> Iterator[Variant]:
@@ -121,7 +128,7 @@ def of_activation(node: Node) -> Iterator[Variant]:
 
 def other_activation(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
     """An activation with a number that is solved for."""
-    found = read_off(tree.parts[0].value, ours)
+    found = read_off(tree.parts[0].value, ours) if tree.op == "act" else None
     if found is not None:
         says = f"the activation is {found[0]} in ours and {tree.label} in theirs"
         yield Variant("activation", says, act(found[0], tree.parts[0], found[2], found[1]))
