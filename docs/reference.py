@@ -75,6 +75,17 @@ AREAS = [
         "The training step, the loop around it, checkpoints and run folders.",
         ["jax_ddpm.training.*"],
     ),
+    (
+        "evaluation",
+        "Evaluation",
+        "How good a model is: bits per dimension.",
+        [
+            "jax_ddpm.evaluation",
+            "jax_ddpm.evaluation.likelihood",
+            "jax_ddpm.evaluation.flow",
+            "jax_ddpm.spec.likelihood",
+        ],
+    ),
     ("data", "Data", "Images from data sets, archives and folders.", ["jax_ddpm.data", "jax_ddpm.data.order"]),
     (
         "doctor",
@@ -109,6 +120,8 @@ AREAS = [
             "torch_ref.unets.*",
             "torch_ref.diffusion",
             "torch_ref.sampling.*",
+            "torch_ref.likelihood",
+            "torch_ref.flow",
             "torch_ref.step",
             "torch_ref.weights",
         ],
