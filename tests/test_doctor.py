@@ -14,6 +14,7 @@ from torch import nn
 
 from jax_ddpm import doctor
 from jax_ddpm.commands.doctor import main
+from jax_ddpm.doctor.convolution import as_matrix_products
 from jax_ddpm.doctor.load import load_weights, read_inputs
 from jax_ddpm.spec.errors import UserError
 
@@ -416,3 +417,27 @@ def test_inputs_of_a_command():
     x, t, tokens = read_inputs(["2,3,4,4", "2", "5,6:int10"])["inputs"]
     assert x.shape == (2, 3, 4, 4) and x.dtype == np.float64
     assert t.shape == (2,) and t.dtype.kind == "i" and tokens.shape == (5, 6) and tokens.max() < 10
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"window_strides": (1, 1), "padding": "SAME"},
+        {"window_strides": (2, 1), "padding": ((2, -1), (0, 3)), "rhs_dilation": (1, 2)},
+        {"window_strides": (1, 1), "padding": ((1, 1), (1, 2)), "lhs_dilation": (2, 3)},
+    ],
+    ids=["same", "dilated", "transposed"],
+)
+def test_convolutions_by_matrix_products(settings):
+    g = np.random.default_rng(1)
+    x, kernel = g.standard_normal((2, 6, 7, 3)), g.standard_normal((3, 2, 3, 4))
+
+    def loss(x, kernel):
+        y = jax.lax.conv_general_dilated(x, kernel, dimension_numbers=("NHWC", "HWIO", "NHWC"), **settings)
+        return jnp.sum(jnp.sin(y)), y
+
+    with jax.enable_x64(True):
+        wanted = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel)
+        with as_matrix_products():
+            ours = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, wanted)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen, nnx
 
 from jax_ddpm import ops
+from jax_ddpm.doctor.convolution import as_matrix_products
 from jax_ddpm.doctor.records import Call, map_arrays
 from jax_ddpm.doctor.settings import plain_settings
 from jax_ddpm.doctor.torch_side import first_array, with_arrays
@@ -51,7 +52,7 @@ def flax_network(module: Any) -> "FlaxNetwork":
 @contextmanager
 def exact():
     """float64, matrix products of the highest precision, and plain JAX instead of the routes for CPUs."""
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"), ops.plain():
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"), ops.plain(), as_matrix_products():
         yield
 
 
