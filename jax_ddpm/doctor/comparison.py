@@ -1,6 +1,7 @@
 """Compares a torch module with a Flax module, layer by layer."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from jax_ddpm.doctor.setup import hidden_differences, setup_differences
 from jax_ddpm.doctor.torch_side import TorchNetwork
 from jax_ddpm.spec.errors import UserError
 
+EXPLAIN_SECONDS = 60.0  # no further cause is searched after this time
 CHANNELS_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
 
@@ -67,7 +69,7 @@ def compare(
             theirs, or ours are not filled.
         probes: whether to try each layer with inputs of small variance and of large mean besides.
         gradients: whether to compare the gradients of all parameters, if no output differs.
-        causes: for how many of the places that differ the cause is searched.
+        causes: for how many of the places that differ the cause is searched. Layers of one kind count as one place.
 
     Returns:
         A `Result`: print it, or show it in a notebook.
@@ -123,8 +125,7 @@ def compare(
     if probes:
         found += probe_layers(watcher, their, our, their_calls, our_calls)
     found.sort(key=lambda finding: bool(finding.probe))
-    for one in found[:causes]:
-        one.cause = explain(one)
+    explain_all(found, causes)
     if gradients and not found:
         found += compared_gradients(their, our, pairing, watcher, their_calls, notes)
     return Result(
@@ -175,6 +176,18 @@ def compared_gradients(their, our, pairing, watcher: Forced, their_calls, notes:
     except Exception as error:
         notes.append(f"The gradients were not compared: {first_line(error)}")
         return []
+
+
+def explain_all(found: Sequence[Finding], places: int) -> None:
+    """Search the causes of the findings at the first `places` places; layers of one kind are one place."""
+    searched = set()
+    start = time.perf_counter()
+    for number, one in enumerate(found):
+        is_layer = one.place == "layer"
+        searched.add((one.probe, one.pair.theirs.kind, one.pair.ours.kind) if is_layer else number)
+        if len(searched) > places or time.perf_counter() - start > EXPLAIN_SECONDS:
+            return
+        one.cause, one.searched = explain(one), True
 
 
 def explain(finding: Finding) -> Cause | None:

@@ -155,6 +155,8 @@ class Finding:
     parameter: str = ""
     """For "gradient": the parameter whose gradient differs."""
     cause: Cause | None = None
+    searched: bool = False
+    """Whether a cause was searched."""
 
     @property
     def their_input(self) -> np.ndarray:

@@ -141,8 +141,12 @@ class Result:
             lines.append(f"Change: {cause.mend}")
         if len(self.findings) > 1:
             lines.append("Other places that differ (by themselves; they do not inherit an error):")
-            lines += [f"  {finding_sentence(finding)}" for finding in self.findings[1:6]]
-            lines += [f"  and {len(self.findings) - 6} more"] if len(self.findings) > 6 else []
+            groups = grouped(self.findings)
+            lines += [f"  The same holds for {names(groups[0][1:])}."] if len(groups[0]) > 1 else []
+            for first, *rest in groups[1:6]:
+                more = f" The same holds for {names(rest)}." if rest else ""
+                lines.append(f"  {finding_sentence(first)}{more}")
+            lines += [f"  and {sum(map(len, groups[6:]))} more"] if len(groups) > 6 else []
         lines += [text for text in self.wrong_parameters if text != self.sentence]
         lines += [difference.sentence for difference in self.setup if difference.sentence != self.sentence]
         lines += self.all_notes
@@ -219,6 +223,22 @@ class Result:
         )
 
 
+def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """The findings in order; layers of one kind with the same cause, or without one, are in one group."""
+    groups: dict[Any, list[Finding]] = {}
+    for number, finding in enumerate(findings):
+        key: Any = number
+        if finding.place == "layer":
+            cause = finding.cause and (finding.cause.name, finding.cause.mend)
+            key = cause, finding.searched, finding.probe, finding.pair.theirs.kind, finding.pair.ours.kind
+        groups.setdefault(key, []).append(finding)
+    return list(groups.values())
+
+
+def names(findings: Sequence[Finding]) -> str:
+    return some([finding.pair.theirs.path or "the whole network" for finding in findings])
+
+
 def finding_sentence(finding: Finding) -> str:
     """The cause's sentence, or where the difference is and that its cause is not known."""
     if finding.cause is not None:
@@ -248,7 +268,8 @@ def finding_sentence(finding: Finding) -> str:
             "the code between or after them."
         )
     pattern = "" if shapes or a is None or b is None else f" {describe(finding)}"
-    return f"{text}{shapes} The cause is not known.{pattern}"
+    known = "The cause is not known." if finding.searched else "Its cause was not searched."
+    return f"{text}{shapes} {known}{pattern}"
 
 
 def finding_data(finding: Finding) -> dict[str, Any]:
