@@ -53,10 +53,12 @@ class Search:
     def first(self, nodes: Iterator[Node]) -> Node | None:
         return next((node for node in nodes if self.equals(node)), None)
 
-    def find(self, depth: int = 2) -> Node | None:
-        """The simplest expression, or None."""
+    def find(self, depth: int = 2, quick: bool = False) -> Node | None:
+        """The simplest expression, or None. quick: only plain arrays, activations, sums and other sizes."""
         steps = [self.single, self.activated, self.sums, self.linear, self.triples, self.attention, self.resampled]
         steps += [self.products, self.activated_products]
+        if quick:
+            steps = [self.single, self.activated, self.sums, self.resampled]
         if depth:
             steps.insert(4, lambda: self.concatenations(depth))
             steps += [lambda: self.concatenations_plus(depth), self.unflattened]
@@ -184,7 +186,7 @@ class Search:
             lengths |= {1} if len(shape) == 3 and axis == 1 else set()
             for length in sorted(n for n in lengths if n < shape[axis]):
                 head, tail = np.split(self.target, [length], axis)
-                first = Search(head, self.materials, self.tolerance).find(0)
+                first = Search(head, self.materials, self.tolerance).find(0, quick=True)
                 second = None if first is None else Search(tail, self.materials, self.tolerance).find(depth - 1)
                 if second is None:
                     continue
