@@ -14,10 +14,6 @@ from parity_tests.doctor_faults import FAULTS, faults_of, judged
 from parity_tests.networks import CASES
 from parity_tests.test_faults import FAULTS as SEEDED
 
-QUICK = {  # of one network, whose operations are compiled once
-    *("pictures: GroupNorm epsilon", "pictures: kernel flipped", "pictures: concatenation order"),
-    *("pictures: GELU by tanh", "pictures: SAME padding"),
-}
 QUICK_PROCEDURES = {
     *("schedule: cosine for linear", "step: beta for posterior variance", "step: noise at t = 0"),
     *("optimizer: decay coupled", "EMA: no warm-up"),
@@ -26,12 +22,6 @@ QUICK_PROCEDURES = {
 
 def slow_unless(quick, names):
     return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", sorted(QUICK))
-def test_it_names_the_cause(name):
-    verdict = doctor_faults.examine(next(fault for fault in FAULTS if fault.name == name))
-    assert verdict.cause_right and verdict.place_right, verdict
 
 
 @pytest.mark.slow
