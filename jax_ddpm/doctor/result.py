@@ -139,6 +139,8 @@ class Result:
         cause = self.finding.cause if self.finding is not None else None
         if cause is not None and cause.mend and cause.mend not in self.sentence:
             lines.append(f"Change: {cause.mend}")
+        if cause is not None and self.finding.place == "gradient":
+            lines.append(f"Relative difference of the gradients: {number(self.finding.error).strip()}.")
         if len(self.findings) > 1:
             lines.append("Other places that differ (by themselves; they do not inherit an error):")
             groups = grouped(self.findings)

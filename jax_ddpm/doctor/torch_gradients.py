@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jax_ddpm.doctor.records import Call, map_arrays
-from jax_ddpm.doctor.torch_side import TorchNetwork, to_torch_tree
+from jax_ddpm.doctor.torch_side import TorchNetwork, in_float64, to_torch_tree
 
 MOST = 60
 """Modules inside at which the gradient is stopped, at most."""
@@ -44,8 +44,7 @@ def their_gradients(their: TorchNetwork, call: Call, weights: np.ndarray) -> Gra
     try:
         for parameter in named.values():
             parameter.requires_grad_()
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with in_float64(), torch.enable_grad():
             arguments, keywords = map_arrays((arguments, keywords), leaf, lambda v: isinstance(v, torch.Tensor))
             output = first_tensor(module(*arguments, **keywords))
             loss = (output * torch.from_numpy(weights)).sum()

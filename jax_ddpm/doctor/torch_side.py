@@ -66,16 +66,28 @@ class TorchNetwork:
     def call(self, module, arguments, keywords):
         import torch
 
-        fast_path, default = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
-        torch.backends.mha.set_fastpath_enabled(False)  # it would skip the modules inside
-        torch.set_default_dtype(torch.float64)  # of arrays that the code between modules makes, such as frequencies
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                return module(*to_torch_tree(arguments), **to_torch_tree(keywords))
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast_path)
-            torch.set_default_dtype(default)
+        with in_float64(), torch.no_grad():
+            return module(*to_torch_tree(arguments), **to_torch_tree(keywords))
+
+
+@contextmanager
+def in_float64():
+    """Arrays that the code between modules makes, such as frequencies, are float64; random numbers have a fixed seed.
+
+    torch's attention calls the modules inside, which its fast path would skip.
+    """
+    import torch
+
+    fast_path, default = torch.backends.mha.get_fastpath_enabled(), torch.get_default_dtype()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.set_default_dtype(default)
 
 
 class Recorder:

@@ -9,6 +9,7 @@ from jax_ddpm.doctor.causes.pattern import pattern
 from jax_ddpm.doctor.records import Cause, Pair
 
 STOP = "jax.lax.stop_gradient"
+REMAINS = 1e-3  # of the difference, at most, under a hypothesis that explains it
 
 
 def cause_of(pair: Pair, rows: list, variants: Any, tolerance: float) -> Cause | None:
@@ -41,13 +42,14 @@ def cause_of(pair: Pair, rows: list, variants: Any, tolerance: float) -> Cause |
         if pair.theirs.is_leaf:
             return of_leaf(pair, wrong, cause)
     usual = variants.usual()
+    enough = min(10 * tolerance, REMAINS * residual_of(rows, usual, size))
     for where, stopped in variants.stopped():
         kept = residual_of(rows, stopped, size)
-        if kept < 10 * tolerance:
+        if kept < enough:
             says = f"ours stops the gradient {where}, theirs does not"
             return cause("stop_gradient", says, f"Remove {STOP} there.", kept)
         only = residual_of(rows, stopped, size, usual)
-        if only < 10 * tolerance:
+        if only < enough:
             says = f"ours lets the gradient pass only where theirs would be stopped {where}: other paths are stopped"
             return cause("stop_gradient", says, f"Remove {STOP} from the paths around.", only)
     if ours_zero:
