@@ -102,6 +102,8 @@ class Result:
         """One sentence: equal, or the first difference and its cause."""
         if self.decisive_setup and (self.finding is None or self.finding.cause is None):
             return self.decisive_setup[0].sentence
+        if self.parameters.different and self.finding is not None and self.finding.place == "glue":
+            return self.wrong_parameters[-1]  # code between modules may use them
         if self.finding is not None:
             return finding_sentence(self.finding)
         if self.wrong_parameters:
@@ -136,6 +138,8 @@ class Result:
 
     def __str__(self) -> str:
         lines = [self.sentence]
+        if self.sentence in self.wrong_parameters and self.finding is not None:
+            lines.append(finding_sentence(self.finding))
         cause = self.finding.cause if self.finding is not None else None
         if cause is not None and cause.mend and cause.mend not in self.sentence:
             lines.append(f"Change: {cause.mend}")
@@ -226,10 +230,10 @@ class Result:
 
 
 def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """The findings in order; layers of one kind with the same cause, or without one, are in one group."""
+    """The findings in order, in groups: layers of one kind with the same cause or none, or places that share a cause."""
     groups: dict[Any, list[Finding]] = {}
     for number, finding in enumerate(findings):
-        key: Any = number
+        key: Any = number if finding.cause is None else id(finding.cause)
         if finding.place == "layer":
             cause = finding.cause and (finding.cause.name, finding.cause.mend)
             key = cause, finding.searched, finding.probe, finding.pair.theirs.kind, finding.pair.ours.kind
