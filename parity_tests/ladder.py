@@ -124,9 +124,19 @@ for name, sampler in {
     RUNGS[f"{name}, 8-bit pixels"] = Rung(budgets.PIXELS_FLOAT32, partial(pixels, sampler=sampler))
 
 SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is tested by default.
-    *(f"{name}: {rung}, float64" for name in ("strided", "layer_norm") for rung in ("outputs", "gradients")),
-    *(f"{name}: {rung}, float32" for name in ("attention", "ddpm") for rung in ("outputs", "gradients")),
-    *(f"ddpm with scales, resampled by blocks: {rung}, float64" for rung in ("outputs", "gradients")),
+    *(  # test_golden has strided, layer_norm and attention in float32, too
+        f"{name}: {rung}, float{bits}"
+        for name, widths in {"strided": (32, 64), "layer_norm": (32, 64), "attention": (32,), "ddpm": (32,)}.items()
+        for bits in widths
+        for rung in ("outputs", "gradients")
+    ),
+    *(
+        f"{name}: {rung}, float64"
+        for name in VARIANTS
+        if name != "ddpm with groups of its middle, mish"
+        for rung in ("outputs", "gradients")
+    ),
+    "1000-step samples, 8-bit pixels, float32",
     "one Adam step, learned variance, float64",
     "1000-step samples, float64",
     "1000-step samples, 8-bit pixels, float64",

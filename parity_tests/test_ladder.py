@@ -47,6 +47,7 @@ def test_any_configuration(first_width, levels, time_width, multiple, channels, 
     assert measures.gradients(values, config, **shape) <= budgets.GRADIENT_FLOAT64
 
 
+@pytest.mark.slow
 def test_full_size_network():
     config, (x, t) = ConvBlockConfig(), measures.inputs(2, 32, 1, np.float32)
     ours, theirs = measures.pair(measures.random_weights(config, 1), config, 1, np.float32)

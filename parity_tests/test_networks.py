@@ -71,7 +71,7 @@ ONE_LEVEL = DDPMConfig(
     ("case", "parts"),
     [
         pytest.param(CASES["attention"], 2, marks=pytest.mark.slow, id="attention"),
-        pytest.param(Case(ONE_LEVEL, 1, 8), 2, id="ddpm"),
+        pytest.param(Case(ONE_LEVEL, 1, 8), 2, marks=pytest.mark.slow, id="ddpm"),
     ],
 )
 def test_dropout(case, parts):
@@ -101,8 +101,9 @@ def test_masks_of_dropout():
     np.testing.assert_array_equal(np.asarray(part(h[[4, 1]])) == 0, masks[0][[4, 1]])
 
 
-@pytest.mark.parametrize("name", mostly_slow("ddpm"))
-def test_whole_samples(name):  # conv_block: the ladder; layer_norm: test_real_checkpoint
+@pytest.mark.slow
+@NETWORKS
+def test_whole_samples(name):  # conv_block: the ladder; layer_norm: test_real_checkpoint; ddpm: test_diffusers
     case = CASES[name]
     ours, theirs = initialised(case)
     settings = {

@@ -302,7 +302,11 @@ def run_config(dtype, flip, objective, **training):
 
 @MOSTLY_FLOAT64
 @pytest.mark.parametrize(
-    ("training", "objective", "flip"), [(PLAIN, "eps", False), (EVERYTHING, "v", True)], ids=["plain", "everything"]
+    ("training", "objective", "flip"),
+    [
+        pytest.param(PLAIN, "eps", False, marks=pytest.mark.slow, id="plain"),
+        pytest.param(EVERYTHING, "v", True, id="everything"),
+    ],
 )
 def test_three_training_steps(training, objective, flip, dtype):
     """Loss, gradient norm and learning rate of every step; parameters and EMA after the last."""
