@@ -108,7 +108,7 @@ def compare(
     varied = vary_constants(pairing, their, our)
     if varied:
         notes.append(
-            f"{varied} constant arrays, such as biases of zero, have random values on both sides here: "
+            f"Constant arrays, such as biases of zero, have random values on both sides here ({varied} of them): "
             "constants would hide mistakes."
         )
         their_calls = recorded_theirs(their, arguments, their_keywords)
