@@ -230,7 +230,7 @@ class Result:
 
 
 def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """The findings in order, in groups: layers of one kind with the same cause or none, or places that share a cause."""
+    """The findings in order, in groups: layers of one kind with the same cause or none; places that share a cause."""
     groups: dict[Any, list[Finding]] = {}
     for number, finding in enumerate(findings):
         key: Any = number if finding.cause is None else id(finding.cause)
