@@ -78,11 +78,13 @@ AREAS = [
     (
         "evaluation",
         "Evaluation",
-        "How good a model is: bits per dimension.",
+        "How good a model is: bits per dimension, and distances between sets of images.",
         [
             "jax_ddpm.evaluation",
             "jax_ddpm.evaluation.likelihood",
             "jax_ddpm.evaluation.flow",
+            "jax_ddpm.evaluation.distances",
+            "jax_ddpm.evaluation.inception",
             "jax_ddpm.spec.likelihood",
         ],
     ),

@@ -1,7 +1,6 @@
 """`--import`: run files or modules that register the user's own networks, before a command reads its other flags."""
 
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -13,6 +12,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS
 from jax_ddpm.spec.own_networks import IMPORTED
 from jax_ddpm.spec.text import one_line
+from jax_ddpm.spec.user_code import run_file
 
 
 def import_given(arguments: Sequence[str]) -> None:
@@ -65,14 +65,7 @@ def from_file(path: Path) -> ModuleType:
         if Path(getattr(known, "__file__", None) or "").resolve() == path:
             return known
         raise UserError(f"--import {path}: a module '{path.stem}' is loaded already. Give the file another name.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[path.stem]
-        raise
-    return module
+    return run_file(path, path.stem)
 
 
 def place_of(error: Exception, folder: str) -> str:

@@ -1,7 +1,6 @@
 """Loads what a command line names: modules from the user's code, their arguments, weights and inputs."""
 
 import importlib
-import importlib.util
 import inspect
 import json
 import os
@@ -18,6 +17,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.file_content import place
 from jax_ddpm.spec.read_content import open_model, read_arrays
 from jax_ddpm.spec.text import one_line
+from jax_ddpm.spec.user_code import run_file
 
 TIMESTEPS = 1000
 
@@ -50,15 +50,11 @@ def load_module(source: str, text: str) -> ModuleType:
         known = sys.modules.get(path.stem)
         if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path:
             return known
-        name = path.stem if known is None else f"{path.stem}_{abs(hash(path))}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        return run_file(path, path.stem if known is None else f"{path.stem}_{abs(hash(path))}")
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{text} cannot be imported: {type(error).__name__}: {one_line(error)}.") from error
-    return module
 
 
 def build(text: str, arguments: Sequence[str], flag: str) -> Any:

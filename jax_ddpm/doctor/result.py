@@ -119,7 +119,7 @@ class Result:
         """The tree of layers in the order of execution, outer modules before those inside."""
         first = self.finding.pair if self.finding else None
         others = {id(finding.pair) for finding in self.findings}
-        depth = {number: 0 for number in ()}
+        depth: dict[int, int] = {}
         rows = []
         for check in sorted(self.checks, key=lambda check: check.pair.ours.number):
             ours = check.pair.ours

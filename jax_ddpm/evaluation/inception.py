@@ -24,8 +24,8 @@ NUM_FEATURES = 2048
 NUM_CLASSES = 1008
 EPSILON = 1e-3  # of the batch normalisations
 
+# take(name, shape): the array of this name, in PyTorch's layout.
 Take = Callable[[str, tuple[int, ...]], Array]
-"""take(name, shape): the array of this name, in PyTorch's layout."""
 
 
 def resize(x: Array, size: int) -> Array:
