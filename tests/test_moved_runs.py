@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from jax_ddpm import unets, weights
+from jax_ddpm.spec.data_record import DATA_FILE
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.write_model import write_model
-from jax_ddpm.training import data_record, loop, prepare
+from jax_ddpm.training import loop, prepare
 from jax_ddpm.training.loop import train
 from jax_ddpm.training.replay import replay
 from jax_ddpm.training.run_folder import check_folder, load_config
@@ -68,7 +69,7 @@ SETTINGS |= {"validate_every": 2, "checkpoint_every": 2}
 def place(original, tmp_path, monkeypatch):
     """A copy of `original`, and the current folder. Runs in it stop before their first step."""
     shutil.copytree(original, tmp_path / "place")
-    record = tmp_path / "place" / "run" / data_record.DATA_FILE
+    record = tmp_path / "place" / "run" / DATA_FILE
     record.write_text(record.read_text().replace(str(original), str(tmp_path / "place")))
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.setattr(loop, "take_steps", lambda *_: None)
@@ -87,7 +88,7 @@ def resumed(**changes) -> list[str]:
 def test_images_that_have_moved(place):
     (place / "pics").rename("pictures")
     with pytest.raises(
-        UserError, match=r"folder:pics: there is no such folder.\nIf the images have moved, .*--dataset"
+        UserError, match=r"folder:pics: there is no such folder.\nIf the images have moved, .*place: dataset folder:PATH"
     ):
         resumed()
     said = resumed(dataset="folder:pictures")
@@ -125,21 +126,21 @@ def test_images_that_have_changed(kind, place):
     expected = rf"which had 18 training and 2 held-out images of 8x8x1; it {'' if kind == 'others' else now[kind]}"
     with pytest.raises(UserError, match=expected) as caught:
         resumed()
-    assert now[kind] in str(caught.value) and "--out" in str(caught.value)
+    assert now[kind] in str(caught.value) and "another out" in str(caught.value)
     assert (place / "run" / "config.json").read_bytes() == before
     with pytest.raises(UserError, match=expected):
         replay(small(**SETTINGS), place / "run", 1, log=quiet)
 
 
 def test_a_run_of_an_earlier_version(place):
-    (place / "run" / data_record.DATA_FILE).unlink()
+    (place / "run" / DATA_FILE).unlink()
     shutil.copytree("pics", "pictures")
     with pytest.raises(
         UserError, match=r"nothing shows whether folder:pictures .*\n.* where they were \(folder:pics\)"
     ):
         resumed(dataset="folder:pictures")
     assert any("run has no data.json" in line for line in resumed())
-    assert (place / "run" / data_record.DATA_FILE).is_file(), "from now on they are compared"
+    assert (place / "run" / DATA_FILE).is_file(), "from now on they are compared"
     resumed(dataset="folder:pictures")
 
 
@@ -160,10 +161,10 @@ def test_a_run_that_has_moved_itself(place):
 
 
 def test_the_record_of_a_run(place):
-    record = json.loads((place / "run" / data_record.DATA_FILE).read_text())
+    record = json.loads((place / "run" / DATA_FILE).read_text())
     assert re.fullmatch("[0-9a-f]{64}", record.pop("fingerprint")) and record.pop("place") == f"{place}/pics"
     assert record == {"dataset": "folder:pics", "training_images": 18, "held_out_images": 2, "image_shape": [8, 8, 1]}
-    (place / "run" / data_record.DATA_FILE).write_text("{}")
+    (place / "run" / DATA_FILE).write_text("{}")
     with pytest.raises(UserError, match=r"data\.json is not a valid DataRecord"):
         resumed()
 

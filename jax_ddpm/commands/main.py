@@ -10,6 +10,7 @@ from jax_ddpm.commands.interrupts import ended_by_ctrl_c
 COMMANDS = {
     "train": "Train a model in JAX.",
     "sample": "Draw pictures from a trained model, or edit images with it.",
+    "evaluate": "Measure how close a model's images come to real ones.",
     "convert": "Convert a model file between JAX, PyTorch and diffusers.",
     "report": "Write an HTML report of a training run.",
     "doctor": "Compare a PyTorch module with its port to Flax, and name the first wrong layer.",

@@ -57,9 +57,9 @@ def draw_pictures(folder: Path, config, weights: Weights | None, step: int | Non
 
     from jax_ddpm.layers import Buffer
     from jax_ddpm.report import channel_note
+    from jax_ddpm.spec.data_record import check_same_images
     from jax_ddpm.spec.model_files import MODEL_FILE
     from jax_ddpm.training import prepare, run_page
-    from jax_ddpm.training.data_record import check_same_images
     from jax_ddpm.training.pictures import Pictures
     from jax_ddpm.training.run_folder import MetricsLog
     from jax_ddpm.weights.model import load_model

@@ -1,14 +1,10 @@
 """Loads what a command line names: modules from the user's code, their arguments, weights and inputs."""
 
-import importlib
 import inspect
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,44 +13,9 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.file_content import place
 from jax_ddpm.spec.read_content import open_model, read_arrays
 from jax_ddpm.spec.text import one_line
-from jax_ddpm.spec.user_code import run_file
+from jax_ddpm.spec.user_code import load_object
 
 TIMESTEPS = 1000
-
-
-def load_object(text: str) -> Any:
-    """What FILE.py:NAME or package.module:NAME names. The user's code is run."""
-    source, colon, name = text.rpartition(":")
-    if not (colon and source and name):
-        raise UserError(f"{text}: expected FILE.py:NAME or package.module:NAME, such as unet.py:UNet.")
-    value = load_module(source, text)
-    for part in name.split("."):
-        if not hasattr(value, part):
-            public = [key for key in vars(value) if not key.startswith("_") and callable(getattr(value, key))]
-            raise UserError(f"{text}: {source} has no {name}. It has: {', '.join(public[:12]) or 'nothing callable'}.")
-        value = getattr(value, part)
-    return value
-
-
-def load_module(source: str, text: str) -> ModuleType:
-    is_file = source.endswith(".py") or os.sep in source
-    path = Path(source).resolve()
-    if is_file and not path.is_file():
-        raise UserError(f"{text}: there is no file {source}.")
-    folder = str(path.parent if is_file else Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        if not is_file:
-            return importlib.import_module(source)
-        known = sys.modules.get(path.stem)
-        if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path:
-            return known
-        return run_file(path, path.stem if known is None else f"{path.stem}_{abs(hash(path))}")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{text} cannot be imported: {type(error).__name__}: {one_line(error)}.") from error
 
 
 def build(text: str, arguments: Sequence[str], flag: str) -> Any:

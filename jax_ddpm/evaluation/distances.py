@@ -3,6 +3,8 @@
 Features are arrays (N, D): one row for each image. The functions take any real dtype and compute in float64.
 """
 
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +60,27 @@ def statistics(features) -> Statistics:
     return Statistics(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
 
 
+def statistics_of_blocks(blocks: Iterable[np.ndarray]) -> Statistics:
+    """`statistics` of features that come in blocks (n, D), without all of them in memory.
+
+    Sums are taken about the mean of the first block, so that a large mean costs no digits.
+    """
+    count, center, total, products = 0, None, 0.0, 0.0
+    for block in blocks:
+        block = np.asarray(block, np.float64)
+        center = block.mean(axis=0) if center is None else center
+        block = block - center
+        count, total, products = count + len(block), total + block.sum(axis=0), products + block.T @ block
+    if count < 2:
+        raise UserError(f"Expected at least 2 images, not {count}.")
+    return Statistics(center + total / count, (products - np.outer(total, total) / count) / (count - 1), count)
+
+
+def statistics_fingerprint(values: Statistics) -> str:
+    """SHA-256 (hex) of mu and sigma."""
+    return hashlib.sha256(values.mu.tobytes() + np.ascontiguousarray(values.sigma).tobytes()).hexdigest()
+
+
 def fid(a: Statistics, b: Statistics) -> float:
     """Frechet distance between two normal distributions (Heusel et al. 2017, eq. 6):
 
@@ -69,7 +92,7 @@ def fid(a: Statistics, b: Statistics) -> float:
     check_alike(a.mu, b.mu)
     eigenvalues = np.linalg.eigvalsh(b.root.T @ a.sigma @ b.root).clip(min=0)  # rounding makes some negative
     trace = np.trace(a.sigma) + np.trace(b.sigma) - 2 * np.sqrt(eigenvalues).sum()
-    return float(np.sum((a.mu - b.mu) ** 2) + trace)
+    return max(0.0, float(np.sum((a.mu - b.mu) ** 2) + trace))  # rounding makes some negative
 
 
 def polynomial_mmd(a: np.ndarray, b: np.ndarray) -> float:
@@ -90,7 +113,14 @@ def polynomial_mmd(a: np.ndarray, b: np.ndarray) -> float:
     return float(other_pairs(a) + other_pairs(b) - 2 * kernel_sum(a, b) / (len(a) * len(b)))
 
 
-def kid(a, b, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> tuple[float, float]:
+def kid(
+    a,
+    b,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[float, float]:
     """Kernel distance (Binkowski et al. 2018): mean and standard deviation of `polynomial_mmd` over random subsets.
 
     Args:
@@ -98,6 +128,7 @@ def kid(a, b, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> 
         subsets: number of subsets.
         subset_size: images of each set in a subset, drawn without replacement.
         seed: of numpy.random.RandomState. torch-fidelity's default is 2020.
+        progress: called with the number of subsets done.
 
     Raises:
         UserError: a set has fewer images than `subset_size`.
@@ -110,9 +141,11 @@ def kid(a, b, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> 
         )
     draw = np.random.RandomState(seed)
     values = []
-    for _ in range(subsets):
+    for number in range(subsets):
         part = a[draw.choice(len(a), subset_size, replace=False)]
         values.append(polynomial_mmd(part, b[draw.choice(len(b), subset_size, replace=False)]))
+        if progress is not None:
+            progress(number + 1)
     return float(np.mean(values)), float(np.std(values))
 
 
@@ -122,13 +155,14 @@ def pairwise_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(squares.clip(min=0))
 
 
-def neighbour_radii(features: np.ndarray, k: int) -> np.ndarray:
-    """Distance (N,) of each row to its k-th nearest other row."""
-    radii = [
+def neighbour_radii(features: np.ndarray, k: int, done: Callable[[int], None] = lambda rows: None) -> np.ndarray:
+    """Distance (N,) of each row to its k-th nearest other row. done: called with the number of rows of each block."""
+    radii = []
+    for start in range(0, len(features), BLOCK_ROWS):
+        block = features[start : start + BLOCK_ROWS]
         # The nearest row, at distance 0, is the row itself.
-        np.partition(pairwise_distances(features[i : i + BLOCK_ROWS], features), k, axis=1)[:, k]
-        for i in range(0, len(features), BLOCK_ROWS)
-    ]
+        radii.append(np.partition(pairwise_distances(block, features), k, axis=1)[:, k])
+        done(len(block))
     return np.concatenate(radii)
 
 
@@ -146,17 +180,25 @@ class Manifold:
     """Share of real images whose ball holds a generated image (Naeem et al. 2020, eq. 5)."""
 
 
-def manifold(real, generated, k: int = 3) -> Manifold:
+def manifold(real, generated, k: int = 3, progress: Callable[[float], None] | None = None) -> Manifold:
     """Precision, recall, density and coverage of generated features (M, D) for real ones (N, D).
 
-    k: the ball of an image reaches to its k-th nearest neighbour in its own set. Raises UserError for sets of k images
-    or fewer.
+    k: the ball of an image reaches to its k-th nearest neighbour in its own set. progress: called with the percentage
+    done. Raises UserError for sets of k images or fewer.
     """
     real, generated = check_features(real, "real features"), check_features(generated, "generated features")
     check_alike(real, generated)
     if min(len(real), len(generated)) <= k:
         raise UserError(f"k = {k}: expected fewer neighbours than images ({len(real)} and {len(generated)}).")
-    real_radii, generated_radii = neighbour_radii(real, k), neighbour_radii(generated, k)
+    rows, total = 0, len(real) + 2 * len(generated)
+
+    def done(more: int) -> None:
+        nonlocal rows
+        rows += more
+        if progress is not None:
+            progress(100 * rows / total)
+
+    real_radii, generated_radii = neighbour_radii(real, k, done), neighbour_radii(generated, k, done)
     covering, covered, recalled = 0, np.zeros(len(real), bool), np.zeros(len(real), bool)
     precise = 0
     for start in range(0, len(generated), BLOCK_ROWS):
@@ -167,6 +209,7 @@ def manifold(real, generated, k: int = 3) -> Manifold:
         covering += inside.sum()
         covered |= inside.any(axis=0)
         recalled |= (distances <= generated_radii[part, None]).any(axis=0)
+        done(len(distances))
     return Manifold(
         precision=float(precise / len(generated)),
         recall=float(recalled.mean()),
@@ -175,20 +218,35 @@ def manifold(real, generated, k: int = 3) -> Manifold:
     )
 
 
-def fid_interval(features, reference: Statistics, repeats: int = 100, seed: int = 0) -> tuple[float, float]:
+def fid_interval(
+    features, reference: Statistics, repeats: int = 100, seed: int = 0, progress: Callable[[int], None] | None = None
+) -> tuple[float, float]:
     """A 95% bootstrap interval of `fid(statistics(features), reference)`.
 
     The images are drawn again with replacement `repeats` times (Efron 1979). Repeated images make every drawn set look
     less varied than the images are, so the distances are shifted by the difference between their mean and the distance
-    of the images themselves.
+    of the images themselves. progress: called with the number of repeats done.
     """
     features = check_features(features)
-    draw, center = np.random.default_rng(seed), fid(statistics(features), reference)
-    drawn = [
-        fid(statistics(features[draw.integers(len(features), size=len(features))]), reference) for _ in range(repeats)
-    ]
-    low, high = np.quantile(drawn, (0.025, 0.975)) - np.mean(drawn) + center
-    return float(low), float(high)
+    check_alike(features, reference.mu)
+    draw, count = np.random.default_rng(seed), len(features)
+    rooted = features @ reference.root  # its covariance has the eigenvalues that `fid` needs
+
+    def distance(rows) -> float:
+        x, y = features[rows], rooted[rows]
+        x_mean, y = x.mean(axis=0), (y - y.mean(axis=0)) / np.sqrt(count - 1)
+        gram = y.T @ y if count > y.shape[1] else y @ y.T  # the smaller one: both have the same positive eigenvalues
+        roots = np.sqrt(np.linalg.eigvalsh(gram).clip(min=0)).sum()
+        traces = np.square(x - x_mean).sum() / (count - 1) + np.trace(reference.sigma)
+        return max(0.0, float(np.sum((x_mean - reference.mu) ** 2) + traces - 2 * roots))
+
+    drawn = []
+    for number in range(repeats):
+        drawn.append(distance(draw.integers(count, size=count)))
+        if progress is not None:
+            progress(number + 1)
+    low, high = np.quantile(drawn, (0.025, 0.975)) - np.mean(drawn) + distance(np.arange(count))
+    return max(0.0, float(low)), float(high)
 
 
 def save_statistics(path: str | Path, values: Statistics) -> None:

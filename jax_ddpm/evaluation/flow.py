@@ -28,7 +28,6 @@ from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.likelihood import FlowLikelihood, check_levels
 from jax_ddpm.spec.spacing import spaced_timesteps
-from jax_ddpm.training.step import prepare_images
 
 Images = Float[Array, "b h w c"]
 
@@ -70,7 +69,7 @@ def heun_steps(
 @partial(jax.jit, static_argnames=("graph", "config", "dtype"))
 def _start(graph, state, keys, images, config, dtype):
     network, tables = nnx.merge(graph, state), schedule_tables(config, dtype)
-    x_0, t = prepare_images(images, dtype, None), jnp.zeros(len(images), jnp.int32)
+    x_0, t = images.astype(dtype) / 127.5 - 1, jnp.zeros(len(images), jnp.int32)
     noise = noise_at(keys, 0, x_0.shape[1:], dtype)
     decoder = term_bits(tables, config, network, x_0, t, noise)
     coins = jax.vmap(lambda k: jax.random.bernoulli(k, jnp.float32(0.5), x_0.shape[1:]))

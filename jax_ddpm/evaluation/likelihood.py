@@ -24,7 +24,6 @@ from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.likelihood import Bound, check_levels, strata, timesteps_in
-from jax_ddpm.training.step import prepare_images
 
 Images = Float[Array, "b h w c"]
 
@@ -63,7 +62,7 @@ def term_bits(
 @partial(jax.jit, static_argnames=("graph", "config", "dtype"))
 def _terms(graph, state, keys, images, t, config, dtype):
     network, tables = nnx.merge(graph, state), schedule_tables(config, dtype)
-    x_0 = prepare_images(images, dtype, None)
+    x_0 = images.astype(dtype) / 127.5 - 1
 
     def body(_, t):
         noise = rng.normal(jax.vmap(jax.random.fold_in)(keys, t), x_0.shape[1:], dtype)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from jax_ddpm import weights
 from jax_ddpm.process import check_devices
+from jax_ddpm.spec.data_record import check_same_images, find_images
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE
 from jax_ddpm.spec.own_networks import import_flags
@@ -23,7 +24,6 @@ from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.checkpoint import Checkpoints
-from jax_ddpm.training.data_record import check_same_images, find_images
 from jax_ddpm.training.interrupt import SignalHandler
 from jax_ddpm.training.prepare import Run, given_images, load_images, make_mesh, make_network, prepare
 from jax_ddpm.training.run_folder import check_folder, default_out, lock_folder

@@ -11,13 +11,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm import data, report, rng, unets, weights
+from jax_ddpm.spec.data_record import path_of
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
-from jax_ddpm.training.data_record import path_of
 from jax_ddpm.training.feed import Feed, Validation, make_dispatch
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import CheckpointPolicy, Intervals, Progress

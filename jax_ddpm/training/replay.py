@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 import jax_ddpm
 from jax_ddpm import data, rng, weights
 from jax_ddpm.process import check_devices
+from jax_ddpm.spec.data_record import check_same_images
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
-from jax_ddpm.training.data_record import check_same_images
 from jax_ddpm.training.feed import Feed, make_dispatch
 from jax_ddpm.training.prepare import count_steps, load_images, make_network
 from jax_ddpm.training.run_folder import default_out

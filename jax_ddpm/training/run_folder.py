@@ -17,21 +17,19 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from jax_ddpm.spec.data_record import DATA_FILE, write_record
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import write_text
-from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.own_networks import IMPORTED, IMPORTS, recorded_imports
+from jax_ddpm.spec.read_run import CONFIG_FILE, STARTS, read_config
 from jax_ddpm.spec.run_config import RunConfig, slug
-from jax_ddpm.training.data_record import DATA_FILE, write_record
 
 if TYPE_CHECKING:
     from jax_ddpm.data import ImageData
 
-CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
-STARTS = "starts"  # entry of config.json: a list with one `environment()` for each start of the run
 RUN_FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html")
 RUN_FILES += ("tensorboard",)
 
@@ -54,20 +52,6 @@ def load_config(folder: Path) -> RunConfig:
             f"There is no run to resume in {folder}: expected its {CONFIG_FILE}. To start a run, omit --resume."
         )
     return read_config(path)
-
-
-def read_config(path: Path) -> RunConfig:
-    """The settings in a config.json. Raises UserError if the file is missing or not valid."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): expected the config.json of a run.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a valid RunConfig: {error}.") from None
-    if isinstance(settings, dict):
-        settings.pop(STARTS, None)
-        settings.pop(IMPORTS, None)
-    return from_json(RunConfig, json.dumps(settings), str(path), recorded_imports(path.parent))
 
 
 def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:

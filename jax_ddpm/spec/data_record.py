@@ -4,16 +4,22 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import write_text
 from jax_ddpm.spec.json_text import STRICT, from_json
 
-if TYPE_CHECKING:
-    from jax_ddpm.data import ImageData  # its import is slow, and --help needs none of it
-
 DATA_FILE = "data.json"
+
+
+class Images(Protocol):
+    """What is read off a `jax_ddpm.data.ImageData`."""
+
+    name: str
+    fingerprint: str
+    train: Any
+    validation: Any
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class DataRecord:
         )
 
 
-def record_of(images: "ImageData") -> DataRecord:
+def record_of(images: Images) -> DataRecord:
     shape, path = tuple(map(int, images.train.shape[1:])), path_of(images.name)
     place = None if path is None else str(path.absolute())
     return DataRecord(images.name, images.fingerprint, len(images.train), len(images.validation), shape, place)
@@ -71,12 +77,12 @@ def read_record(folder: Path) -> DataRecord | None:
     return from_json(DataRecord, path.read_text(encoding="utf-8"), str(path))
 
 
-def write_record(folder: Path, images: "ImageData") -> None:
+def write_record(folder: Path, images: Images) -> None:
     """Write data.json for a run that starts now. Raises OSError."""
     write_text(folder / DATA_FILE, json.dumps(asdict(record_of(images)), indent=2) + "\n")
 
 
-def check_same_images(folder: Path, images: "ImageData", log: Callable[[str], None]) -> None:
+def check_same_images(folder: Path, images: Images, log: Callable[[str], None]) -> None:
     """Check that these are the images that the run in `folder` was trained on.
 
     Logs a line if they have another name than before, or if the run has no record. Raises UserError for other images.

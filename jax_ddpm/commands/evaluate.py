@@ -1,0 +1,94 @@
+"""`jax-ddpm evaluate`: how close the images of a model, or given ones, come to real images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
+from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.image_size import ImageSize
+from jax_ddpm.spec.types import Precision
+
+EXAMPLES = (
+    "runs/digits-digits",
+    "model.safetensors --reference train:fashion_mnist --sampler dpmpp --num-steps 20",
+    "samples.npz --reference real.npz --features inception:pt_inception-2015-12-05-6726825d.pth",
+)
+
+
+@dataclass(frozen=True)
+class DataFlags:
+    """Where data sets lie. Default: as in the settings of the run."""
+
+    data_dir: str | None = None
+    """Folder where tensorflow_datasets stores its data."""
+    manual_dir: str | None = None
+    """Folder of manually downloaded archives."""
+    cache_dir: str | None = None
+    """Folder for decoded images, features of references and classifiers. Default: ~/.cache/jax_ddpm."""
+    validation_fraction: float | None = None
+    """Fraction of the training images to hold out."""
+
+
+@dataclass(frozen=True)
+class EvaluateFlags:
+    """Compare the images of a trained model, or given ones, with real images: FID, KID, precision and recall, beside
+    the same numbers of held-out real images."""
+
+    subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """Run folder, one of its checkpoints, diffusers folder, or a model file. Or images: a .npz (`images`, `arr_0`, or
+    the statistics `mu` and `sigma`), a folder of pictures, train:DATASET or validation:DATASET."""
+    reference: str | None = None
+    """The real images: train:DATASET or validation:DATASET (named as in --dataset), a .npz or a folder of pictures.
+    Default: the training images of the run."""
+    features: str | None = None
+    """What is compared: pixels, classifier (trained on the data set's labels), inception:FILE, or a function of yours,
+    FILE.py:FUNCTION. Default: classifier if the data set has labels, else pixels."""
+    num_images: int | None = None
+    """Number of images. Default: 1000 of a model on a CPU, 10000 on an accelerator; all images that are given."""
+    seed: int = 0
+    """Seed of the drawn images."""
+    batch_size: int = 64
+    """Images at a time."""
+    precision: Precision = "float32"
+    """dtype of the network's activations. With float64, everything is computed in float64."""
+    image_size: ImageSize | None = None
+    """Height and width of the images, or one number if they are square, for model files that do not say."""
+    out: Path | None = None
+    """Write the scores to a .json, or the images and their features to a .npz."""
+    save_reference: Path | None = None
+    """Write the statistics of the reference, `mu` and `sigma`, to this .npz."""
+    imports: ImportFlag = ()
+    data: DataFlags = field(default_factory=DataFlags)
+    sampling: SamplerConfig = field(default_factory=SamplerConfig)
+    loading: LoadingFlags = field(default_factory=LoadingFlags)
+    diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    flags = parse(EvaluateFlags, arguments, prog, EXAMPLES)
+    check_flags(flags)
+    from jax_ddpm.commands.evaluating import run  # imported here so that --help and flag errors appear at once
+
+    run(flags)
+
+
+def check_flags(flags: EvaluateFlags) -> None:
+    """UserError for flags that cannot be used. Creates the folders of output files."""
+    for name in ("num_images", "batch_size"):
+        value = getattr(flags, name)
+        require(value is None or value >= 1, name, value, "expected at least 1")
+    for name, path, endings in (
+        ("out", flags.out, (".json", ".npz")),
+        ("save_reference", flags.save_reference, (".npz",)),
+    ):
+        if path is not None:
+            require(path.suffix in endings, name, path, f"expected a name that ends in {' or '.join(endings)}")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{path.parent} cannot be written ({error.strerror}).") from None

@@ -1,0 +1,89 @@
+"""What an evaluation compares with what, where nobody says it: the reference, the features, the number of images."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from jax_ddpm.data import ImageData
+from jax_ddpm.data.sources import ARRAYS
+from jax_ddpm.evaluation.image_sets import SPLITS, ImageSet, Shape, check_shape, load_data, open_images, split_of
+from jax_ddpm.spec.data_record import check_same_images, find_images
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.hub import local_path
+from jax_ddpm.spec.model_folder import find_source
+from jax_ddpm.spec.read_run import CONFIG_FILE, read_config
+from jax_ddpm.spec.run_checkpoints import find_checkpoint, is_run
+from jax_ddpm.spec.run_config import DataConfig
+
+ON_CPU, ON_ACCELERATOR = 1000, 10_000  # images that are drawn
+
+
+def holds_model(text: str) -> bool:
+    """Whether a text names a model, not images: a run, one of its checkpoints, a model's folder or file."""
+    path = Path(text).expanduser()
+    if text.partition(":")[0] in SPLITS or path.suffix.lower() in (".npz", ".npy"):
+        return False
+    if not path.is_dir():
+        return True
+    try:
+        return find_checkpoint(path, None, None) is not None or find_source(path, None) is not None
+    except UserError:
+        return is_run(path)
+
+
+def run_of(model: str | Path) -> Path | None:
+    """The folder of the run that a model belongs to; None if it is of no run."""
+    path = local_path(Path(model).expanduser(), lambda line: None)
+    places = [path, path.parent, path.absolute().parents[1] if len(path.absolute().parents) > 1 else path.parent]
+    return next((place for place in places if is_run(place)), None)
+
+
+def reference_images(
+    reference: str | None,
+    run: Path | None,
+    image_shape: Shape | None,
+    settings: DataConfig | None = None,
+    log: Callable[[str], None] = print,
+) -> ImageSet:
+    """The real images to compare with: those that `reference` names, else the training images of the run.
+
+    Args:
+        reference: as in `open_images`.
+        run: the run of the model, whose settings say where data sets lie; None without one.
+        image_shape: (H, W, C) of the images that are evaluated.
+        settings: where data sets lie; fields that are None come from the run.
+        log: called with lines about what is read.
+
+    Raises:
+        UserError: neither a reference nor a run is given, or the images of the run have changed.
+    """
+    settings = settings or DataConfig()
+    if run is not None:
+        own = read_config(run / CONFIG_FILE).data
+        names = ("data_dir", "manual_dir", "cache_dir", "validation_fraction", "value_range")
+        settings = replace(own, **{name: value for name in names if (value := getattr(settings, name)) is not None})
+    if reference is not None:
+        return check_shape(open_images(reference, image_shape, settings, log), image_shape)
+    if run is None:
+        raise UserError(
+            "What to compare with is not known: give --reference train:DATASET, a .npz file or a folder of pictures."
+        )
+    if settings.dataset == ARRAYS:
+        raise UserError(
+            f"The images of {run} were given from Python.\nSave them as a .npz with `images`, and give --reference."
+        )
+    images = load_data(find_images(run, settings.dataset), image_shape, settings, log)
+    check_same_images(run, images, log)
+    return split_of(images, "train")
+
+
+def default_features(data: ImageData | None) -> str:
+    """`classifier` for a data set with labels, else `pixels`."""
+    return "pixels"
+
+
+def default_num_images() -> int:
+    """How many images to draw: many cost time, and few make the distances larger."""
+    return ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR

@@ -1,0 +1,125 @@
+"""`evaluate`: how close the images of a model, or given ones, come to real images."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jax_ddpm.data import ImageData, ShardedImages
+from jax_ddpm.evaluation.choices import (
+    default_features,
+    default_num_images,
+    holds_model,
+    reference_images,
+    run_of,
+)
+from jax_ddpm.evaluation.distances import Statistics
+from jax_ddpm.evaluation.extractors import BATCH_SIZE, Extractor, open_extractor
+from jax_ddpm.evaluation.image_sets import ImageSet, Shape, image_set, open_images, split_of
+from jax_ddpm.evaluation.reference import Progress, Reference, make_reference, named
+from jax_ddpm.evaluation.samples import draw_samples
+from jax_ddpm.evaluation.scores import Scores, score
+from jax_ddpm.sampling.samplers import ANCESTRAL
+from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.run_config import DataConfig
+from jax_ddpm.weights.model import Model, load_model
+
+
+def evaluate(
+    subject: Any,
+    reference: Any = None,
+    features: str | Extractor | None = None,
+    num_images: int | None = None,
+    *,
+    sampler: SamplerConfig = ANCESTRAL,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    data: DataConfig | None = None,
+    cache_dir: str | Path | None = None,
+    folder: str | Path | None = None,
+    log: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> Scores:
+    """Compare images with real ones: FID, KID, precision and recall, beside those of held-out real images.
+
+    Args:
+        subject: a `Model` or the path of one, from which images are drawn; or images: a text as in `open_images`, an
+            array uint8 (N, H, W, C), or an `ImageSet`.
+        reference: the real images: a text as in `open_images`, an `ImageData` (its training images), an array uint8
+            (N, H, W, C), `Statistics`, an `ImageSet`, or a `Reference`. Default: the training images of the model's
+            run.
+        features: as in `open_extractor`, or an `Extractor`. Default: classifier if the data set of the reference has
+            labels, else pixels.
+        num_images: how many images to draw from a model, or to take of given ones. Default: 1,000 of a model on a CPU,
+            10,000 on an accelerator, and all that are given.
+        sampler: method and number of steps. Default: ddpm with T steps.
+        seed: of the drawn images.
+        batch_size: images at a time.
+        data: where data sets lie, and which of their images are held out.
+        cache_dir: folder for features of references and for classifiers. Default: that of data sets.
+        folder: where drawn images are kept, so that an interrupted drawing goes on.
+        log: called with lines about what is taken, and before long operations.
+        progress: called with what is computed, how much of it is done, and how much there is.
+
+    Raises:
+        UserError: images that do not fit each other, or what cannot be found or read.
+    """
+    run = None
+    if isinstance(subject, str | Path) and holds_model(str(subject)):
+        run, subject = run_of(subject), load_model(subject, log=log)
+    if not isinstance(subject, Model):
+        subject = as_images(subject, data, log)
+    shape = subject.info.image_shape if isinstance(subject, Model) else subject.image_shape
+    if not isinstance(reference, Reference):
+        real = as_reference(reference, run, shape, data, log)
+        extractor = features
+        if not isinstance(extractor, Extractor):
+            extractor = open_extractor(features or default_features(real.data), real.data, cache_dir, log)
+        reference = make_reference(real, extractor, cache_dir, batch_size, log, progress)
+    elif features is not None:
+        raise UserError("A Reference has its own features: omit features.")
+    if isinstance(subject, Model):
+        count = num_images or default_num_images()
+        drawing = named("images", count, progress)
+        subject = draw_samples(subject, count, sampler, seed, batch_size, folder, drawing)
+    else:
+        subject = first_images(subject, num_images)
+    return score(subject, reference, batch_size=batch_size, progress=progress)
+
+
+def as_images(given: Any, data: DataConfig | None, log: Callable[[str], None]) -> ImageSet:
+    """The images, or statistics, that are evaluated."""
+    if isinstance(given, ImageSet):
+        return given
+    if isinstance(given, Statistics):
+        return ImageSet("statistics", statistics=given)
+    if isinstance(given, str | Path):
+        return open_images(str(given), None, data, log)
+    return image_set(given)
+
+
+def as_reference(
+    given: Any, run: Path | None, shape: Shape | None, data: DataConfig | None, log: Callable[[str], None]
+) -> ImageSet:
+    """The real images."""
+    if isinstance(given, ImageSet):
+        return given
+    if isinstance(given, ImageData):
+        return split_of(given, "train")
+    if isinstance(given, Statistics):
+        return ImageSet("statistics", statistics=given)
+    if isinstance(given, np.ndarray | ShardedImages):
+        return image_set(given, "reference")
+    return reference_images(None if given is None else str(given), run, shape, data, log)
+
+
+def first_images(images: ImageSet, count: int | None) -> ImageSet:
+    """The first images of a set, or all of them. UserError if there are fewer."""
+    if count is None or images.images is None:
+        return images
+    if count > images.count:
+        raise UserError(f"num_images = {count}: {images.name} has only {images.count} images.")
+    labels = None if images.labels is None else images.labels[:count]
+    return ImageSet(images.name, images.images[:count], labels=labels)
