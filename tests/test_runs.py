@@ -15,7 +15,7 @@ from jax_ddpm.data import shards
 from jax_ddpm.sampling import samplers
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import read_file
-from jax_ddpm.training import checkpoint, feed, loop, prepare, progress
+from jax_ddpm.training import checkpoint, evaluate, feed, loop, prepare, progress, run_charts
 from jax_ddpm.training.loop import train
 from jax_ddpm.training.replay import replay
 from jax_ddpm.training.run_folder import load_config
@@ -274,6 +274,47 @@ def test_several_steps_per_dispatch_and_a_resume_in_the_middle(finished, tmp_pat
 def test_config_tells_how_the_run_was_started(finished):
     start = json.loads((finished / "config.json").read_text())["starts"][0]  # resumed in other tests
     assert start["versions"]["jax"] and start["devices"] and start["command"] and start["time"]
+
+
+@pytest.mark.slow
+def test_evaluations_change_nothing_and_resume_in_the_same_bits(finished, tmp_path, monkeypatch, without_pictures):
+    config = small(evaluate_every=10, evaluate_images=12, evaluate_steps=5, evaluate_features="pixels")
+    said = []
+    whole = train(config, tmp_path / "whole", log=said.append)
+    assert any(line.startswith("Evaluation every 10 steps: 12 samples (ddim, 5 steps)") for line in said)
+    scores = ("fid", "kid", "precision", "recall")
+    names = {*(f"{name}_pixels" for name in scores), "fid_pixels_floor", "kid_pixels_floor"}
+    scored = [row for row in rows(whole) if names & set(row)]
+    assert [row["step"] for row in scored] == [10, 20, 24] and all(names <= set(row) for row in scored)
+    assert len({row["fid_pixels"] for row in scored}) == 3 and len({row["fid_pixels_floor"] for row in scored}) == 1
+    without = [{key: value for key, value in row.items() if key not in names} for row in rows(whole)]
+    assert [row for row in without if row["step"] not in (10, 12)] == [r for r in rows(finished) if r["step"] != 12]
+    assert (whole / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 18)
+        with pytest.raises(Stop):
+            train(config, tmp_path / "broken", log=quiet)
+    broken = train(config, tmp_path / "broken", resume=True, log=quiet)
+    assert rows(broken) == rows(whole)
+    seen = [row["fid_pixels"] for row in scalars(broken) if "fid_pixels" in row]
+    assert seen == [float(np.float32(row["fid_pixels"])) for row in scored]
+    charts = {chart["title"]: chart for chart in run_charts.training_charts(rows(whole))}
+    lines = {line["name"]: line for line in charts["FID (pixels)"]["series"]}
+    assert lines["samples"]["x"] == [10, 20, 24] and set(lines) == {"samples", "held-out images"}
+    assert "Precision and recall (pixels)" in charts
+
+
+def test_scores_are_in_the_rows_and_samples_without_any_do_not_end_a_run(tmp_path, monkeypatch, without_pictures):
+    """The second evaluation gets a single image."""
+    drawn = iter([np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8), np.zeros((1, 8, 8, 1), np.uint8)])
+    monkeypatch.setattr(evaluate, "draw_samples", lambda *_, **__: next(drawn))
+    config, said = small(steps=4, log_every=1, evaluate_every=2, evaluate_features="pixels"), []
+    folder = train(config, tmp_path / "run", log=said.append)
+    first, second, third, fourth = rows(folder)
+    assert first.keys() == third.keys() and "fid_pixels" not in first
+    assert second["fid_pixels"] > second["fid_pixels_floor"] > 0 and {"kid_pixels", "recall_pixels"} <= second.keys()
+    assert fourth["fid_pixels"] is None and "validation_loss" in fourth
+    assert any(line.startswith("Step 4: the samples cannot be scored: ") for line in said)
 
 
 def test_init_from_starts_with_other_weights(finished, tmp_path, without_pictures):

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "Measure how close a model's images come to real ones.",
     "convert": "Convert a model file between JAX, PyTorch and diffusers.",
     "report": "Write an HTML report of a training run.",
+    "compare": "Compare several runs: settings, losses, scores and pictures.",
     "doctor": "Compare a PyTorch module with its port to Flax, and name the first wrong layer.",
     "benchmark": "Compare the speed of jax_ddpm with PyTorch.",
     "train-torch": "Train the PyTorch reference; takes the flags of train.",

@@ -6,7 +6,14 @@ They work in a notebook: nothing here depends on networks or on the folder of a 
 
 from jax_ddpm.report.channels import channel_note, visible
 from jax_ddpm.report.choose import evenly_spaced, nearest
-from jax_ddpm.report.figures import bound_by_timestep, histogram, loss_by_timestep, loss_curve
+from jax_ddpm.report.figures import (
+    bound_by_timestep,
+    histogram,
+    loss_by_timestep,
+    loss_curve,
+    score_by_calls,
+    score_by_step,
+)
 from jax_ddpm.report.files import as_uint8, check_images_path, rescale_per_image, write_images
 from jax_ddpm.report.html_page import page
 from jax_ddpm.report.pictures import beside, grid, table, write_gif
@@ -25,6 +32,8 @@ __all__ = [
     "nearest",
     "page",
     "rescale_per_image",
+    "score_by_calls",
+    "score_by_step",
     "table",
     "visible",
     "write_gif",

@@ -51,6 +51,70 @@ def bound_by_timestep(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figur
     return figure
 
 
+def score_by_step(
+    steps: Sequence[int],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None] = (),
+    floor: float | None = None,
+    name: str = "FID",
+) -> Figure:
+    """Plot a score of checkpoints by step.
+
+    Args:
+        steps: of the checkpoints (K,).
+        values: their scores (K,).
+        intervals: the interval of each score; None or missing ones are left out.
+        floor: the score of real images, as a line.
+        name: of the score, for the axis.
+    """
+    figure, axes = new_axes("step", name)
+    axes.plot(steps, values, color="tab:blue", marker="o", markersize=3, label="samples")
+    known = [(step, *limits) for step, limits in zip(steps, intervals, strict=False) if limits is not None]
+    if known:
+        axes.fill_between(*zip(*known, strict=True), color="tab:blue", alpha=0.2, label="95% interval")
+    if floor is not None:
+        axes.axhline(floor, color="tab:orange", linestyle="--", label="held-out images")
+    axes.legend()
+    return figure
+
+
+def score_by_calls(
+    curves: dict[str, list[tuple[int, float, tuple[float, float] | None]]],
+    best: Sequence[tuple[int, float]] = (),
+    floor: float | None = None,
+    name: str = "FID",
+) -> Figure:
+    """Plot a score against the number of network calls for each image; both axes are logarithmic.
+
+    Args:
+        curves: for each name in the legend, points (calls, score, interval or None).
+        best: points (calls, score) to mark.
+        floor: the score of real images, as a line.
+        name: of the score, for the axis.
+    """
+    figure, axes = new_axes("network calls for each image", name)
+    for number, (label, points) in enumerate(curves.items()):
+        calls, scores, intervals = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+        color = f"C{number % 10}"
+        axes.plot(calls, scores, color=color, marker="o", markersize=3, label=label)
+        known = [(at, *limits) for at, limits in zip(calls, intervals, strict=True) if limits is not None]
+        if known:
+            at, low, high = zip(*known, strict=True)
+            axes.vlines(at, low, high, color=color, linewidth=1, alpha=0.6)
+    if best:
+        axes.plot(*zip(*best, strict=True), "o", markersize=10, markerfacecolor="none", color="black", label="best")
+    if floor is not None:
+        axes.axhline(floor, color="tab:gray", linestyle="--", label="held-out images")
+    axes.set_xscale("log")
+    if all(score > 0 for points in curves.values() for _, score, _ in points):
+        axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):  # 20 and not 2 x 10^1
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    axes.legend()
+    return figure
+
+
 def histogram(edges: np.ndarray, shares: dict[str, np.ndarray]) -> Figure:
     """Plot histograms of pixel values; the vertical axis is logarithmic.
 

@@ -15,17 +15,19 @@ from PIL import Image
 from jax_ddpm.report.channels import visible
 
 MAX_POINTS = 600  # of a curve
+COLOURS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")  # of curves, in page.html
 
 
 def page(content: dict) -> str:
-    """The HTML of the page of a run.
+    """The HTML of the page of a run, or of several.
 
     Texts in `content` are shown literally, never interpreted as HTML. Numbers that are not finite become gaps.
 
     Args:
         content: a dict that JSON can hold, except for nan and inf. Its keys are `title`, `subtitle`, `facts`, `notes`,
             `grids`, `grids_text`, `charts`, `reverse`, `nearest`, `pictures`, `settings` and `command`;
-            `jax_ddpm.training.run_page.page_content` makes it from the folder of a run.
+            `jax_ddpm.training.run_page.page_content` makes it from the folder of a run. `tables` and `strips`, which
+            may be left out, are those of `jax_ddpm.training.compare`.
     """
     template = importlib.resources.files("jax_ddpm.report").joinpath("page.html").read_text("utf-8")
     policy = (
@@ -96,7 +98,7 @@ def curve(
 ) -> dict:
     """A curve of a chart. Above MAX_POINTS points, groups of neighbours are replaced by their mean.
 
-    colour: "first" or "second". style: "line", "faint" or "points". log: values <= 0 become gaps.
+    colour: one of COLOURS. style: "line", "faint" or "points". log: values <= 0 become gaps.
     """
     x, y = np.asarray(x), np.asarray(y, np.float64)
     group = math.ceil(len(y) / MAX_POINTS)

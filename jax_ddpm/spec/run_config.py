@@ -148,6 +148,15 @@ class OutputConfig:
     """Steps between sample grids during training, drawn with few sampling steps. 0: samples only at the end."""
     sample_every_epochs: int = 0
     """Epochs between further sample grids. 0: none."""
+    evaluate_every: int = 0
+    """Steps between evaluations (FID, KID, precision and recall) of samples against the training images. 0: none."""
+    evaluate_images: int = 1000
+    """Samples that an evaluation draws."""
+    evaluate_steps: int = 50
+    """Sampler steps of an evaluation's samples. They are drawn with the run's sampler, or with ddim if that is ddpm."""
+    evaluate_features: str | None = None
+    """Features of an evaluation: classifier, pixels or inception:FILE. Default: classifier if there are labels, else
+    pixels."""
     num_samples: int = 64
     """Maximum number of images in a sample grid. Fewer are drawn if the network is slow."""
     gif_frames: int = 0
@@ -160,8 +169,13 @@ class OutputConfig:
         for name in ("log_every", "keep_checkpoints", "num_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
         intervals = ("validate_every", "checkpoint_every", "keep_every", "sample_every", "sample_every_epochs")
-        for name in intervals:
+        for name in (*intervals, "evaluate_every"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "expected 0 or more")
+        require(self.evaluate_images >= 2, "evaluate_images", self.evaluate_images, "expected at least 2")
+        require(self.evaluate_steps >= 1, "evaluate_steps", self.evaluate_steps, "expected at least 1")
+        features, kinds = self.evaluate_features, "expected classifier, pixels or inception:FILE"
+        known = features is None or features in ("classifier", "pixels") or features.startswith("inception")
+        require(known, "evaluate_features", features, kinds)
         require(self.gif_frames == 0 or self.gif_frames >= 2, "gif_frames", self.gif_frames, "expected 0 or at least 2")
 
 

@@ -126,8 +126,8 @@ def dispatch_length(output: OutputConfig, limit: int) -> int:
 
     Default intervals are ignored: they are at least 500 steps long, so any dispatch length wastes almost no steps.
     """
-    intervals = [steps for steps in (output.validate_every, output.checkpoint_every, output.sample_every) if steps]
-    shortest = min(intervals, default=limit)
+    intervals = (output.validate_every, output.evaluate_every, output.checkpoint_every, output.sample_every)
+    shortest = min((steps for steps in intervals if steps), default=limit)
     return -(-shortest // -(-shortest // limit))
 
 

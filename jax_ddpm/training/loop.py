@@ -122,15 +122,16 @@ def take_steps(run: Run, signals: SignalHandler) -> None:
 
 
 def validate_sample_save(run: Run) -> None:
-    """Validate, draw a sample grid, update the page, export and save, whichever of these is due at this step."""
-    output, step, improved = run.config.output, run.step, False
+    """Validate, evaluate, draw a sample grid, update the page, export and save: what of these is due at this step."""
+    output, step, improved, measured = run.config.output, run.step, False, {}
     if run.intervals.validation(step):
-        loss = run.validate(run.state)
-        run.progress.write_row(step, validation_loss=loss)
+        loss = measured["validation_loss"] = run.validate(run.state)
         improved = output.keep_best and math.isfinite(loss) and (not run.best or loss < run.best["validation_loss"])
         run.best = {"step": step, "validation_loss": loss} if improved else run.best
-    elif step == run.total_steps and run.metrics_log.pending:
-        run.progress.write_row(step)
+    if run.intervals.evaluation(step):
+        measured |= run.evaluate(run.state, step)
+    if measured or (step == run.total_steps and run.metrics_log.pending):
+        run.progress.write_row(step, **measured)
     if run.intervals.samples(step):
         with log_write_errors("The sample grid", run.log):
             grid = run.pictures.save_grid(run.state.weights, run.state.buffers, step)

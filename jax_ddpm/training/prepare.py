@@ -18,6 +18,7 @@ from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
+from jax_ddpm.training.evaluate import Evaluation
 from jax_ddpm.training.feed import Feed, Validation, make_dispatch
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import CheckpointPolicy, Intervals, Progress
@@ -42,6 +43,8 @@ class Run:
     feed: Feed
     dispatch: Callable
     validate: Validation
+    evaluate: Evaluation | None
+    """None without --evaluate-every."""
     total_steps: int
     intervals: Intervals
     checkpoints: Checkpoints
@@ -95,6 +98,8 @@ def prepare(
         start, state, record = found
         log(f"Resuming from step {start:,}.")
 
+    evaluates = config.output.evaluate_every and start < total_steps
+    evaluate = Evaluation(config, images, info, graph, log) if evaluates else None
     tensorboard = TensorBoard(folder, start, config.output.tensorboard, log)
     metrics_log = MetricsLog(folder, log)
     metrics_log.rewind(start, record["pending"], record["unwritten"])
@@ -119,6 +124,7 @@ def prepare(
         feed=feed,
         dispatch=make_dispatch(train_step, feed.steps_per_dispatch),
         validate=Validation(graph, config, images.validation, mesh),
+        evaluate=evaluate,
         total_steps=total_steps,
         intervals=intervals,
         checkpoints=checkpoints,

@@ -18,18 +18,26 @@ SPIKE_FACTOR = 5.0  # a loss this many times its running mean is logged
 
 
 class Intervals:
-    """The steps after which a validation, a checkpoint or a sample grid is due."""
+    """The steps after which a validation, an evaluation, a checkpoint or a sample grid is due."""
 
     def __init__(self, config: RunConfig, steps_per_epoch: int, total_steps: int, validates: bool):
         output = config.output
         default_interval = steps_per_epoch * -(-MIN_DEFAULT_INTERVAL // steps_per_epoch)  # whole epochs
         self.total = total_steps
         self.every_validation = (output.validate_every or default_interval) if validates else 0
+        self.every_evaluation = output.evaluate_every
         self.every_checkpoint = output.checkpoint_every or default_interval
         self.every_samples = [e for e in (output.sample_every, output.sample_every_epochs * steps_per_epoch) if e]
 
     def validation(self, step: int) -> bool:
         return bool(self.every_validation) and (step % self.every_validation == 0 or step == self.total)
+
+    def evaluation(self, step: int) -> bool:
+        return bool(self.every_evaluation) and (step % self.every_evaluation == 0 or step == self.total)
+
+    def row(self, step: int) -> bool:
+        """Whether the row of metrics.jsonl waits for a validation or an evaluation."""
+        return self.validation(step) or self.evaluation(step)
 
     def checkpoint(self, step: int) -> bool:
         return step % self.every_checkpoint == 0 or step == self.total
@@ -38,12 +46,12 @@ class Intervals:
         return any(step % every == 0 for every in self.every_samples) and step != self.total
 
     def is_due(self, step: int) -> bool:
-        return self.validation(step) or self.checkpoint(step) or self.samples(step)
+        return self.row(step) or self.checkpoint(step) or self.samples(step)
 
     def next(self, step: int) -> int:
         """The next step > `step` at which something is due; at most the last step of the run."""
-        every = [e for e in (self.every_validation, self.every_checkpoint, *self.every_samples) if e]
-        return min([self.total, *(step - step % e + e for e in every)])
+        every = (self.every_validation, self.every_evaluation, self.every_checkpoint, *self.every_samples)
+        return min([self.total, *(step - step % e + e for e in every if e)])
 
 
 class CheckpointPolicy:
@@ -120,7 +128,7 @@ class Progress:
             step_metrics = {name: float(value[i]) for name, value in values.items()}
             self.metrics_log.add({"step": step + i + 1, **step_metrics})
             self.check_step(step + i, step_metrics)
-            if (step + i + 1) % self.config.output.log_every == 0 and not self.intervals.validation(step + i + 1):
+            if (step + i + 1) % self.config.output.log_every == 0 and not self.intervals.row(step + i + 1):
                 self.write_row(step + i + 1, self.update_time + (now - self.update_time) * (i + 1) / n)
         self.update_time = now
         left, speed = "", ""

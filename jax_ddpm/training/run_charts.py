@@ -6,6 +6,8 @@ import numpy as np
 
 from jax_ddpm.report import html_page
 
+FLOOR = "_floor"  # ends the names of the scores of held-out images in metrics.jsonl
+
 
 def training_charts(rows: list[dict]) -> list[dict]:
     """Curves over the steps: losses, images per second, gradient norm, learning rate."""
@@ -27,7 +29,7 @@ def training_charts(rows: list[dict]) -> list[dict]:
             html_page.curve("validation", *zip(*held_out, strict=True), colour="second", style="points", log=True)
         )
     text = "Training loss: with the current weights. Validation loss: with the weights for sampling (the EMA, if on)."
-    charts = [chart("Loss", text, loss)]
+    charts = [chart("Loss", text, loss), *evaluation_charts(rows)]
     for name, title, text, log in (
         ("images_per_second", "Images per second", "Without the time for validation, pictures and checkpoints.", False),
         ("grad_norm", "Gradient norm", "Before clipping, if the run clips gradients.", True),
@@ -35,6 +37,35 @@ def training_charts(rows: list[dict]) -> list[dict]:
     ):
         charts.append(chart(title, text, [html_page.curve(title.lower(), steps, column(name), log=log)], log=log))
     return [c for c in charts if any(np.isfinite(line["y"]).any() for line in c["series"])]
+
+
+def evaluation_charts(rows: list[dict]) -> list[dict]:
+    """Curves of the scores that --evaluate-every left in the rows: FID, KID, precision and recall, by features."""
+
+    def line(name: str, label: str, colour: str, style: str = "points", log: bool = False) -> list[dict]:
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        return [html_page.curve(label, *zip(*points, strict=True), colour, style, log)] if points else []
+
+    charts = []
+    for features in evaluated_features(rows):
+        for score, log in (("fid", True), ("kid", False)):
+            lines = line(f"{score}_{features}", "samples", "first", log=log)
+            floor = line(f"{score}_{features}{FLOOR}", "held-out images", "second", "line", log)
+            text = f"Distance of samples to the training images, by the features {features}. Smaller is better."
+            text += " The second line is the floor: as many held-out images in place of the samples." if floor else ""
+            charts.append(chart(f"{score.upper()} ({features})", text, [*lines, *floor], y=score.upper(), log=log))
+        lines = [*line(f"precision_{features}", "precision", "first"), *line(f"recall_{features}", "recall", "second")]
+        text = (
+            "Precision: share of the samples near training images. Recall: share of the training images near samples."
+        )
+        charts.append(chart(f"Precision and recall ({features})", text, lines, y="share", log=False))
+    return [each for each in charts if each["series"]]
+
+
+def evaluated_features(rows: list[dict]) -> list[str]:
+    """The names of the features by which samples were scored during the training: NAME of fid_NAME."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("fid_") and not name.endswith(FLOOR))
+    return [name.removeprefix("fid_") for name in names]
 
 
 def final_charts(numbers: dict) -> list[dict]:

@@ -1,0 +1,105 @@
+"""`jax-ddpm compare`: several runs side by side, as a table and as a page."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tqdm import tqdm
+
+from jax_ddpm.commands.flags import ImportFlag, parse
+from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.files import write_text
+
+EXAMPLES = (
+    "runs/digits-digits runs/digits-cosine",
+    "runs/a runs/b runs/c --sampler ddim --num-steps 50 --out abc.html",
+)
+
+
+@dataclass(frozen=True)
+class CompareFlags:
+    """Compare runs: settings that differ, losses, scores, speed, and pictures of the same seeds."""
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="")
+    ]
+    """Folders of two runs or more."""
+    out: Path = Path("compare.html")
+    """Page to write, one HTML file that loads nothing else."""
+    num_images: int = 16
+    """Pictures of each run. 0: none."""
+    seed: int = 0
+    """Seed of the noise, the same for all runs."""
+    batch_size: int = 64
+    """Pictures drawn at a time."""
+    imports: ImportFlag = ()
+    sampling: SamplerConfig = field(default_factory=SamplerConfig)
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    flags = parse(CompareFlags, arguments, prog, EXAMPLES)
+    require(flags.num_images >= 0, "num_images", flags.num_images, "expected 0 or more")
+    require(flags.batch_size >= 1, "batch_size", flags.batch_size, "expected at least 1")
+    from jax_ddpm.training import compare  # imported here so that --help and flag errors appear at once
+
+    runs = compare.open_runs(flags.runs)
+    for run in runs:
+        if run.model and flags.num_images:
+            flags.sampling.check(run.model.info.diffusion.timesteps)
+    notes = compare.notes_on(runs)
+    for title, rows in (("", compare.figures_table(runs)), ("Settings that differ", compare.settings_table(runs))):
+        print(f"\n{text_table([title, *(run.name for run in runs)], rows)}")
+    drawn = {}
+    if flags.num_images:
+        drawn, left_out = draw(flags, runs)
+        notes += left_out
+    print("", *notes, sep="\n")
+    steps = flags.sampling.num_steps
+    about = f"Drawn with the sampler {flags.sampling.sampler} in {steps or 'all'} steps, seed {flags.seed}."
+    page = compare.comparison_page(runs, drawn, notes, about, command_of(flags))
+    try:
+        flags.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(flags.out, page)
+    except OSError as error:
+        raise UserError(f"{flags.out} cannot be written ({error.strerror}).") from None
+    print(f"Wrote {flags.out}, {flags.out.stat().st_size / 1e6:.1f} MB")
+
+
+def draw(flags: CompareFlags, runs) -> tuple[dict, list[str]]:
+    """`compare.draw_same_seeds`, with a progress bar."""
+    from jax_ddpm.training import compare
+
+    done_of = {}
+    with tqdm(total=flags.num_images * sum(run.model is not None for run in runs), unit="image", delay=0.5) as bar:
+
+        def progress(name: str, done: int) -> None:
+            done_of[name] = done
+            bar.set_description(f"drawing {name}", refresh=False)
+            bar.update(sum(done_of.values()) - bar.n)
+
+        return compare.draw_same_seeds(
+            runs, flags.num_images, flags.sampling, flags.seed, flags.batch_size, progress=progress
+        )
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text under their names."""
+    rows = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def command_of(flags: CompareFlags) -> str:
+    """The command line that makes the page again."""
+    values = {name: getattr(flags, name) for name in ("out", "num_images", "seed", "batch_size")}
+    values |= asdict(flags.sampling)
+    defaults = {name: getattr(CompareFlags, name) for name in ("num_images", "seed", "batch_size")}
+    defaults |= asdict(SamplerConfig())
+    changed = {name: value for name, value in values.items() if value != defaults.get(name, object())}
+    words = [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    imports = [word for name in flags.imports for word in ("--import", name)]
+    return shlex.join(["jax-ddpm", "compare", *map(str, flags.runs), *imports, *words])

@@ -1,0 +1,311 @@
+"""Several runs side by side: settings that differ, losses, scores, speed, and pictures of the same seeds."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jax_ddpm.evaluation.results import read_results
+from jax_ddpm.evaluation.samples import draw_samples
+from jax_ddpm.report import channel_note, html_page
+from jax_ddpm.spec.data_record import DataRecord, read_record
+from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.read_run import CONFIG_FILE, read_config
+from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.training.progress import duration
+from jax_ddpm.training.run_charts import chart, evaluated_features
+from jax_ddpm.training.run_folder import MetricsLog, flatten
+from jax_ddpm.training.run_page import PICTURE_BYTES, format_value
+from jax_ddpm.weights.model import Model, load_model
+
+UNLIKE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}  # settings that change no result
+LOSS_SETTINGS = ("diffusion.objective", "diffusion.schedule", "diffusion.timesteps", "training.min_snr_gamma")
+TILE_PIXELS = 48
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """What the folder of a run holds."""
+
+    name: str
+    """The name of its folder, or its path if another run has the same name."""
+    config: RunConfig
+    record: DataRecord | None
+    """What identifies its images; None for runs of earlier versions."""
+    rows: list[dict]
+    """The rows of metrics.jsonl."""
+    results: list[dict]
+    """The results of `jax-ddpm evaluate`, oldest first."""
+    model: Model | None
+    """Its weights for sampling; None if they cannot be loaded."""
+    problem: str
+    """Why they cannot be loaded; "" if they can."""
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.training.batch_size
+
+
+def open_runs(paths: Sequence[Path], log: Callable[[str], None] = print) -> list[ComparedRun]:
+    """The runs in these folders. Raises UserError for fewer than two, and for a folder that holds no run."""
+    if len(paths) < 2:
+        raise UserError("A comparison needs two runs or more: name their folders.")
+    names = [path.resolve().name for path in paths]
+    names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
+    return [open_run(path, name, log) for path, name in zip(paths, names, strict=True)]
+
+
+def open_run(path: Path, name: str, log: Callable[[str], None]) -> ComparedRun:
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{path} is no run: expected the folder of a training, which holds {CONFIG_FILE}.")
+    config, model, problem = read_config(path / CONFIG_FILE), None, ""
+    try:
+        model = load_model(path, precision=precision_of(config), log=log)
+    except UserError as error:
+        problem = f"The model of {name} cannot be loaded: {str(error).splitlines()[0]}"
+    rows = MetricsLog(path, log).rows()
+    return ComparedRun(name, config, read_record(path), rows, read_results(path), model, problem)
+
+
+def precision_of(config: RunConfig) -> str:
+    """The precision that a run's weights are sampled in: bfloat16 if it was trained so, else float32."""
+    return "bfloat16" if config.training.precision == "bfloat16" else "float32"
+
+
+# Tables: rows of a name and a text for each run.
+
+
+def settings_table(runs: Sequence[ComparedRun]) -> list[list[str]]:
+    """The settings that are not the same in all runs, without paths and what a run writes."""
+    settings = [flatten(run.config) for run in runs]
+    names = dict.fromkeys(name for each in settings for name in each)
+    names = [name for name in names if name not in UNLIKE and not name.startswith("output.")]
+    rows = [[name, *(format_value(each[name]) if name in each else NONE for each in settings)] for name in names]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def figures_table(runs: Sequence[ComparedRun]) -> list[list[str]]:
+    """Parameters, steps, losses, speed and time of each run, then its scores."""
+    rows = [
+        ["parameters", *(f"{run.model.num_parameters:,}" if run.model else NONE for run in runs)],
+        ["steps", *(f"{run.rows[-1]['step']:,}" if run.rows else NONE for run in runs)],
+        ["training loss, last", *(loss_text(run, last=True) for run in runs)],
+        ["training loss, lowest", *(loss_text(run, last=False) for run in runs)],
+        ["validation loss, last", *(validation_text(run, last=True) for run in runs)],
+        ["validation loss, lowest", *(validation_text(run, last=False) for run in runs)],
+        ["images/s", *(f"{speed:,.0f}" if (speed := median_speed(run)) else NONE for run in runs)],
+        ["training time", *(duration(seconds) if (seconds := training_seconds(run)) else NONE for run in runs)],
+        *scores_tables(runs),
+    ]
+    return [row for row in rows if set(row[1:]) != {NONE}]
+
+
+def smooth_loss(run: ComparedRun) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, losses): the training loss, each the mean of 1/25 of the rows."""
+    rows = [row for row in run.rows if row.get("loss") is not None]
+    window = max(1, len(rows) // 25)
+    losses = np.convolve([row["loss"] for row in rows], np.ones(window) / window, "valid") if rows else np.zeros(0)
+    return np.asarray([row["step"] for row in rows[window - 1 :]], int), losses
+
+
+def loss_text(run: ComparedRun, last: bool) -> str:
+    steps, losses = smooth_loss(run)
+    return NONE if not len(losses) else at_step(losses[-1], None) if last else at_step(*lowest(losses, steps))
+
+
+def lowest(values, steps) -> tuple[float, int]:
+    place = int(np.argmin(values))
+    return values[place], steps[place]
+
+
+def at_step(value: float, step: int | None) -> str:
+    return f"{value:.4g}" + ("" if step is None else f", step {step:,}")
+
+
+def validation_text(run: ComparedRun, last: bool) -> str:
+    pairs = [(row["validation_loss"], row["step"]) for row in run.rows if row.get("validation_loss") is not None]
+    if not pairs:
+        return NONE
+    return at_step(pairs[-1][0], None) if last else at_step(*lowest(*zip(*pairs, strict=True)))
+
+
+def median_speed(run: ComparedRun) -> float | None:
+    return float(np.median([row["images_per_second"] for row in run.rows])) if run.rows else None
+
+
+def training_seconds(run: ComparedRun) -> float:
+    """Time of the optimiser steps, without validation, pictures and checkpoints."""
+    steps = np.diff([0, *(row["step"] for row in run.rows)])
+    speeds = [row["images_per_second"] for row in run.rows]
+    return sum(n * run.batch_size / speed for n, speed in zip(steps, speeds, strict=True) if speed)
+
+
+def scores_tables(runs: Sequence[ComparedRun]) -> list[list[str]]:
+    """The newest result of each run, a row for each kind of features and reference; then scores of the training."""
+    newest = [{key: result for result in run.results if (key := kind_of(result))} for run in runs]
+    rows = []
+    for kind in dict.fromkeys(kind for each in newest for kind in each):
+        texts = [result_text(each[kind]) if kind in each else NONE for each in newest]
+        rows.append([f"FID by {kind[0]} to {kind[2]}", *texts])
+    for features in dict.fromkeys(name for run in runs for name in evaluated_features(run.rows)):
+        found = [[row for row in run.rows if row.get(f"fid_{features}") is not None] for run in runs]
+        texts = [at_step(each[-1][f"fid_{features}"], each[-1]["step"]) if each else NONE for each in found]
+        rows.append([f"FID by {features}, during the training", *texts])
+    return rows
+
+
+def kind_of(result: dict) -> tuple[str, ...] | None:
+    """Name and hash of the features and of the reference of a result; None for one without an FID."""
+    scores = result.get("scores") or {}
+    if scores.get("fid") is None:
+        return None
+    return tuple(str((scores.get(part) or {}).get(key)) for part in ("extractor", "reference") for key in KIND_KEYS)
+
+
+KIND_KEYS = ("name", "fingerprint")
+
+
+def result_text(result: dict) -> str:
+    scores, sampler = result["scores"], result.get("sampler") or {}
+    low_high = scores.get("fid_interval")
+    interval = f" [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
+    step = "" if result.get("step") is None else f"step {result['step']:,}, "
+    drawn = f"{sampler.get('sampler')} {sampler.get('num_steps') or 'all'} steps"
+    return f"{scores['fid']:.4g}{interval} ({step}{result.get('weights')}, {drawn}, {scores['num_images']:,} images)"
+
+
+# What is said about them.
+
+
+def notes_on(runs: Sequence[ComparedRun]) -> list[str]:
+    """Sentences on what cannot be compared, or not be shown."""
+    notes = [run.problem for run in runs if run.problem]
+    images = [image_text(run) for run in runs]
+    if len(set(images)) > 1:
+        each = "; ".join(f"{run.name}: {text}" for run, text in zip(runs, images, strict=True))
+        notes.append(f"The runs have different images, so their losses and scores do not compare. {each}.")
+    settings = [flatten(run.config) for run in runs]
+    unlike = [name.split(".")[1] for name in LOSS_SETTINGS if len({str(each.get(name)) for each in settings}) > 1]
+    if unlike:
+        notes.append(f"The runs differ in {' and '.join(unlike)}, so their losses do not compare.")
+    kinds = {kind for run in runs for result in run.results if (kind := kind_of(result))}
+    drawn = {str(result["scores"].get("num_images")) for run in runs for result in run.results if kind_of(result)}
+    if kinds and len(drawn) > 1:
+        notes.append("The FID depends on the number of images: compare only results of the same number.")
+    return notes
+
+
+def image_text(run: ComparedRun) -> str:
+    """What identifies a run's images, as text."""
+    if run.record is not None:
+        return f"{run.record.describe()}, {run.config.data.dataset} (hash {run.record.fingerprint[:8]})"
+    return f"{run.config.data.dataset}, size {format_value(run.config.data.image_size)}"
+
+
+# Pictures and the page.
+
+
+def draw_same_seeds(
+    runs: Sequence[ComparedRun],
+    num_images: int,
+    sampler: SamplerConfig,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: Callable[[str, int], None] | None = None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Images 0 to N - 1 of a seed from each model that has the image size of the first one.
+
+    Returns:
+        uint8 (N, H, W, C) by the name of the run, and a sentence for each run that is left out.
+    """
+    loaded = [run for run in runs if run.model]
+    drawn, notes = {}, []
+    for run in loaded:
+        shape, first = run.model.info.image_shape, loaded[0].model.info.image_shape
+        if shape != first:
+            sizes = [" x ".join(map(str, each)) for each in (shape, first)]
+            notes.append(f"No pictures of {run.name}: its images are {sizes[0]}, those of {loaded[0].name} {sizes[1]}.")
+            continue
+        said = None if progress is None else lambda done, run=run: progress(run.name, done)
+        drawn[run.name] = draw_samples(run.model, num_images, sampler, seed, batch_size, progress=said)
+    return drawn, notes
+
+
+def comparison_page(
+    runs: Sequence[ComparedRun], drawn: dict[str, np.ndarray], notes: Sequence[str], about: str, command: str
+) -> str:
+    """The HTML of the comparison.
+
+    Args:
+        drawn: from `draw_same_seeds`.
+        notes: sentences at the top.
+        about: how the pictures were drawn.
+        command: the command that makes this page.
+    """
+    names = [run.name for run in runs]
+    tables = (
+        ("results", "Results", "Training losses are means of 1/25 of the rows of a run.", figures_table(runs)),
+        ("differing", "Settings that differ", "All other settings are the same.", settings_table(runs)),
+    )
+    content = {
+        "title": f"Comparison of {len(runs)} runs",
+        "subtitle": ", ".join(names),
+        "facts": [],
+        "notes": list(notes),
+        "tables": [
+            {"id": name, "title": title, "text": text, "columns": ["", *names], "rows": rows}
+            for name, title, text, rows in tables
+            if rows
+        ],
+        "strips": strips(drawn, about, command) if drawn else None,
+        "charts": charts(runs),
+        "grids": [],
+        "reverse": None,
+        "nearest": None,
+        "pictures": [],
+        "settings": [],
+        "command": "",
+    }
+    return html_page.page(content)
+
+
+def strips(drawn: dict[str, np.ndarray], about: str, command: str) -> dict:
+    """The pictures of each run in a row; column i is image i of the seed."""
+    rows = []
+    for name, images in drawn.items():
+        picture = html_page.sheet(images[:, None])
+        scale = max(1, math.ceil(TILE_PIXELS / picture.height))
+        image = html_page.image(picture, PICTURE_BYTES, f"{len(images)} samples of {name}")
+        rows.append({**image, "name": name, "width": picture.width * scale, "height": picture.height * scale})
+    channels = next(iter(drawn.values())).shape[-1]
+    text = f"Each column starts from the same noise. {about} {channel_note(channels) or ''}".rstrip()
+    return {"title": "The same seeds", "text": text, "rows": rows, "command": command}
+
+
+def charts(runs: Sequence[ComparedRun]) -> list[dict]:
+    """Training loss, validation loss and FID of all runs over the steps."""
+
+    def of_rows(name: str, style: str) -> list[dict]:
+        found = []
+        for run, colour in coloured:
+            points = [(row["step"], row[name]) for row in run.rows if row.get(name) is not None]
+            if points:
+                found.append(html_page.curve(run.name, *zip(*points, strict=True), colour, style, log=True))
+        return found
+
+    coloured = [(run, html_page.COLOURS[i % len(html_page.COLOURS)]) for i, run in enumerate(runs)]
+    losses = [html_page.curve(run.name, *smooth_loss(run), colour, log=True) for run, colour in coloured if run.rows]
+    made = [
+        chart("Training loss", "Mean of 1/25 of the rows of each run.", losses),
+        chart(
+            "Validation loss", "With the weights for sampling (the EMA, if on).", of_rows("validation_loss", "points")
+        ),
+    ]
+    for features in dict.fromkeys(name for run in runs for name in evaluated_features(run.rows)):
+        text = f"During the training, by the features {features}. Smaller is better."
+        made.append(chart(f"FID ({features})", text, of_rows(f"fid_{features}", "points"), y="FID"))
+    return [each for each in made if each["series"]]

@@ -1,0 +1,118 @@
+"""`jax-ddpm compare`: a table and a page of several runs."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from jax_ddpm.evaluation.results import Result, append_result
+from jax_ddpm.spec.diffusion_config import SamplerConfig
+from tests import browser
+from tests.commands import refusal, succeed
+from tests.test_page import carried, needs_browser, picture
+
+
+def changed_copy(source, target, change):
+    """A copy of a run's folder whose config.json `change` has edited."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    change(config)
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+@pytest.fixture(scope="module")
+def runs(command_run, tmp_path_factory):
+    """Two runs of the same weights: the second claims another learning rate and half the losses, and has results."""
+    base = tmp_path_factory.mktemp("runs")
+    first = changed_copy(command_run[0], base / "first", lambda config: None)
+    second = changed_copy(first, base / "second <script>", lambda c: c["training"].update(learning_rate=0.5))
+    rows = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row |= {"loss": row["loss"] / 2, "fid_pixels": 30.0 / (number + 1), "fid_pixels_floor": 1.0}
+    (second / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    features, reference = {"name": "classifier", "fingerprint": "ab"}, {"name": "train:digits", "fingerprint": "cd"}
+    scores = {
+        "fid": 3.25,
+        "fid_interval": [3.0, 3.5],
+        "num_images": 1000,
+        "extractor": features,
+        "reference": reference,
+    }
+    append_result(second, Result(6, "ema", SamplerConfig(), 0, scores, 9.0))
+    return first, second
+
+
+def table_of(said: str) -> dict[str, list[str]]:
+    lines = [re.split(r"  +", line) for line in said.splitlines()]
+    return {name: values for name, *values in lines if values}
+
+
+def test_a_table_and_a_page(runs, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "new folder" / "page.html"
+    flags = ("--num-images", 2, "--seed", 3, "--sampler", "ddim", "--num-steps", 4, "--out", out)
+    said = succeed(capsys, monkeypatch, "compare.py", *runs, *flags)
+    table = table_of(said)
+    assert table["training.learning_rate"] == ["0.001", "0.5"] and "training.seed" not in table
+    assert table["steps"] == ["6", "6"] and len(set(table["parameters"])) == 1
+    ours, theirs = map(float, table["training loss, last"])
+    np.testing.assert_allclose(theirs, ours / 2, rtol=1e-3)
+    assert table["FID by classifier to train:digits"] == [
+        "-",
+        "3.25 [3, 3.5] (step 6, ema, ddpm all steps, 1,000 images)",
+    ]
+    assert table["FID by pixels, during the training"] == ["-", "10, step 6"]
+    data = carried(out.read_text())
+    assert [part["title"] for part in data["tables"]] == ["Results", "Settings that differ"]
+    assert data["tables"][1]["rows"] == [["training.learning_rate", "0.001", "0.5"]]
+    first, second = (picture(row["src"]) for row in data["strips"]["rows"])
+    np.testing.assert_array_equal(first, second)  # the same weights, from the same noise
+    assert first.shape == (8, 16, 3) and first.std() > 1
+    loss = data["charts"][0]
+    assert [line["name"] for line in loss["series"]] == ["first", "second <script>"]
+    assert {line["colour"] for line in loss["series"]} == {"first", "second"}
+    assert out.read_text().count("<script") == 2
+    again = data["strips"]["command"]
+    assert again.startswith("jax-ddpm compare ") and "--num-steps 4" in again and "--batch-size" not in again
+
+
+def test_runs_that_do_not_compare_are_said(runs, tmp_path, capsys, monkeypatch):
+    other = changed_copy(runs[0], tmp_path / "other", lambda c: c["diffusion"].update(objective="v"))
+    record = json.loads((other / "data.json").read_text())
+    (other / "data.json").write_text(json.dumps({**record, "fingerprint": "f" * 64}))
+    (other / "model.safetensors").write_bytes(b"damaged")
+    shutil.rmtree(other / "checkpoints")
+    said = succeed(
+        capsys, monkeypatch, "compare.py", runs[0], other, "--num-images", 0, "--out", tmp_path / "page.html"
+    )
+    assert "The model of other cannot be loaded: " in said
+    assert "different images, so their losses and scores do not compare" in said and "(hash ffffffff)" in said
+    assert "differ in objective, so their losses do not compare" in said
+    assert carried((tmp_path / "page.html").read_text())["strips"] is None
+
+
+def test_what_is_no_run(runs, tmp_path, capsys, monkeypatch):
+    assert "two runs or more" in refusal(capsys, monkeypatch, "compare.py", runs[0])
+    assert "is no run" in refusal(capsys, monkeypatch, "compare.py", runs[0], tmp_path)
+    assert "num_steps = 21" in refusal(capsys, monkeypatch, "compare.py", *runs, "--num-steps", 21)
+    assert "num_images = -1" in refusal(capsys, monkeypatch, "compare.py", *runs, "--num-images", -1)
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (400, "dark")])
+def test_the_page_opens(runs, tmp_path, capsys, monkeypatch, width, scheme):
+    out = tmp_path / "page.html"
+    succeed(capsys, monkeypatch, "compare.py", *runs, "--num-images", 2, "--num-steps", 4, "--out", out)
+    window = browser.Browser(tmp_path / "profile")
+    try:
+        window.open(out.as_uri(), width=width, scheme=scheme)
+        assert window.complaints() == []
+        assert window.run("[...document.querySelectorAll('h2')].map((node) => node.textContent)") == [
+            *("Results", "Settings that differ", "The same seeds", "Curves"),
+        ]
+        assert window.run("document.documentElement.scrollWidth <= innerWidth")
+        assert window.run("[...document.images].every((image) => image.naturalWidth > 0 && image.alt)")
+    finally:
+        window.close()
