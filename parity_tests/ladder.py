@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from jax_ddpm.spec.diffusion_config import SamplerConfig
-from parity_tests import budgets
+from parity_tests import budgets, measures_classifier
 from parity_tests.measures import (
     LEARNED,
     NETWORK,
@@ -111,6 +111,12 @@ RUNGS["10-step DDPM, not square, float32"] = Rung(
 RUNGS["bits per dimension, float64"] = Rung(budgets.BOUND_FLOAT64, bounds)
 RUNGS["bits per dimension, network and drawn t, float64"] = Rung(budgets.BOUND_FLOAT64, network_bound)
 RUNGS["bits per dimension by the ODE, float64"] = Rung(budgets.BOUND_FLOAT64, flow)
+
+RUNGS["classifier, features, float32"] = Rung(
+    budgets.CLASSIFIER_FLOAT32, partial(measures_classifier.features, dtype=np.float32)
+)
+RUNGS["classifier, features, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_classifier.features)
+RUNGS["classifier, gradients, float64"] = Rung(budgets.GRADIENT_FLOAT64, measures_classifier.gradients)
 
 for name, sampler in {
     "50-step DDPM": SamplerConfig("ddpm", 50),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import torch_ref.classifier
 import torch_ref.diffusion
 import torch_ref.embeddings
 import torch_ref.flow
@@ -304,6 +305,11 @@ def larger_signs(velocity):
     return lambda *a: velocity(*a[:-1], a[-1] * 1.5)
 
 
+def aligned_right_and_below(x):
+    return nn.functional.max_pool2d(x[..., x.shape[-2] % 2 :, x.shape[-1] % 2 :], 2)
+
+
+CLASSIFIER = "classifier, features, float32"
 BOUND, NETWORK_BOUND = "bits per dimension, float64", "bits per dimension, network and drawn t, float64"
 FLOW = "bits per dimension by the ODE, float64"
 FAULTS = {
@@ -499,6 +505,30 @@ FAULTS = {
     "divergence without the scale": (swap(torch_ref.flow, "velocity", of_noise_alone), FLOW),
     "signs that are not of size 1": (swap(torch_ref.flow, "velocity", larger_signs), FLOW),
     "natural logarithm for bits, in the ODE's density": (in_nats(torch_ref.flow), FLOW),
+    "classifier: mean for maximum pooling": (
+        swap(torch_ref.classifier, "max_pool", lambda _: lambda x: nn.functional.avg_pool2d(x, 2)),
+        CLASSIFIER,
+    ),
+    "classifier: pooling of the last row and column": (
+        swap(torch_ref.classifier, "max_pool", lambda _: aligned_right_and_below),
+        CLASSIFIER,
+    ),
+    "classifier: images reduced by their first pixels": (
+        swap(torch_ref.classifier, "average_pool", lambda _: lambda x, size: x[..., :-1:size, :-1:size]),
+        CLASSIFIER,
+    ),
+    "classifier: flattened channels first": (
+        swap(torch_ref.classifier, "flatten", lambda _: lambda x: x.flatten(1)),
+        CLASSIFIER,
+    ),
+    "classifier: images in [0, 1]": (
+        swap(torch_ref.classifier, "prepare_images", lambda f: lambda *a: (f(*a) + 1) / 2),
+        CLASSIFIER,
+    ),
+    "classifier: summed cross entropy": (
+        swap(torch_ref.classifier, "loss", lambda f: lambda network, *a: f(network, *a) * len(a[1])),
+        "classifier, gradients, float64",
+    ),
     "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
     "noise drawn in NCHW": (
