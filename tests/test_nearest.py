@@ -3,18 +3,13 @@
 import numpy as np
 import pytest
 
-from jax_ddpm import data
 from jax_ddpm.evaluation import nearest
-from jax_ddpm.evaluation.extractors import PIXELS, Extractor
+from jax_ddpm.evaluation.extractors import Extractor
 from jax_ddpm.spec.errors import UserError
 
 
 def images(count: int, seed: int, shape=(6, 5, 2)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), np.uint8)
-
-
-def data_of(train: np.ndarray, validation: np.ndarray) -> data.ImageData:
-    return data.ImageData("made up", train, validation, ())
 
 
 def test_the_nearest_two_are_those_of_all_distances(monkeypatch):
@@ -36,7 +31,7 @@ def test_copies_are_found_among_new_images():
     made[0], made[1] = train[17], train[30]
     made[1, 0, 0, 0] ^= 8  # nearly a copy
     mean = Extractor("mean", "the mean of each channel", "", lambda batch: batch.mean(axis=(1, 2)))
-    found = nearest.nearest_images(made, data_of(train, real), mean)
+    found = nearest.nearest_images(made, train, real, mean)
     assert found.generated["pixels"].copies == 0.25 and found.held_out["pixels"].copies == 0
     assert found.generated["pixels"].indices[:2, 0].tolist() == [17, 30]
     assert found.generated["mean"].indices[0, 0] == 17 and found.generated["mean"].ratios[0] == 0
@@ -47,22 +42,17 @@ def test_copies_are_found_among_new_images():
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_features_that_are_known_are_not_computed_again():
-    def never(batch):
-        raise AssertionError
-
-    train, made = images(9, 5), images(3, 6)
-    extractor = Extractor("mean", "", "", never)
-    known = {"features": made.mean(axis=(1, 2)), "train_features": train.mean(axis=(1, 2))}
-    found = nearest.nearest_images(made, data_of(train, train[:0]), extractor, **known)
-    assert found.held_out == {} and set(found.generated) == {"mean", "pixels"}
+def test_without_held_out_images():
+    found = nearest.nearest_images(images(3, 5), train := images(9, 6), train[:0])
+    assert found.held_out == {} and set(found.generated) == {"pixels"}
+    assert "held-out" not in str(found)
 
 
 def test_picture():
     train, made = images(9, 5, (4, 6, 1)), images(5, 6, (4, 6, 1))
     made[3] = train[7]
-    found = nearest.nearest_images(made, data_of(train, train[:0]), PIXELS)
-    picture = np.asarray(nearest.picture(made, data_of(train, train[:0]), found, columns=2))
+    found = nearest.nearest_images(made, train)
+    picture = np.asarray(nearest.picture(made, train, found, columns=2))
     scale, gap = 8, 2
     top, left = picture.shape[0] - 2 * (4 * scale + gap), picture.shape[1] - 2 * (6 * scale + gap)
     for row in range(2):  # the copy, and what it copies, stand first
@@ -74,5 +64,5 @@ def test_picture():
 def test_wrong_input():
     with pytest.raises(UserError, match="there are 1"):
         nearest.two_nearest(images(2, 0), images(1, 1))
-    with pytest.raises(UserError, match=r"shape \(4, 4, 1\), those of made up \(6, 5, 2\)"):
-        nearest.nearest_images(images(2, 0, (4, 4, 1)), data_of(images(4, 1), images(2, 2)), PIXELS)
+    with pytest.raises(UserError, match=r"shape \(4, 4, 1\), but the training images \(6, 5, 2\)"):
+        nearest.nearest_images(images(2, 0, (4, 4, 1)), images(4, 1))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from jax_ddpm.data import ImageData, ShardedImages
+from jax_ddpm.data import ShardedImages
 from jax_ddpm.evaluation.distances import BLOCK_ROWS, pairwise_distances
-from jax_ddpm.evaluation.extractors import Extractor
+from jax_ddpm.evaluation.extractors import PIXELS, Extractor
 from jax_ddpm.report import table
 from jax_ddpm.spec.errors import UserError
 
@@ -129,49 +129,46 @@ def smallest_two(distances: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray
 
 def nearest_images(
     images: Images,
-    data: ImageData,
-    extractor: Extractor,
+    train: Images,
+    held_out: Images | None = None,
+    extractor: Extractor = PIXELS,
     *,
-    features: np.ndarray | None = None,
-    train_features: np.ndarray | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> NearestImages:
-    """The nearest training images of images, and of as many held-out images, by features and by pixels.
+    """The nearest training images of images, and of as many held-out images, by pixels and by features.
 
     Args:
-        images: uint8 (N, H, W, C), of the shape of the training images.
-        data: the data set that the model was trained on.
+        images: uint8 (N, H, W, C).
+        train: the images that the model was trained on, uint8 (M, H, W, C).
+        held_out: other real images, uint8 (K, H, W, C); the first N of them are used.
         extractor: the features.
-        features: those of `images`, if they are known already; likewise `train_features`.
-        progress: called with what is done, and how many training images of all.
+        progress: called with what is done, how many images of it are, and how many there are.
 
     Raises:
         UserError: images of another shape than the training images, or fewer than two training images.
     """
-    if images.shape[1:] != data.train.shape[1:]:
+    if images.shape[1:] != train.shape[1:]:
         raise UserError(
-            f"The images have the shape {tuple(images.shape[1:])}, those of {data.name} {tuple(data.train.shape[1:])}."
+            f"The images have the shape {tuple(images.shape[1:])}, but the training images {tuple(train.shape[1:])}."
         )
-    held_out = data.validation[: len(images)]
-    generated, real, total = {}, {}, len(data.train)
+    sets = {"generated": images, "held-out": None if held_out is None else held_out[: len(images)]}
+    sets = {name: rows for name, rows in sets.items() if rows is not None and len(rows)}
+    found: dict[str, dict[str, Nearest]] = {name: {} for name in ("generated", "held-out")}
 
-    def search(what, rows, others):
-        report = None if progress is None else (lambda done: progress(what, done, total))
-        return two_nearest(rows, others, report)
+    def report(what: str, total: int) -> Callable[[int], None] | None:
+        return None if progress is None else (lambda done: progress(what, done, total))
 
-    if extractor.name != "pixels":
-        features = extractor(images) if features is None else features
-        train_features = extractor(data.train) if train_features is None else train_features
-        generated[extractor.name] = search(f"nearest by {extractor.name}", features, train_features)
-        if len(held_out):
-            real[extractor.name] = search("the same of held-out images", extractor(held_out), train_features)
-    generated["pixels"] = search("nearest by pixels", images, data.train)
-    if len(held_out):
-        real["pixels"] = search("the same of held-out images", held_out, data.train)
-    return NearestImages(generated, real, total)
+    if extractor.name != PIXELS.name:
+        others = extractor(train, progress=report("features of training images", len(train)))
+        for name, rows in sets.items():
+            search = report(f"nearest by {extractor.name}, {name}", len(train))
+            found[name][extractor.name] = two_nearest(extractor(rows), others, search)
+    for name, rows in sets.items():
+        found[name]["pixels"] = two_nearest(rows, train, report(f"nearest by pixels, {name}", len(train)))
+    return NearestImages(found["generated"], found["held-out"], len(train))
 
 
-def picture(images: Images, data: ImageData, found: NearestImages, columns: int = COLUMNS) -> Image.Image:
+def picture(images: Images, train: Images, found: NearestImages, columns: int = COLUMNS) -> Image.Image:
     """Images above their nearest training images: those with the smallest d_1/d_2, which is written above each.
 
     The first of the features, those of the extractor if there are any, chooses and orders the images.
@@ -179,6 +176,6 @@ def picture(images: Images, data: ImageData, found: NearestImages, columns: int 
     ratios = next(iter(found.generated.values())).ratios
     chosen = np.argsort(ratios, kind="stable")[:columns]
     rows = [images[chosen]]
-    rows += [data.train[nearest.indices[chosen, 0]] for nearest in found.generated.values()]
+    rows += [train[nearest.indices[chosen, 0]] for nearest in found.generated.values()]
     labels = ["image", *(f"nearest by {name}" for name in found.generated)]
     return table(np.stack(rows), [f"{ratio:.2f}" for ratio in ratios[chosen]], row_labels=labels)
