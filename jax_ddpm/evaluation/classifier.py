@@ -5,7 +5,7 @@ It is trained once from a fixed seed, and kept on disk. The mathematics is also 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +43,7 @@ EPOCHS = 5
 MIN_IMAGES = 100_000  # the training sees at least so many images, those of small data sets in more epochs
 MAX_IMAGES = 300_000  # and at most so many
 TEST_BATCH = 500
+NORMALISED_BY = 5_000  # images, at most, over which the mean square of the features is 1
 
 
 class Classifier(nnx.Module):
@@ -119,7 +120,9 @@ def train(config: ClassifierConfig, images, labels: np.ndarray, steps: int | Non
             parameters, state = train_step(graph, steps, parameters, state, images[batch], labels[batch])
             jax.block_until_ready(parameters)
             bar.update()
-    return nnx.merge(graph, parameters)
+    network = nnx.merge(graph, parameters)
+    normalise(network, images)
+    return network
 
 
 def optimizer(steps: int) -> optax.GradientTransformation:
@@ -141,14 +144,33 @@ def apply(graph, parameters, images: Array) -> tuple[Array, Array]:
     return network(prepare_images(images, network.output.kernel.dtype))
 
 
-def accuracy(network: nnx.Module, images, labels: np.ndarray) -> float:
-    """Share of the images, uint8 (N, H, W, C), whose class (N,) has the largest logit."""
-    (graph, parameters), right = nnx.split(network), 0
+def normalise(network: nnx.Module, images) -> None:
+    """Scale the features, in place, so that their mean square over images of the data set is 1. Logits stay the same.
+
+    Otherwise the scale of all distances would be an accident of the training.
+    """
+    every = -(-len(images) // NORMALISED_BY)
+    features = np.concatenate([each for each, _ in in_batches(network, images[::every])])
+    scale = np.float32(np.sqrt(np.mean(np.square(features, dtype=np.float64))))
+    if scale > 0:
+        for array in (network.features.kernel, network.features.bias):
+            array.set_value(array[...] / scale)
+        network.output.kernel.set_value(network.output.kernel[...] * scale)
+
+
+def in_batches(network: nnx.Module, images) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features and logits of images uint8 (N, H, W, C), TEST_BATCH at a time."""
+    graph, parameters = nnx.split(network)
     parameters = jax.device_put(parameters)
     for start in range(0, len(images), TEST_BATCH):
-        part = slice(start, start + TEST_BATCH)
-        right += int(np.sum(np.argmax(apply(graph, parameters, images[part])[1], axis=1) == labels[part]))
-    return right / len(images)
+        features, logits = apply(graph, parameters, images[start : start + TEST_BATCH])
+        yield np.asarray(features), np.asarray(logits)
+
+
+def accuracy(network: nnx.Module, images, labels: np.ndarray) -> float:
+    """Share of the images, uint8 (N, H, W, C), whose class (N,) has the largest logit."""
+    logits = np.concatenate([each for _, each in in_batches(network, images)])
+    return float(np.mean(np.argmax(logits, axis=1) == labels))
 
 
 def load_classifier(
