@@ -192,7 +192,7 @@ def examine(fault: Fault) -> Verdict:
 
 
 def judged(fault, result) -> Verdict:
-    finding = result.finding
+    finding = result.finding or next(iter(result.warnings), None)
     cause = finding.cause if finding else None
     named = cause.name if cause else ("nothing" if result.equal else "no cause")
     place = finding.pair.theirs.path if finding else ""

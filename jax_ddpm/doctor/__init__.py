@@ -4,6 +4,7 @@ from jax_ddpm.doctor.comparison import assert_parity, check_module, compare, eva
 from jax_ddpm.doctor.diffusion import compare_betas, compare_step
 from jax_ddpm.doctor.optimiser import compare_ema, compare_optimizer
 from jax_ddpm.doctor.result import Result
+from jax_ddpm.doctor.transferred_file import load_transferred, save_transferred
 
 __all__ = [
     "Result",
@@ -15,4 +16,6 @@ __all__ = [
     "compare_optimizer",
     "compare_step",
     "evaluation_mode",
+    "load_transferred",
+    "save_transferred",
 ]

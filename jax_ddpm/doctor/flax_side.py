@@ -1,18 +1,20 @@
 """Our network: a float64 copy of a Flax module, NNX or Linen, whose calls are recorded and may be changed."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen, nnx
+from flax import linen, nnx, traverse_util
 
 from jax_ddpm import ops
 from jax_ddpm.doctor.convolution import as_matrix_products
+from jax_ddpm.doctor.gradient_rows import output_name
+from jax_ddpm.doctor.recording import Recording
 from jax_ddpm.doctor.records import Call, map_arrays
-from jax_ddpm.doctor.settings import plain_settings
 from jax_ddpm.doctor.torch_side import first_array, with_arrays
 from jax_ddpm.spec.errors import UserError
 
@@ -51,26 +53,41 @@ def flax_network(module: Any) -> "FlaxNetwork":
 
 @contextmanager
 def exact():
-    """float64, matrix products of the highest precision, and plain JAX instead of the routes for CPUs."""
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"), ops.plain(), as_matrix_products():
+    """float64 on the CPU, matrix products of the highest precision, and plain JAX instead of the routes for CPUs."""
+    with (
+        jax.enable_x64(True),
+        jax.default_device(cpu()),
+        jax.default_matmul_precision("highest"),
+        ops.plain(),
+        as_matrix_products(),
+    ):
         yield
+
+
+def cpu() -> jax.Device | None:
+    """The CPU. None, which is JAX's default device, where JAX_PLATFORMS leaves the CPU out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 class FlaxNetwork:
     """What NNX and Linen share."""
 
-    unseen: int = 0
-    """Calls inside jax.jit, jax.checkpoint and the like, in the last recorded pass. Their values are not known."""
-
-    def start(self, watcher: Watcher) -> None:
-        self.watcher, self.calls, self.open, self.occurrences, self.unseen = watcher, [], [], {}, 0
+    def __init__(self):
+        self.recording, self.watcher = Recording(), Unchanged()
+        self.unseen = 0
+        """Calls inside jax.jit, jax.checkpoint and the like, in the last recorded pass. Their values are not known."""
+        self.offsets: Mapping[str, jax.Array] | None = None
+        """While gradients are computed: what is added to outputs. Only the order of calls is recorded then."""
 
     def record(self, arguments: tuple, keywords: Mapping[str, Any], watcher: Watcher | None = None) -> list[Call]:
         """All calls of one forward pass, the whole network's first. Arguments are NumPy arrays or other values."""
-        self.start(watcher or Unchanged())
+        self.recording, self.watcher, self.unseen = Recording(), watcher or Unchanged(), 0
         with exact(), self.watching():
             self.whole(to_jax_tree(tuple(arguments)), to_jax_tree(dict(keywords)))
-        return self.calls
+        return self.recording.calls
 
     def run(self, call: Call, *arrays: np.ndarray) -> np.ndarray:
         """Call one module alone, as in `call` but with these arrays as its array arguments. Its first output array."""
@@ -92,51 +109,62 @@ class FlaxNetwork:
 
             try:
                 jaxpr = jax.make_jaxpr(function)([leaf for leaf in leaves if isinstance(leaf, jax.Array)])
-            except Exception:  # branches on values
+            except Exception:  # its code branches on values
                 return set()
         return {name for name in dtypes_of(jaxpr.jaxpr) if "float" in name}
 
     def watch(self, path: str, module: Any, parameters: Mapping, proceed: Callable, arguments, keywords) -> Any:
         """Record a call around `proceed`, which computes it."""
+        if self.offsets is not None:
+            call = self.recording.begin(path, module, (), {})
+            try:
+                output = proceed(*arguments, **keywords)
+            finally:
+                self.recording.end()
+            offset = self.offsets.get(output_name(path, call.occurrence))
+            return output if offset is None or not isinstance(output, jax.Array) else output + offset
         leaves = jax.tree.leaves((arguments, keywords))
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             self.unseen += 1
             return proceed(*arguments, **keywords)
-        call = Call(
-            path,
-            type(module).__name__,
-            module,
-            to_numpy_tree(arguments),
-            to_numpy_tree(keywords),
-            parameters=parameters,
-            settings=plain_settings(module),
-            number=len(self.calls),
-            parent=self.open[-1].number if self.open else None,
-            occurrence=self.occurrences.get(path, 0),
-        )
-        self.occurrences[path] = call.occurrence + 1
-        if self.open:
-            self.open[-1].is_leaf = False
-        self.calls.append(call)
-        new_arguments, new_keywords = self.watcher.enter(call)
-        self.open.append(call)
+        call = self.recording.begin(path, module, to_numpy_tree(arguments), to_numpy_tree(keywords), parameters)
         try:
+            new_arguments, new_keywords = self.watcher.enter(call)
             output = proceed(
                 *back_to_jax(new_arguments, call.inputs, arguments),
                 **back_to_jax(new_keywords, call.keywords, keywords),
             )
         finally:
-            self.open.pop()
+            self.recording.end()
         call.output = to_numpy_tree(output)
         return back_to_jax(self.watcher.leave(call), call.output, output)
 
+    @contextmanager
+    def adding(self, offsets: Mapping[str, jax.Array], call: Call, module: Any) -> Iterator[None]:
+        """Add `offsets`, by `output_name`, to the outputs of calls inside `module`, a copy of the module of `call`."""
+        if not offsets:
+            yield
+            return
+        self.recording, self.offsets = Recording(), offsets
+        try:
+            with self.known_as(call.path, module), self.watching():
+                yield
+        finally:
+            self.offsets = None
+
 
 class NnxNetwork(FlaxNetwork):
-    """A copy of an NNX module with float64 parameters. Calls are seen through the wrapped `__call__` of its classes."""
+    """A copy of an NNX module on the CPU, with float64 parameters.
+
+    Calls are seen through the wrapped `__call__` of its classes.
+    """
 
     def __init__(self, module: nnx.Module):
-        with jax.enable_x64(True):
+        super().__init__()
+        with exact():
             self.module = nnx.clone(module)
+            nnx.update(self.module, jax.device_put(nnx.state(self.module), cpu()))
+            self.dtypes = {path: variable.dtype for path, variable in self.variables().items()}
             self.fill({path: np.asarray(value) for path, value in self.parameters().items()})
         self.paths = {}
         for keys, node in nnx.iter_graph(self.module):
@@ -144,20 +172,33 @@ class NnxNetwork(FlaxNetwork):
                 self.paths.setdefault(id(node), ".".join(map(str, keys)))
 
     def variables(self) -> dict[str, nnx.Variable]:
-        """Variables that hold arrays, by path. A variable that several modules share has the first path."""
-        nodes = ((".".join(map(str, keys)), node) for keys, node in nnx.iter_graph(self.module))
-        return {path: node for path, node in nodes if isinstance(node, nnx.Variable) and is_plain(node.get_value())}
+        """`named_variables` of the copy."""
+        return named_variables(self.module)
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Parameters and other variables by path; no random state."""
         return {path: to_numpy(variable.get_value()) for path, variable in self.variables().items()}
 
     def fill(self, values: Mapping[str, np.ndarray]) -> None:
         """Set parameters by path, floats as float64."""
         variables = self.variables()
-        with jax.enable_x64(True):
+        with exact():
             for path, value in values.items():
                 variables[path].set_value(jnp.asarray(to_numpy(value)))
+
+    @contextmanager
+    def known_as(self, path: str, module: nnx.Module) -> Iterator[None]:
+        """While `module` and those inside are called in place of the ones at `path`."""
+        paths = self.paths
+        nodes = [(keys, node) for keys, node in nnx.iter_graph(module) if isinstance(node, nnx.Module)]
+        self.paths = {id(node): ".".join([*([path] if path else []), *map(str, keys)]) for keys, node in nodes}
+        try:
+            yield
+        finally:
+            self.paths = paths
+
+    def stored(self) -> dict[str, np.ndarray]:
+        """Copies of all arrays by path, in the dtypes of the original."""
+        return {path: np.array(value, self.dtypes[path]) for path, value in self.parameters().items()}
 
     @contextmanager
     def watching(self):
@@ -179,12 +220,16 @@ class NnxNetwork(FlaxNetwork):
     def wrapped(self, original: Callable) -> Callable:
         def __call__(module, *arguments, **keywords):
             path = self.paths.get(id(module))
-            if path is None or (self.open and self.open[-1].module is module):  # the second: super().__call__
+            if path is None or self.is_inside(module):
                 return original(module, *arguments, **keywords)
-            parameters = own_variables(module)
+            parameters = own_variables(module) if self.offsets is None else {}
             return self.watch(path, module, parameters, lambda *a, **k: original(module, *a, **k), arguments, keywords)
 
         return __call__
+
+    def is_inside(self, module: nnx.Module) -> bool:
+        """Whether the innermost open call is of the same module, which happens in super().__call__()."""
+        return bool(self.recording.open) and self.recording.open[-1].module is module
 
     def whole(self, arguments, keywords):
         return self.module(*arguments, **keywords)
@@ -200,7 +245,9 @@ class LinenNetwork(FlaxNetwork):
     """A Linen module with float64 variables. Calls are seen through an interceptor."""
 
     def __init__(self, module: linen.Module, variables: Mapping[str, Any]):
-        self.module = module
+        super().__init__()
+        self.module, self.prefix = module, ()
+        self.dtypes = jax.tree.map(lambda value: value.dtype, dict(variables))
         with jax.enable_x64(True):
             self.values = jax.tree.map(lambda value: jnp.asarray(to_numpy(value)), dict(variables))
 
@@ -213,15 +260,29 @@ class LinenNetwork(FlaxNetwork):
         def new(keys, old):
             return jnp.asarray(to_numpy(values.get(".".join(str(key.key) for key in keys[1:]), old)))
 
-        with jax.enable_x64(True):
+        with exact():
             self.values = jax.tree_util.tree_map_with_path(new, self.values)
+
+    @contextmanager
+    def known_as(self, path: str, module: linen.Module) -> Iterator[None]:
+        """While `module` is applied alone, with the variables at `path`."""
+        self.prefix = tuple(path.split(".")) if path else ()
+        try:
+            yield
+        finally:
+            self.prefix = ()
+
+    def stored(self) -> dict[str, np.ndarray]:
+        """Copies of all arrays by collection and path, in the dtypes of the original."""
+        arrays = jax.tree.map(np.array, self.values, self.dtypes)
+        return traverse_util.flatten_dict(flax.core.unfreeze(arrays), sep=".")
 
     @contextmanager
     def watching(self):
         def interceptor(proceed, arguments, keywords, context):
             if context.method_name != "__call__":
                 return proceed(*arguments, **keywords)
-            path = context.module.path
+            path = (*self.prefix, *context.module.path)
             parameters = {
                 name: np.asarray(value)
                 for tree in self.values.values()
@@ -267,6 +328,15 @@ def subtree(tree: Any, path: Iterable[str]) -> Any:
             return None
         tree = tree[key]
     return tree
+
+
+def named_variables(module: nnx.Module) -> dict[str, nnx.Variable]:
+    """Variables that hold numbers, by path, without random state. One that several modules share has the first path."""
+    found = {}
+    for keys, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Variable) and not isinstance(node, nnx.RngState) and is_plain(node.get_value()):
+            found[".".join(map(str, keys))] = node
+    return found
 
 
 def own_variables(module: nnx.Module) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax_ddpm.doctor.flax_side import FlaxNetwork, Watcher
 from jax_ddpm.doctor.layouts import CLOSE, LayoutVotes
 from jax_ddpm.doctor.records import Axes, Call, Finding, Pair, map_arrays, relative_error
-from jax_ddpm.doctor.torch_side import TorchNetwork
+from jax_ddpm.doctor.torch_side import TorchNetwork, with_arrays
 
 TOLERANCE = 1e-8
 """Relative difference of two float64 computations of the same that rounding explains."""
@@ -41,8 +41,6 @@ class Check:
     """Relative error of the output when nothing is replaced."""
     has_wrong_input: bool = False
     """Of a module around others: whether its input is wrong, so that what is computed inside inherits an error."""
-    probe: str = ""
-    """The input that showed the error, if it is not the network's own."""
 
 
 class Forced(Watcher):
@@ -50,7 +48,8 @@ class Forced(Watcher):
 
     Modules with others inside may be cut differently: what one network adds inside a module the other may add before
     it. So a module around others whose input or output differs is only suspected, and nothing is replaced there. The
-    next layer decides: if the right input reaches it, the suspicion is dropped.
+    next layer decides: if the right input reaches it, the suspicion is dropped. Likewise a layer whose input has
+    another size, such as an image that is padded before a convolution and not inside: its own output decides.
     """
 
     def __init__(self, pairs: Sequence[Pair], votes: LayoutVotes, our_calls: Sequence[Call]):
@@ -87,7 +86,8 @@ class Forced(Watcher):
         event = "input", check
         self.events.append(event)
         is_wrong = max(check.arriving, default=0.0) >= CLOSE
-        if pair.ours.number in self.around:
+        other_size = any(i is not None and ours[i].size != a.size for a, (i, _, _) in zip(theirs, order, strict=True))
+        if pair.ours.number in self.around or other_size:
             if is_wrong:
                 self.suspected.append(event)
                 return call.inputs, call.keywords
@@ -142,6 +142,8 @@ class Forced(Watcher):
             self.dropped.append(event)
         elif check.inside:
             self.decide(event, False)
+        elif any(other is check for _, other in self.suspected):
+            self.decide(event, is_wrong)
         rest = iter(new)
         return map_arrays(call.output, lambda a: next(rest), lambda a: isinstance(a, np.ndarray))
 
@@ -239,7 +241,7 @@ def findings(
             found.append(
                 finding(side, check, error, tolerance, list(before), watcher, their, our, their_calls, our_calls)
             )
-        if side == "output" and not check.inside:
+        if side == "output" and (not check.inside or check.alone < CLOSE):
             before.append(pair)
     return found
 
@@ -248,7 +250,8 @@ def finding(side, check, error, tolerance, before, watcher, their, our, their_ca
     pair = check.pair
     is_glue = side == "input" or check.inside > 0
     around = enclosing(pair.theirs, their_calls)
-    parents = [other.pair for other in watcher.checks if other.pair.theirs.number in around]
+    parents = [other.pair for other in watcher.checks if other.pair.theirs.number in around and has_right_input(other)]
+    argument = check.argument if side == "input" else 0
     return Finding(
         "glue" if is_glue else "layer",
         pair,
@@ -262,11 +265,24 @@ def finding(side, check, error, tolerance, before, watcher, their, our, their_ca
         before,
         max(parents, key=lambda parent: parent.theirs.number, default=None),
         "input" if side == "input" else "output",
-        check.argument if side == "input" else 0,
+        argument,
         their_calls,
         our_calls,
         tolerance,
+        rerun=lambda *arrays: at_place(their, their_calls, pair.theirs, side, argument, arrays),
     )
+
+
+def at_place(their: TorchNetwork, calls: Sequence[Call], place: Call, side: str, argument: int, arrays) -> np.ndarray:
+    """What their network, with other array arguments, hands to a call or gets from it."""
+    new = their.record(*with_arrays(calls[0], arrays))
+    call = next(call for call in new if (call.path, call.occurrence) == (place.path, place.occurrence))
+    return call.arrays[argument] if side == "input" else call.outputs[0]
+
+
+def has_right_input(check: Check) -> bool:
+    """Whether ours gets their input there. NaN, of modules that are cut differently, does not count."""
+    return all(error < CLOSE for error in check.arriving)
 
 
 def enclosing(call: Call, calls: Sequence[Call]) -> list[int]:

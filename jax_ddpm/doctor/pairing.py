@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from jax_ddpm.doctor.layouts import activation_axes
-from jax_ddpm.doctor.parameters import ParameterPairing, plain_name, translated
+from jax_ddpm.doctor.names import last, plain_name, translated
+from jax_ddpm.doctor.parameters import ParameterPairing
 from jax_ddpm.doctor.records import Call, Pair
 
 
@@ -130,4 +131,4 @@ def plain_kind(call: Call) -> str:
 
 
 def last_name(path: str) -> str:
-    return path.rpartition(".")[2].lower()
+    return last(path).lower()

@@ -1,5 +1,6 @@
 """Inputs that show what usual ones hide: small variance shows a wrong epsilon, a large mean a one-pass variance."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -7,12 +8,14 @@ import numpy as np
 
 from jax_ddpm.doctor.flax_side import FlaxNetwork
 from jax_ddpm.doctor.forced import TOLERANCE, Check, layer_tolerance, run_ours
-from jax_ddpm.doctor.records import Finding, relative_error
+from jax_ddpm.doctor.records import LARGE_MEAN, SMALL_VARIANCE, Finding, relative_error
 from jax_ddpm.doctor.torch_side import TorchNetwork
 
 SMALL = 1e-2
-LARGE_MEAN = 1e6
-"""In standard deviations. In float64 a variance in two passes keeps ten digits there, in one pass three."""
+"""The standard deviation for SMALL_VARIANCE."""
+LARGE = 1e6
+"""The mean for LARGE_MEAN, in standard deviations. In float64 a variance in two passes keeps ten digits there, in one
+pass three."""
 LARGE_MEAN_TOLERANCE = 1e-7
 AFFINE = ("Linear", "Embedding", "Identity", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d")
 """Kinds of torch layers in which the scale of the input hides nothing."""
@@ -54,7 +57,7 @@ def small_variance(x: np.ndarray, theirs: Callable, ours: Callable):
     scaled = x * (SMALL / std)
     a, b = theirs(scaled), ours(scaled)
     error = relative_error(b, a)
-    return ("small variance", scaled, a, b, error) if error > TOLERANCE else None
+    return (SMALL_VARIANCE, scaled, a, b, error) if error > TOLERANCE else None
 
 
 def large_mean(x: np.ndarray, theirs: Callable, ours: Callable):
@@ -63,10 +66,10 @@ def large_mean(x: np.ndarray, theirs: Callable, ours: Callable):
     a = theirs(x)
     if relative_error(theirs(x + 10 * std), a) > 1e-9:
         return None
-    shifted = x + LARGE_MEAN * std
+    shifted = x + LARGE * std
     b = ours(shifted)
     error = relative_error(b, a)
-    return ("large mean", shifted, a, b, error) if error > LARGE_MEAN_TOLERANCE else None
+    return (LARGE_MEAN, shifted, a, b, error) if error > LARGE_MEAN_TOLERANCE else None
 
 
 def probed(finding: Finding, result: tuple) -> Finding:
@@ -85,5 +88,6 @@ def probed(finding: Finding, result: tuple) -> Finding:
 
 
 def innermost(checks: Sequence[Check]) -> list[Check]:
-    """The checks of innermost pairs that agree so far."""
-    return [check for check in checks if not check.inside and check.alone <= check.tolerance]
+    """The checks of innermost pairs that agree so far, on inputs of one size."""
+    agree = [check for check in checks if not check.inside and check.alone <= check.tolerance]
+    return [check for check in agree if not any(map(math.isnan, check.arriving))]

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+SMALL_VARIANCE, LARGE_MEAN = "small variance", "large mean"
+"""Kinds of inputs that are tried besides the network's own."""
+
 
 @dataclass
 class Call:
@@ -137,9 +140,9 @@ class Finding:
     """Call the layer alone in float64: arrays in their layout -> first output array in their layout."""
     run_ours: Callable[..., np.ndarray]
     before: Sequence[Pair] = ()
-    """The paired leaf calls that ended before, in order."""
+    """The paired calls that ended before, in order; of modules around others those whose output agrees."""
     parent: Pair | None = None
-    """The paired call around `pair`."""
+    """The innermost paired call around `pair` whose input agrees."""
     target: str = "input"
     """For "glue": whether the input of `pair` or its output differs."""
     argument: int = 0
@@ -150,8 +153,10 @@ class Finding:
     tolerance: float = 1e-9
     """The relative difference that rounding explains here."""
     probe: str = ""
-    """ "small variance" or "large mean": the kind of input that shows it, if it is not the network's own. For "large
-    mean", `their_output` is what theirs computes without the mean, which does not change it."""
+    """SMALL_VARIANCE or LARGE_MEAN: the kind of input that shows it, if it is not the network's own. For LARGE_MEAN,
+    `their_output` is what theirs computes without the mean, which does not change it."""
+    rerun: Callable[..., np.ndarray] | None = None
+    """Array arguments of their whole network -> the array of theirs at this place."""
     parameter: str = ""
     """For "gradient": the parameter whose gradient differs."""
     cause: Cause | None = None

@@ -3,15 +3,19 @@
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from jax_ddpm.doctor.causes import describe
 from jax_ddpm.doctor.forced import TOLERANCE, Check
 from jax_ddpm.doctor.parameters import ParameterPairing
 from jax_ddpm.doctor.records import Call, Finding
 from jax_ddpm.doctor.setup import SetupDifference
+
+MARKS = {"first": "  <-- first difference", "also": "  <-- differs", "warning": "  <-- warning", "": ""}
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Row:
     inherited: float
     """Relative error of the output in a run in which nothing is replaced."""
     mark: str
-    """"first" for the first culprit, "also" for other places that differ, else empty."""
+    """ "first" for the first culprit, "also" for other places that differ, "warning", else empty."""
 
 
 @dataclass
@@ -44,13 +48,20 @@ class Result:
     checks: list[Check]
     findings: list[Finding]
     """Places that differ, in the order of execution; those that only a probe shows come last."""
+    warnings: list[Finding]
+    """Layers that agree on usual inputs, and lose digits where the mean is large: variances in one pass."""
     their_calls: Sequence[Call]
     our_calls: Sequence[Call]
     notes: list[str] = field(default_factory=list)
+    weights: Mapping[str, np.ndarray] | None = None
+    """Ours with the weights of theirs, by path, if such a copy was compared; in Linen the collection comes first."""
 
     @property
     def equal(self) -> bool:
-        """Whether no difference was found in parameters or layers, nor a decisive one in the set-up."""
+        """Whether no difference was found in parameters or layers, nor a decisive one in the set-up.
+
+        Warnings do not count.
+        """
         return not (self.findings or self.wrong_parameters or self.decisive_setup)
 
     @property
@@ -117,17 +128,20 @@ class Result:
     @property
     def rows(self) -> list[Row]:
         """The tree of layers in the order of execution, outer modules before those inside."""
-        first = self.finding.pair if self.finding else None
-        others = {id(finding.pair) for finding in self.findings}
+        marks = {id(finding.pair): "warning" for finding in self.warnings}
+        marks |= {id(finding.pair): "also" for finding in self.findings}
+        if self.finding:
+            marks[id(self.finding.pair)] = "first"
+        with_probes = {id(finding.pair): finding.error for finding in self.findings if finding.probe}
         depth: dict[int, int] = {}
         rows = []
         for check in sorted(self.checks, key=lambda check: check.pair.ours.number):
             ours = check.pair.ours
             depth[ours.number] = 0 if ours.parent is None else depth.get(self.paired_parent(ours, depth), -1) + 1
-            mark = "first" if check.pair is first else "also" if id(check.pair) in others else ""
-            theirs = check.pair.theirs
-            errors = max(check.arriving, default=0.0), check.alone, check.inherited
-            rows.append(Row(theirs.path, ours.path, theirs.kind, ours.kind, depth[ours.number], *errors, mark))
+            theirs, key = check.pair.theirs, id(check.pair)
+            errors = max(check.arriving, default=0.0), with_probes.get(key, check.alone), check.inherited
+            names = theirs.path, ours.path, theirs.kind, ours.kind
+            rows.append(Row(*names, depth[ours.number], *errors, marks.get(key, "")))
         return rows
 
     def paired_parent(self, call: Call, known) -> int | None:
@@ -149,16 +163,20 @@ class Result:
             lines.append("Other places that differ (by themselves; they do not inherit an error):")
             groups = grouped(self.findings)
             lines += [f"  The same holds for {names(groups[0][1:])}."] if len(groups[0]) > 1 else []
-            for first, *rest in groups[1:6]:
-                more = f" The same holds for {names(rest)}." if rest else ""
-                lines.append(f"  {finding_sentence(first)}{more}")
+            lines += [f"  {with_others(group)}" for group in groups[1:6]]
             lines += [f"  and {sum(map(len, groups[6:]))} more"] if len(groups) > 6 else []
+        lines += self.warning_lines
         lines += [text for text in self.wrong_parameters if text != self.sentence]
         lines += [difference.sentence for difference in self.setup if difference.sentence != self.sentence]
         lines += self.all_notes
         return "\n".join([*lines, "", *self.tree()])
 
     __repr__ = __str__
+
+    @property
+    def warning_lines(self) -> list[str]:
+        """One sentence for each kind of warning."""
+        return [f"Warning: {with_others(group)}" for group in grouped(self.warnings)]
 
     def tree(self, limit: int = 200) -> list[str]:
         """The lines of the tree of layers. Of long ones, the layers that agree are left out."""
@@ -170,7 +188,7 @@ class Result:
         for name, row in zip(names, rows, strict=True):
             if len(rows) > limit and not row.mark and row.depth > 1:
                 continue
-            mark = {"first": "  <-- first difference", "also": "  <-- differs", "": ""}[row.mark]
+            mark = MARKS[row.mark]
             errors = f"{number(row.arriving)}  {number(row.alone)}  {number(row.inherited)}  "
             lines.append(f"{name.ljust(width)}  {errors} {row.ours or row.our_kind}{mark}")
         return lines
@@ -184,6 +202,7 @@ class Result:
             "theirs": self.their_name,
             "ours": self.our_name,
             "findings": [finding_data(finding) for finding in self.findings],
+            "warnings": [finding_data(finding) for finding in self.warnings],
             "setup": [vars(difference) for difference in self.setup],
             "parameters": {
                 "pairs": [
@@ -211,7 +230,7 @@ class Result:
         return json.dumps(self.to_dict(), indent=indent)
 
     def _repr_html_(self) -> str:
-        colours = {"first": "background:#f8d7da", "also": "background:#fff3cd", "": ""}
+        colours = {"first": "background:#f8d7da", "also": "background:#fff3cd", "warning": "", "": ""}
         left = "text-align:left"
         cells = "".join(
             f'<tr style="{colours[row.mark]}"><td style="padding-left:{row.depth}em;{left}">'
@@ -239,6 +258,12 @@ def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
             key = cause, finding.searched, finding.probe, finding.pair.theirs.kind, finding.pair.ours.kind
         groups.setdefault(key, []).append(finding)
     return list(groups.values())
+
+
+def with_others(group: Sequence[Finding]) -> str:
+    """The sentence of the first finding, and the places of the others."""
+    more = f" The same holds for {names(group[1:])}." if group[1:] else ""
+    return f"{finding_sentence(group[0])}{more}"
 
 
 def names(findings: Sequence[Finding]) -> str:

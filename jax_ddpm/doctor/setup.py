@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from jax_ddpm.doctor.causes import hidden_causes
 from jax_ddpm.doctor.records import Call, Pair
@@ -17,33 +18,28 @@ class SetupDifference:
     ours: str
     sentence: str
     decisive: bool
-    """Whether it changes what the networks compute here. The others change rounding, or speed, elsewhere."""
+    """Whether it changes what the networks compute here. Others matter elsewhere: in float32, on a GPU, in training."""
 
 
 def setup_differences(
-    torch_module, our_dtypes: set[str], their_calls: Sequence[Call], our_calls: Sequence[Call]
+    torch_module, our_parameters: Sequence[jax.Array], their_calls: Sequence[Call], our_calls: Sequence[Call]
 ) -> list[SetupDifference]:
-    """Each difference between how the two networks are set up."""
+    """Each difference between how the two networks are set up. our_parameters: those that are floats."""
     return [
         *mode(their_calls, our_calls),
-        *dtypes(torch_module, our_dtypes, their_calls, our_calls),
-        *precision(torch_module),
+        *dtypes(torch_module, our_parameters, our_calls),
+        *precision(torch_module, our_parameters),
     ]
 
 
 def mode(their_calls: Sequence[Call], our_calls: Sequence[Call]) -> list[SetupDifference]:
     found = []
-    dropout = [[call for call in calls if drops(call)] for calls in (their_calls, our_calls)]
-    if any(dropout):
-        texts = ["on in " + dropout_names(calls) if calls else "off" for calls in dropout]
-        both = (
-            "on in both networks, and draws other masks"
-            if all(dropout)
-            else f"{texts[0]} of theirs, {texts[1]} in ours"
-        )
-        if not dropout[0]:
-            both = f"off in theirs, {texts[1]} of ours"
-        sentence = f"Dropout is {both}. Compare in evaluation mode: theirs.eval(), ours.eval() or deterministic=True."
+    theirs, ours = (dropout_names(calls) for calls in (their_calls, our_calls))
+    if theirs or ours:
+        said = f"on in {theirs} of theirs, off in ours" if theirs else f"off in theirs, on in {ours} of ours"
+        said = "on in both networks, and draws other masks" if theirs and ours else said
+        sentence = f"Dropout is {said}. Compare in evaluation mode: theirs.eval(), ours.eval() or deterministic=True."
+        texts = (f"on in {names}" if names else "off" for names in (theirs, ours))
         found.append(SetupDifference("dropout", *texts, sentence, True))
     norms = [[call for call in calls if normalises_batch(call) is not None] for calls in (their_calls, our_calls)]
     states = [{normalises_batch(call) for call in calls} for calls in norms]
@@ -58,8 +54,9 @@ def mode(their_calls: Sequence[Call], our_calls: Sequence[Call]) -> list[SetupDi
 
 
 def dropout_names(calls: Sequence[Call]) -> str:
-    names = list(dict.fromkeys(call.path for call in calls))
-    return names[0] if len(names) == 1 else f"{len(names)} layers ({names[0]}, ...)"
+    """The layers whose dropout is on, in words; empty if there are none."""
+    names = list(dict.fromkeys(call.path for call in calls if drops(call)))
+    return f"{len(names)} layers ({names[0]}, ...)" if len(names) > 1 else "".join(names)
 
 
 def drops(call: Call) -> bool:
@@ -82,41 +79,42 @@ def normalises_batch(call: Call) -> bool | None:
     return not average
 
 
-def dtypes(torch_module, our_dtypes: set[str], their_calls, our_calls) -> list[SetupDifference]:
+def dtypes(torch_module, our_parameters, our_calls) -> list[SetupDifference]:
     import torch
 
+    our_dtypes = {parameter.dtype.name for parameter in our_parameters}
     theirs = {str(p.dtype).removeprefix("torch.") for p in torch_module.parameters() if p.is_floating_point()}
     found = []
     if theirs and our_dtypes and theirs != our_dtypes:
         texts = ", ".join(sorted(theirs)), ", ".join(sorted(our_dtypes))
         sentence = f"The parameters are {texts[0]} in theirs and {texts[1]} in ours. The doctor compares in float64."
         found.append(SetupDifference("dtype", *texts, sentence, False))
-    pinned = {call.settings.get("dtype") for call in our_calls} & {"bfloat16", "float16"}
-    low = "bfloat16 or float16" if torch.is_autocast_enabled("cpu") else "the parameters' dtype"
-    if pinned and low.startswith("the"):
-        first = next(call for call in our_calls if call.settings.get("dtype") in pinned)
-        text = ", ".join(sorted(pinned))
-        sentence = f"Layers of ours compute in {text} (dtype of {first.path or 'the network'}), theirs in {low}."
-        found.append(SetupDifference("dtype", low, text, sentence, True))
+    low = {call.settings.get("dtype") for call in our_calls} & {"bfloat16", "float16"}
+    if low and not torch.is_autocast_enabled("cpu"):
+        first = next(call for call in our_calls if call.settings.get("dtype") in low)
+        text = ", ".join(sorted(low))
+        sentence = (
+            f"Layers of ours compute in {text} (dtype of {first.path or 'the network'}), theirs in the dtype of the "
+            "parameters."
+        )
+        found.append(SetupDifference("dtype", "that of the parameters", text, sentence, True))
     return found
 
 
-def precision(torch_module) -> list[SetupDifference]:
-    """TF32 and the like, which matter on accelerators, float64 and the device."""
+def precision(torch_module, our_parameters) -> list[SetupDifference]:
+    """Device, precision of products and float64: what makes the networks differ outside of the doctor."""
     import torch
 
     found = []
     device = next((parameter.device.type for parameter in torch_module.parameters()), "cpu")
-    backend = jax.default_backend()
-    texts = device.replace("cuda", "gpu"), backend
-    if texts[0] != texts[1]:
-        sentence = (
-            f"Theirs is on the {texts[0].upper()}, JAX uses the {backend.upper()}. The doctor compares in float64."
-        )
-        found.append(SetupDifference("device", *texts, sentence, False))
-    tf32 = device == "cuda" and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
-    highest = jax.config.jax_default_matmul_precision in ("highest", "float32")
-    theirs, ours = "TF32" if tf32 else "float32", "float32" if highest or backend == "cpu" else "lower than float32"
+    devices = {"cuda": "gpu"}.get(device, device), platform(our_parameters)
+    if devices[0] != devices[1]:
+        texts = [name.upper() for name in devices]
+        sentence = f"Theirs is on the {texts[0]}, ours on the {texts[1]}. The doctor compares in float64 on the CPU."
+        found.append(SetupDifference("device", *devices, sentence, False))
+    highest = devices[1] == "cpu" or jax.config.jax_default_matmul_precision in ("highest", "float32")
+    theirs = "TF32" if device == "cuda" and allows_tf32() else "float32"
+    ours = "float32" if highest else "lower than float32"
     if (theirs == "float32") != (ours == "float32"):
         sentence = (
             f"float32 products are computed in {theirs} by PyTorch and in {ours} by JAX. "
@@ -131,10 +129,29 @@ def precision(torch_module) -> list[SetupDifference]:
     return found
 
 
+def platform(arrays: Sequence[jax.Array]) -> str:
+    """Where arrays are, or where JAX would put them: "cpu", "gpu" or "tpu"."""
+    held = next((array for array in arrays if isinstance(array, jax.Array)), jnp.zeros(()))
+    return next(iter(held.devices())).platform
+
+
+def allows_tf32() -> bool:
+    """Whether PyTorch multiplies or convolves float32 in TF32 on GPUs."""
+    import torch
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        return matmul.allow_tf32 or cudnn.allow_tf32
+    except RuntimeError:  # PyTorch refuses these names where its newer ones were set
+        return "tf32" in (matmul.fp32_precision, cudnn.conv.fp32_precision)
+
+
 def hidden_differences(pairs: Sequence[Pair]) -> list[SetupDifference]:
-    """Settings of paired modules that no output shows, such as BatchNorm's momentum."""
+    """Settings of paired modules that no output shows, such as BatchNorm's momentum. They matter for training only."""
     found = []
     for pair in pairs:
+        in_training = bool(pair.theirs.settings.get("training"))
         for cause in hidden_causes(pair):
-            found.append(SetupDifference(cause.name, pair.theirs.name, pair.ours.name, cause.sentence, True))
+            sentence = cause.sentence if in_training else f"{cause.sentence} It matters for training only."
+            found.append(SetupDifference(cause.name, pair.theirs.name, pair.ours.name, sentence, in_training))
     return found

@@ -1,11 +1,12 @@
 """Gradients of a torch module, as it is and with the gradient stopped at one of the modules inside."""
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
+from jax_ddpm.doctor.gradient_rows import INPUT, output_name
 from jax_ddpm.doctor.records import Call, map_arrays
 from jax_ddpm.doctor.torch_side import TorchNetwork, in_float64, to_torch_tree
 
@@ -13,31 +14,31 @@ MOST = 60
 """Modules inside at which the gradient is stopped, at most."""
 
 
-@dataclass
-class Gradients:
-    inputs: list[np.ndarray | None]
-    """Of the array arguments; None for integers."""
-    parameters: dict[str, np.ndarray]
-    """Of all parameters inside, by their names in the whole network."""
+def their_gradients(
+    their: TorchNetwork, call: Call, weights: np.ndarray, outputs: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """Gradients of sum(first output * weights). What the loss does not depend on has gradients of 0.
 
-    def row(self, name: str) -> np.ndarray:
-        """The gradient of a parameter, or of "input 0"."""
-        return self.inputs[int(name.removeprefix("input "))] if name.startswith("input ") else self.parameters[name]
+    Args:
+        outputs: {`output_name`: path} of modules inside, the gradients of whose outputs are wanted.
 
-
-def their_gradients(their: TorchNetwork, call: Call, weights: np.ndarray) -> Gradients:
-    """Gradients of sum(first output * weights). What the loss does not depend on has gradients of 0."""
+    Returns:
+        Gradients by "input 0" (of the array arguments, not of integers), by the name of a parameter in the whole
+        network, and by `output_name`.
+    """
     import torch
 
     module = call.module
     named = dict(module.named_parameters())
-    leaves: list = []
+    prefix = f"{call.path}." if call.path else ""
+    leaves: dict[str, torch.Tensor] = {}
+    counts = itertools.count()
 
     def leaf(tensor):
+        number = next(counts)
         if not tensor.is_floating_point():
-            leaves.append(None)
             return tensor
-        leaves.append(tensor.requires_grad_())
+        leaves[f"{INPUT}{number}"] = tensor.requires_grad_()
         return tensor * 1  # a leaf must not be changed in place
 
     arguments, keywords = (to_torch_tree(tree) for tree in (call.inputs, call.keywords))
@@ -46,17 +47,49 @@ def their_gradients(their: TorchNetwork, call: Call, weights: np.ndarray) -> Gra
             parameter.requires_grad_()
         with in_float64(), torch.enable_grad():
             arguments, keywords = map_arrays((arguments, keywords), leaf, lambda v: isinstance(v, torch.Tensor))
-            output = first_tensor(module(*arguments, **keywords))
+            with recorded_outputs(their, outputs or {}) as recorded:
+                output = first_tensor(module(*arguments, **keywords))
             loss = (output * torch.from_numpy(weights)).sum()
-            wanted = [tensor for tensor in leaves if tensor is not None] + list(named.values())
-            found = torch.autograd.grad(loss, wanted, allow_unused=True) if loss.requires_grad else [None] * len(wanted)
+            wanted = leaves | {prefix + name: parameter for name, parameter in named.items()} | recorded
+            tensors = list(wanted.values())
+            found = (
+                torch.autograd.grad(loss, tensors, allow_unused=True) if loss.requires_grad else [None] * len(wanted)
+            )
     finally:
         for parameter in named.values():
             parameter.requires_grad_(False)
-    arrays = iter([(torch.zeros_like(w) if g is None else g).numpy() for g, w in zip(found, wanted, strict=True)])
-    inputs = [None if tensor is None else next(arrays) for tensor in leaves]
-    prefix = f"{call.path}." if call.path else ""
-    return Gradients(inputs, {prefix + name: next(arrays) for name in named})
+    return {
+        name: (torch.zeros_like(tensor) if gradient is None else gradient).detach().numpy()
+        for (name, tensor), gradient in zip(wanted.items(), found, strict=True)
+    }
+
+
+@contextmanager
+def recorded_outputs(their: TorchNetwork, outputs: Mapping[str, str]) -> Iterator[dict]:
+    """The output tensors of modules in a forward pass, by `output_name`."""
+    import torch
+
+    found: dict = {}
+    counts: dict[str, int] = {}
+
+    def hook(path: str) -> Callable:
+        def record(module, arguments, output):
+            count = counts.get(path, 0)
+            counts[path] = count + 1
+            name = output_name(path, count)
+            if name not in outputs or not isinstance(output, torch.Tensor) or not output.is_floating_point():
+                return output
+            found[name] = output if output.requires_grad else output.detach().requires_grad_()
+            return found[name] * 1  # the network may change it in place
+
+        return record
+
+    handles = [their.modules[path].register_forward_hook(hook(path), prepend=True) for path in set(outputs.values())]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def first_tensor(output):
@@ -70,13 +103,13 @@ def first_tensor(output):
 class TorchGradients:
     """Gradients of one module under changes that stop the gradient inside."""
 
-    def __init__(self, their: TorchNetwork, call: Call, weights: np.ndarray):
-        self.their, self.call, self.weights = their, call, weights
+    def __init__(self, their: TorchNetwork, call: Call, weights: np.ndarray, outputs: Mapping[str, str]):
+        self.their, self.call, self.weights, self.outputs = their, call, weights, outputs
 
-    def usual(self) -> Gradients:
-        return their_gradients(self.their, self.call, self.weights)
+    def usual(self) -> dict[str, np.ndarray]:
+        return their_gradients(self.their, self.call, self.weights, self.outputs)
 
-    def stopped(self) -> Iterator[tuple[str, Gradients]]:
+    def stopped(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """(what is stopped, gradients) for every module inside."""
         inside = [(name, module) for name, module in self.call.module.named_modules() if name][:MOST]
         prefix = f"{self.call.path}." if self.call.path else ""
@@ -102,7 +135,7 @@ class TorchGradients:
                 hook.remove()
         yield from {shape[1] for shape in found if len(shape) == 4}
 
-    def with_hook(self, register: Callable, hook: Callable) -> Gradients:
+    def with_hook(self, register: Callable, hook: Callable) -> dict[str, np.ndarray]:
         with hooked(register, hook):
             return self.usual()
 

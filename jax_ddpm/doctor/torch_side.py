@@ -1,6 +1,7 @@
 """Their network: a float64 copy of a torch module, whose calls are recorded with forward hooks."""
 
 import copy
+import types
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -8,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from jax_ddpm.doctor.recording import Recording
 from jax_ddpm.doctor.records import Call, arrays_in, map_arrays
-from jax_ddpm.doctor.settings import plain_settings
 
 
 class TorchNetwork:
     """A copy of a torch module in float64 on the CPU. The mode (training or not) is that of the original."""
 
     def __init__(self, module):
-        self.module = copy.deepcopy(module).cpu().double()
+        self.module = deep_copy(module).cpu().double()
+        self.frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
         self.modules = dict(self.module.named_modules())
@@ -70,6 +72,20 @@ class TorchNetwork:
             return module(*to_torch_tree(arguments), **to_torch_tree(keywords))
 
 
+def deep_copy(module):
+    """A copy of a module, in which functions that somebody put in place of methods refer to the copy, too."""
+    memo: dict = {}
+    copied = copy.deepcopy(module, memo)
+    for part in copied.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, types.FunctionType) and value.__closure__:
+                cells = tuple(types.CellType(copy.deepcopy(cell.cell_contents, memo)) for cell in value.__closure__)
+                function = types.FunctionType(value.__code__, value.__globals__, name, value.__defaults__, cells)
+                function.__kwdefaults__ = value.__kwdefaults__
+                setattr(part, name, function)
+    return copied
+
+
 @contextmanager
 def in_float64():
     """Arrays that the code between modules makes, such as frequencies, are float64; random numbers have a fixed seed.
@@ -94,8 +110,7 @@ class Recorder:
     """Forward hooks on every module that write a list of calls."""
 
     def __init__(self, modules: Mapping[str, Any]):
-        self.modules, self.calls, self.open = modules, [], []
-        self.occurrences: dict[str, int] = {}
+        self.modules, self.recording = modules, Recording()
         self.copies: dict[int, tuple] = {}
 
     @contextmanager
@@ -112,27 +127,12 @@ class Recorder:
 
     def before(self, path: str) -> Callable:
         def hook(module, arguments, keywords):
-            call = Call(
-                path,
-                type(module).__name__,
-                module,
-                self.numpy_tree(arguments),
-                self.numpy_tree(keywords),
-                settings=plain_settings(module),
-                number=len(self.calls),
-                parent=self.open[-1].number if self.open else None,
-                occurrence=self.occurrences.get(path, 0),
-            )
-            self.occurrences[path] = call.occurrence + 1
-            if self.open:
-                self.open[-1].is_leaf = False
-            self.calls.append(call)
-            self.open.append(call)
+            self.recording.begin(path, module, self.numpy_tree(arguments), self.numpy_tree(keywords))
 
         return hook
 
     def after(self, module, arguments, keywords, output):
-        self.open.pop().output = self.numpy_tree(output)
+        self.recording.end().output = self.numpy_tree(output)
 
     def numpy_tree(self, tree):
         return to_numpy_tree(tree, self.copy)
@@ -148,10 +148,11 @@ class Recorder:
 
     def finished(self) -> list[Call]:
         """The calls with their parameters. Those of modules that are never called belong to the module around."""
-        called = {call.path for call in self.calls}
-        for call in self.calls:
+        calls = self.recording.calls
+        called = {call.path for call in calls}
+        for call in calls:
             call.parameters = own_parameters(call.module, call.path, called)
-        return self.calls
+        return calls
 
 
 def own_parameters(module, path: str, called: set[str]) -> dict[str, np.ndarray]:

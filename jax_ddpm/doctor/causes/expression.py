@@ -118,6 +118,10 @@ def views(node: Node, shape: tuple[int, ...]) -> Iterator[Node]:
     if x.shape == shape:
         yield node
     yield from broadcasts(node, shape)
+    for part in parts(node, shape[1] if len(shape) == 4 else shape[-1]) if shape else ():
+        if part.value.shape == shape:
+            yield part
+        yield from broadcasts(part, shape)
     yield from tokens(node, shape)
     if x.ndim >= 3 and len(shape) == 2 and x.size == math.prod(shape) and x.shape[0] == shape[0]:
         yield from flattened(node)
@@ -135,6 +139,20 @@ def views(node: Node, shape: tuple[int, ...]) -> Iterator[Node]:
         yield view(
             "maximum of pixels", "maximum of {0}", "{0}.max((1, 2))", lambda v: v.max((2, 3)).reshape(shape), node
         )
+
+
+def parts(node: Node, channels: int) -> Iterator[Node]:
+    """Halves, thirds, and up to sixths, of an array's channels: each has so many."""
+    x = node.value
+    axis = 1 if x.ndim == 4 else x.ndim - 1
+    count = x.shape[axis] // channels if x.ndim > 1 and channels else 0
+    if not 2 <= count <= 6 or x.shape[axis] != count * channels:
+        return
+    for k in range(count):
+        which = f"the {('first', 'second', 'third')[k]} {'half' if count == 2 else 'third'}" if count < 4 else ""
+        words = f"{which or f'part {k + 1} of {count}'} of {{0}}"
+        code = f"jnp.split({{0}}, {count}, axis=-1)[{k}]"
+        yield view(f"part {k}", words, code, lambda v, k=k: np.split(v, count, axis)[k], node)
 
 
 def broadcasts(node: Node, shape: tuple[int, ...]) -> Iterator[Node]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jax_ddpm.doctor.causes import embedding, resampling
+from jax_ddpm.doctor.causes import activation, embedding, inputs, padding, resampling
 from jax_ddpm.doctor.causes.expression import Node, tensor, views
 from jax_ddpm.doctor.causes.hypothesis import UNFIT, Hypothesis, is_rounded_to
 from jax_ddpm.doctor.causes.search import Search
@@ -110,11 +110,22 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
     nodes = materials(finding)
     times = [node.value for node in nodes if node.value.ndim <= 2 and node.value.size == len(theirs)]
     yield from embedding.hypotheses(finding, times)
+    yield from padding.hypotheses(finding)
     yield from of_another_size(theirs, ours)
     paired = materials(finding, only_paired=True)
     if len(paired) < len(nodes):
         yield from explained(theirs, ours, paired, only_known=True)
     yield from explained(theirs, ours, nodes)
+    yield from inputs.of_network(finding)
+    yield from activation_of_ours(theirs, ours)
+
+
+def activation_of_ours(theirs: np.ndarray, ours: np.ndarray) -> Iterator[Hypothesis]:
+    """Theirs is an activation of ours, however ours is computed."""
+    found = activation.read_off(ours, theirs)
+    if found is not None and "identity" not in found[0]:
+        says = f"ours leaves out {found[0]}, which theirs applies to the same array"
+        yield Hypothesis("activation_missing", says, f"Write {found[1].format(x='x')}.", lambda *_: ours)
 
 
 def of_another_size(theirs: np.ndarray, ours: np.ndarray) -> Iterator[Hypothesis]:
@@ -166,7 +177,7 @@ def explained(
     atoms = atoms_of(nodes, theirs.shape)
     for part_shape in {part.value.shape for part in tree.parts} - {theirs.shape}:
         atoms += atoms_of(nodes, part_shape)
-    for variant in variants(tree, atoms, ours):
+    for variant in variants(tree, atoms, ours, found is not None):
         line = variant.mend or MENDS.get(variant.name, mend)
         yield Hypothesis(variant.name, variant.says, line, lambda *_, v=variant: v.tree.value)
     tolerance = 1e-6 if is_rounded_to(ours, np.float32) else 1e-9

@@ -6,14 +6,14 @@ projections, so that thousands of them cost little.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from jax_ddpm.doctor.causes import activation, resampling
 from jax_ddpm.doctor.causes import attention as attention_form
 from jax_ddpm.doctor.causes.activation import FORMULAS
-from jax_ddpm.doctor.causes.expression import Node, act, add, concatenate, modulate, product, view, views
+from jax_ddpm.doctor.causes.expression import Node, act, add, concatenate, modulate, product, views
 from jax_ddpm.doctor.causes.hypothesis import number, rounded
 from jax_ddpm.doctor.records import relative_error
 
@@ -24,9 +24,9 @@ RECENT = 8
 
 
 class Search:
-    """An array, and the arrays that it may be made of, newest first."""
+    """An array, and the arrays that it may be made of, newest first. parts: whether halves, thirds, ... count, too."""
 
-    def __init__(self, target: np.ndarray, materials: Sequence[Node], tolerance: float = 1e-9):
+    def __init__(self, target: np.ndarray, materials: Sequence[Node], tolerance: float = 1e-9, parts: bool = True):
         self.target, self.tolerance = target, tolerance
         self.materials = materials
         generator = np.random.default_rng(0)
@@ -38,6 +38,8 @@ class Search:
         rows = []
         for node in materials:
             for atom in views(node, target.shape):
+                if is_part(atom) and not parts:
+                    continue
                 row = atom.value.ravel()[self.at]
                 if not any(np.array_equal(row, other) for other in rows) and np.isfinite(row).all():
                     rows.append(row)
@@ -157,25 +159,43 @@ class Search:
                 yield add([act(name, add([self.atoms[firsts[k]], self.atoms[seconds[k]]])), self.atoms[j]])
 
     def resampled(self) -> Iterator[Node]:
-        """Another size of one of the newest arrays, or of its activation, or of a sum of two; an activation of it."""
+        """Another size of one of the newest arrays, of a sum of two, or of an activation of these; then of that an
+        activation, or the sum with one array."""
         if self.target.ndim != 4:
             return
         sources = [m for m in self.materials if m.value.ndim == 4 and m.value.shape[:2] == self.target.shape[:2]]
         sources = [m for m in sources if m.value.shape[2:] != self.target.shape[2:]][:RECENT]
-        for source in sources:
-            inner = [source, *(act(name, source) for name in COMMON[:4])]
-            inner += [add([source, other]) for other in sources if other.value.shape == source.value.shape]
-            for node in inner:
-                found = resampling.read_off(node.value, self.target)
-                if found is not None:
-                    yield resample(node, found)
+        for size in dict.fromkeys(source.value.shape[2:] for source in sources):
+            same = [source for source in sources if source.value.shape[2:] == size]
+            plain = [*same, *(add(list(two)) for two in itertools.combinations(same, 2))]
+            yield from self.resampled_from(plain, size)
+
+    def resampled_from(self, plain: list[Node], size: tuple[int, int]) -> Iterator[Node]:
+        """`resampled` of arrays of one size. A corner of their pixels is tried first, of all arrays at once."""
+        inner = [*plain, *(act(name, node) for name in COMMON for node in plain)]
+        corner = slice(0, 1), slice(0, 2)
+        stacked = np.concatenate([node.value[corner] for node in inner])
+        hits = []
+        for order, found in enumerate(resampling.methods(size, self.target.shape[2:])):
+            hits += [(k, order, found) for k in self.near_corner(attempted(found[2], stacked))]
+        hits.sort(key=lambda hit: hit[:2])
+        yield from (resample(inner[k], found) for k, _, found in hits)
+        for found in usual_resampling(size, self.target.shape[2:]):
+            values = attempted(found[2], stacked[: len(plain)])
+            if values is None or values.shape[2:] != self.target.shape[2:]:
+                continue
             for name in COMMON:
-                for found in usual_resampling(source.value, self.target):
-                    yield act(name, resample(source, found))
-        for source in sources[:4]:
-            for found in usual_resampling(source.value, self.target):
-                for atom in self.atoms[:RECENT]:
-                    yield add([resample(source, found), atom])
+                yield from (act(name, resample(plain[k], found)) for k in self.near_corner(FORMULAS[name][0](values)))
+            for atom in self.atoms[:RECENT]:
+                near = self.near_corner(values + atom.value[corner])
+                yield from (add([resample(plain[k], found), atom]) for k in near)
+
+    def near_corner(self, values: np.ndarray | None) -> np.ndarray:
+        """Numbers of the images (N, 2, H, W) that equal the target's first image in its first two channels."""
+        target = self.target[:1, :2]
+        if values is None or values.shape[1:] != target.shape[1:]:
+            return np.array([], int)
+        return np.flatnonzero(np.abs(values - target).max((1, 2, 3)) <= self.tolerance * self.size)
 
     def concatenations(self, depth: int) -> Iterator[Node]:
         """[a, b] along the channels or the tokens, where a and b are expressions themselves."""
@@ -186,12 +206,16 @@ class Search:
             lengths |= {1} if len(shape) == 3 and axis == 1 else set()
             for length in sorted(n for n in lengths if n < shape[axis]):
                 head, tail = np.split(self.target, [length], axis)
-                first = Search(head, self.materials, self.tolerance).find(0, quick=True)
-                second = None if first is None else Search(tail, self.materials, self.tolerance).find(depth - 1)
+                first = self.of_part(head).find(0, quick=True)
+                second = None if first is None else self.of_part(tail).find(depth - 1)
                 if second is None:
                     continue
                 same = second.op == "concatenate" and second.label == str(axis)
                 yield concatenate([first, *(second.parts if same else [second])], axis)
+
+    def of_part(self, target: np.ndarray) -> "Search":
+        """A search for a part of a concatenation. Whole arrays are concatenated, not their halves."""
+        return Search(target, self.materials, self.tolerance, parts=False)
 
     def concatenations_plus(self, depth: int) -> Iterator[Node]:
         """[a, b] + c, such as tokens with their positions."""
@@ -248,33 +272,47 @@ class Search:
             yield add([self.atoms[j], product([self.atoms[firsts[k]], self.atoms[seconds[k]]])])
 
     def modulated(self) -> Iterator[Node]:
-        """(1 + scale) h + shift, where scale and shift are halves of one array or two arrays."""
-        shape = self.target.shape
-        for source in self.materials:
-            if source.value.ndim not in (2, 3, 4):
-                continue
-            axis = source.value.ndim - 1 if source.value.ndim != 4 else 1
-            channels = shape[1] if len(shape) == 4 else shape[-1]
-            if source.value.shape[axis] != 2 * channels:
-                continue
-            first, second = (next(views(half(source, k, axis), shape), None) for k in (0, 1))
-            if first is None or second is None:
-                continue
-            for h in self.atoms[: 2 * RECENT]:
-                for scale, shift in ((first, second), (second, first)):
-                    for form in ("(1 + scale) h + shift", "scale h + shift"):
-                        yield modulate(form, h, scale, shift)
+        """(1 + scale) h + shift, where scale and shift are vectors for all pixels or tokens, or parts of arrays."""
+        nodes, rows = self.modulations()
+        near = np.abs(rows - self.wanted).max(1, initial=0) <= self.tolerance * self.size
+        yield from (modulate(*nodes(k)) for k in np.flatnonzero(near))
 
     def activated_products(self) -> Iterator[Node]:
-        for node in self.modulated():
-            for name in COMMON[:5]:
-                yield act(name, node)
+        """An activation of `modulated`."""
+        nodes, rows = self.modulations()
+        for name in COMMON[:5]:
+            near = np.abs(FORMULAS[name][0](rows) - self.wanted).max(1, initial=0) <= self.tolerance * self.size
+            yield from (act(name, modulate(*nodes(k))) for k in np.flatnonzero(near))
+
+    def modulations(self):
+        """(function from a number to the arguments of `modulate`, rows of all of them)."""
+        vectors = [k for k, atom in enumerate(self.atoms) if atom.label.startswith(("to all", "part "))][: 3 * RECENT]
+        pairs = list(itertools.permutations(vectors, 2))
+        forms = {"(1 + scale) h + shift": 1.0, "scale h + shift": 0.0}
+        choices = list(itertools.product(forms, range(min(len(self.atoms), 2 * RECENT)), pairs))
+
+        def nodes(k: int):
+            form, h, (scale, shift) = choices[k]
+            return form, self.atoms[h], self.atoms[scale], self.atoms[shift]
+
+        if not choices:
+            return nodes, np.empty((0, len(self.at)))
+        ones = np.array([forms[form] for form, _, _ in choices])[:, None]
+        h, scale, shift = (np.array(numbers) for numbers in zip(*[(h, *pair) for _, h, pair in choices], strict=True))
+        return nodes, self.rows[h] * (ones + self.rows[scale]) + self.rows[shift]
 
 
-def half(source: Node, index: int, axis: int) -> Node:
-    words = f"the {('first', 'second')[index]} half of {{0}}"
-    code = f"jnp.split({{0}}, 2, axis=-1)[{index}]"
-    return view("half", words, code, lambda v: np.split(v, 2, axis)[index], source)
+def is_part(node: Node) -> bool:
+    """Whether a view of an array is one of a half, a third, ... of it."""
+    return node.op == "view" and (node.label.startswith("part ") or is_part(node.parts[0]))
+
+
+def attempted(function: Callable, x: np.ndarray) -> np.ndarray | None:
+    """The function's value, or None if it does not take this size."""
+    try:
+        return function(x)
+    except (ValueError, RuntimeError):
+        return None
 
 
 def pairs_that_give(a: np.ndarray, b: np.ndarray, wanted, direction, limit: float) -> Iterator[tuple[int, int]]:
@@ -299,7 +337,7 @@ def resample(node: Node, found: tuple) -> Node:
     )
 
 
-def usual_resampling(x: np.ndarray, target: np.ndarray) -> Iterator[tuple]:
+def usual_resampling(size: tuple[int, int], target: tuple[int, int]) -> Iterator[tuple]:
     """The methods that are tried inside other operations."""
     usual = (
         "nearest",
@@ -308,7 +346,7 @@ def usual_resampling(x: np.ndarray, target: np.ndarray) -> Iterator[tuple]:
         "area",
         "maximum 2x2, stride 2, padding 0",
     )
-    for found in resampling.methods(x.shape[2:], target.shape[2:]):
+    for found in resampling.methods(size, target):
         if found[1] in usual:
             yield found
 

@@ -26,8 +26,11 @@ class Variant:
     """The line to change, if it is another than the whole expression of theirs."""
 
 
-def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Variant]:
-    """All trees one change away from `tree`, for an array of ours. atoms: arrays with the shape of theirs."""
+def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray, is_known: bool = True) -> Iterator[Variant]:
+    """All trees one change away from `tree`, for an array of ours.
+
+    atoms: arrays with the shape of theirs. is_known: whether `tree` says how theirs is computed; else it is one array.
+    """
     families = [
         *(partial(everywhere, tree, kind) for kind in (of_sum, of_activation, of_concatenation, of_view)),
         *(partial(everywhere, tree, kind) for kind in (of_modulation, of_product)),
@@ -38,9 +41,9 @@ def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Va
         partial(solved_factor_inside, tree, ours),
         partial(everywhere, tree, activation_around),
         partial(other_activation, tree, ours),
-        partial(everywhere, tree, partial(another_tensor, atoms=atoms)),
-        partial(extra_term, tree, atoms, ours),
         partial(moved, tree),
+        partial(everywhere, tree, partial(another_tensor, atoms=atoms if is_known else ())),
+        partial(extra_term, tree, atoms, ours),
     ]
     for family in families:
         try:
@@ -174,19 +177,9 @@ def of_view(node: Node) -> Iterator[Variant]:
                 name = "pooling"
             elif "token" in node.label and "tokens by" not in node.label:
                 name = "token"
+            elif node.label.startswith("part "):
+                name = "halves_swapped"
             yield Variant(name, f"ours has {other.said()}, theirs {node.said()}", other)
-    if node.label == "half":
-        other = view("half", *swapped_half(node), node.parts[0])
-        yield Variant("halves_swapped", f"ours takes {other.said()}, theirs {node.said()}", other)
-
-
-def swapped_half(node: Node) -> tuple:
-    first = "first" in node.words
-    words = node.words.replace("first" if first else "second", "second" if first else "first")
-    code = node.code.replace("[0]" if first else "[1]", "[1]" if first else "[0]")
-    part, value = node.parts[0].value, node.value
-    axis = next(axis for axis, (a, b) in enumerate(zip(part.shape, value.shape, strict=True)) if a != b)
-    return words, code, lambda v: np.split(v, 2, axis)[1 if first else 0]
 
 
 def of_modulation(node: Node) -> Iterator[Variant]:
@@ -205,12 +198,23 @@ def of_modulation(node: Node) -> Iterator[Variant]:
 
 
 def of_product(node: Node) -> Iterator[Variant]:
+    """A factor missing; the activation on another factor, such as on the other half of a gated layer."""
     if node.op != "product":
         return
     for index, part in enumerate(node.parts):
         others = [p for k, p in enumerate(node.parts) if k != index]
         if len(others) == 1:
             yield Variant("factor_missing", f"ours does not multiply by {part.said()}", others[0])
+    for k, j in itertools.permutations(range(len(node.parts)), 2):
+        if node.parts[k].op == "act" and node.parts[j].op != "act":
+            changed = node.with_part(k, node.parts[k].parts[0]).with_part(j, like(node.parts[k], node.parts[j]))
+            name = "halves_swapped" if are_parts(node.parts[j], node.parts[k].parts[0]) else "activation_order"
+            yield Variant(name, f"ours computes {changed.said()}, theirs {node.said()}", changed)
+
+
+def are_parts(a: Node, b: Node) -> bool:
+    """Whether two nodes are parts of the channels of one array."""
+    return a.label.startswith("part ") and b.label.startswith("part ") and a.parts[0].label == b.parts[0].label
 
 
 def of_attention(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
