@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -62,6 +62,21 @@ class EvaluateFlags:
     """Write the scores to a .json, or the images and their features to a .npz."""
     save_reference: Path | None = None
     """Write the statistics of the reference, `mu` and `sigma`, to this .npz."""
+    likelihood: Literal["bound", "ode", "both"] | None = None
+    """Also bits per dimension of held-out images: the variational bound, the probability-flow ODE, or both."""
+    num_timesteps: int | None = None
+    """For --likelihood: timesteps for each image, from 2 to T. T is exact. Default: 50, which gives an estimate without
+    bias, with its error."""
+    sweep: tuple[str, ...] = ()
+    """Compare samplers: NAME=VALUE,VALUE ..., such as sampler=ddpm,ddim num_steps=10,50 clip=x0,state. Each combination
+    is scored, and the best for each number of network calls is marked."""
+    checkpoints: str | None = None
+    """Score the checkpoints of a run, of which train --keep-every keeps more: all, or steps such as 500,1000."""
+    plot: Path | None = None
+    """The .png of --sweep, --checkpoints or the bound by timestep. Default: in RUN/evaluation, or sweep.png and
+    bound.png here."""
+    nearest: Path | None = None
+    """Also the share of images that are copies of training images, and a .png of those most like one."""
     imports: ImportFlag = ()
     data: DataFlags = field(default_factory=DataFlags)
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
@@ -79,12 +94,24 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 def check_flags(flags: EvaluateFlags) -> None:
     """UserError for flags that cannot be used. Creates the folders of output files."""
-    for name in ("num_images", "batch_size"):
+    for name in ("num_images", "batch_size", "num_timesteps"):
         value = getattr(flags, name)
         require(value is None or value >= 1, name, value, "expected at least 1")
+    if flags.sweep and flags.likelihood:
+        raise UserError("--sweep and --likelihood do not go together: the likelihood does not depend on the sampler.")
+    if flags.sweep and flags.out is not None and flags.out.suffix == ".npz":
+        raise UserError(f"--out {flags.out}: --sweep draws many sets of images. Give a .json for the scores.")
+    if flags.checkpoints:
+        check_checkpoints(flags)
+    if flags.nearest is not None and (flags.sweep or flags.checkpoints):
+        raise UserError("--nearest is for one set of images: leave it out, or --sweep and --checkpoints.")
+    if flags.num_timesteps is not None and not flags.likelihood:
+        raise UserError("--num-timesteps belongs to --likelihood: give --likelihood bound, or leave it out.")
     for name, path, endings in (
         ("out", flags.out, (".json", ".npz")),
         ("save_reference", flags.save_reference, (".npz",)),
+        ("plot", flags.plot, (".png",)),
+        ("nearest", flags.nearest, (".png",)),
     ):
         if path is not None:
             require(path.suffix in endings, name, path, f"expected a name that ends in {' or '.join(endings)}")
@@ -92,3 +119,13 @@ def check_flags(flags: EvaluateFlags) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{path.parent} cannot be written ({error.strerror}).") from None
+
+
+def check_checkpoints(flags: EvaluateFlags) -> None:
+    """UserError for flags that do not go together with --checkpoints."""
+    others = {"--sweep": flags.sweep, "--likelihood": flags.likelihood, "--step": flags.loading.step is not None}
+    for name, given in others.items():
+        if given:
+            raise UserError(f"--checkpoints and {name} do not go together: give one of them.")
+    if flags.out is not None and flags.out.suffix == ".npz":
+        raise UserError(f"--out {flags.out}: --checkpoints draws many sets of images. Give a .json for the scores.")

@@ -17,12 +17,14 @@ from jax_ddpm.evaluation.evaluating import first_images
 from jax_ddpm.evaluation.extractors import open_extractor
 from jax_ddpm.evaluation.image_sets import ImageSet, open_images
 from jax_ddpm.evaluation.reference import Reference, make_reference, named
-from jax_ddpm.evaluation.results import Result, append_result, samples_folder
+from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, samples_folder
 from jax_ddpm.evaluation.samples import draw_samples
-from jax_ddpm.evaluation.scores import Scores, score
+from jax_ddpm.evaluation.scores import score
+from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path, cache_dir, write_text
 from jax_ddpm.spec.model_info import describe
+from jax_ddpm.spec.run_checkpoints import averages_weights
 from jax_ddpm.spec.run_config import DataConfig
 from jax_ddpm.weights.model import Model
 
@@ -60,36 +62,66 @@ class Evaluation:
     real: ImageSet
     reference: Reference
 
-    def draw(self) -> ImageSet:
+    def images(self) -> ImageSet:
         """The images that are evaluated."""
-        flags = self.flags
         if self.model is None:
-            return first_images(self.given, flags.num_images)
+            return first_images(self.given, self.flags.num_images)
+        return self.draw(self.model, self.flags.sampling)
+
+    def draw(self, model: Model, sampler: SamplerConfig) -> ImageSet:
+        """Images of the model, or of a copy with other settings. They are kept in the run, or else in the cache."""
+        flags = self.flags
         count = flags.num_images or choices.default_num_images()
         folder = samples_folder(self.run) if self.run else cache_dir() / "samples"
         progress = named(f"drawing {count:,} images", count, self.bars)
-        images = draw_samples(self.model, count, flags.sampling, flags.seed, flags.batch_size, folder, progress)
-        return ImageSet("samples", images)
+        return ImageSet("samples", draw_samples(model, count, sampler, flags.seed, flags.batch_size, folder, progress))
+
+    def add_result(self, sampler: SamplerConfig, scores: dict, seconds: float) -> Path | None:
+        """Add a line to the results of the run, if there is one, and return their file."""
+        if self.run is None:
+            return None
+        weights = self.flags.loading.weights or ("ema" if averages_weights(self.run) else "raw")
+        result = Result(self.model.info.step, weights, sampler, self.flags.seed, scores, seconds)
+        return append_result(self.run, result)
 
 
 def run(flags: EvaluateFlags) -> None:
     """All of the command."""
     start = time.perf_counter()
     evaluation = prepare(flags)
-    images = evaluation.draw()
+    if flags.sweep:
+        from jax_ddpm.commands.sweeping import sweep  # here: it imports this file
+
+        sweep(evaluation)
+        return
+    if flags.checkpoints:
+        from jax_ddpm.commands.checkpoints import score_checkpoints  # here: it imports this file
+
+        score_checkpoints(evaluation)
+        return
+    images = evaluation.images()
     drawn = time.perf_counter()
     scores = score(images, evaluation.reference, batch_size=flags.batch_size, progress=evaluation.bars)
     evaluation.bars.close()
     seconds = time.perf_counter() - start
     print(f"\n{scores}")
     print(f"Time: {seconds:.0f} s, {drawn - start:.0f} s of it until the images were there.")
-    write(evaluation, images, scores, seconds)
+    values = scores.as_dict()
+    if flags.likelihood:
+        from jax_ddpm.commands.bits import measure
+
+        values["bits_per_dimension"] = measure(evaluation)
+    if flags.nearest is not None:
+        from jax_ddpm.commands.nearest import show_nearest
+
+        values["nearest"] = show_nearest(evaluation, images, flags.nearest)
+    write(evaluation, images, values, seconds)
 
 
 def prepare(flags: EvaluateFlags) -> Evaluation:
     """Load the model or open the images, and the reference with its features. Prints what is taken."""
     bars, model, given, run = Bars(), None, None, None
-    settings = DataConfig(**asdict(flags.data))
+    settings = DataConfig(**asdict(flags.data), image_size=flags.image_size or DataConfig.image_size)
     if choices.holds_model(flags.subject):
         if flags.precision == "float64":
             jax.config.update("jax_enable_x64", True)
@@ -99,25 +131,36 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
         print(describe(model.info, model.num_parameters))
         run, shape = choices.run_of(flags.subject), model.info.image_shape
     else:
+        for name in ("likelihood", "sweep", "checkpoints"):
+            if getattr(flags, name):
+                raise UserError(f"--{name} needs a model, and {flags.subject} is images: leave it out.")
         given = open_images(flags.subject, None, settings)
         shape = given.image_shape
     real = choices.reference_images(flags.reference, run, shape, settings)
     name = flags.features or choices.default_features(real.data)
-    extractor = open_extractor(name, real.data, settings.cache_dir)
     if flags.features is None:
-        print(f"Features: {name}. --features chooses others.")
+        why = "the data set has classes" if name == "classifier" else "there are no classes to train a classifier on"
+        print(f"Features: {name}, since {why}. --features chooses others.")
+    extractor = open_extractor(name, real.data, settings.cache_dir)
     if model is not None and flags.num_images is None:
         print(f"{choices.default_num_images():,} images are drawn. --num-images changes that.")
     reference = make_reference(real, extractor, settings.cache_dir, flags.batch_size, progress=bars)
     return Evaluation(flags, bars, model, given, run, real, reference)
 
 
-def write(evaluation: Evaluation, images: ImageSet, scores: Scores, seconds: float) -> None:
+def picture_path(evaluation: Evaluation, name: str) -> Path:
+    """Where a picture goes: to --plot, into the run, or into the working directory."""
+    path = evaluation.flags.plot or (Path(name) if evaluation.run is None else evaluation.run / EVALUATION / name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write(evaluation: Evaluation, images: ImageSet, scores: dict, seconds: float) -> None:
     """Write the files that the flags ask for, and a line in the results of the run."""
-    flags, model, reference = evaluation.flags, evaluation.model, evaluation.reference
+    flags, reference = evaluation.flags, evaluation.reference
     try:
         if flags.out is not None and flags.out.suffix == ".json":
-            write_text(flags.out, json.dumps(scores.as_dict(), indent=2) + "\n")
+            write_text(flags.out, json.dumps(scores, indent=2) + "\n")
             print(f"Wrote the scores: {flags.out}")
         elif flags.out is not None:
             write_images(flags.out, images, reference)
@@ -127,10 +170,8 @@ def write(evaluation: Evaluation, images: ImageSet, scores: Scores, seconds: flo
                 raise UserError(f"--save-reference {flags.save_reference}: the features are too many for statistics.")
             save_statistics(flags.save_reference, reference.statistics)
             print(f"Wrote the statistics of the reference: {flags.save_reference}")
-        if evaluation.run is not None:
-            weights = flags.loading.weights
-            result = Result(model.info.step, weights, flags.sampling, flags.seed, scores.as_dict(), seconds)
-            print(f"Added to {append_result(evaluation.run, result)}")
+        if path := evaluation.add_result(flags.sampling, scores, seconds):
+            print(f"Added to {path}")
     except OSError as error:
         raise UserError(f"{error.filename or flags.out} cannot be written ({error.strerror}).") from None
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jax_ddpm.data import ImageData
 from jax_ddpm.data.sources import ARRAYS
 from jax_ddpm.evaluation.image_sets import SPLITS, ImageSet, Shape, check_shape, load_data, open_images, split_of
+from jax_ddpm.spec.classifier import SMALLEST_IMAGE
 from jax_ddpm.spec.data_record import check_same_images, find_images
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.hub import local_path
@@ -80,8 +82,9 @@ def reference_images(
 
 
 def default_features(data: ImageData | None) -> str:
-    """`classifier` for a data set with labels, else `pixels`."""
-    return "pixels"
+    """`classifier` for a data set with two classes or more, and images that are large enough for it, else `pixels`."""
+    has_classes = data is not None and data.labels is not None and len(np.unique(data.labels)) > 1
+    return "classifier" if has_classes and min(data.train.shape[1:3]) >= SMALLEST_IMAGE else "pixels"
 
 
 def default_num_images() -> int:

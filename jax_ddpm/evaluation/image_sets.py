@@ -103,8 +103,8 @@ def load_data(dataset: str, image_shape: Shape | None, settings: DataConfig, log
     channels = found.train.shape[-1]
     if image_shape is not None and channels != image_shape[2]:
         raise UserError(
-            f"{dataset} has images with {channels} channels, but the others have {image_shape[2]}.\n"
-            "Compare images of one kind: choose another --reference."
+            f"{dataset} has images with {channels} channel{'s' * (channels != 1)}, but the others have "
+            f"{image_shape[2]}.\nCompare images of one kind: choose another --reference."
         )
     return found
 

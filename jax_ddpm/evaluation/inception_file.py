@@ -6,6 +6,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+from tqdm import tqdm
+
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path
 from jax_ddpm.spec.text import one_line
@@ -31,7 +33,9 @@ def download(cache_dir: Path, log: Callable[[str], None] = print) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as draft:
             with urllib.request.urlopen(URL, timeout=TIMEOUT) as source, draft.open("wb") as file:
-                shutil.copyfileobj(source, file)
+                size = int(source.headers.get("Content-Length") or 0) or None
+                with tqdm.wrapattr(source, "read", total=size, desc=NAME, delay=0.5, leave=False) as counted:
+                    shutil.copyfileobj(counted, file)
             with draft.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if not digest.startswith(DIGEST_START):
@@ -40,5 +44,6 @@ def download(cache_dir: Path, log: Callable[[str], None] = print) -> Path:
                     f"{advice}"
                 )
     except OSError as error:  # URLError, timeouts and what the disk refuses
-        raise UserError(f"{NAME} cannot be downloaded ({one_line(error)}).\n{advice}") from None
+        why = one_line(error.reason) if isinstance(getattr(error, "reason", None), Exception) else one_line(error)
+        raise UserError(f"{NAME} cannot be downloaded ({why}).\n{advice}") from None
     return path

@@ -1,0 +1,69 @@
+"""`jax-ddpm evaluate --sweep`: scores of many samplers, a table and a figure."""
+
+import json
+
+from jax_ddpm import report
+from jax_ddpm.commands.evaluating import Evaluation, picture_path
+from jax_ddpm.evaluation.sweep import (
+    Combination,
+    Point,
+    best_points,
+    combinations,
+    read_settings,
+    score_points,
+    table,
+    warnings,
+    with_settings,
+)
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.files import atomic_path, write_text
+
+
+def sweep(evaluation: Evaluation) -> None:
+    """Score every combination, print the table, and write the figure and the files that the flags ask for."""
+    flags, model = evaluation.flags, evaluation.model
+    chosen = combinations(read_settings(flags.sweep), flags.sampling, model.info.diffusion)
+
+    def draw(combination: Combination):
+        return evaluation.draw(with_settings(model, combination), combination.sampler)
+
+    points: list[Point] = []
+    settings = {"batch_size": flags.batch_size, "progress": evaluation.bars}
+    for point in score_points(chosen, draw, evaluation.reference, **settings):
+        evaluation.bars.close()
+        points.append(point)
+        print(f"{len(points)} of {len(chosen)}: {point.combination}, FID {point.scores.value_text('fid')}")
+        evaluation.add_result(point.combination.sampler, point.scores.as_dict(), point.seconds)
+    print(f"\nScores of {points[0].scores.num_images:,} images each:\n{table(points)}")
+    print("* the best with at most so many network calls for each image\n")
+    for line in [*warnings(points), *points[0].scores.lines()]:
+        print(line)
+    if floor := points[0].scores.floor:
+        print(f"FID of real images: {floor.value_text('fid')}")
+    try:
+        path = picture_path(evaluation, "sweep.png")
+        with atomic_path(path) as draft:
+            figure(points).savefig(draft, dpi=120, format="png")
+        print(f"Wrote the figure: {path}")
+        if flags.out is not None:
+            write_text(flags.out, json.dumps([point.as_dict() for point in points], indent=2) + "\n")
+            print(f"Wrote the scores: {flags.out}")
+    except OSError as error:
+        raise UserError(f"{error.filename or flags.out} cannot be written ({error.strerror}).") from None
+
+
+def figure(points: list[Point]):
+    """The distances by network calls, a curve for each combination of the other settings."""
+    has_fid = points[0].scores.fid is not None
+    curves: dict[str, list] = {}
+    for point in points:
+        if point.distance is None:
+            continue
+        others = [f"{name}={value}" for name, value in point.combination.given.items() if name != "num_steps"]
+        interval = point.scores.fid_interval if has_fid else None
+        curve = curves.setdefault(" ".join(others) or point.combination.sampler.sampler, [])
+        curve.append((point.combination.network_calls, point.distance, interval))
+    best = [(point.combination.network_calls, point.distance) for point in best_points(points)]
+    floor = points[0].scores.floor
+    floor_value = None if floor is None else floor.fid if has_fid else floor.kid
+    return report.score_by_calls(curves, best, floor_value, "FID" if has_fid else "KID")

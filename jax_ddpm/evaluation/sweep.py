@@ -1,0 +1,212 @@
+"""Which sampler for which number of network calls: the product of some settings, each combination scored."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from types import NoneType
+from typing import Any, get_args
+
+from jax_ddpm.evaluation.reference import Reference
+from jax_ddpm.evaluation.scores import Scores, score
+from jax_ddpm.sampling.reverse import sampling_timesteps
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.model_files import SAMPLING_SETTINGS
+from jax_ddpm.weights.model import Model
+
+SAMPLER_SETTINGS = tuple(field.name for field in fields(SamplerConfig))
+SETTINGS = (*SAMPLER_SETTINGS, *SAMPLING_SETTINGS)
+FAR_WORSE = 1.5  # times the FID of the ancestral sampler, and intervals that do not overlap
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A sampler, and diffusion settings that only concern sampling."""
+
+    given: Mapping[str, Any]
+    """The settings that are swept."""
+    sampler: SamplerConfig
+    diffusion: DiffusionConfig
+
+    @property
+    def network_calls(self) -> int:
+        """For each image."""
+        steps = len(sampling_timesteps(self.diffusion, self.sampler))
+        return 2 * steps - 1 if self.sampler.sampler == "heun" else steps
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.given.items())
+
+
+@dataclass(frozen=True)
+class Point:
+    """A combination and how good its images are."""
+
+    combination: Combination
+    scores: Scores
+    seconds: float
+    """Time in which the images were drawn, or read if they were there."""
+
+    @property
+    def distance(self) -> float | None:
+        """The FID; the KID if there is no FID."""
+        return self.scores.kid if self.scores.fid is None else self.scores.fid
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        c = self.combination
+        return {
+            "settings": dict(c.given),
+            "sampler": asdict(c.sampler),
+            "network_calls": c.network_calls,
+            "seconds": round(self.seconds, 1),
+            "scores": self.scores.as_dict(),
+        }
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Values by setting, from texts such as "sampler=ddpm,ddim num_steps=10,20". UserError for anything else."""
+    found: dict[str, list[str]] = {}
+    for text in " ".join(texts).split():
+        name, equals, values = text.partition("=")
+        name = name.replace("-", "_")
+        if not equals or not all(values.split(",")):
+            raise UserError(f"sweep {text}: expected NAME=VALUE,VALUE, such as sampler=ddpm,ddim.")
+        if name not in SETTINGS:
+            raise UserError(f"sweep {text}: {name} is no setting of sampling. Expected one of {', '.join(SETTINGS)}.")
+        found[name] = list(dict.fromkeys(values.split(",")))
+    if not found:
+        raise UserError("sweep: expected settings and their values, such as sampler=ddpm,ddim num_steps=10,20.")
+    return found
+
+
+def combinations(
+    settings: Mapping[str, Sequence[str]],
+    sampler: SamplerConfig,
+    diffusion: DiffusionConfig,
+    log: Callable[[str], None] = print,
+) -> list[Combination]:
+    """The product of the values, without what cannot be combined, which is logged.
+
+    Args:
+        settings: values by name, as in `read_settings`.
+        sampler, diffusion: the other settings.
+
+    Raises:
+        UserError: a value that is not of the setting's type, or no combination is possible.
+    """
+    values = {name: [read_value(name, text) for text in texts] for name, texts in settings.items()}
+    found: dict[Any, Combination] = {}
+    for chosen in itertools.product(*values.values()):
+        given = dict(zip(values, chosen, strict=True))
+        of_sampler = {name: value for name, value in given.items() if name in SAMPLER_SETTINGS}
+        of_diffusion = {name: value for name, value in given.items() if name not in SAMPLER_SETTINGS}
+        each = Combination(given, replace(sampler, **of_sampler), replace(diffusion, **of_diffusion))
+        try:
+            each.diffusion.check()
+            each.sampler.check(diffusion.timesteps)
+        except UserError as error:
+            log(f"Skipped {each}: {error}")
+            continue
+        has_variance = each.sampler.sampler == "ddpm"
+        effective = each.sampler, each.diffusion if has_variance else replace(each.diffusion, variance="beta")
+        if effective in found:
+            log(f"Skipped {each}: the same as {found[effective]}.")
+        else:
+            found[effective] = each
+    if not found:
+        raise UserError("sweep: none of the combinations is possible.")
+    return list(found.values())
+
+
+def read_value(name: str, text: str) -> Any:
+    """The value of a setting in a text. UserError if it has another type."""
+    import pydantic
+
+    kind = next(f.type for c in (SamplerConfig, DiffusionConfig) for f in fields(c) if f.name == name)
+    if text == "None" and NoneType in get_args(kind):
+        return None
+    try:
+        return pydantic.TypeAdapter(kind).validate_strings(text)
+    except pydantic.ValidationError as error:
+        raise UserError(f"sweep {name}={text}: {error.errors()[0]['msg']}.") from None
+
+
+def score_points(
+    chosen: Sequence[Combination],
+    draw: Callable[[Combination], Any],
+    reference: Reference,
+    **settings,
+) -> Iterator[Point]:
+    """The points, one after the other.
+
+    Args:
+        chosen: from `combinations`.
+        draw: makes images of a combination, as `score` takes them.
+        reference: what they are compared with.
+        settings: further arguments of `score`.
+    """
+    for each in chosen:
+        start = time.perf_counter()
+        images = draw(each)
+        seconds = time.perf_counter() - start
+        yield Point(each, score(images, reference, **settings), seconds)
+
+
+def best_points(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats with as many network calls or fewer, by number of calls."""
+    known = [point for point in points if point.distance is not None]
+    ordered = sorted(known, key=lambda point: (point.combination.network_calls, point.distance))
+    best: list[Point] = []
+    for point in ordered:
+        if not best or point.distance < best[-1].distance:
+            best.append(point)
+    return best
+
+
+def warnings(points: Sequence[Point]) -> list[str]:
+    """A sentence for each deterministic sampler that is far worse than the ancestral one with as many network calls."""
+    found = []
+    for point in points:
+        c = point.combination
+        for other in points:
+            o = other.combination
+            same = o.network_calls == c.network_calls and o.diffusion.clip == c.diffusion.clip
+            if same and o.sampler.sampler == "ddpm" and c.sampler.is_deterministic and is_far_worse(point, other):
+                found.append(
+                    f"{c} is far worse than {o} ({point.distance:.3g} and {other.distance:.3g}) with {o.network_calls} "
+                    "network calls each. The likely reason: the noise of each ancestral step corrects errors of the "
+                    "network's earlier predictions, and a deterministic sampler carries them to the end."
+                )
+    return found
+
+
+def is_far_worse(point: Point, other: Point) -> bool:
+    one, two = point.scores, other.scores
+    if one.fid is None or two.fid is None:
+        return False
+    return one.fid > FAR_WORSE * two.fid and one.fid_interval[0] > two.fid_interval[1]
+
+
+def table(points: Sequence[Point]) -> str:
+    """A row for each point. * marks the best with at most so many network calls."""
+    best = best_points(points)
+    names = list(points[0].combination.given)
+    rows = [["", *names, "calls", "FID", "interval", "KID", "precision", "recall", "seconds"]]
+    for point in points:
+        scores = point.scores
+        interval = "-" if scores.fid_interval is None else "{:.4g} to {:.4g}".format(*scores.fid_interval)
+        numbers = [(scores.fid, "{:.4g}"), (scores.kid, "{:.3g}"), (scores.precision, "{:.3f}")]
+        texts = ["-" if value is None else form.format(value) for value, form in [*numbers, (scores.recall, "{:.3f}")]]
+        given = [str(value) for value in point.combination.given.values()]
+        calls = f"{point.combination.network_calls:,}"
+        mark = "*" if any(point is each for each in best) else ""
+        rows.append([mark, *given, calls, texts[0], interval, *texts[1:], f"{point.seconds:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def with_settings(model: Model, combination: Combination) -> Model:
+    """The model with the diffusion settings of a combination."""
+    return replace(model, info=replace(model.info, diffusion=combination.diffusion))
