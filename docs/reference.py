@@ -16,6 +16,7 @@ AREAS = [
             "jax_ddpm.spec.diffusion_config",
             "jax_ddpm.spec.network_config",
             "jax_ddpm.spec.presets",
+            "jax_ddpm.spec.flat_settings",
             "jax_ddpm.spec.image_size",
             "jax_ddpm.spec.types",
             "jax_ddpm.spec.errors",

@@ -28,6 +28,7 @@ PUBLIC = {
     "reconstruct": "sampling.editing",
     "img2img": "sampling.editing",
     "inpaint": "sampling.inpainting",
+    "load_run": "training.load_run",
     "train": "training.loop",
 }
 __all__ = sorted(PUBLIC)

@@ -157,7 +157,7 @@ def test_the_range_is_that_of_the_whole_set_and_can_be_given(folder, load):
     assert images.train[:, 0, 0, 0].tolist() == [0, 7] and images.validation[0, 0, 0, 0] == 255
     images = load(validation_fraction=None, value_range=(0, 4000))
     assert images.train[:, 0, 0, 0].tolist() == [64, 7] and images.validation[0, 0, 0, 0] == 191
-    assert "0 becomes black and 4000 white (as --value-range says)" in note(images, "bits")
+    assert "0 becomes black and 4000 white (as value_range says)" in note(images, "bits")
 
 
 @pytest.mark.parametrize("value_range", [(1, 1), (2, 1), (0, float("nan"))])
@@ -168,7 +168,7 @@ def test_an_impossible_range(value_range, folder, load):
 
 def test_a_range_without_use_is_told(folder, load):
     save(folder, "a.png", 1)
-    assert note(load(value_range=(0, 9)), "value-range").startswith("--value-range has no effect")
+    assert note(load(value_range=(0, 9)), "value_range").startswith("value_range has no effect")
 
 
 def tiff(values):

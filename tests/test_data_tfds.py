@@ -232,7 +232,7 @@ def test_without_a_network_the_error_says_so_and_comes_soon(load, tmp_path, monk
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"kmnist: the download failed .*\n.*--manual-dir .*--data-dir"):
+    with pytest.raises(UserError, match=r"kmnist: the download failed .*\n.*manual_dir .*data_dir"):
         load("kmnist", data_dir=str(tmp_path))
     assert time.monotonic() - start < 60
     assert not list(tmp_path.rglob("dataset_info.json"))
@@ -240,7 +240,7 @@ def test_without_a_network_the_error_says_so_and_comes_soon(load, tmp_path, monk
 
 @slow
 def test_archives_that_have_to_be_fetched_by_hand(load, tmp_path):
-    with pytest.raises(UserError, match=r"imagenet2012 could not be prepared: .*Manual directory .*\n.*--manual-dir"):
+    with pytest.raises(UserError, match=r"imagenet2012 could not be prepared: .*Manual directory .*\n.*manual_dir"):
         load("imagenet2012", data_dir=str(tmp_path))
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 import jax_ddpm
 from jax_ddpm.commands import main
+from jax_ddpm.spec.flat_settings import SamplingSettings, parts_by_field
 from jax_ddpm.spec.presets import PRESETS
 from jax_ddpm.training import run_folder
 from tests.commands import FLAGS
@@ -130,8 +131,12 @@ def test_python_examples_name_what_exists(page):
             found = resolve(node, names)
             if isinstance(node, ast.Call) and (function := resolve(node.func, names)) is not None:
                 parameters = inspect.signature(function.__init__ if isinstance(function, type) else function).parameters
-                assert {keyword.arg for keyword in node.keywords} <= set(parameters), ast.unparse(node)
+                given = {keyword.arg for keyword in node.keywords}
+                assert given <= {*parameters, *(SETTINGS if "settings" in parameters else ())}, ast.unparse(node)
             assert not isinstance(found, Missing), ast.unparse(node)
+
+
+SETTINGS = {*SamplingSettings.__annotations__, *parts_by_field(jax_ddpm.RunConfig())}
 
 
 class Missing:

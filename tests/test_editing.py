@@ -248,10 +248,10 @@ def test_a_given_state_is_where_sampling_starts(network):
 
 DDIM, NOISY, ODE = SamplerConfig("ddim", 5), SamplerConfig("ddim", 5, eta=0.5), SamplerConfig("heun", 5)
 REFUSALS = {
-    "noise between seeds": ("interpolate", (1, 2), {"sampler": SamplerConfig()}, "--sampler ddim"),
-    "eta between seeds": ("interpolate", (1, 2), {"sampler": NOISY}, "--sampler ddim"),
+    "noise between seeds": ("interpolate", (1, 2), {"sampler": SamplerConfig()}, "sampler='ddim'"),
+    "eta between seeds": ("interpolate", (1, 2), {"sampler": NOISY}, "sampler='ddim'"),
     "one end": ("interpolate", (1, 2, 1), {}, "num_images = 1: expected at least 2"),
-    "another sampler up": ("invert", (IMAGES,), {"sampler": ODE}, "--sampler ddim"),
+    "another sampler up": ("invert", (IMAGES,), {"sampler": ODE}, "sampler='ddim'"),
     "noise up": ("invert", (IMAGES,), {"sampler": NOISY}, "eta = 0.5"),
     "bytes": ("invert", (IMAGES.astype(np.uint8),), {}, "uint8: expected floating point"),
     "one image without its axis": ("invert", (IMAGES[0],), {}, "expected the shape"),
@@ -260,7 +260,7 @@ REFUSALS = {
     "before the chain": ("img2img", (IMAGES, 3), {"sampler": DDIM}, r"start_t = 3: expected 4"),
     "too few seeds": ("img2img", (IMAGES, 3), {"seeds": [1]}, "expected 3, one for each image"),
     "another mask": ("inpaint", (IMAGES, np.ones((9, 8))), {}, r"mask = \(9, 8\): expected .*\(8, 8\)"),
-    "not ancestral": ("inpaint", (IMAGES, np.ones((8, 8))), {"sampler": DDIM}, "--sampler ddpm"),
+    "not ancestral": ("inpaint", (IMAGES, np.ones((8, 8))), {"sampler": DDIM}, "sampler='ddpm'"),
     "no way": ("inpaint", (IMAGES, np.ones((8, 8))), {"resamplings": 0}, "resamplings = 0"),
     "no jump": ("inpaint", (IMAGES, np.ones((8, 8))), {"jump": 0}, "jump = 0: expected 1 to num_steps - 1 = 24"),
     "too long a jump": ("inpaint", (IMAGES, np.ones((8, 8))), {"jump": 25}, "expected 1 to num_steps - 1 = 24"),

@@ -48,7 +48,8 @@ def test_wrong_metadata_is_named(change, named):
 def test_a_network_that_is_not_registered_is_named():
     text = json.dumps(dataclasses.asdict(INFO) | {"network": {"name": "other"}})
     with pytest.raises(
-        UserError, match=r"x has the network 'other', which is not registered here.\nAdd --import own.py"
+        UserError,
+        match=r"x has the network 'other', which is not registered here.\nDo as its training did: import own.py",
     ):
         from_json(ModelInfo, text, "x", ["own.py"])
 

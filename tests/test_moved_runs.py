@@ -88,7 +88,8 @@ def resumed(**changes) -> list[str]:
 def test_images_that_have_moved(place):
     (place / "pics").rename("pictures")
     with pytest.raises(
-        UserError, match=r"folder:pics: there is no such folder.\nIf the images have moved, .*place: dataset folder:PATH"
+        UserError,
+        match=r"folder:pics: there is no such folder.\nIf the images have moved, .*place: dataset folder:PATH",
     ):
         resumed()
     said = resumed(dataset="folder:pictures")

@@ -80,7 +80,9 @@ def test_it_is_treated_like_the_others(registered, tmp_path):
 def test_without_registration_its_file_is_refused_by_name(registered, tmp_path):
     folder = jax_ddpm.train(replace(small(steps=1), network=PlainConfig()), tmp_path / "run", log=quiet)
     NETWORKS.pop("plain")
-    with pytest.raises(UserError, match=r"'plain', which is not registered here.\nAdd --import FILE.py"):
+    with pytest.raises(
+        UserError, match=r"'plain', which is not registered here.\nGive the file that registers it: import that file"
+    ):
         jax_ddpm.load_model(folder)
 
 

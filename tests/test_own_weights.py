@@ -58,7 +58,7 @@ def test_a_bare_file_loads_into_the_given_network_of_both_frameworks(file):
     ours, theirs, said = load_both(file, network=WIDE, timesteps=4)
     assert ours.info.network == theirs.info.network == WIDE and ours.info.image_shape == (8, 8, 3)
     assert said[0].startswith(f'Took the EMA weights in {file}["ema"] under "module.". Left out: ["model"]')
-    assert said[1].startswith("Assumed, as the file does not say it: --schedule") and len(said) == 2
+    assert said[1].startswith("Assumed, as the file does not say it: schedule=") and len(said) == 2
     x, t = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32), np.array([3, 999])
     with torch.no_grad():
         expected = theirs(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t)).permute(0, 2, 3, 1).numpy()
@@ -74,7 +74,7 @@ def test_it_is_recognised_with_the_settings_that_shapes_show(file):
     assert jax_ddpm.load_model(file, 8, network_settings={"width": 16, "heads": 4}).info.network == WIDE
     said = []
     raw = jax_ddpm.load_model(file, 8, network_settings={"width": 16}, weights="raw", log=said.append)
-    assert "raw weights" in said[0] and "heads=2 (--network-setting heads=VALUE)" in said[1]
+    assert "raw weights" in said[0] and "heads=2 (network_settings={'heads': VALUE})" in said[1]
     name = "blocks.0.conv.weight"
     expected = torch.load(file, weights_only=True)["model"][f"module.{name}"]
     np.testing.assert_array_equal(weights.state_dict(raw.network)[name], expected)

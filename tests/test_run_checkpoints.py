@@ -69,7 +69,9 @@ def test_runs_without_ema(run, tmp_path):
 
 
 def test_what_is_taken_of_a_run_is_said(run):
-    line = f"Took the EMA weights in {run / 'model.safetensors'}. --weights raw takes the raw ones of the newest"
+    line = (
+        f"Took the EMA weights in {run / 'model.safetensors'}. The newest checkpoint has the raw ones: weights='raw'."
+    )
     assert values_of(run)[2][0].startswith(line)
     assert values_of(run, weights="ema")[2] == []
 

@@ -194,7 +194,9 @@ def replayed(folder, number):
 def test_a_diverging_run_skips_and_then_stops(tmp_path, without_pictures):
     said = []
     config = small(learning_rate=1e30, lr_schedule="constant", max_skipped=6, checkpoint_every=2, log_every=2)
-    with pytest.raises(UserError, match=r"(?s)last 6 steps, up to (\d+), were skipped: loss .*--replay-step \1 shows"):
+    with pytest.raises(
+        UserError, match=r"(?s)last 6 steps, up to (\d+), were skipped: loss .*jax-ddpm train --replay-step \1 shows"
+    ):
         train(config, tmp_path / "run", log=said.append)
     lines = [line for line in said if "was skipped" in line]
     assert len(lines) == 6 and all("gradient norm" in line and "t = " in line for line in lines)

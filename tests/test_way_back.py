@@ -202,7 +202,7 @@ def test_damaged_layouts_are_refused(places, tmp_path):
     write_model(tmp_path / "ours.safetensors", {"x": np.ones(1, np.float32)}, dataclasses.replace(info, layout=layout))
     read = read_file(tmp_path / "ours.safetensors")[1]
     assert read.layout == layout
-    with pytest.raises(UserError, match=r"--layout plain"):
+    with pytest.raises(UserError, match=r"layout='plain'"):
         save_model(tmp_path / "back.pt", {"x": np.ones(1, np.float32)}, read, layout=read.layout)
     assert not (tmp_path / "back.pt").exists()
 

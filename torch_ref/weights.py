@@ -138,7 +138,7 @@ def initialise(network: nn.Module, seed: int) -> None:
         elif parameters:
             raise UserError(
                 f"No initial values are known for {path}, a {type(layer).__name__}. Start from a file of weights: "
-                "--init-from FILE."
+                "--init-from FILE (in Python: init_from='FILE')."
             )
 
 

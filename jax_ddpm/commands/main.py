@@ -60,7 +60,9 @@ def run(command: str, arguments: list[str], prog: str) -> None:
 
     prog: how the user called it, for --help.
     """
-    with ended_by_ctrl_c():
+    from jax_ddpm.spec.errors import messages_of_commands  # here: imports fail with a sentence, too
+
+    with ended_by_ctrl_c(), messages_of_commands():
         try:
             prepare_and_run(command, [expand_home(argument) for argument in arguments], prog)
         except KeyboardInterrupt as error:  # the message of `Interrupted`, from a training run, says how to resume

@@ -149,7 +149,7 @@ def _limits(arrays: list[np.ndarray], given: Range | None, name: str) -> tuple[R
     else:
         raise UserError(
             f"{name}: {found}: it is not clear which of them are black and white.\n"
-            f"Give both, for example --value-range {low:g} {high:g}, or value_range=({low:g}, {high:g}) in Python."
+            f"Give both, for example --value-range {low:g} {high:g} (in Python: value_range=({low:g}, {high:g}))."
         )
     return limits, [f"{name}: {found}; {limits[0]:g} becomes black and {limits[1]:g} white, in 256 levels"]
 

@@ -17,7 +17,7 @@ from jax_ddpm.data.levels import FULL_RANGE, Range, RangeNeeded, joined, usable
 from jax_ddpm.data.pixels import PREPROCESSING_VERSION
 from jax_ddpm.data.shards import ShardedImages, in_memory_if_small
 from jax_ddpm.data.split import split
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError, users_words
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
 
 MAX_WITHOUT_CACHE = 2**31  # bytes; if the cache cannot be written, smaller data sets are decoded into memory
@@ -66,7 +66,8 @@ def image_data(
             train_labels, validation_labels = train_labels[rows], train_labels[held_out_rows]
     arrays = in_memory_if_small(train), in_memory_if_small(validation)
     known = store.fingerprint(held_out, *arrays) if store else fingerprint(*arrays)
-    return ImageData(name, *arrays, tuple(notes), train_labels, validation_labels, source.class_names, known)
+    notes = tuple(map(users_words, notes))
+    return ImageData(name, *arrays, notes, train_labels, validation_labels, source.class_names, known)
 
 
 def _store(

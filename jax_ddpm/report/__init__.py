@@ -1,7 +1,8 @@
 """Pictures, figures and the page of a run: functions from arrays to images, matplotlib figures and HTML.
 
-They work in a notebook: nothing here depends on networks or on the folder of a run. Images are uint8 (N, H, W, C) or
-(rows, columns, H, W, C), with C = 1 (gray) or 3 (RGB). `visible` says how other numbers of channels are shown.
+They work in a notebook: nothing here depends on networks or on the folder of a run. Images are uint8, or floats around
+[-1, 1], (N, H, W, C) or (rows, columns, H, W, C), with C = 1 (gray) or 3 (RGB). `visible` says how other numbers of
+channels are shown.
 """
 
 from jax_ddpm.report.channels import channel_note, visible

@@ -1,11 +1,21 @@
 """Curves and histograms as matplotlib figures."""
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import figure as matplotlib_figure
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+
+
+class Figure(matplotlib_figure.Figure):
+    """A matplotlib figure that a notebook shows."""
+
+    def _repr_png_(self) -> bytes:
+        with io.BytesIO() as file:
+            self.savefig(file, format="png", dpi=100)
+            return file.getvalue()
 
 
 def loss_curve(rows: Sequence[dict]) -> Figure:

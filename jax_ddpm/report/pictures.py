@@ -7,22 +7,46 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from jax_ddpm.data.pixels import to_uint8
 from jax_ddpm.report.channels import visible
+from jax_ddpm.spec.errors import require
 
 GAP = 2  # pixels between and around images
 BACKGROUND = 255  # gray level
 LABEL_HEIGHT = 18  # pixels for the labels of columns
 FONT_SIZE = 12  # pixels
+FARTHEST = 5.0  # floats beyond this are not images in [-1, 1]; samples that are not clipped stay within it
+
+
+def levels(images: np.ndarray, dims: int) -> np.ndarray:
+    """Images as uint8: unchanged, or from floats around [-1, 1], which are black and white.
+
+    dims: number of axes that the images must have. Raises UserError for other axes, dtypes and values.
+    """
+    images = np.asarray(images)
+    axes = "N, H, W, C" if dims == 4 else "rows, columns, H, W, C"
+    require(images.ndim == dims and images.size > 0, "shape of the images", images.shape, f"expected ({axes})")
+    if images.dtype == np.uint8:
+        return images
+    low, high = (images.min(), images.max()) if images.dtype.kind == "f" else (np.nan, np.nan)
+    require(
+        -FARTHEST <= low <= high <= FARTHEST,
+        "images",
+        f"{images.dtype} from {images.min():.3g} to {images.max():.3g}",
+        "expected uint8, or floats around [-1, 1]",
+    )
+    return to_uint8(images)
 
 
 def grid(images: np.ndarray, columns: int | None = None, tile: int = 48) -> Image.Image:
-    """Images uint8 (N, H, W, C) in rows, as a nearly square picture.
+    """Images (N, H, W, C) in rows, as a nearly square picture.
 
     Args:
-        images: C = 1 (gray) or 3 (RGB); others become gray tiles (`visible`).
+        images: uint8, or floats around [-1, 1]. C = 1 (gray) or 3 (RGB); others become gray tiles (`visible`).
         columns: images per row; ceil(sqrt(N)) if None.
         tile: each image is enlarged by the smallest whole factor that makes its longer side at least `tile` pixels.
     """
+    images = levels(images, 4)
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     blank = np.full((rows * columns - len(images), *images.shape[1:]), BACKGROUND, np.uint8)
@@ -32,15 +56,15 @@ def grid(images: np.ndarray, columns: int | None = None, tile: int = 48) -> Imag
 def table(
     images: np.ndarray, labels: Sequence[str] = (), tile: int = 48, row_labels: Sequence[str] = ()
 ) -> Image.Image:
-    """Images uint8 (rows, columns, H, W, C) as a picture, with optional labels.
+    """Images (rows, columns, H, W, C) as a picture, with optional labels.
 
     Args:
-        images: C = 1 (gray) or 3 (RGB); others become gray tiles (`visible`).
+        images: uint8, or floats around [-1, 1]. C = 1 (gray) or 3 (RGB); others become gray tiles (`visible`).
         labels: one per column, written above it; none if empty.
         tile: each image is enlarged by the smallest whole factor that makes its longer side at least `tile` pixels.
         row_labels: one per row, written left of it; none if empty.
     """
-    images = visible(images)
+    images = visible(levels(images, 5))
     rows, columns, height, width, channels = images.shape
     scale = max(1, math.ceil(tile / max(height, width)))
     h, w = height * scale + GAP, width * scale + GAP
@@ -67,8 +91,8 @@ def beside(x_t: np.ndarray, x_0: np.ndarray, labels: Sequence[str] = (), tile: i
     """States x_t above the x_0 predicted from them: a column per state, two rows per image.
 
     Args:
-        x_t: states, uint8 (F, N, H, W, C).
-        x_0: predicted x_0, uint8 (F, N, H, W, C).
+        x_t: states (F, N, H, W, C), uint8 or floats around [-1, 1].
+        x_0: predicted x_0, likewise.
         labels: one per state, written above its column; none if empty.
         tile: as in `table`.
     """
@@ -82,7 +106,7 @@ def write_gif(path: Path, frames: np.ndarray, seconds: float = 5.0, hold: float 
 
     Args:
         path: the file to write.
-        frames: uint8 (F, N, H, W, C).
+        frames: uint8 (F, N, H, W, C), or floats around [-1, 1].
         seconds: each grid but the last is shown for seconds / F.
         hold: seconds for which the last grid is shown.
     """

@@ -8,6 +8,7 @@ and settings raise UserError.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from jax_ddpm.sampling.steps import ddim_inverse_step
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
 from jax_ddpm.spec.spacing import next_timesteps
 
@@ -56,11 +58,12 @@ def interpolate(
     num_images: int = 16,
     batch_size: int = 64,
     *,
-    sampler: SamplerConfig = DDIM,
+    sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
     dtype=jnp.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Interpolate between image 0 of two seeds: Song et al. 2021, section 5.3. Returns (N, H, W, C), N = num_images.
 
@@ -76,14 +79,15 @@ def interpolate(
     Raises:
         UserError: a sampler that draws noise, a count out of range, or settings that do not fit.
     """
+    network, config, shape = unpack_model(model, config, image_shape)
+    sampler, config = sampling_settings(sampler, config, settings)
     check_draws_no_noise(sampler)
     require(num_images >= 2, "num_images", num_images, "expected at least 2, for the images of both seeds")
-    _, config, shape = unpack_model(model, config, image_shape)
     config.check()
     a, b = np.asarray(noise_at(image_keys([seed_a, seed_b], [0, 0]), config.timesteps, tuple(shape), dtype))
     x_T = np.stack([a, *slerp(a, b, np.linspace(0, 1, num_images)[1:-1]), b])
-    settings = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
-    return sample(model, batch_size=batch_size, x_T=x_T, **settings)
+    options = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
+    return sample(network, batch_size=batch_size, x_T=x_T, **options)
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "sampler"))
@@ -104,10 +108,11 @@ def invert(
     images: Array,
     batch_size: int = 64,
     *,
-    sampler: SamplerConfig = DDIM,
+    sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     dtype=jnp.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Encode images as x_T with DDIM's ODE, Song et al. 2021, section 4.3. Returns x_T (N, H, W, C).
 
@@ -124,6 +129,7 @@ def invert(
         UserError: another sampler, a wrong shape, or settings that do not fit.
     """
     network, config, image_shape = unpack_model(model, config, None)
+    sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, dtype)
     config.check()
     sampler.check(config.timesteps)
@@ -146,10 +152,11 @@ def reconstruct(
     x_T: Array,
     batch_size: int = 64,
     *,
-    sampler: SamplerConfig = DDIM,
+    sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     dtype=jnp.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Reconstruct images from the x_T of `invert`: `sample` without clipping, because clipping cannot be inverted.
 
@@ -164,9 +171,10 @@ def reconstruct(
     Raises:
         UserError: a wrong shape, or settings that do not fit.
     """
-    _, config, _ = unpack_model(model, config, None)
-    settings = {"config": replace(config, clip="none"), "image_shape": np.shape(x_T)[1:], "dtype": dtype}
-    return sample(model, batch_size=batch_size, x_T=x_T, sampler=sampler, **settings, progress=progress)
+    network, config, _ = unpack_model(model, config, None)
+    sampler, config = sampling_settings(sampler, config, settings)
+    options = {"config": replace(config, clip="none"), "image_shape": np.shape(x_T)[1:], "dtype": dtype}
+    return sample(network, batch_size=batch_size, x_T=x_T, sampler=sampler, **options, progress=progress)
 
 
 def img2img(
@@ -177,10 +185,11 @@ def img2img(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
     dtype=jnp.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Vary images: noise them to start_t and sample from there (SDEdit, Meng et al. 2022, section 3).
 
@@ -197,7 +206,8 @@ def img2img(
     Raises:
         UserError: a wrong shape, a start_t out of range, or settings that do not fit.
     """
-    _, config, image_shape = unpack_model(model, config, None)
+    network, config, image_shape = unpack_model(model, config, None)
+    sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, dtype)
     config.check()
     sampler.check(config.timesteps)
@@ -207,5 +217,5 @@ def img2img(
     x_t = diffusion.q_sample(schedule_tables(config, images.dtype), images, t, noise)
     start = {"x_T": x_t, "start_t": start_t, "seeds": seeds, "image_shape": images.shape[1:]}
     return sample(
-        model, len(images), seed, batch_size, **start, sampler=sampler, config=config, dtype=dtype, progress=progress
+        network, len(images), seed, batch_size, **start, sampler=sampler, config=config, dtype=dtype, progress=progress
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jax_ddpm.sampling.samplers import (
 )
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seeds_and_indices
 from jax_ddpm.spec.spacing import repaint_schedule
 
@@ -75,10 +77,11 @@ def inpaint(
     seeds: Sequence[int] | None = None,
     resamplings: int = 10,
     jump: int = 10,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
     dtype=jnp.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Draw the unknown pixels of images so that they fit the known ones: RePaint, Lugmayr et al. 2022, Algorithm 1.
 
@@ -101,6 +104,7 @@ def inpaint(
         UserError: another sampler, a wrong shape, or settings that do not fit.
     """
     network, config, image_shape = unpack_model(model, config, None)
+    sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, dtype)
     known = jnp.asarray(check_mask(mask, images))[..., None]
     config.check()

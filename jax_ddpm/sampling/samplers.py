@@ -1,7 +1,9 @@
 """Images from noise: `sample`, its random keys, batches and devices."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,9 @@ from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.batches import in_batches
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
-from jax_ddpm.spec.inputs import check_images, seeds_and_indices
+from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
+from jax_ddpm.spec.inputs import EXPECTED_MODEL, check_images, seeds_and_indices
+from jax_ddpm.weights.model import Model, load_model
 
 Images = Float[Array, "b h w c"]
 ANCESTRAL = SamplerConfig()  # all T steps
@@ -128,11 +132,12 @@ def sample(
     seeds: Sequence[int] | None = None,
     x_T: Array | None = None,
     start_t: int | None = None,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
     dtype=jnp.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Sample images from noise.
 
@@ -140,8 +145,9 @@ def sample(
     up to rounding. If the memory of the device does not hold a batch, the batch size is halved, with a warning.
 
     Args:
-        model: a `Model` from `load_model`, or an NNX module (x, t) -> prediction with x (B, H, W, C) and t integers
-            (B,) in [0, T). The latter needs `config` and `image_shape`.
+        model: a `Model` from `load_model`, what `load_model` takes, such as the path of a run, or an NNX module (x, t)
+            -> prediction with x (B, H, W, C) and t integers (B,) in [0, T). The latter needs `config` and
+            `image_shape`.
         num_images: N, at least 1: images 0 to N - 1 of the seed.
         seed: integer in [0, 2^32).
         batch_size: images at a time, at least 1.
@@ -149,11 +155,13 @@ def sample(
         x_T: float (N, H, W, C), initial states instead of drawn ones: states at the first timestep of the sampler.
         start_t: integer in [0, T). Start at the sampler's first timestep that is at most start_t. Needs x_T, which are
             then states at that timestep.
-        sampler: method and number of steps. Default: ddpm with T steps.
+        sampler: its name, such as "ddim", or all its settings. Default: ddpm with T steps.
         config: diffusion settings. Default: those of the `Model`.
         image_shape: (H, W, C). Default: that of the `Model`.
         dtype: of the states x_t: float32, or float64 (needs jax_enable_x64).
         progress: called with the number of steps done, about fifty times per batch.
+        settings: single settings of the sampler (num_steps, spacing, eta) and of the diffusion (variance, clip,
+            clip_percentile, clip_range, clip_max), over those in `sampler` and `config`.
 
     Returns:
         NumPy array (N, H, W, C), about within [-1, 1].
@@ -162,6 +170,7 @@ def sample(
         UserError: a count below 1, a wrong shape, or settings that do not fit.
     """
     network, config, image_shape = unpack_model(model, config, image_shape)
+    sampler, config = sampling_settings(sampler, config, settings)
     require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T too, the states at start_t")
     if x_T is not None:
         x_T = check_images("x_T", x_T, image_shape, dtype)
@@ -171,18 +180,23 @@ def sample(
     seeds, image_indices = seeds_and_indices(seed, seeds, num_images)
 
     def draw(indices):
-        settings = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
+        options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
         states = None if x_T is None else x_T[indices]
         batch_seeds = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
         batch = image_indices[indices]
-        return sample_indices(network, config, image_shape, batch_seeds, batch, **settings, x_T=states)[0]
+        return sample_indices(network, config, image_shape, batch_seeds, batch, **options, x_T=states)[0]
 
     return sample_in_batches(draw, num_images, batch_size)
 
 
 def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
-    """Network, diffusion settings and image shape of a `Model` or a bare network. Arguments override the model's."""
-    info = getattr(model, "info", None)
-    if info is None:
+    """Network, diffusion settings and image shape of a `Model`, the path of one, or a bare network.
+
+    Arguments override the model's. Raises UserError for anything else.
+    """
+    model = load_model(model) if isinstance(model, str | os.PathLike) else model
+    if isinstance(model, nnx.Module):
         return model, config, image_shape
+    require(isinstance(model, Model), "model", type(model).__name__, EXPECTED_MODEL)
+    info = model.info
     return model.network, config or info.diffusion, image_shape or info.image_shape

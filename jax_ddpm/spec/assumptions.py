@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import asdict
 
+from jax_ddpm.spec.errors import settings_text, users_words
 from jax_ddpm.spec.model_info import ModelInfo
 
 HARDLY_EVER_CHANGED = ("clip_percentile", "clip_range", "clip_max")
@@ -11,7 +12,7 @@ HARDLY_EVER_CHANGED = ("clip_percentile", "clip_range", "clip_max")
 def describe_assumptions(
     info: ModelInfo, network_settings: Collection[str], has_image_size: bool, diffusion_settings: Collection[str] | None
 ) -> str | None:
-    """The settings that were not told by a file, its folder or the user, with the flags that change them.
+    """The settings that were not told by a file, its folder or the user, and what changes them.
 
     Args:
         info: the model's settings.
@@ -26,7 +27,9 @@ def describe_assumptions(
     if network_settings:
         values = asdict(info.network)
         shown = ", ".join(f"{name}={values[name]}" for name in network_settings)
-        parts.append(f"{shown} (--network-setting {next(iter(network_settings))}=VALUE)")
+        first = next(iter(network_settings))
+        flag = f"--network-setting {first}=VALUE (in Python: network_settings={{{first!r}: VALUE}})"
+        parts.append(f"{shown} ({flag})")
     if not has_image_size:
         parts.append(f"images of {info.image_shape[0]}x{info.image_shape[1]} (--image-size)")
     if diffusion_settings is not None:
@@ -34,8 +37,6 @@ def describe_assumptions(
         names = [name for name in values if name not in (*diffusion_settings, *HARDLY_EVER_CHANGED)]
         if info.diffusion.schedule not in ("linear", "scaled_linear", "sigmoid_betas"):
             names = [name for name in names if not name.startswith("beta_")]
-        shown = [
-            f"--{name.replace('_', '-')} {values[name]}" for name in names if values[name] not in (None, False, ())
-        ]
-        parts += [" ".join(shown)] if shown else []
-    return f"Assumed, as the file does not say it: {'; '.join(parts)}." if parts else None
+        shown = {name: values[name] for name in names if values[name] not in (None, False, ())}
+        parts += [settings_text(shown)] if shown else []
+    return users_words(f"Assumed, as the file does not say it: {'; '.join(parts)}.") if parts else None

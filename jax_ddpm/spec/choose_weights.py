@@ -114,7 +114,10 @@ def refusal(
     nearest = min(found, key=lambda each: len(each.missing) + len(each.unexpected) + len(each.misshapen), default=None)
     if conflicts:
         lines.append(f"Nearest: {conflicts[0].network.name} in {conflicts[0].place}. {conflicts[0].conflict}")
-        advice = "Settings that shapes do not show can be given: --network-setting NAME=VALUE"
+        advice = (
+            "Settings that shapes do not show can be given: "
+            "--network-setting NAME=VALUE (in Python: network_settings={'NAME': VALUE})"
+        )
     elif nearest is not None:
         is_own = nearest.network.name not in BUILT_IN
         shown = nearest.network.arguments if is_own else nearest.recognised.settings

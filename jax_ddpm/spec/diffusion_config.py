@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from jax_ddpm.spec.check_types import check_types
 from jax_ddpm.spec.errors import require, require_one_of
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.types import Clip, Objective, Sampler, Schedule, Spacing, Variance
@@ -41,6 +42,7 @@ class DiffusionConfig:
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
+        check_types(self)
         check_schedule(
             *(self.schedule, self.timesteps, self.beta_start, self.beta_end, self.trained_betas, self.zero_terminal_snr)
         )
@@ -107,6 +109,7 @@ class SamplerConfig:
 
     def check(self, timesteps: int) -> None:
         """Raise UserError that names the first wrong field. timesteps: T."""
+        check_types(self)
         require_one_of("sampler", self.sampler, Sampler)
         require_one_of("spacing", self.spacing, Spacing)
         steps = self.num_steps

@@ -8,6 +8,8 @@ import numpy as np
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
 
+EXPECTED_MODEL = "expected what load_model returns, the path of a model, or a network of this framework"
+
 
 def check_seed(seed: int) -> int:
     """Require an integer in [0, 2^32) and return it."""

@@ -133,7 +133,8 @@ def apply_layout(layout: Layout, values: StateDict) -> Any:
                 here.update({int(name): array for name, array in arrays.items()} if place.is_list else arrays)
         return with_lists(content)
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"The layout in the metadata is damaged ({one_line(error)}): add --layout plain.") from None
+        advice = "add --layout plain (in Python: layout='plain')"
+        raise UserError(f"The layout in the metadata is damaged ({one_line(error)}): {advice}.") from None
 
 
 def with_lists(content: Any) -> Any:

@@ -6,15 +6,16 @@ No code from a file is executed: safetensors contains only data, and pickles are
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from jax_ddpm.spec.assumptions import describe_assumptions
 from jax_ddpm.spec.choose_weights import choose, describe_choice
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
-from jax_ddpm.spec.errors import UserError, require_one_of
+from jax_ddpm.spec.errors import UserError, require_one_of, users_words
 from jax_ddpm.spec.find_weights import Found, ShapesOf, find_weights
+from jax_ddpm.spec.flat_settings import check_names, plain_value
 from jax_ddpm.spec.hub import local_path
 from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.infer_network import check_size
@@ -78,7 +79,8 @@ def read_model(
         read_checkpoint: reads a checkpoint of a run. Without it, checkpoints are refused.
         diffusion: fields of `DiffusionConfig`; None means not given.
     """
-    given = {name: value for name, value in diffusion.items() if value is not None}
+    check_names(diffusion, [field.name for field in fields(DiffusionConfig)], {"ema": "weights='ema' or 'raw'"})
+    given = {name: plain_value(value) for name, value in diffusion.items() if value is not None}
     if weights is not None:
         require_one_of("weights", weights, Weights)
     if network is not None:
@@ -143,7 +145,8 @@ def load(
         check_own_weights(path, weights)
         info = parse_metadata(file.metadata, source.file)
         if weights is None and path.is_dir() and averages_weights(path) and steps_of(path):
-            log(f"Took the EMA weights in {source.file}. --weights raw takes the raw ones of the newest checkpoint.")
+            raw = "--weights raw (in Python: weights='raw')"
+            log(users_words(f"Took the EMA weights in {source.file}. The newest checkpoint has the raw ones: {raw}."))
         return loaded_with(read_arrays(file.own_arrays, source.file), info, settings, path)
     folder = source.folder
     by_network = settings_by_network((supposed, folder and folder.network), settings)

@@ -37,10 +37,11 @@ def not_registered(name: str, source: str, imports: Collection[str] = ()) -> Use
     """The error for a network that is not known here. imports: what the run's training had as --import."""
     if imports:
         advice = (
-            f"Add {' '.join(import_flags(imports))}, as its training had. That runs the file's code: read it first."
+            f"Do as its training did: {' '.join(import_flags(imports))} (in Python: import {', '.join(imports)}). "
+            "That runs the file's code: read it first."
         )
     else:
-        advice = "Add --import FILE.py, the file that registers it. In Python: import that file first."
+        advice = "Give the file that registers it: --import FILE.py (in Python: import that file first)."
     return UserError(f"{source} has the network '{name[:60]}', which is not registered here.\n{advice}")
 
 

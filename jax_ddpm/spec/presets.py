@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.network_config import (
     BUILT_IN,
     NETWORKS,
@@ -17,27 +17,29 @@ from jax_ddpm.spec.network_config import (
 from jax_ddpm.spec.run_config import DataConfig, OutputConfig, RunConfig, TrainingConfig
 
 
-def preset(name: str | None = None, dataset: str | None = None) -> RunConfig:
+def preset(name: str | None = None, dataset: str | None = None, **settings) -> RunConfig:
     """All settings of a run: those of the preset `name`, with the data set replaced if `dataset` is given.
 
     Args:
         name: digits, tiny, conv_block, strided, attention, layer_norm, ddpm, or the name of a registered network.
             Default: digits if the data set is digits or not given, else conv_block.
         dataset: as in `DataConfig`. Default: that of the preset.
+        settings: other settings, as in `RunConfig.with_`: `preset("tiny", steps=100, batch_size=32)`.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or a value of another type.
     """
+    require(name is None or isinstance(name, str), "preset", name, "expected a name, such as 'tiny'")
     name = name or ("digits" if dataset in (None, "digits") else "conv_block")
-    settings = PRESETS.get(name)
-    if settings is None:
+    recipe = PRESETS.get(name)
+    if recipe is None:
         raise UserError(
             f"Unknown preset '{name}': expected one of {', '.join(PRESETS)}.\n"
-            "A network of your own has a preset of its name once it is registered: --import FILE.py."
+            "A network of your own has one of its name when it is registered: --import FILE.py (in Python: import FILE)."
         )
-    dataset = dataset or settings.data.dataset
-    size = 8 if dataset == "digits" and name in ("digits", "tiny") else settings.data.image_size
-    return replace(settings, data=replace(settings.data, dataset=dataset, image_size=size))
+    dataset = dataset or recipe.data.dataset
+    size = 8 if dataset == "digits" and name in ("digits", "tiny") else recipe.data.image_size
+    return recipe.with_(**{"dataset": dataset, "image_size": size, **settings})
 
 
 def add_network(config_class: type[NetworkConfig], recipe: RunConfig | None = None) -> str:

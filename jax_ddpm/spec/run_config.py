@@ -7,8 +7,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jax_ddpm.spec.check_types import check_types
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require, require_one_of
+from jax_ddpm.spec.flat_settings import with_settings
 from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
@@ -91,6 +93,7 @@ class TrainingConfig:
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
+        check_types(self)
         for name in ("epochs", "batch_size", "accumulate", "max_skipped"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
         require(self.steps is None or self.steps >= 1, "steps", self.steps, "expected at least 1")
@@ -166,6 +169,7 @@ class OutputConfig:
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
+        check_types(self)
         for name in ("log_every", "keep_checkpoints", "num_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
         intervals = ("validate_every", "checkpoint_every", "keep_every", "sample_every", "sample_every_epochs")
@@ -194,8 +198,20 @@ class RunConfig:
     training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
 
+    def with_(self, **settings) -> "RunConfig":
+        """A copy with other values, by their names on the command line: `with_(steps=100, batch_size=32)`.
+
+        Names of whole parts are taken too: `with_(network=StridedConfig())`.
+
+        Raises:
+            UserError: an unknown name, or a value of another type.
+        """
+        return with_settings(self, settings)
+
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
+        for part in (self.data, self.network):
+            check_types(part)
         height_and_width(self.data.image_size)
         limits, fraction = self.data.value_range, self.data.validation_fraction
         fits = limits is None or limits[0] < limits[1]

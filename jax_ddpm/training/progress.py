@@ -166,7 +166,7 @@ class Progress:
             raise UserError(
                 f"The last {self.skipped_in_a_row} steps, up to {step + 1}, were skipped: {found}.\n"
                 "The newest checkpoint is not affected. "
-                f"--replay-step {step + 1} shows what happens in this step; a lower --learning-rate may help."
+                f"jax-ddpm train --replay-step {step + 1} shows what happens in it; a lower learning rate may help."
             )
 
     def announce(self, seconds: float, step: int) -> None:

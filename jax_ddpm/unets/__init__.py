@@ -43,7 +43,7 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Mod
     if config.name not in NETWORK_CLASSES:
         raise UserError(
             f"The network '{config.name}' has no Flax module here. Call jax_ddpm.register({type(config).__name__}, "
-            "YourModule),\nin the file that a command gets with --import, or in Python."
+            "YourModule),\nin the file that defines its settings."
         )
     network = NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
     if config.name not in BUILT_IN:

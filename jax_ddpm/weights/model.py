@@ -15,7 +15,7 @@ from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_files import read_model
-from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.types import Precision
 from jax_ddpm.weights.convert import array_shapes, load_state_dict, to_device
@@ -43,6 +43,9 @@ class Model:
         fits = t.shape == x.shape[:1] or t.shape in ((), (1,))
         require(fits, "shape of t", t.shape, f"expected {x.shape[:1]}, or one integer")
         return self.network(x, jnp.broadcast_to(t, x.shape[:1]))
+
+    def __repr__(self) -> str:
+        return f"Model: {describe(self.info, self.num_parameters)}"
 
     @property
     def num_parameters(self) -> int:

@@ -7,6 +7,7 @@ and errors as the function of that name in `jax_ddpm`.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
 from jax_ddpm.spec.spacing import next_timesteps
 from torch_ref import diffusion
@@ -45,22 +47,24 @@ def interpolate(
     num_images: int = 16,
     batch_size: int = 64,
     *,
-    sampler: SamplerConfig = DDIM,
+    sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
     dtype=torch.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Interpolate between image 0 of two seeds, at equal angles between their x_T: Song et al. 2021, section 5.3."""
+    network, config, shape = unpack_model(model, config, image_shape)
+    sampler, config = sampling_settings(sampler, config, settings)
     check_draws_no_noise(sampler)
     require(num_images >= 2, "num_images", num_images, "expected at least 2, for the images of both seeds")
-    _, config, shape = unpack_model(model, config, image_shape)
     config.check()
     noise = noise_at(image_keys([seed_a, seed_b], [0, 0]), config.timesteps, shape, dtype)
     a, b = noise.permute(0, 2, 3, 1).numpy()
     x_T = np.stack([a, *slerp(a, b, np.linspace(0, 1, num_images)[1:-1]), b])
-    settings = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
-    return sample(model, batch_size=batch_size, x_T=x_T, **settings)
+    options = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
+    return sample(network, batch_size=batch_size, x_T=x_T, **options)
 
 
 @torch.no_grad()
@@ -69,10 +73,11 @@ def invert(
     images: np.ndarray,
     batch_size: int = 64,
     *,
-    sampler: SamplerConfig = DDIM,
+    sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Encode images as x_T with DDIM's ODE, Song et al. 2021, section 4.3. Returns x_T (N, H, W, C).
 
@@ -80,6 +85,7 @@ def invert(
     step has no such state: it uses eps predicted from the images at the lowest timestep.
     """
     network, config, image_shape = unpack_model(model, config, None)
+    sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
     config.check()
     sampler.check(config.timesteps)
@@ -107,15 +113,17 @@ def reconstruct(
     x_T: np.ndarray,
     batch_size: int = 64,
     *,
-    sampler: SamplerConfig = DDIM,
+    sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Reconstruct images from the x_T of `invert`: `sample` without clipping, because clipping cannot be inverted."""
-    _, config, _ = unpack_model(model, config, None)
-    settings = {"config": replace(config, clip="none"), "image_shape": np.shape(x_T)[1:], "dtype": dtype}
-    return sample(model, batch_size=batch_size, x_T=x_T, sampler=sampler, **settings, progress=progress)
+    network, config, _ = unpack_model(model, config, None)
+    sampler, config = sampling_settings(sampler, config, settings)
+    options = {"config": replace(config, clip="none"), "image_shape": np.shape(x_T)[1:], "dtype": dtype}
+    return sample(network, batch_size=batch_size, x_T=x_T, sampler=sampler, **options, progress=progress)
 
 
 def img2img(
@@ -126,13 +134,15 @@ def img2img(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Vary images: noise them to start_t and sample from there (SDEdit, Meng et al. 2022, section 3)."""
-    _, config, image_shape = unpack_model(model, config, None)
+    network, config, image_shape = unpack_model(model, config, None)
+    sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
     config.check()
     sampler.check(config.timesteps)
@@ -142,5 +152,5 @@ def img2img(
     t = torch.full((len(images),), int(sampling_timesteps(config, sampler, start_t)[0]))
     x_t = diffusion.q_sample(schedule_tables(config, images.dtype), channels_first(images, None), t, noise)
     x_T = x_t.permute(0, 2, 3, 1).numpy()
-    settings = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
-    return sample(model, seed=seed, batch_size=batch_size, seeds=seeds, x_T=x_T, start_t=start_t, **settings)
+    options = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
+    return sample(network, seed=seed, batch_size=batch_size, seeds=seeds, x_T=x_T, start_t=start_t, **options)

@@ -1,12 +1,14 @@
 """Inpainting: draw the unknown pixels of images so that they fit the known ones."""
 
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import nn
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seeds_and_indices
 from jax_ddpm.spec.spacing import repaint_schedule
 from torch_ref import diffusion, rng
@@ -33,13 +35,15 @@ def inpaint(
     seeds: Sequence[int] | None = None,
     resamplings: int = 10,
     jump: int = 10,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Draw the unknown pixels of images so that they fit the known ones: RePaint, Lugmayr et al. 2022, Algorithm 1."""
     network, config, image_shape = unpack_model(model, config, None)
+    sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
     device = device_of(network)
     is_known = torch.from_numpy(check_mask(mask, images)).to(device)

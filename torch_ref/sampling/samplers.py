@@ -1,6 +1,8 @@
 """Images from noise: `sample`, its random keys and batches."""
 
+import os
 from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -9,12 +11,14 @@ from torch import Tensor, nn
 from jax_ddpm.spec.batches import in_batches
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import require
-from jax_ddpm.spec.inputs import check_images, seeds_and_indices
+from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
+from jax_ddpm.spec.inputs import EXPECTED_MODEL, check_images, seeds_and_indices
 from torch_ref import rng
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
 from torch_ref.sampling.reverse import make_step, reverse_process, sampling_timesteps
 from torch_ref.sampling.steps import first_history
 from torch_ref.schedules import schedule_tables
+from torch_ref.weights import load_model
 
 ANCESTRAL = SamplerConfig()  # all T steps
 
@@ -84,17 +88,19 @@ def sample(
     seeds: Sequence[int] | None = None,
     x_T: np.ndarray | None = None,
     start_t: int | None = None,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
     dtype=torch.float32,
     progress: Callable | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Sample images from noise: NumPy (N, H, W, C), about within [-1, 1]. Arguments are those of `jax_ddpm.sample`.
 
-    model: what `load_model` returns, or a module (x, t) -> prediction, which needs `config` and `image_shape`.
+    model: what `load_model` returns or takes, or a module (x, t) -> prediction, which needs `config` and `image_shape`.
     """
     network, config, image_shape = unpack_model(model, config, image_shape)
+    sampler, config = sampling_settings(sampler, config, settings)
     require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T too, the states at start_t")
     if x_T is not None:
         x_T = check_images("x_T", x_T, image_shape, numpy_dtype(dtype))
@@ -104,17 +110,22 @@ def sample(
     seeds, image_indices = seeds_and_indices(seed, seeds, num_images)
 
     def draw(indices):
-        settings = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
+        options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
         states = None if x_T is None else channels_first(x_T[indices], device_of(network))
         batch_seeds = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
         batch = image_indices[indices]
-        return sample_indices(network, config, image_shape, batch_seeds, batch, **settings, x_T=states)[0]
+        return sample_indices(network, config, image_shape, batch_seeds, batch, **options, x_T=states)[0]
 
     return sample_in_batches(draw, num_images, batch_size)
 
 
 def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
-    """Network, diffusion settings and image shape of a loaded model or a network. Arguments override the model's."""
+    """Network, diffusion settings and image shape of a loaded model, the path of one, or a network.
+
+    Arguments override the model's. Raises UserError for anything else.
+    """
+    model = load_model(model) if isinstance(model, str | os.PathLike) else model
+    require(isinstance(model, nn.Module), "model", type(model).__name__, EXPECTED_MODEL)
     info = getattr(model, "info", None)
     if info is None:
         return model, config, image_shape

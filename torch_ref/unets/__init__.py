@@ -48,7 +48,7 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Modu
     if config.name not in NETWORK_CLASSES:
         raise UserError(
             f"The network '{config.name}' has no PyTorch module here. Call torch_ref.register({type(config).__name__}, "
-            "YourModule),\nin the file that a command gets with --import, or in Python."
+            "YourModule),\nin the file that defines its settings."
         )
     if config.name in BUILT_IN:
         return NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
