@@ -35,7 +35,7 @@ def preset(name: str | None = None, dataset: str | None = None, **settings) -> R
     if recipe is None:
         raise UserError(
             f"Unknown preset '{name}': expected one of {', '.join(PRESETS)}.\n"
-            "A network of your own has one of its name when it is registered: --import FILE.py (in Python: import FILE)."
+            "A network of your own has one of its name when registered: --import FILE.py (in Python: import FILE)."
         )
     dataset = dataset or recipe.data.dataset
     size = 8 if dataset == "digits" and name in ("digits", "tiny") else recipe.data.image_size
