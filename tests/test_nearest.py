@@ -1,11 +1,16 @@
 """Nearest training images and copies."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from jax_ddpm.evaluation import nearest
 from jax_ddpm.evaluation.extractors import Extractor
 from jax_ddpm.spec.errors import UserError
+from tests.commands import refusal, succeed
 
 
 def images(count: int, seed: int, shape=(6, 5, 2)) -> np.ndarray:
@@ -66,3 +71,20 @@ def test_wrong_input():
         nearest.two_nearest(images(2, 0), images(1, 1))
     with pytest.raises(UserError, match=r"shape \(4, 4, 1\), but the training images \(6, 5, 2\)"):
         nearest.nearest_images(images(2, 0, (4, 4, 1)), images(4, 1))
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    train, made = images(30, 7, (4, 4, 1)), images(10, 8, (4, 4, 1))
+    made[[2, 5]] = train[[1, 8]]
+    np.savez(tmp_path / "train.npz", images=train)
+    np.savez(tmp_path / "made.npz", images=made)
+    statistics = {"mu": np.zeros(16), "sigma": np.eye(16)}
+    np.savez(tmp_path / "statistics.npz", **statistics)
+    made_file, picture, scores = (str(tmp_path / name) for name in ("made.npz", "near.png", "scores.json"))
+    against = (capsys, monkeypatch, "evaluate.py", made_file, "--features", "pixels", "--nearest", picture, "--reference")
+    out = succeed(*against, str(tmp_path / "train.npz"), "--out", scores)
+    assert "Nearest of 30 training images" in out and "20.00%" in out and f"nearest training images: {picture}" in out
+    assert json.loads(Path(scores).read_text())["nearest"]["generated"]["pixels"]["copies"] == 0.2
+    assert Image.open(picture).width > 10 * 48
+    assert "of the reference there are only statistics" in refusal(*against, str(tmp_path / "statistics.npz"))
+    assert "leave it out, or --sweep" in refusal(*against, str(tmp_path / "train.npz"), "--sweep", "sampler=ddpm,ddim")
