@@ -4,6 +4,7 @@ import json
 import pickle
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +313,15 @@ def test_another_run_is_never_overwritten(run, capsys, monkeypatch):
     said = refusal(capsys, monkeypatch, "train_jax.py", "--out", run[0], "--resume", "--seed", 9, "--flip")
     assert "seed was 0, now 9" in said and "flip" in said
     assert before == {path: path.read_bytes() for path in run[0].rglob("*") if path.is_file()}
+
+
+def test_train_understands_what_users_write(capsys, monkeypatch, command_run, tmp_path):
+    say = partial(refusal, capsys, monkeypatch, "train_jax.py")
+    assert say("--lr", "1e-3") == "There is no flag --lr: did you mean --learning-rate?\n"
+    assert f"no run to resume in {tmp_path / 'x'}: expected its config.json" in say("--resume", tmp_path / "x")
+    file = command_run[0] / "model.safetensors"
+    expected = (
+        f"{file} holds the network conv_block, but this run has layer_norm.\nGive another file, or choose this network"
+    )
+    flags = ["--preset", "layer_norm", "--dataset", "digits", "--image-size", "28", "--out", tmp_path / "y"]
+    assert expected in say(*flags, "--init-from", file)

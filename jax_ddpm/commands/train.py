@@ -13,6 +13,7 @@ from jax_ddpm.commands.flags import ImportFlag, parse
 from jax_ddpm.commands.own_code import values_of
 from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.flat_settings import parts_by_field, similar
 from jax_ddpm.spec.image_size import height_and_width
 from jax_ddpm.spec.presets import PRESETS, preset
 from jax_ddpm.spec.run_config import RunConfig
@@ -73,6 +74,7 @@ def parse_run(
     examples: Sequence[str] = EXAMPLES,
 ) -> RunFlags:
     """The flags of a training command: defaults from the preset, or from the run that is resumed."""
+    arguments = with_folder_to_resume(arguments)
     name, dataset, out = (value_of(flag, arguments) for flag in ("preset", "dataset", "out"))
     default = preset(name if name in PRESETS else None, dataset)
     settings, replayed = value_of("config", arguments), value_of("replay-step", arguments) is not None
@@ -84,6 +86,7 @@ def parse_run(
         default = run_folder.load_config(Path(out) if out else default_out(default))
     elif settings:
         default = run_folder.read_config(Path(settings))
+    check_initials(arguments, default)
     flags = parse(RunFlags, arguments, prog, examples, RunFlags(default), (tyro.conf.AvoidSubcommands,))
     if flags.list_presets:
         print(table_of_presets())
@@ -93,6 +96,25 @@ def parse_run(
     if replayed:
         run_folder.check_folder(flags.out or default_out(flags.config), flags.config, resume=True)
     return flags
+
+
+def with_folder_to_resume(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--resume --out FOLDER` in place of `--resume FOLDER`."""
+    arguments = list(arguments)
+    if "--resume" in arguments and not values_of("out", arguments):
+        following = arguments.index("--resume") + 1
+        if following < len(arguments) and not arguments[following].startswith("-"):
+            arguments.insert(following, "--out")
+    return arguments
+
+
+def check_initials(arguments: Sequence[str], config: RunConfig) -> None:
+    """UserError for a flag that is the initials of another one, such as --lr."""
+    known = parts_by_field(config)
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--")
+        if argument.startswith("--") and len(name) == 2 and (near := similar(name, known)):
+            raise UserError(f"There is no flag --{name}: did you mean --{near.replace('_', '-')}?")
 
 
 def table_of_presets() -> str:

@@ -248,6 +248,12 @@ def initial_weights(
     path = local_path(path, log)
     given = None if network.name in BUILT_IN else network
     loaded = load(path, None, None, {}, network, shapes_of, read_checkpoint, log, given)
+    if loaded.network.name != network.name:
+        found = loaded.network.name
+        raise UserError(
+            f"{path} holds the network {found}, but this run has {network.name}.\n"
+            f"Give another file, or choose this network: --preset {found} (in Python: preset({found!r}))."
+        )
     require_network(loaded.network, network, path, "this run")
     return loaded.values
 
