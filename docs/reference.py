@@ -99,6 +99,7 @@ AREAS = [
         "Compares a PyTorch module with a Flax module, and names the first difference and its cause.",
         [
             "jax_ddpm.doctor.comparison",
+            "jax_ddpm.doctor.transferred_file",
             "jax_ddpm.doctor.forced",
             "jax_ddpm.doctor.layouts",
             "jax_ddpm.doctor.torch_side",

@@ -313,13 +313,14 @@ def test_the_example_of_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     theirs, port = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)[:2]
     (tmp_path / "their_net.py").write_text(theirs)
-    mended = port.replace("num_groups=4", "num_groups=4, epsilon=1e-5, use_fast_variance=False")
+    mended = port.replace("num_groups=4", "num_groups=4, epsilon=1e-5")
     (tmp_path / "port.py").write_text(port)
     (tmp_path / "mended_port.py").write_text(mended.replace("strides=2", "strides=2, padding=1"))
     assert run("their_net.py:Net", "port.py:Net", "--input", "2,3,16,16", "2", "--json") == 1
     found = [(one["theirs"], one["cause"]["name"]) for one in json.loads(capsys.readouterr().out)["findings"]]
     assert found == [("norm", "epsilon"), ("down", "padding")]
     assert run("their_net.py:Net", "mended_port.py:Net", "--input", "2,3,16,16", "2") == 0
+    assert "Warning: norm (GroupNorm): ours computes the variance as mean(x^2)" in capsys.readouterr().out
 
 
 THEIRS_FILE = """

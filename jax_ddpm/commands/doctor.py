@@ -48,6 +48,9 @@ class DoctorFlags:
     """FILE.py:NAME of a dict {PyTorch name: path in OURS} for names that differ. Default: the class's TORCH_NAMES."""
     transfer: tyro.conf.FlagCreatePairsOff[bool] = False
     """Compare with the weights of THEIRS in a copy of OURS. Default: only if none of OURS are theirs."""
+    transfer_to: Path | None = None
+    """Do --transfer, and write OURS with these weights to this .safetensors file. `jax_ddpm.doctor.load_transferred`
+    loads it into a module."""
     train: tyro.conf.FlagCreatePairsOff[bool] = False
     """Compare in the mode in which the modules are made. Default: both are put into evaluation mode."""
     betas: str | None = None
@@ -55,6 +58,16 @@ class DoctorFlags:
     flags describe."""
     step: str | None = None
     """FILE.py:NAME of their function for one step of the sampler: compared with ours."""
+    optimizer: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="THEIRS OURS")] = None
+    """FILE.py:NAME of their function of a list of parameters that makes a torch.optim.Optimizer, and of our optax
+    transformation, or of a function that makes it: three steps of both are compared."""
+    clip_gradients: str | None = None
+    """For --optimizer: FILE.py:NAME of what theirs does to the gradients before a step, a function of the list of
+    parameters. Ours clips in its transformation."""
+    ema: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="THEIRS OURS")] = None
+    """FILE.py:NAME of their and of our function (average, parameters, step) -> new average: compared at many steps."""
+    ema_decay: float | None = None
+    """For --ema: what the functions get for a parameter `decay`."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the result as JSON."""
     html: Path | None = None
@@ -65,20 +78,36 @@ class DoctorFlags:
 
 def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse(DoctorFlags, arguments, prog, EXAMPLES)
-    if flags.theirs is None and flags.betas is None and flags.step is None:
-        raise UserError("Nothing to compare: give THEIRS and OURS, a model file, --betas or --step. See --help.")
+    check(flags)
     require_torch()
     result = compare_modules(flags) if flags.theirs is not None else None
-    others = compare_diffusion(flags)
+    others = [*compare_diffusion(flags), *compare_training(flags)]
     if flags.html is not None:
         write_page(flags, result)
     if flags.json:
         data = {} if result is None else result.to_dict()
-        print(json.dumps(data | {other.subject: diffusion_data(other) for other in others}, indent=2))
+        print(json.dumps(data | {other.subject: comparison_data(other) for other in others}, indent=2))
     else:
         print("\n\n".join(str(part) for part in [*([] if result is None else [result]), *others]))
     equal = (result is None or result.equal) and all(other.agrees for other in others)
     sys.exit(0 if equal else 1)
+
+
+def check(flags: DoctorFlags) -> None:
+    """Raise UserError for flags that miss another one."""
+    if not any((flags.theirs, flags.betas, flags.step, flags.optimizer, flags.ema)):
+        raise UserError(
+            "Nothing to compare: give THEIRS and OURS, a model file, --betas, --step, --optimizer or --ema. See --help."
+        )
+    needed = (
+        ("--clip-gradients", flags.clip_gradients, "--optimizer", flags.optimizer),
+        ("--ema-decay", flags.ema_decay, "--ema", flags.ema),
+        ("--transfer-to", flags.transfer_to, "THEIRS and OURS", flags.ours),
+        ("--html", flags.html, "THEIRS and OURS", flags.theirs),
+    )
+    for name, given, other, value in needed:
+        if given is not None and value is None:
+            raise UserError(f"{name} needs {other}. See --help.")
 
 
 def require_torch() -> None:
@@ -93,6 +122,7 @@ def compare_modules(flags: DoctorFlags):
 
     from jax_ddpm import doctor
     from jax_ddpm.doctor import load
+    from jax_ddpm.doctor.transferred_file import check_transfer_file
 
     if flags.ours is None:
         if ".py:" in flags.theirs or (not Path(flags.theirs).exists() and ":" in flags.theirs):
@@ -112,11 +142,17 @@ def compare_modules(flags: DoctorFlags):
         inputs[name] = {**inputs.get(name, {}), **given}
     table = None if flags.torch_names is None else load.load_object(flags.torch_names)
     doctor.check_module(theirs)
+    transfer = True if flags.transfer or flags.transfer_to else None
+    if flags.transfer_to is not None:
+        check_transfer_file(flags.transfer_to)
     if flags.weights is not None:
         load.load_weights(theirs, flags.weights)
     if not flags.train:
         doctor.evaluation_mode(theirs, ours)
-    return doctor.compare(theirs, ours, **inputs, table=table, transfer_weights=True if flags.transfer else None)
+    result = doctor.compare(theirs, ours, **inputs, table=table, transfer_weights=transfer)
+    if flags.transfer_to is not None:
+        result.notes.append(doctor.save_transferred(result, ours, flags.transfer_to))
+    return result
 
 
 def compare_diffusion(flags: DoctorFlags) -> list:
@@ -137,20 +173,38 @@ def compare_diffusion(flags: DoctorFlags) -> list:
     return found
 
 
-def diffusion_data(comparison) -> dict:
+def compare_training(flags: DoctorFlags) -> list:
+    from jax_ddpm.doctor.load import load_object
+    from jax_ddpm.doctor.optimiser import compare_ema, compare_optimizer
+
+    found = []
+    if flags.optimizer is not None:
+        theirs, ours = map(load_object, flags.optimizer)
+        clip = None if flags.clip_gradients is None else load_object(flags.clip_gradients)
+        found.append(compare_optimizer(theirs, ours, clip=clip))
+    if flags.ema is not None:
+        theirs, ours = map(load_object, flags.ema)
+        found.append(compare_ema(theirs, ours, decay=flags.ema_decay))
+    return found
+
+
+def comparison_data(comparison) -> dict:
+    """A comparison as data that JSON can hold."""
+    from jax_ddpm.doctor.result import finite
+
+    causes = [{name: finite(value) for name, value in asdict(cause).items()} for cause in comparison.causes]
     return {
         "equal": comparison.agrees,
         "sentence": comparison.sentence,
-        "error": comparison.error,
-        "causes": [asdict(cause) for cause in comparison.causes],
+        "error": finite(comparison.error),
+        "causes": causes,
+        "details": list(comparison.details),
     }
 
 
 def write_page(flags: DoctorFlags, result) -> None:
     from jax_ddpm.doctor.page import page
 
-    if result is None:
-        raise UserError("--html shows a comparison of two modules: give THEIRS and OURS.")
     try:
         flags.html.write_text(page(result), encoding="utf-8")
     except OSError as error:

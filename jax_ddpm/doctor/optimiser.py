@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_ddpm.doctor.call_step import framework_of, to_numpy
 from jax_ddpm.doctor.diffusion import Comparison
 from jax_ddpm.doctor.optimiser_rules import FOUND, Rule, difference, explain, explain_ema, simulate
 from jax_ddpm.spec.errors import UserError
@@ -24,8 +25,8 @@ def compare_optimizer(
 
     Args:
         theirs: a function of a list of `torch.nn.Parameter` that makes a `torch.optim.Optimizer`.
-        ours: an optax transformation whose updates are added to the parameters, or a function
-            (parameters, gradients, state or None) -> (new parameters, state).
+        ours: an optax transformation whose updates are added to the parameters, a function of nothing that makes one,
+            or a function (parameters, gradients, state or None) -> (new parameters, state).
         clip: what theirs does to the gradients before a step: a function of the list of parameters, such as
             `lambda p: torch.nn.utils.clip_grad_norm_(p, 1.0)`.
         steps: number of steps, at least 2 to see decay rates.
@@ -84,11 +85,23 @@ def torch_path(theirs, clip, parameters, gradients) -> tuple[np.ndarray, Rule | 
     for gradient in gradients:
         for tensor, value in zip(tensors, gradient, strict=True):
             tensor.grad = torch.from_numpy(value.copy())
-        if clip is not None:
-            clip(tensors)
+        clipped(clip, tensors)
         optimizer.step()
         path.append(np.concatenate([t.detach().numpy().ravel() for t in tensors]))
     return np.stack(path), rule
+
+
+def clipped(clip, tensors) -> None:
+    """Call their function on the gradients, if there is one."""
+    if clip is None:
+        return
+    try:
+        clip(tensors)
+    except Exception as error:
+        raise UserError(
+            f"What theirs does to the gradients failed: {type(error).__name__}: {error}\n"
+            "Expected a function of the list of parameters, which changes their .grad."
+        ) from error
 
 
 def rule_of(optimizer, clip, tensors) -> Rule | None:
@@ -123,14 +136,14 @@ def clipping_of(clip, tensors) -> tuple[str, float]:
     for size in (1e6, 2e6):
         for tensor in tensors:
             tensor.grad = torch.full_like(tensor, size)
-        clip(tensors)
+        clipped(clip, tensors)
         made.append(np.concatenate([t.grad.numpy().ravel() for t in tensors]))
     if not np.allclose(made[0], made[1], rtol=1e-6):
         return "none", 0.0
     for tensor in tensors:
         tensor.grad = torch.full_like(tensor, 0.0)
     tensors[0].grad.view(-1)[0] = 1e6
-    clip(tensors)
+    clipped(clip, tensors)
     single = float(tensors[0].grad.view(-1)[0])
     if np.isclose(single, made[0][0], rtol=1e-6):
         return "value", single
@@ -138,7 +151,7 @@ def clipping_of(clip, tensors) -> tuple[str, float]:
         tensor.grad = torch.zeros_like(tensor)
     norm = 2 * single
     tensors[0].grad.view(-1)[0] = norm
-    clip(tensors)
+    clipped(clip, tensors)
     got, rounded = float(tensors[0].grad.view(-1)[0]), round(single, 9)
     adds = abs(got - norm * rounded / (norm + 1e-6)) < abs(got - rounded)
     return ("norm_torch" if adds else "norm"), rounded
@@ -154,6 +167,7 @@ def optax_path(ours, parameters, gradients) -> np.ndarray:
         values = [jnp.asarray(p) for p in parameters]
         state, path = None, []
         try:
+            ours = made(ours)
             state = ours.init(values) if hasattr(ours, "init") else None
             for gradient in gradients:
                 gradient = [jnp.asarray(g) for g in gradient]
@@ -166,9 +180,27 @@ def optax_path(ours, parameters, gradients) -> np.ndarray:
         except Exception as error:
             raise UserError(
                 f"Our optimiser failed: {type(error).__name__}: {error}\n"
-                "Expected an optax transformation, or a function (parameters, gradients, state) -> (parameters, state)."
+                "Expected an optax transformation, a function of nothing that makes one, or a function "
+                "(parameters, gradients, state) -> (parameters, state)."
             ) from error
     return np.stack(path)
+
+
+def made(ours):
+    """An optax transformation or a function of three arguments as it is; what a function of nothing returns."""
+    if hasattr(ours, "init") or required_parameters(ours):
+        return ours
+    return ours()
+
+
+def required_parameters(function: Callable) -> list[str]:
+    """The names of the parameters without a default."""
+    kinds = inspect.Parameter
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    ]
 
 
 def extra_arguments(update: Callable) -> dict[str, Any]:
@@ -199,13 +231,19 @@ def compare_ema(
             tensors in place may return None. step 0 is the first.
         decay: given to functions that have a parameter of this name.
         at: the steps at which they are compared.
+
+    Raises:
+        UserError: one of them cannot be called so, or fails.
     """
-    rates = [np.array([ema_rate(function, step, decay) for step in at]) for function in (theirs, ours)]
+    rates = [
+        np.array([ema_rate(function, step, decay, whose) for step in at])
+        for function, whose in ((theirs, "Their"), (ours, "Our"))
+    ]
     their_rates, our_rates = rates
     error = float(np.abs(their_rates - our_rates).max())
     if error <= 1e-9:
         return Comparison("EMA", True, f"The averages agree at steps {', '.join(map(str, at))}: {error:.1e}.", error)
-    causes = explain_ema(their_rates, our_rates, np.array(at), lambda step: ema_rate(theirs, step, decay))
+    causes = explain_ema(their_rates, our_rates, np.array(at), lambda step: ema_rate(theirs, step, decay, "Their"))
     rows = [f"step {s}: theirs keeps {a:.6g}, ours {b:.6g}" for s, a, b in zip(at, *rates, strict=True)]
     sentence = (
         " ".join(c.sentence for c in causes) or f"The averages differ by {error:.1e}. No known cause explains it."
@@ -213,18 +251,24 @@ def compare_ema(
     return Comparison("EMA", False, sentence, error, causes, () if causes else rows)
 
 
-def ema_rate(function: Callable, step: int, decay: float | None) -> float:
+def ema_rate(function: Callable, step: int, decay: float | None, whose: str) -> float:
     """The factor of the old average in the new one."""
-    extra = {"decay": decay} if "decay" in inspect.signature(function).parameters and decay is not None else {}
     average, parameters = np.array([1.0, 1.0]), np.array([0.0, 0.0])
-    if any(getattr(v, "__name__", "").startswith("torch") for v in getattr(function, "__globals__", {}).values()):
-        import torch
+    try:
+        extra = {"decay": decay} if "decay" in inspect.signature(function).parameters and decay is not None else {}
+        if framework_of(function) == "torch":
+            import torch
 
-        average, parameters = torch.from_numpy(average), torch.from_numpy(parameters)
-        result = function(average, parameters, step, **extra)
-        return float((average if result is None else result)[0])
-    import jax
+            average, parameters = torch.from_numpy(average), torch.from_numpy(parameters)
+            result = function(average, parameters, step, **extra)
+        else:
+            import jax
 
-    with jax.enable_x64(True):
-        result = function(average, parameters, step, **extra)
-    return float(np.asarray(average if result is None else result)[0])
+            with jax.enable_x64(True):
+                result = function(average, parameters, step, **extra)
+        return float(to_numpy(average if result is None else result)[0])
+    except Exception as error:
+        raise UserError(
+            f"{whose} average failed at step {step}: {type(error).__name__}: {error}\n"
+            "Expected a function (average, parameters, step) -> new average."
+        ) from error
