@@ -192,7 +192,8 @@ def load_classifier(
     found = read_if_there(path, log)
     if found is None:
         log(f"Training the classifier of {data.name} once, on {len(data.train):,} images.")
-        network = train(config, data.train, labels)
+        with jax.enable_x64(False):  # the same bits whatever the precision of the rest
+            network = train(config, data.train, labels)
         has_test = len(data.validation) > 0 and data.validation_labels is not None
         share = accuracy(network, data.validation, data.validation_labels) if has_test else None
         info = ClassifierInfo(config, data.name, len(data.train), len(data.validation) if has_test else 0, share)
