@@ -214,7 +214,7 @@ def test_a_run(run, tmp_path, capsys, monkeypatch):
 def test_a_run_by_the_ode_and_from_python(run, capsys, monkeypatch):
     said = succeed(capsys, monkeypatch, "evaluate.py", run, *DIGITS, "--likelihood", "both", "--num-timesteps", 4)
     assert "bound: " in said and "ODE: " in said
-    found = evaluate(run, features="pixels", num_images=12)
+    found = evaluate(run, features="pixels", num_images=12, sampler="ddpm", num_steps=20)
     assert f"{found.fid:.4g}" in said
 
 
@@ -305,6 +305,10 @@ WRONG = {
         ],
         "expected at least 2, not 1",
     ),
+    "pictures of several sizes": (
+        lambda p: [pictures(p, (8, 8), (9, 7)), "--reference", "train:digits"],
+        "1.png has 9x7 pixels, but those before it have 8x8",
+    ),
     "floats": (
         lambda p: [write(p / "a.npz", images=np.zeros((4, 8, 8, 1))), "--reference", "train:digits"],
         "float64 (4, 8, 8, 1): expected uint8 (N, H, W, C)",
@@ -388,8 +392,18 @@ WRONG = {
         lambda p: ["validation:digits", "--image-size", 8, "--reference", "train:digits", "--sweep", "eta=0,1"],
         "--sweep needs a model",
     ),
+    "a sampler of images": (
+        lambda p: ["validation:digits", "--image-size", 8, "--reference", "train:digits", "--num-steps", 5],
+        "--num-steps is for models that draw images",
+    ),
     "ending of --out": (lambda p: ["runs/x", "--out", p / "a.txt"], "expected a name that ends in .json or .npz"),
 }
+
+
+def pictures(folder, *sizes):
+    for number, size in enumerate(sizes):
+        Image.new("L", size).save(folder / f"{number}.png")
+    return folder
 
 
 def damaged(folder):

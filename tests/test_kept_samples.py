@@ -8,8 +8,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import jax_ddpm
 from jax_ddpm import data, unets, weights
@@ -41,6 +43,15 @@ def model():
 def expected(model):
     """Ten images in batches of four, drawn at once."""
     return draw_samples(model, 10, SAMPLER, 7, 4)
+
+
+def test_images_that_are_not_finite_are_refused(tmp_path):
+    broken = model_of(0)
+    state = nnx.state(broken.network, nnx.Param)
+    nnx.update(broken.network, jax.tree.map(lambda leaf: leaf * np.nan, state))
+    with pytest.raises(UserError, match="draws images that are not finite"):
+        draw_samples(broken, 2, SAMPLER, folder=tmp_path)
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 class Stop(Exception):

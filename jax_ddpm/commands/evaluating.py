@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import jax
@@ -15,7 +15,7 @@ from jax_ddpm.evaluation import choices
 from jax_ddpm.evaluation.distances import save_statistics
 from jax_ddpm.evaluation.evaluating import first_images
 from jax_ddpm.evaluation.extractors import open_extractor
-from jax_ddpm.evaluation.image_sets import ImageSet, open_images
+from jax_ddpm.evaluation.image_sets import ImageSet, open_images, size_text
 from jax_ddpm.evaluation.reference import Reference, make_reference, named
 from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, samples_folder
 from jax_ddpm.evaluation.samples import draw_samples
@@ -131,10 +131,10 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
         print(describe(model.info, model.num_parameters))
         run, shape = choices.run_of(flags.subject), model.info.image_shape
     else:
-        for name in ("likelihood", "sweep", "checkpoints"):
-            if getattr(flags, name):
-                raise UserError(f"--{name} needs a model, and {flags.subject} is images: leave it out.")
+        refuse_flags_of_models(flags)
         given = open_images(flags.subject, None, settings)
+        if given.data is not None and flags.image_size is None:
+            print(f"Images are resized to {size_text(given.image_shape)}. --image-size changes that.")
         shape = given.image_shape
     real = choices.reference_images(flags.reference, run, shape, settings)
     name = flags.features or choices.default_features(real.data)
@@ -153,6 +153,21 @@ def picture_path(evaluation: Evaluation, name: str) -> Path:
     path = evaluation.flags.plot or (Path(name) if evaluation.run is None else evaluation.run / EVALUATION / name)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def refuse_flags_of_models(flags: EvaluateFlags) -> None:
+    """UserError for flags that have no effect on images that are given."""
+    for name in ("likelihood", "sweep", "checkpoints"):
+        if getattr(flags, name):
+            raise UserError(f"--{name} needs a model, and {flags.subject} is images: leave it out.")
+    for part in (flags.sampling, flags.diffusion, flags.loading):
+        default = type(part)()
+        for name in (field.name for field in fields(part)):
+            if getattr(part, name) != getattr(default, name):
+                flag = name.replace("_", "-")
+                raise UserError(
+                    f"--{flag} is for models that draw images, and {flags.subject} is images: leave it out."
+                )
 
 
 def write(evaluation: Evaluation, images: ImageSet, scores: dict, seconds: float) -> None:

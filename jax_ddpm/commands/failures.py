@@ -16,6 +16,7 @@ LOWER = {
     "train": "Give --accumulate 4 or --remat, also with --resume. A new run can have a lower --batch-size instead.",
     "train-torch": "Lower --batch-size.",
     "sample": "Lower --batch-size, or give --precision bfloat16.",
+    "evaluate": "Lower --batch-size or --num-images, or give --precision bfloat16.",
     "benchmark": "Lower --batch-size, or give --preset tiny.",
 }
 

@@ -16,25 +16,25 @@ from jax_ddpm.spec.errors import UserError, require
 Shape = tuple[int, int, int]
 
 
-def read_images(path: Path, image_shape: Shape) -> np.ndarray:
+def read_images(path: Path, image_shape: Shape, others: str = "the model's images") -> np.ndarray:
     """Read images, uint8 (N, *image_shape), from an image file, a folder, or the array `images` of a .npz file.
 
     Image files are converted to the channels of the model: colour to gray, or gray to colour. Images with other numbers
-    of channels than 1 and 3 come only from a .npz file. Raises UserError for files that cannot be read, and for images
-    of another shape.
+    of channels than 1 and 3 come only from a .npz file. others: what has this shape, for messages. Raises UserError for
+    files that cannot be read, and for images of another shape.
     """
     if path.suffix == ".npz":
         return _read_npz(path, image_shape)
     if image_shape[2] not in (1, 3):
         raise UserError(
-            f"{path}: image files have 1 or 3 channels, but the model's images have {image_shape[2]}.\n"
+            f"{path}: image files have 1 or 3 channels, but {others} have {image_shape[2]}.\n"
             f"Give a .npz with an array `images`, uint8 (N, {', '.join(map(str, image_shape))})."
         )
     files = [path]
     if path.is_dir():
         root, listing = list_folder(str(path))
         files = [root / name for name in listing.images]
-    return np.stack([np.asarray(_open(file, image_shape)).reshape(image_shape) for file in files])
+    return np.stack([np.asarray(_open(file, image_shape, others)).reshape(image_shape) for file in files])
 
 
 def read_mask(path: Path, image_shape: Shape) -> np.ndarray:
@@ -45,7 +45,7 @@ def read_mask(path: Path, image_shape: Shape) -> np.ndarray:
     return np.asarray(_open(path, (*image_shape[:2], 1))) >= 128
 
 
-def _open(path: Path, image_shape: Shape) -> Image.Image:
+def _open(path: Path, image_shape: Shape, others: str = "the model's images") -> Image.Image:
     """An image file in the model's channels. Raises UserError if it cannot be read or has another size."""
     try:
         with quiet_pillow():
@@ -60,7 +60,7 @@ def _open(path: Path, image_shape: Shape) -> Image.Image:
     if image.size != (width, height):
         code = f"from PIL import Image; Image.open({str(path)!r}).resize(({width}, {height})).save('resized.png')"
         raise UserError(
-            f"{path} has {image.width}x{image.height} pixels, but the model's images have {width}x{height}.\n"
+            f"{path} has {image.width}x{image.height} pixels, but {others} have {width}x{height}.\n"
             f"Resize it, for example with: python -c {shlex.quote(code)}"
         )
     return image

@@ -1,8 +1,9 @@
 """`evaluate`: how close the images of a model, or given ones, come to real images."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from jax_ddpm.evaluation.scores import Scores, score
 from jax_ddpm.sampling.samplers import ANCESTRAL
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.run_config import DataConfig
 from jax_ddpm.weights.model import Model, load_model
 
@@ -33,7 +35,7 @@ def evaluate(
     features: str | Extractor | None = None,
     num_images: int | None = None,
     *,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | str = ANCESTRAL,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     data: DataConfig | None = None,
@@ -41,6 +43,7 @@ def evaluate(
     folder: str | Path | None = None,
     log: Callable[[str], None] = print,
     progress: Progress | None = None,
+    **settings: Unpack[SamplingSettings],
 ) -> Scores:
     """Compare images with real ones: FID, KID, precision and recall, beside those of held-out real images.
 
@@ -54,7 +57,7 @@ def evaluate(
             labels, else pixels.
         num_images: how many images to draw from a model, or to take of given ones. Default: 1,000 of a model on a CPU,
             10,000 on an accelerator, and all that are given.
-        sampler: method and number of steps. Default: ddpm with T steps.
+        sampler: its name, such as "ddim", or all its settings. Default: ddpm with T steps.
         seed: of the drawn images.
         batch_size: images at a time.
         data: where data sets lie, and which of their images are held out.
@@ -62,6 +65,7 @@ def evaluate(
         folder: where drawn images are kept, so that an interrupted drawing goes on.
         log: called with lines about what is taken, and before long operations.
         progress: called with what is computed, how much of it is done, and how much there is.
+        settings: single settings of sampling, as in `jax_ddpm.sample`, such as num_steps=50.
 
     Raises:
         UserError: images that do not fit each other, or what cannot be found or read.
@@ -69,7 +73,12 @@ def evaluate(
     run = None
     if isinstance(subject, str | Path) and holds_model(str(subject)):
         run, subject = run_of(subject), load_model(subject, log=log)
-    if not isinstance(subject, Model):
+    if isinstance(subject, Model):
+        sampler, diffusion = sampling_settings(sampler, subject.info.diffusion, settings)
+        subject = replace(subject, info=replace(subject.info, diffusion=diffusion))
+    else:
+        if settings or sampler != ANCESTRAL:
+            raise UserError("Images are given, so nothing is drawn: omit the sampler and its settings.")
         subject = as_images(subject, data, log)
     shape = subject.info.image_shape if isinstance(subject, Model) else subject.image_shape
     if not isinstance(reference, Reference):

@@ -90,7 +90,8 @@ def open_images(
     if path.suffix.lower() == ".npz":
         return check_shape(open_npz(path), image_shape)
     if path.is_dir():
-        return ImageSet(text, read_images(path, image_shape or shape_of_pictures(path)))
+        others = "the others" if image_shape else "those before it"
+        return ImageSet(text, read_images(path, image_shape or shape_of_pictures(path), others))
     missing = "" if path.exists() else " There is no such file or folder."
     raise UserError(f"{text}: expected {KINDS}.{missing}")
 

@@ -54,7 +54,8 @@ def draw_samples(
         uint8 (N, H, W, C).
 
     Raises:
-        UserError: a wrong count or setting, or a folder that cannot be written or in which another process draws.
+        UserError: a wrong count or setting, images that are not finite, or a folder that cannot be written or in which
+            another process draws.
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         require(value >= 1, name, value, "expected at least 1")
@@ -115,7 +116,13 @@ def draw_missing(
             dtype=dtype,
             progress=None if progress is None else in_batch,
         )
-        images = data.to_uint8(np.asarray(x_0))
+        x_0 = np.asarray(x_0)
+        if not np.isfinite(x_0).all():
+            raise UserError(
+                f"The model draws images that are not finite (nan, inf), with {sampler.sampler} in {num_steps} steps.\n"
+                "Use other weights, such as an earlier checkpoint (--step), or --clip x0."
+            )
+        images = data.to_uint8(x_0)
         if folder is not None:
             with atomic_path(folder / BLOCK_FILE.format(start)) as draft, draft.open("wb") as file:
                 np.save(file, images[:count])
