@@ -1,6 +1,5 @@
 """Several runs side by side: settings that differ, losses, scores, speed, and pictures of the same seeds."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 
 from jax_ddpm.evaluation.results import read_results
 from jax_ddpm.evaluation.samples import draw_samples
-from jax_ddpm.report import channel_note, html_page
+from jax_ddpm.report import channel_note, html_page, table
 from jax_ddpm.spec.data_record import DataRecord, read_record
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
@@ -23,7 +22,6 @@ from jax_ddpm.weights.model import Model, load_model
 
 UNLIKE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}  # settings that change no result
 LOSS_SETTINGS = ("diffusion.objective", "diffusion.schedule", "diffusion.timesteps", "training.min_snr_gamma")
-TILE_PIXELS = 48
 NONE = "-"
 
 
@@ -149,8 +147,8 @@ def scores_tables(runs: Sequence[ComparedRun]) -> list[list[str]]:
     newest = [{key: result for result in run.results if (key := kind_of(result))} for run in runs]
     rows = []
     for kind in dict.fromkeys(kind for each in newest for kind in each):
-        texts = [result_text(each[kind]) if kind in each else NONE for each in newest]
-        rows.append([f"FID by {kind[0]} to {kind[2]}", *texts])
+        for name, text in ((f"FID by {kind[0]} to {kind[2]}", fid_text), ("    its samples", drawn_text)):
+            rows.append([name, *(text(each[kind]) if kind in each else NONE for each in newest)])
     for features in dict.fromkeys(name for run in runs for name in evaluated_features(run.rows)):
         found = [[row for row in run.rows if row.get(f"fid_{features}") is not None] for run in runs]
         texts = [at_step(each[-1][f"fid_{features}"], each[-1]["step"]) if each else NONE for each in found]
@@ -169,13 +167,18 @@ def kind_of(result: dict) -> tuple[str, ...] | None:
 KIND_KEYS = ("name", "fingerprint")
 
 
-def result_text(result: dict) -> str:
-    scores, sampler = result["scores"], result.get("sampler") or {}
-    low_high = scores.get("fid_interval")
+def fid_text(result: dict) -> str:
+    low_high = result["scores"].get("fid_interval")
     interval = f" [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
-    step = "" if result.get("step") is None else f"step {result['step']:,}, "
-    drawn = f"{sampler.get('sampler')} {sampler.get('num_steps') or 'all'} steps"
-    return f"{scores['fid']:.4g}{interval} ({step}{result.get('weights')}, {drawn}, {scores['num_images']:,} images)"
+    return f"{result['scores']['fid']:.4g}{interval}"
+
+
+def drawn_text(result: dict) -> str:
+    """How the samples of a result were drawn."""
+    sampler, step = result.get("sampler") or {}, result.get("step")
+    count, steps = result["scores"].get("num_images"), sampler.get("num_steps") or "T"
+    weights = f"{result.get('weights')} weights" + ("" if step is None else f" of step {step:,}")
+    return f"{count} images, {sampler.get('sampler')} in {steps} steps, {weights}"
 
 
 # What is said about them.
@@ -275,12 +278,10 @@ def comparison_page(
 
 def strips(drawn: dict[str, np.ndarray], about: str, command: str) -> dict:
     """The pictures of each run in a row; column i is image i of the seed."""
-    rows = []
-    for name, images in drawn.items():
-        picture = html_page.sheet(images[:, None])
-        scale = max(1, math.ceil(TILE_PIXELS / picture.height))
-        image = html_page.image(picture, PICTURE_BYTES, f"{len(images)} samples of {name}")
-        rows.append({**image, "name": name, "width": picture.width * scale, "height": picture.height * scale})
+    rows = [
+        {"name": name, **html_page.image(table(images[None]), PICTURE_BYTES, f"{len(images)} samples of {name}")}
+        for name, images in drawn.items()
+    ]
     channels = next(iter(drawn.values())).shape[-1]
     text = f"Each column starts from the same noise. {about} {channel_note(channels) or ''}".rstrip()
     return {"title": "The same seeds", "text": text, "rows": rows, "command": command}

@@ -52,7 +52,7 @@ def evaluation_charts(rows: list[dict]) -> list[dict]:
             lines = line(f"{score}_{features}", "samples", "first", log=log)
             floor = line(f"{score}_{features}{FLOOR}", "held-out images", "second", "line", log)
             text = f"Distance of samples to the training images, by the features {features}. Smaller is better."
-            text += " The second line is the floor: as many held-out images in place of the samples." if floor else ""
+            text += " The second line is the floor: held-out images in place of the samples." if floor else ""
             charts.append(chart(f"{score.upper()} ({features})", text, [*lines, *floor], y=score.upper(), log=log))
         lines = [*line(f"precision_{features}", "precision", "first"), *line(f"recall_{features}", "recall", "second")]
         text = (

@@ -19,7 +19,7 @@ from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.own_networks import import_flags, recorded_imports
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.pictures import NUMBERS_FILE, evenly_spaced_indices, preview_sampler
-from jax_ddpm.training.run_charts import final_charts, training_charts
+from jax_ddpm.training.run_charts import evaluated_features, final_charts, training_charts
 from jax_ddpm.training.run_folder import CONFIG_FILE, STARTS, MetricsLog, load_config
 
 PAGE_FILE = "report.html"
@@ -129,6 +129,9 @@ def facts(rows: list[dict], numbers: dict | None) -> list[tuple[str, str]]:
     if held_out:
         best = min(held_out, key=lambda row: row["validation_loss"])
         found.append((f"Best validation loss, step {best['step']:,}", f"{best['validation_loss']:.4g}"))
+    for name in evaluated_features(rows):
+        if scored := [row for row in rows if row.get(f"fid_{name}") is not None]:
+            found.append((f"FID ({name}), step {scored[-1]['step']:,}", f"{scored[-1][f'fid_{name}']:.4g}"))
     if rows:
         found.append(("Images/s", f"{np.median([row['images_per_second'] for row in rows]):,.0f}"))
     return found
