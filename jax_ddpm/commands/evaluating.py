@@ -20,7 +20,7 @@ from jax_ddpm.evaluation.reference import Reference, make_reference, named
 from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, samples_folder
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import score
-from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path, cache_dir, write_text
 from jax_ddpm.spec.model_info import describe
@@ -30,7 +30,8 @@ from jax_ddpm.weights.model import Model
 
 
 class Bars:
-    """A progress bar for each thing that is computed; shown if it takes more than half a second."""
+    """A progress bar for each thing that is computed. It is shown if it takes more than half a second, or at once if it
+    has one step."""
 
     def __init__(self):
         self.bar: tqdm | None = None
@@ -39,7 +40,7 @@ class Bars:
     def __call__(self, what: str, done: int, total: int) -> None:
         if self.bar is None or self.what != what:
             self.close()
-            self.what, self.bar = what, tqdm(total=total, desc=what, delay=0.5, leave=False)
+            self.what, self.bar = what, tqdm(total=total, desc=what, delay=0.5 * (total > 1), leave=False)
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
@@ -76,12 +77,15 @@ class Evaluation:
         progress = named(f"drawing {count:,} images", count, self.bars)
         return ImageSet("samples", draw_samples(model, count, sampler, flags.seed, flags.batch_size, folder, progress))
 
-    def add_result(self, sampler: SamplerConfig, scores: dict, seconds: float) -> Path | None:
+    def add_result(
+        self, sampler: SamplerConfig, diffusion: DiffusionConfig, scores: dict, seconds: float
+    ) -> Path | None:
         """Add a line to the results of the run, if there is one, and return their file."""
         if self.run is None:
             return None
         weights = self.flags.loading.weights or ("ema" if averages_weights(self.run) else "raw")
-        result = Result(self.model.info.step, weights, sampler, self.flags.seed, scores, seconds)
+        step, seed = self.model.info.step, self.flags.seed
+        result = Result(step, weights, sampler, seed, scores, seconds, diffusion=diffusion)
         return append_result(self.run, result)
 
 
@@ -185,7 +189,8 @@ def write(evaluation: Evaluation, images: ImageSet, scores: dict, seconds: float
                 raise UserError(f"--save-reference {flags.save_reference}: the features are too many for statistics.")
             save_statistics(flags.save_reference, reference.statistics)
             print(f"Wrote the statistics of the reference: {flags.save_reference}")
-        if path := evaluation.add_result(flags.sampling, scores, seconds):
+        model = evaluation.model
+        if model and (path := evaluation.add_result(flags.sampling, model.info.diffusion, scores, seconds)):
             print(f"Added to {path}")
     except OSError as error:
         raise UserError(f"{error.filename or flags.out} cannot be written ({error.strerror}).") from None

@@ -33,7 +33,8 @@ def sweep(evaluation: Evaluation) -> None:
         evaluation.bars.close()
         points.append(point)
         print(f"{len(points)} of {len(chosen)}: {point.combination}, FID {point.scores.value_text('fid')}")
-        evaluation.add_result(point.combination.sampler, point.scores.as_dict(), point.seconds)
+        drawn_by = point.combination.sampler, point.combination.diffusion
+        evaluation.add_result(*drawn_by, point.scores.as_dict(), point.seconds)
     print(f"\nScores of {points[0].scores.num_images:,} images each:\n{table(points)}")
     print("* the best with at most so many network calls for each image\n")
     for line in [*warnings(points), *points[0].scores.lines()]:

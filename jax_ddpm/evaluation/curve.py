@@ -90,7 +90,8 @@ def evaluate_checkpoints(
         images = draw_samples(model, num_images, sampler, seed, batch_size, samples_folder(run), drawing)
         scores = score(images, reference, batch_size=batch_size, progress=progress)
         kind, seconds = find_checkpoint(run, weights, step).weights, time.perf_counter() - start
-        append_result(run, Result(step, kind, sampler, seed, scores.as_dict(), seconds))
+        used = model.info.diffusion
+        append_result(run, Result(step, kind, sampler, seed, scores.as_dict(), seconds, diffusion=used))
         found.append((step, scores))
     if not found:
         raise UserError(f"None of the checkpoints in {run} can be loaded.")

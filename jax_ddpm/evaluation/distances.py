@@ -39,7 +39,7 @@ def check_features(features, what: str = "features") -> np.ndarray:
         raise UserError(f"{what}: expected numbers (images, features), not {features.dtype} {features.shape}.")
     if len(features) < 2:
         raise UserError(f"{what}: expected at least 2 images, not {len(features)}.")
-    features = features.astype(np.float64)
+    features = features.astype(np.float64, copy=False)
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features)).any(axis=1).sum())
         raise UserError(f"{what}: {bad} of {len(features)} rows are not finite. The network that made them has failed.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.files import write_text
 
 EVALUATION = "evaluation"
@@ -36,6 +36,8 @@ class Result:
     """Time that drawing and scoring took; images that were there already took none."""
     date: str = ""
     """ISO 8601, UTC. Default: now."""
+    diffusion: DiffusionConfig | None = None
+    """The diffusion settings, of which some concern sampling."""
 
     def as_dict(self) -> dict:
         """As a line of the file holds it."""

@@ -178,6 +178,8 @@ def fid_of(features: np.ndarray, reference: Reference, values: dict, notes: list
     if reference.statistics is None:
         notes.append(f"FID: {size:,} features are more than {MAX_FEATURES:,}, for which it is computed.")
         return
+    if progress is not None:
+        progress("FID", 0, 1)
     values["fid"] = distances.fid(distances.statistics(features), reference.statistics)
     repeats = 100 if min(count, size) <= 1000 else 30
     progress_of = named("interval", repeats, progress)
@@ -230,7 +232,8 @@ def floor_of(reference: Reference, count: int, progress: Progress | None) -> Sco
 def floor_notes(reference: Reference, count: int, floor: Scores | None) -> list[str]:
     """What to know about the floor."""
     if floor is None:
-        return [f"No numbers of real images beside these: {reference.name} has no held-out images."]
+        none = f"No numbers of real images beside these: {reference.name} has no held-out images."
+        return [f"{none} train:DATASET has some; DATASET can be folder:PATH or a .npz file."]
     if floor.num_images < min(count, MAX_KEPT):
         few = f"Real images: only {floor.num_images:,} are held out, fewer than {count:,}, so their FID is higher than"
         return [f"{few} that of {count:,} would be."]
