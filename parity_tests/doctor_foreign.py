@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from parity_tests.doctor_networks import copy_weights, kernel, rngs
+from parity_tests.doctor_weights import copy_weights, kernel, rngs
 
 ONE = ((1, 1), (1, 1))
 

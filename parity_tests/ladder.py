@@ -14,31 +14,35 @@ import torch
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from parity_tests import budgets, measures_classifier
 from parity_tests.measures import (
-    LEARNED,
     NETWORK,
-    TO_NOISE,
     bits,
     block,
-    bounds,
-    ema,
     embedding,
-    fifty_losses,
-    fifty_parameters,
-    flow,
     gradients,
     network,
-    network_bound,
     noising,
     normals,
     of_case,
-    optimiser_step,
-    pixels,
     random,
+    tables,
+)
+from parity_tests.measures_sampling import (
+    bounds,
+    flow,
+    network_bound,
+    pixels,
     reverse_process,
     reverse_steps,
     reverse_steps_from_pure_noise,
+)
+from parity_tests.measures_training import (
+    LEARNED,
+    TO_NOISE,
+    ema,
+    fifty_losses,
+    fifty_parameters,
+    optimiser_step,
     skipped_step,
-    tables,
     trained_parameters,
 )
 from parity_tests.networks import CASES, VARIANTS

@@ -1,10 +1,9 @@
-"""How far the frameworks are apart: one function for each thing that is measured on the ladder.
+"""How far the frameworks are apart in random numbers, tables and networks: one function for each rung of the ladder.
 
 A measurement computes torch_ref's side anew whenever it is called, so that a fault seeded there shows in it.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -13,61 +12,28 @@ import numpy as np
 import torch
 from flax import nnx
 
-import torch_ref.flow
-import torch_ref.likelihood
-import torch_ref.sampling.reverse
-import torch_ref.sampling.samplers
-import torch_ref.sampling.steps
-import torch_ref.step
+import torch_ref.diffusion
+import torch_ref.embeddings
+import torch_ref.rng
+import torch_ref.schedules
 import torch_ref.unets
 import torch_ref.weights
-from jax_ddpm import data, diffusion, embeddings, rng, unets, weights
-from jax_ddpm.evaluation import bits_per_dimension, flow_bits_per_dimension
-from jax_ddpm.sampling import reverse, samplers
-from jax_ddpm.sampling.steps import first_history
+from jax_ddpm import diffusion, embeddings, rng, unets, weights
 from jax_ddpm.schedules import make_tables, schedule_tables
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
-from jax_ddpm.spec.network_config import ConvBlockConfig, DDPMConfig, NetworkConfig
-from jax_ddpm.spec.run_config import DataConfig, RunConfig, TrainingConfig
-from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import make_optimizer, make_train_step
+from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
 from parity_tests.golden_weights import rule
 from parity_tests.networks import Case
 
 NETWORK = ConvBlockConfig(widths=(32, 64, 128), time_width=64)
-RUN = RunConfig(
-    data=DataConfig(image_size=8),
-    network=NETWORK,
-    training=TrainingConfig(steps=50, batch_size=16, learning_rate=1e-3, ema_decay=0.9, seed=3),
-)
-SMALL = replace(RUN, network=ConvBlockConfig(widths=(32,), time_width=64))  # for single steps in float64
-LEARNED = replace(
-    RUN,
-    network=DDPMConfig(
-        widths=(32,),
-        layers_per_block=1,
-        down_attention=(False,),
-        up_attention=(False,),
-        learned_variance=True,
-    ),
-    diffusion=DiffusionConfig(variance="learned_range"),
-)
-TO_NOISE = replace(
-    SMALL,
-    training=replace(RUN.training, seed=7),  # draws the last of the four timesteps for an image of a batch
-    diffusion=DiffusionConfig(timesteps=4, beta_end=0.4, objective="v", zero_terminal_snr=True),
-)
 SCHEDULES = [
     *[DiffusionConfig(schedule=name) for name in ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas")],
     *[DiffusionConfig(schedule=name, zero_terminal_snr=True) for name in ("linear", "scaled_linear")],
     DiffusionConfig(schedule="trained", timesteps=3, trained_betas=(0.2, 0.1, 0.5)),
 ]
-STEPS = 50
-QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast: for programs that run once
 TORCH = {np.float32: torch.float32, np.float64: torch.float64}
-DOUBLE_BATCH = 4  # images in a training step in float64: XLA's convolutions are slow in it
-NUM_SAMPLES = {np.float32: 8, np.float64: 2}  # float64 takes ten times as long
+QUICK = {"xla_backend_optimization_level": 0}  # compiles twice as fast: for programs that run once
 
 
 def channels_last(x: torch.Tensor) -> np.ndarray:
@@ -243,271 +209,3 @@ def of_case(measure: Callable, case: Case, dtype, size: ImageSize | None = None)
     """`network` or `gradients` of a small configuration with random weights. size: by default the case's."""
     values = random(case.config, case.channels)
     return measure(values, case.config, channels=case.channels, size=size or case.size, dtype=dtype)
-
-
-# Training
-
-
-@cache
-def digits() -> np.ndarray:
-    return data.load("digits", 8, log=lambda line: None).train
-
-
-@cache
-def float_digits() -> np.ndarray:
-    """As those of `broken_digits` are, so that both have one compiled program."""
-    return digits().astype(np.float32)
-
-
-def batch(step: int, images: np.ndarray, batch_size: int) -> np.ndarray:
-    return images[data.batch_indices(RUN.training.seed, step, len(images), batch_size)]
-
-
-@cache
-def train_step_of_jax(run: RunConfig, channels: int, dtype):
-    """A compiled step: one program for all measurements with the same settings."""
-    optimizer = make_optimizer(run.training)
-    net = unets.build(run.network, channels)
-    graph, _ = create_state(net, optimizer, True, dtype)
-    return compiled(make_train_step(graph, optimizer, run, STEPS), quick=dtype == np.float64)
-
-
-@cache
-def train_jax(run: RunConfig, steps: int, dtype=np.float32, make_images: Callable[[], np.ndarray] = digits):
-    """Losses, parameters and EMA after `steps` steps on images, uint8 (N, H, W, C)."""
-    images = make_images()
-    with jax.enable_x64(dtype == np.float64):
-        net = unets.build(run.network, images.shape[-1])
-        weights.initialise(net, run.training.seed)
-        graph, state = create_state(net, make_optimizer(run.training), True, dtype)
-        step = train_step_of_jax(run, images.shape[-1], dtype)
-        losses = []
-        for number in range(steps):
-            state, metrics = step(state, batch(number, images, run.training.batch_size))
-            losses.append(float(metrics["loss"]))
-        return losses, *(weights.state_dict(nnx.merge(graph, p, state.buffers)) for p in (state.params, state.ema))
-
-
-def train_torch(run: RunConfig, steps: int, dtype=np.float32, make_images: Callable[[], np.ndarray] = digits):
-    images = make_images()
-    net = torch_ref.unets.build(run.network, images.shape[-1])
-    torch_ref.weights.initialise(net, run.training.seed)
-    net.to(TORCH[dtype])
-    state = torch_ref.step.create_state(net, torch_ref.step.make_optimizer(run.training, net), True, TORCH[dtype])
-    step, losses = torch_ref.step.make_train_step(run, STEPS), []
-    for number in range(steps):
-        state, metrics = step(state, batch(number, images, run.training.batch_size))
-        losses.append(metrics["loss"])
-    return losses, *(torch_ref.weights.state_dict(n) for n in (state.network, state.ema))
-
-
-def in_double(run: RunConfig, **changes) -> RunConfig:
-    return replace(run, training=replace(run.training, precision="float64", batch_size=DOUBLE_BATCH, **changes))
-
-
-def furthest(ours: dict, theirs: dict) -> float:
-    return float(max(np.abs(ours[name] - theirs[name]).max() for name in ours))
-
-
-def optimiser_step(run: RunConfig = SMALL, make_images: Callable[[], np.ndarray] = float_digits, **changes) -> float:
-    """Of the parameters after one step in float64, in units of the learning rate."""
-    run = in_double(run, **changes)
-    ours, theirs = (train(run, 1, np.float64, make_images) for train in (train_jax, train_torch))
-    return furthest(ours[1], theirs[1]) / run.training.learning_rate
-
-
-def ema() -> float:
-    """Of the averaged weights after three steps in float64, in units of the learning rate."""
-    run = in_double(SMALL)
-    ours, theirs = (train(run, 3, np.float64, float_digits) for train in (train_jax, train_torch))
-    return furthest(ours[2], theirs[2]) / run.training.learning_rate
-
-
-def broken_digits() -> np.ndarray:
-    """Step 1 takes an image that is not finite."""
-    images = float_digits().copy()
-    images[data.batch_indices(RUN.training.seed, 1, len(images), DOUBLE_BATCH)[0]] = np.nan
-    return images
-
-
-def skipped_step() -> float:
-    """Of the parameters after three steps in float64, the second of them not finite, in units of the learning rate."""
-    run = in_double(SMALL)
-    ours, theirs = (train(run, 3, np.float64, broken_digits) for train in (train_jax, train_torch))
-    assert np.isnan(ours[0][1]) and np.isfinite(ours[0][2])
-    return furthest(ours[1], theirs[1]) / run.training.learning_rate
-
-
-def trained():
-    """50 steps of jax_ddpm: losses, parameters, EMA."""
-    return train_jax(RUN, STEPS)
-
-
-def trained_parameters() -> dict[str, np.ndarray]:
-    return trained()[1]
-
-
-def fifty_losses() -> float:
-    """The largest relative difference of 50 losses on real images, float32."""
-    ours, theirs = trained()[0], train_torch(RUN, STEPS)[0]
-    return float(np.max(np.abs(np.array(ours) / np.array(theirs) - 1)))
-
-
-def fifty_parameters() -> float:
-    """Root mean square difference of the parameters after 50 steps, as a share of how far they came from the start."""
-    ours, theirs = trained()[1], train_torch(RUN, STEPS)[1]
-    start = unets.build(NETWORK, 1)
-    weights.initialise(start, RUN.training.seed)
-    start = weights.state_dict(start)
-    apart = sum(np.sum((ours[name] - theirs[name]) ** 2) for name in ours)
-    way = sum(np.sum((ours[name] - start[name]) ** 2) for name in ours)
-    return float(np.sqrt(apart / way))
-
-
-# Sampling
-
-
-def reverse_steps() -> float:
-    """One reverse step at several t, for each objective, variance and clipping, float32."""
-    kinds = [
-        DiffusionConfig(objective=objective, variance=variance, clip=clip)
-        for objective in ("eps", "x0", "v")
-        for variance in ("beta", "posterior")
-        for clip in ("x0", "state", "none")
-    ]
-    limits = [DiffusionConfig(clip="x0", clip_range=0.5), DiffusionConfig(clip="dynamic", clip_max=1.5)]
-    return max(reverse_steps_of(config, SamplerConfig()) for config in [*kinds, *limits])
-
-
-def reverse_steps_from_pure_noise() -> float:
-    """One step of each sampler at several t of a schedule that ends in pure noise, float32."""
-    kinds = [
-        DiffusionConfig(objective=objective, clip=clip, schedule="scaled_linear", zero_terminal_snr=True)
-        for objective, clip in (("v", "none"), ("x0", "x0"))
-    ]
-    samplers = ("ddpm", "ddim", "dpmpp", "heun", "euler")
-    return max(reverse_steps_of(config, SamplerConfig(sampler)) for config in kinds for sampler in samplers)
-
-
-def reverse_steps_of(config: DiffusionConfig, sampler: SamplerConfig) -> float:
-    """One step of a sampler at the first and the last two timesteps and in the middle, float32."""
-    g, chain, worst = np.random.default_rng(4), np.arange(1000)[::-1], 0.0
-    x, prediction, noise = (g.standard_normal((3, 8, 8, 1)).astype(np.float32) for _ in range(3))
-    ours, theirs = schedule_tables(config), torch_ref.schedules.schedule_tables(config)
-    step = reverse.make_step(ours, config, sampler, chain, lambda x, t: x / 2)
-    twin_step = torch_ref.sampling.reverse.make_step(theirs, config, sampler, chain, lambda x, t: x / 2)
-    history, twin_history = (), ()
-    if sampler.sampler == "dpmpp":
-        history, twin_history = [first_history(x)], [torch_ref.sampling.steps.first_history(channels_first(x))]
-    for t in (999, 998, 500, 1, 0):
-        a = step(x, prediction, jnp.int32(t), noise, *history)
-        b = twin_step(channels_first(x), channels_first(prediction), t, channels_first(noise), *twin_history)
-        if history:
-            (a, *history), (b, *twin_history) = a, b
-        assert np.isfinite(a).all()
-        worst = max(worst, relative(a, channels_last(b)))
-    return worst
-
-
-@cache
-def sampled_by_jax(dtype, sampler: SamplerConfig, size: ImageSize) -> np.ndarray:
-    """Whole samples of the trained network, (N, H, W, 1)."""
-    with jax.enable_x64(dtype == np.float64):
-        ours, _ = pair(trained()[2], NETWORK, 1, dtype)
-        settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (*height_and_width(size), 1)}
-        return samplers.sample(ours, NUM_SAMPLES[dtype], 11, **settings, dtype=dtype)
-
-
-def sampled(dtype, sampler: SamplerConfig, size: ImageSize = 8) -> tuple[np.ndarray, np.ndarray]:
-    """The same samples from both frameworks."""
-    theirs = twin(trained()[2], NETWORK, 1, dtype)
-    settings = {"sampler": sampler, "config": DiffusionConfig(), "image_shape": (*height_and_width(size), 1)}
-    return sampled_by_jax(dtype, sampler, size), torch_ref.sampling.samplers.sample(
-        theirs, NUM_SAMPLES[dtype], 11, **settings, dtype=TORCH[dtype]
-    )
-
-
-def reverse_process(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL, size: ImageSize = 8) -> float:
-    return float(np.abs(np.subtract(*sampled(dtype, sampler, size))).max())
-
-
-def pixels(dtype=np.float32, sampler: SamplerConfig = samplers.ANCESTRAL) -> float:
-    """The share of 8-bit pixels that differ; 1 (all) if any is more than one level apart."""
-    a, b = (data.to_uint8(x).astype(int) for x in sampled(dtype, sampler))
-    return 1.0 if np.abs(a - b).max() > 1 else float(np.mean(a != b))
-
-
-# Likelihood
-
-
-class Formula(nnx.Module):
-    """Some bounded function of the pixel, its neighbour and t, and a share for a learned variance."""
-
-    def __call__(self, x, t):
-        prediction = jnp.tanh(x + 0.5 * jnp.roll(x, 1, axis=2)) + 0.1 * jnp.sin(t.astype(x.dtype)).reshape(-1, 1, 1, 1)
-        return jnp.concatenate([prediction, jnp.cos(3 * prediction)], axis=-1)
-
-
-class TorchFormula(torch.nn.Module):
-    def forward(self, x, t):
-        prediction = torch.tanh(x + 0.5 * torch.roll(x, 1, 3)) + 0.1 * torch.sin(t.to(x.dtype)).reshape(-1, 1, 1, 1)
-        return torch.cat([prediction, torch.cos(3 * prediction)], dim=1)
-
-
-BOUND_KINDS = [
-    DiffusionConfig(timesteps=12, beta_end=0.4, objective=objective, variance=variance, clip=clip)
-    for objective, variance, clip in (("x0", "posterior", "x0"), ("v", "learned_range", "none"))
-]
-OF_NETWORK = DiffusionConfig(timesteps=12, beta_end=0.4, objective="eps", variance="beta", clip="none")
-
-
-def levels() -> np.ndarray:
-    """Three small images, which have the lowest and the highest level."""
-    g = np.random.default_rng(5)
-    return g.choice(np.uint8([0, 1, 100, 254, 255]), (3, 2, 3, 2))
-
-
-@cache
-def bound_by_jax(config: DiffusionConfig) -> np.ndarray:
-    with jax.enable_x64(True):
-        settings = {"config": config, "dtype": jnp.float64}
-        return bits_per_dimension(Formula(), levels(), None, 9, 2, **settings).per_image
-
-
-def bounds() -> float:
-    """Bits per dimension of each image from all timesteps, for several objectives and variances, float64."""
-    worst = 0.0
-    for config in BOUND_KINDS:
-        settings = {"config": config, "dtype": torch.float64}
-        theirs = torch_ref.likelihood.bits_per_dimension(TorchFormula(), levels(), None, 9, 2, **settings)
-        worst = max(worst, relative(bound_by_jax(config), theirs.per_image))
-    return worst
-
-
-@cache
-def network_bound_by_jax() -> np.ndarray:
-    with jax.enable_x64(True):
-        ours, _ = pair(random(SMALL.network, 1)(), SMALL.network, 1, np.float64)
-        return bits_per_dimension(ours, digits()[:2], 4, config=OF_NETWORK, dtype=jnp.float64).per_image
-
-
-def network_bound() -> float:
-    """Bits per dimension of two digits from drawn timesteps, with a network, float64."""
-    theirs = twin(random(SMALL.network, 1)(), SMALL.network, 1, np.float64)
-    settings = {"config": OF_NETWORK, "dtype": torch.float64}
-    found = torch_ref.likelihood.bits_per_dimension(theirs, digits()[:2], 4, **settings)
-    return relative(network_bound_by_jax(), found.per_image)
-
-
-@cache
-def flow_by_jax() -> np.ndarray:
-    with jax.enable_x64(True):
-        settings = {"config": BOUND_KINDS[-1], "dtype": jnp.float64}
-        return flow_bits_per_dimension(Formula(), levels(), 7, 9, 3, **settings).per_image
-
-
-def flow() -> float:
-    """Bits per dimension of each image by the probability-flow ODE, float64."""
-    settings = {"config": BOUND_KINDS[-1], "dtype": torch.float64}
-    found = torch_ref.flow.flow_bits_per_dimension(TorchFormula(), levels(), 7, 9, 3, **settings)
-    return relative(flow_by_jax(), found.per_image)

@@ -21,7 +21,7 @@ import torch_ref.schedules
 import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
-from parity_tests import ladder, measures
+from parity_tests import ladder, measures_training
 from torch_ref.sampling import reverse, samplers
 from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
 
@@ -536,7 +536,7 @@ FAULTS = {
         "50 training steps, losses, float32",
     ),
     "batch order": (
-        swap(measures, "batch", lambda batch: lambda step, *rest: batch(step + 1, *rest)),
+        swap(measures_training, "batch", lambda batch: lambda step, *rest: batch(step + 1, *rest)),
         "50 training steps, losses, float32",
     ),
     "Adam epsilon 1e-7": (optimizer_setting(eps=1e-7), "one Adam step, float64"),
@@ -565,6 +565,6 @@ SLOW |= {"posterior for beta variance, in samples"}  # draws the 1000-step sampl
 def test_fault_breaks_its_rung(fault):
     patch, name = FAULTS[fault]
     rung = ladder.RUNGS[name]
-    measures.trained()  # of jax_ddpm, before the fault is there
+    measures_training.trained()  # of jax_ddpm, before the fault is there
     with patch():
         assert rung.measure() > rung.budget

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_ddpm.spec.network_config import ConvBlockConfig
-from parity_tests import budgets, ladder, measures
+from parity_tests import budgets, ladder, measures, measures_sampling
 
 
 @pytest.fixture(scope="module", autouse=True)
 def drawn_once():
     """Samples are compared in two ways: no fault is seeded here, so that torch_ref need not draw them twice."""
-    with mock.patch.object(measures, "sampled", functools.cache(measures.sampled)):
+    with mock.patch.object(measures_sampling, "sampled", functools.cache(measures_sampling.sampled)):
         yield
 
 

@@ -23,6 +23,7 @@ from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.network_config import DDPMConfig
 from jax_ddpm.spec.write_model import write_model
 from parity_tests import budgets, measures
+from parity_tests.measures_training import RUN, furthest, in_double, optimiser_step, train_jax, train_torch
 from parity_tests.networks import CASES, Case
 
 torch.set_num_threads(1)
@@ -58,8 +59,8 @@ def random_images(size, channels):
 @NETWORKS
 def test_one_optimiser_step(name):  # the ladder has one of conv_block and one of ddpm
     case = CASES[name]
-    run = replace(measures.RUN, network=case.config)
-    assert measures.optimiser_step(run, partial(random_images, case.size, case.channels)) <= budgets.UPDATE_FLOAT64
+    run = replace(RUN, network=case.config)
+    assert optimiser_step(run, partial(random_images, case.size, case.channels)) <= budgets.UPDATE_FLOAT64
 
 
 ONE_LEVEL = DDPMConfig(
@@ -77,13 +78,13 @@ ONE_LEVEL = DDPMConfig(
 def test_dropout(case, parts):
     """The same masks in both frameworks, in the training only, however the batch is split."""
     images = partial(random_images, case.size, case.channels)
-    run = measures.in_double(replace(measures.RUN, network=replace(case.config, dropout=0.4)))
-    ours = measures.train_jax(replace(run, training=replace(run.training, accumulate=parts)), 1, np.float64, images)
-    theirs = measures.train_torch(run, 1, np.float64, images)
-    without = measures.train_torch(replace(run, network=replace(case.config, dropout=0.0)), 1, np.float64, images)
+    run = in_double(replace(RUN, network=replace(case.config, dropout=0.4)))
+    ours = train_jax(replace(run, training=replace(run.training, accumulate=parts)), 1, np.float64, images)
+    theirs = train_torch(run, 1, np.float64, images)
+    without = train_torch(replace(run, network=replace(case.config, dropout=0.0)), 1, np.float64, images)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=budgets.NETWORK_FLOAT64)
     assert abs(theirs[0][0] - without[0][0]) > 1e-4
-    assert measures.furthest(ours[1], theirs[1]) / run.training.learning_rate <= budgets.UPDATE_FLOAT64
+    assert furthest(ours[1], theirs[1]) / run.training.learning_rate <= budgets.UPDATE_FLOAT64
 
 
 def test_masks_of_dropout():

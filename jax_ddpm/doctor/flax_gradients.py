@@ -73,8 +73,8 @@ def as_function(our: FlaxNetwork, call: Call) -> tuple[Callable, Any]:
 
 def path_text(keys) -> str:
     """The path of a parameter in a state or a dict: "conv1.kernel"."""
-    names = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in keys)
-    return ".".join(str(name) for name in names if name not in (None, "value", "raw_value"))
+    found = (getattr(key, "key", getattr(key, "idx", None)) for key in keys)  # None for the Variable around the array
+    return ".".join(str(name) for name in found if name is not None)
 
 
 def first_output(output):

@@ -173,17 +173,23 @@ def match_arguments(
 
 def layer_tolerance(pair: Pair, their: TorchNetwork, our: FlaxNetwork) -> float:
     """The tolerance for the output of a pair: larger if one side computes something in float32 or narrower."""
-    dtypes, largest = their.observe(pair.theirs)
-    return narrow_tolerance(dtypes | our.dtypes_inside(pair.ours), largest, pair.theirs.outputs[:1])
+    seen = their.observe(pair.theirs)
+    dtypes = set(seen) | our.dtypes_inside(pair.ours)
+    return narrow_tolerance(dtypes, max(seen.values(), default=0.0), pair.theirs.outputs[:1])
 
 
 def glue_tolerance(check: Check, their: TorchNetwork, their_calls: Sequence[Call]) -> float:
-    """The tolerance for an input of a pair: larger if its values were rounded to float32 on one side."""
+    """The tolerance for an input of a pair: larger if its values were rounded to float32 on one side.
+
+    In theirs, anything before it that is float32 may have been rounded, such as phases of a time embedding.
+    """
     target = check.pair.theirs.arrays[check.argument]
     parent = check.pair.theirs.parent
     if parent is None or not (is_float32(target) or is_float32(check.our_inputs[check.argument])):
         return TOLERANCE
-    return narrow_tolerance({"float32"}, their.observe(their_calls[parent])[1], [target])
+    narrow = their.observe(their_calls[0]).get("float32") if is_float32(target) else None
+    largest = max(their.observe(their_calls[parent]).values(), default=0.0) if narrow is None else narrow
+    return narrow_tolerance({"float32"}, largest, [target])
 
 
 def narrow_tolerance(dtypes: set[str], largest: float, outputs: list[np.ndarray]) -> float:

@@ -41,29 +41,27 @@ class TorchNetwork:
         output = to_numpy_tree(self.call(call.module, arguments, keywords))
         return first_array(output)
 
-    def observe(self, call: Call) -> tuple[set[str], float]:
-        """Names of the float dtypes of all that a call computes, and the largest absolute value among them."""
+    def observe(self, call: Call) -> dict[str, float]:
+        """The largest absolute value of all that a call computes, by name of the float dtype."""
         import torch
         from torch.utils._python_dispatch import TorchDispatchMode
         from torch.utils._pytree import tree_leaves
 
-        seen: set[str] = set()
-        largest = 0.0
+        seen: dict[str, float] = {}
 
         class Observer(TorchDispatchMode):
             def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-                nonlocal largest
                 output = function(*arguments, **(keywords or {}))
                 for value in tree_leaves(output):
                     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
-                        seen.add(str(value.dtype).removeprefix("torch."))
+                        name = str(value.dtype).removeprefix("torch.")
                         finite = value[torch.isfinite(value)] if not torch.isfinite(value).all() else value
-                        largest = max(largest, float(finite.abs().max()) if finite.numel() else 0.0)
+                        seen[name] = max(seen.get(name, 0.0), float(finite.abs().max()) if finite.numel() else 0.0)
                 return output
 
         with Observer():
             self.call(call.module, call.inputs, call.keywords)
-        return seen, largest
+        return seen
 
     def call(self, module, arguments, keywords):
         import torch

@@ -1,0 +1,39 @@
+"""The doctor raises no false alarm on right ports of diffusers' UNet2DModel and to Linen."""
+
+import numpy as np
+import pytest
+
+import jax_ddpm
+from jax_ddpm.doctor import compare
+from parity_tests import doctor_linen
+from parity_tests.diffusers_models import FAMILY, package_model
+from parity_tests.doctor_faults import judged, table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILY)
+def test_diffusers_configurations(name, folders):
+    config = FAMILY[name]
+    size = config["sample_size"]
+    shape = (2, config.get("in_channels", 3), *((size, size) if isinstance(size, int) else size))
+    inputs = np.random.default_rng(0).standard_normal(shape).astype(np.float32), np.array([3, 700])
+    result = compare(package_model(name), jax_ddpm.load_model(folders[name]).network, inputs)
+    assert result.equal and not any("not compared" in note for note in result.notes), result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", doctor_linen.NETWORKS)
+def test_ports_to_linen(network):
+    result = compare(*doctor_linen.build(network))
+    assert result.equal and not result.notes, result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", doctor_linen.FAULTS, ids=lambda fault: fault.name)
+def test_faults_of_ports_to_linen(fault):
+    verdict = judged(fault, compare(*doctor_linen.build(fault.network, fault.wrong)))
+    assert verdict.cause_right and verdict.place_right, f"{verdict}\n{verdict.sentence}"
+
+
+if __name__ == "__main__":
+    table(doctor_linen.FAULTS, lambda fault: judged(fault, compare(*doctor_linen.build(fault.network, fault.wrong))))
