@@ -178,6 +178,8 @@ def test_a_function_of_ones_own(tmp_path):
     images = random_images(0, 40)
     found = evaluate(images + np.uint8(5), images, f"{tmp_path}/mine_features.py:brightness")
     assert found.fid == pytest.approx(25, rel=1e-9)
+    again = evaluate(images + np.uint8(5), images, lambda images: images.mean(axis=(1, 2)))
+    assert again.fid == pytest.approx(25, rel=1e-9) and "lambda" in again.extractor["name"]
     for name, expected in (("wrong", "returns float64 ()"), ("broken", "fails: IndexError"), ("nan", "not finite")):
         with pytest.raises(UserError, match=re.escape(expected)):
             evaluate(images, images, f"{tmp_path}/mine_features.py:{name}")

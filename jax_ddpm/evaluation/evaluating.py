@@ -16,7 +16,7 @@ from jax_ddpm.evaluation.choices import (
     run_of,
 )
 from jax_ddpm.evaluation.distances import Statistics
-from jax_ddpm.evaluation.extractors import BATCH_SIZE, Extractor, open_extractor
+from jax_ddpm.evaluation.extractors import BATCH_SIZE, Extractor, features_of_function, open_extractor
 from jax_ddpm.evaluation.image_sets import ImageSet, Shape, image_set, open_images, split_of
 from jax_ddpm.evaluation.reference import Progress, Reference, make_reference, named
 from jax_ddpm.evaluation.samples import draw_samples
@@ -32,7 +32,7 @@ from jax_ddpm.weights.model import Model, load_model
 def evaluate(
     subject: Any,
     reference: Any = None,
-    features: str | Extractor | None = None,
+    features: str | Callable | None = None,
     num_images: int | None = None,
     *,
     sampler: SamplerConfig | str = ANCESTRAL,
@@ -53,8 +53,8 @@ def evaluate(
         reference: the real images: a text as in `open_images`, an `ImageData` (its training images), an array uint8
             (N, H, W, C), `Statistics`, an `ImageSet`, or a `Reference`. Default: the training images of the model's
             run.
-        features: as in `open_extractor`, or an `Extractor`. Default: classifier if the data set of the reference has
-            labels, else pixels.
+        features: as in `open_extractor`, an `Extractor`, or a function from uint8 images (B, H, W, C) to features
+            (B, D). Default: classifier if the data set of the reference has labels, else pixels.
         num_images: how many images to draw from a model, or to take of given ones. Default: 1,000 of a model on a CPU,
             10,000 on an accelerator, and all that are given.
         sampler: its name, such as "ddim", or all its settings. Default: ddpm with T steps.
@@ -83,8 +83,11 @@ def evaluate(
     shape = subject.info.image_shape if isinstance(subject, Model) else subject.image_shape
     if not isinstance(reference, Reference):
         real = as_reference(reference, run, shape, data, log)
-        extractor = features
-        if not isinstance(extractor, Extractor):
+        if isinstance(features, Extractor):
+            extractor = features
+        elif callable(features):
+            extractor = features_of_function(features)
+        else:
             extractor = open_extractor(features or default_features(real.data), real.data, cache_dir, log)
         reference = make_reference(real, extractor, cache_dir, batch_size, log, progress)
     elif features is not None:

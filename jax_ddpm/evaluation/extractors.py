@@ -142,9 +142,19 @@ def own_features(text: str) -> Extractor:
     function = load_object(text)
     if not callable(function):
         raise UserError(f"features = {text} is no function.\nIt gets uint8 (B, H, W, C) and returns features (B, D).")
+    return features_of_function(function, text)
+
+
+def features_of_function(function: Callable, name: str | None = None) -> Extractor:
+    """The features of a function from uint8 images (B, H, W, C) to features (B, D).
+
+    Nothing of them is kept on disk: the fingerprint is that of the function's file, and what it imports may change.
+    """
+    name = name or getattr(function, "__qualname__", type(function).__name__)
     try:
         code = Path(getsourcefile(function) or "").read_bytes()
-    except (TypeError, OSError):  # built-in, or an object: the file that was named
-        code = Path(text.rpartition(":")[0]).read_bytes() if ".py:" in text else b""
-    digest = hashlib.sha256(code + text.rpartition(":")[2].encode()).hexdigest()
-    return Extractor(text, f"the function {text}; its hash is that of its file", digest, function, may_cache=False)
+    except (TypeError, OSError):  # built-in, an object, or from a notebook
+        path = Path(name.rpartition(":")[0])
+        code = path.read_bytes() if path.is_file() else b""
+    digest = hashlib.sha256(code + name.rpartition(":")[2].encode()).hexdigest()
+    return Extractor(name, f"the function {name}", digest, function, may_cache=False)
