@@ -108,10 +108,6 @@ CAUSES_OF_SEEDED = {
 }
 
 
-NOT_NAMED_YET = ("layer_norm: skip order swapped", "height and width swapped")
-NO_CAUSE = pytest.mark.xfail(strict=True, raises=AssertionError, reason="The place is found, but no cause is named.")
-
-
 def compared_with(fault: str):
     patch, rung = SEEDED[fault]
     case = next(case for key, case in NETWORK_OF.items() if rung.startswith(key))
@@ -126,10 +122,7 @@ def test_parameters_with_other_values_are_named_first():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(f, marks=NO_CAUSE) if f in NOT_NAMED_YET else f for f in CAUSES_OF_SEEDED],
-)
+@pytest.mark.parametrize("fault", CAUSES_OF_SEEDED)
 def test_it_names_the_seeded_faults_of_networks(fault):
     result = compared_with(fault)
     cause = result.finding.cause if result.finding else None

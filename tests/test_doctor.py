@@ -152,6 +152,17 @@ def test_nothing_is_changed(theirs):
     assert not jax.config.jax_enable_x64
 
 
+def test_a_method_that_was_replaced_on_the_object(theirs):
+    """Such as a wrapper around forward: the modules inside are seen, and those of the original are not changed."""
+    wrapped = Theirs().eval()
+    wrapped.load_state_dict(theirs.state_dict())
+    forward = wrapped.forward
+    wrapped.forward = lambda x, t: forward(x.mT, t).mT
+    result = doctor.compare(wrapped, ours(), (X, T))
+    assert result.finding.cause.name == "height_width_swapped" and culprit(result)[0] == "conv_in"
+    assert all(value.dtype == torch.float32 for value in wrapped.parameters())
+
+
 def filled(theirs):
     """Ours with their weights, by hand."""
     network, values = ours(), {name: value.numpy() for name, value in theirs.state_dict().items()}

@@ -28,6 +28,10 @@ def resized(x, **settings):
     return F.interpolate(torch.from_numpy(x), **settings).numpy()
 
 
+def pooled(function, x):
+    return function(torch.from_numpy(x), 2).numpy()
+
+
 def cat(*arrays):
     return np.concatenate(arrays, 1)
 
@@ -55,9 +59,11 @@ GLUE = {
     "concatenation_order-1": (cat(C, B), cat(B, C)),
     "concatenation_order-2": (cat(C, B, X), cat(C, X, B)),
     "concatenation_order-3": (cat(C, B), cat(C, B).reshape(2, 2, 4, 6, 6).swapaxes(1, 2).reshape(2, 8, 6, 6)),
-    "another_tensor-1": (cat(C, B), cat(C, A)),
-    "another_tensor-2": (C, B),
+    "another_tensor-1": (cat(C, B), cat(C, X)),
+    "another_tensor-2": (C, A),
     "another_tensor-3": (C + X, C + A),
+    "layer_missing-1": (C, B),
+    "layer_missing-2": (cat(C, B), cat(C, A)),
     "height_width_swapped": (C, C.swapaxes(2, 3)),
     "image_flipped": (C, C[..., ::-1]),
     "channels_permuted": (C, C.reshape(2, 2, 2, 6, 6).swapaxes(1, 2).reshape(C.shape)),
@@ -66,7 +72,9 @@ GLUE = {
     "interpolation-1": (resized(C, scale_factor=2), resized(C, scale_factor=2, mode="bilinear")),
     "interpolation-2": (resized(C, scale_factor=2), np.tile(C, (1, 1, 2, 2))),
     "interpolation-3": (resized(silu(C), scale_factor=2), resized(silu(C), scale_factor=2, mode="bilinear")),
-    "pooling": (F.avg_pool2d(torch.from_numpy(C), 2).numpy(), F.max_pool2d(torch.from_numpy(C), 2).numpy()),
+    "pooling-1": (pooled(F.avg_pool2d, C), pooled(F.max_pool2d, C)),
+    "pooling-2": (pooled(F.max_pool2d, np.maximum(C + X, 0)), pooled(F.avg_pool2d, np.maximum(C + X, 0))),
+    "interpolation-4": (resized(silu(C + X), scale_factor=2), resized(silu(C + X), scale_factor=2, mode="bilinear")),
     "flatten_order": (C.reshape(2, -1), C.transpose(0, 2, 3, 1).reshape(2, -1)),
     "padding-1": (np.pad(C + SPREAD, ((0, 0), (0, 0), (0, 1), (0, 1))), C + SPREAD),
     "padding-2": (C, C[:, :, :-1, :-1]),
@@ -99,6 +107,33 @@ def test_sentence_of_a_concatenation():
     )
 
 
+def test_a_concatenation_to_which_the_time_is_added():
+    time = random(2, 8)
+    before = [*BEFORE, ("time.to_both", random(2, 3), time)]
+    spread = time[:, :, None, None]
+    cause = explain(glue(before, cat(C, B) + spread, cat(B, C) + spread, outer=[X]))
+    assert cause.name == "concatenation_order" and "[mid.conv, down.conv]" in cause.sentence
+
+
+PACKED = random(2, 8, 6, 6, seed=8)
+FIRST, SECOND = np.split(PACKED, 2, axis=1)
+
+
+@pytest.mark.parametrize(
+    "name, theirs, ours",
+    [
+        ("halves_swapped", FIRST * gelu(SECOND), gelu(FIRST) * SECOND),
+        ("halves_swapped", FIRST, SECOND),
+        ("activation", FIRST * gelu(SECOND), FIRST * silu(SECOND)),
+        ("factor_missing", FIRST * gelu(SECOND), FIRST),
+    ],
+)
+def test_gated_halves(name, theirs, ours):
+    before = [*BEFORE, ("ff.proj", X, PACKED)]
+    assert explain(glue(before, theirs, ours, outer=[X])).name == name
+    assert explain(glue(before, theirs, theirs + 1e-15, outer=[X])) is None
+
+
 def modulated(h, scale, shift):
     return h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
 
@@ -117,6 +152,14 @@ def test_scale_and_shift(name, outer):
     before = [*BEFORE, ("time.scale_shift", random(2, 3), time), ("mid.norm", C, A)]
     ours = MODULATIONS[name](A, *halves)
     assert explain(glue(before, outer(modulated(A, *halves)), outer(ours))).name == name
+
+
+@pytest.mark.parametrize("outer", [lambda h: h, silu])
+def test_scale_and_shift_of_two_layers(outer):
+    scale, shift = random(2, 4, seed=6), random(2, 4, seed=7)
+    before = [*BEFORE, ("to_scale", random(2, 3), scale), ("to_shift", random(2, 3), shift), ("mid.norm", C, A)]
+    theirs, ours = outer(modulated(A, scale, shift)), outer(modulated(A, shift, scale))
+    assert explain(glue(before, theirs, ours)).name == "scale_shift_swapped"
 
 
 def attention(q, k, v, heads, scale=None, axis=-1, split="hd"):

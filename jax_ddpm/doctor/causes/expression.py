@@ -32,6 +32,8 @@ class Node:
     """Of a sum's terms."""
     form: Any = None
     """Of attention: its `attention.Form`."""
+    aliases: tuple[str, ...] = ()
+    """Of a tensor: the labels of others that are the same array."""
 
     @cached_property
     def value(self) -> np.ndarray:
@@ -176,6 +178,8 @@ def broadcasts(node: Node, shape: tuple[int, ...]) -> Iterator[Node]:
         yield to("to all images", "{0}", "{0}", (1, *shape[1:]))
     if x.size == x.shape[-1] == (shape[1] if len(shape) == 4 else shape[-1]) and len(shape) > 1:
         yield to("to all positions", "{0}", "{0}", (1, -1, 1, 1) if len(shape) == 4 else (-1,))
+    elif x.size == x.shape[-1] == shape[-1] and len(shape) == 4:  # images (B, H, W, C) in theirs, too
+        yield to("to all positions", "{0}", "{0}", (-1,))
 
 
 def tokens(node: Node, shape: tuple[int, ...]) -> Iterator[Node]:

@@ -1,6 +1,7 @@
 """What stands between modules: find their expression, then the mistake in it that gives ours."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -91,17 +92,17 @@ def of_call(theirs: str, ours: str, index: int, array: np.ndarray) -> Node:
 
 
 def unique(nodes) -> Iterator[Node]:
-    """Without arrays that are equal: outputs before inputs."""
+    """Of equal arrays one, an output before inputs, with the labels of the others."""
     nodes = list(nodes)
     nodes = [n for n in nodes if not n.label.startswith("the input of")] + [
         n for n in nodes if n.label.startswith("the input of")
     ]
-    seen = set()
+    equal: dict[tuple, list[Node]] = {}
     for node in nodes:
         key = (node.value.shape, node.value.tobytes() if node.value.size < 4096 else node.value.ravel()[::97].tobytes())
-        if key not in seen:
-            seen.add(key)
-            yield node
+        equal.setdefault(key, []).append(node)
+    for first, *others in equal.values():
+        yield replace(first, aliases=tuple(other.label for other in others))
 
 
 def hypotheses(finding: Finding) -> Iterator[Hypothesis]:

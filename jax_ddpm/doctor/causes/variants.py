@@ -9,9 +9,9 @@ import numpy as np
 
 from jax_ddpm.doctor.causes import attention, resampling
 from jax_ddpm.doctor.causes.activation import FORMULAS, read_off
+from jax_ddpm.doctor.causes.attention_nodes import as_tokens, attend
 from jax_ddpm.doctor.causes.expression import MODULATIONS, Node, act, add, concatenate, modulate, view, views
 from jax_ddpm.doctor.causes.hypothesis import UNFIT, divisors, number, rounded
-from jax_ddpm.doctor.causes.search import as_tokens, attend
 from jax_ddpm.doctor.records import relative_error
 
 
@@ -44,6 +44,7 @@ def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray, is_known: bool
         partial(moved, tree),
         partial(everywhere, tree, partial(another_tensor, atoms=atoms if is_known else ())),
         partial(extra_term, tree, atoms, ours),
+        partial(everywhere, tree, partial(term_inside, atoms=[atom for atom in atoms if is_spread(atom)])),
     ]
     for family in families:
         try:
@@ -321,7 +322,7 @@ def another_tensor(node: Node, atoms: Sequence[Node]) -> Iterator[Variant]:
     for other in atoms:
         if other.value.shape == node.value.shape and {tensor.label for tensor in other.tensors()} != seen:
             says = f"ours takes {other.said()}, theirs {node.said()}"
-            if node.op == other.op == "tensor" and other.label == f"the input of {node.label}":
+            if node.op == other.op == "tensor" and f"the input of {node.label}" in (other.label, *other.aliases):
                 yield Variant("layer_missing", f"ours leaves out {node.label}: {says}", other)
             yield Variant("another_tensor", says, other)
 
@@ -347,6 +348,17 @@ def extra_term(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[
             if factor < 0:
                 kind, says = kind.replace("extra", "missing"), f"theirs adds {size}{atom.said()}, ours does not"
             yield Variant(kind, says, add([tree, atom], [1, factor]))
+
+
+def term_inside(node: Node, atoms: Sequence[Node]) -> Iterator[Variant]:
+    """Ours adds one more vector, such as a bias, to an array inside the expression."""
+    if node.op != "tensor" and not (node.op == "view" and node.parts[0].op == "tensor"):
+        return
+    for atom in atoms:
+        if atom.value.shape == node.value.shape:
+            kind = "bias_doubled" if atom.parts[0].label.endswith(".bias") else "term_extra"
+            says = f"ours adds {atom.said()} to {node.said()}, theirs does not"
+            yield Variant(kind, says, add([node, atom]))
 
 
 def rolled_channels(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
