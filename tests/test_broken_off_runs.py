@@ -25,6 +25,7 @@ CHECKPOINT = "jax_ddpm.training.checkpoint:check_disk_space"
 IN_CHECKPOINT = "jax_ddpm.training.checkpoint:checksums"
 IN_EXPORT = "jax_ddpm.spec.write_model:save_file"
 FINISH = "jax_ddpm.training.loop:finish"
+IN_EVALUATION = "jax_ddpm.training.evaluate:score"
 IN_CACHE = "jax_ddpm.data.cache:write_text"  # the array is there, what describes it is not
 
 
@@ -163,6 +164,19 @@ def wait_for(path, process):
     while not (path.exists() and path.stat().st_size):
         assert process.poll() is None
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_in_an_evaluation(flags, tmp_path):
+    evaluated = ["--evaluate-every", 16, "--evaluate-images", 9, "--evaluate-steps", 5]
+    assert resumed([*flags, *evaluated], tmp_path / "whole")[0] == 0
+    scored = [row["step"] for row in rows(tmp_path / "whole") if "fid_pixels" in row]
+    assert scored == [16, 32, 40]
+    code, said = resumed([*flags, *evaluated], tmp_path / "run", hooks=[(IN_EVALUATION, 2, "SIGKILL")])
+    assert code == -signal.SIGKILL, said
+    code, said = resumed(flags, tmp_path / "run")
+    assert code == 0, said
+    assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -278,6 +278,26 @@ def test_config_tells_how_the_run_was_started(finished):
     assert start["versions"]["jax"] and start["devices"] and start["command"] and start["time"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"evaluate_every": -1}, "evaluate_every = -1: expected 0 or more"),
+        ({"evaluate_images": 1}, "evaluate_images = 1: expected at least 2"),
+        ({"evaluate_steps": 0}, "evaluate_steps = 0: expected at least 1"),
+        ({"evaluate_features": "file.py:run"}, "evaluate_features = file.py:run: expected classifier, pixels or incep"),
+    ],
+)
+def test_wrong_settings_of_evaluations(settings, said):
+    with pytest.raises(UserError, match=said):
+        small(**settings).check()
+
+
+def test_a_classifier_needs_labels(tmp_path):
+    images = np.zeros((40, 8, 8, 1), np.uint8)
+    with pytest.raises(UserError, match=r"evaluate_features = classifier: .* has no labels; expected pixels or"):
+        train(small(evaluate_every=5, evaluate_features="classifier"), tmp_path / "run", log=quiet, images=images)
+
+
 @pytest.mark.slow
 def test_evaluations_change_nothing_and_resume_in_the_same_bits(finished, tmp_path, monkeypatch, without_pictures):
     config = small(evaluate_every=10, evaluate_images=12, evaluate_steps=5, evaluate_features="pixels")

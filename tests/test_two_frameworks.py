@@ -107,3 +107,4 @@ def test_a_missing_network_is_named_in_torch_too(capsys, monkeypatch, tmp_path):
 
 def test_the_twin_says_that_it_cannot_resume(runs, capsys, monkeypatch):
     assert "cannot resume" in refusal(capsys, monkeypatch, "train_torch.py", "--resume", "--out", runs / "torch")
+    assert "does not evaluate" in refusal(capsys, monkeypatch, "train_torch.py", "--evaluate-every", 5)

@@ -8,13 +8,14 @@ from flax import nnx
 from tqdm import tqdm
 
 from jax_ddpm.data import ImageData
+from jax_ddpm.evaluation.choices import default_features
 from jax_ddpm.evaluation.extractors import open_extractor
 from jax_ddpm.evaluation.image_sets import split_of
 from jax_ddpm.evaluation.reference import make_reference
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import Scores, score
 from jax_ddpm.spec.diffusion_config import SamplerConfig
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.progress import duration
@@ -39,7 +40,10 @@ class Evaluation:
         output = config.output
         self.config, self.info, self.graph, self.log = config, info, graph, log
         self.sampler = evaluation_sampler(config)
-        features = output.evaluate_features or ("pixels" if images.labels is None else "classifier")
+        features = output.evaluate_features or default_features(images)
+        if features == "classifier" and images.labels is None:
+            expected = f"{images.name} has no labels; expected pixels or inception:FILE"
+            require(False, "evaluate_features", features, expected)
         extractor = open_extractor(features, images, config.data.cache_dir, log)
         self.reference = make_reference(split_of(images, "train"), extractor, config.data.cache_dir, log=log)
         log(
