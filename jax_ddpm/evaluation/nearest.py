@@ -2,7 +2,7 @@
 
 An image is a copy if its distance to the nearest training image is less than a third of its distance to the second
 nearest (Yoon et al. 2023, "Diffusion probabilistic models generalize when they fail to memorize"). Real images that
-were held out from training are the standard of comparison: few or none of them should be copies.
+were held out from training give the figures to compare with: data sets may hold some images almost twice.
 """
 
 from collections.abc import Callable
