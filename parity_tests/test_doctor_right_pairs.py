@@ -1,7 +1,10 @@
 """The doctor raises no false alarm on right ports of diffusers' UNet2DModel and to Linen."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from torch import nn
 
 import jax_ddpm
 from jax_ddpm.doctor import compare
@@ -19,6 +22,30 @@ def test_diffusers_configurations(name, folders):
     inputs = np.random.default_rng(0).standard_normal(shape).astype(np.float32), np.array([3, 700])
     result = compare(package_model(name), jax_ddpm.load_model(folders[name]).network, inputs)
     assert result.equal and not any("not compared" in note for note in result.notes), result
+
+
+class PaddedInside(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 2, 1))
+
+
+class PaddedBefore(nnx.Module):
+    def __init__(self, mode):
+        self.mode = mode
+        self.first = nnx.Conv(2, 3, (3, 3), padding="VALID", rngs=nnx.Rngs(0))
+        self.last = nnx.Conv(3, 2, (1, 1), rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.last(self.first(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=self.mode)))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge"])
+def test_a_convolution_that_pads_by_itself(mode):
+    """Ours pads before the convolution, so that its input has another size."""
+    inputs = np.random.default_rng(0).standard_normal((2, 2, 5, 5))
+    result = compare(PaddedInside(), PaddedBefore(mode), inputs, table={"0": "first", "1": "last"})
+    assert result.equal == (mode == "reflect"), result
+    assert result.equal or (result.finding.cause.name, result.finding.pair.theirs.path) == ("padding_mode", "0")
 
 
 @pytest.mark.slow

@@ -131,3 +131,48 @@ def test_of_one_layer(wrong, name):
     theirs, ours = nn.Sequential(Gate()), nnx.Sequential(GatePort(wrong))
     cause = compare(theirs, ours, random(3, 6), table={"0": "layers.0"}).finding.cause
     assert cause.name == name
+
+
+class Limited(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value, self.out = nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.out(self.value(x).clamp(-0.3, 0.3))
+
+
+class LimitedPort(nnx.Module):
+    """An attribute has the name `value`, which Flax's variables have, too."""
+
+    def __init__(self, wrong=""):
+        self.wrong = wrong
+        self.value, self.out = nnx.Linear(6, 6, rngs=nnx.Rngs(0)), nnx.Linear(6, 2, rngs=nnx.Rngs(1))
+        if wrong == "no parameter":
+            self.value.bias = nnx.Variable(jnp.zeros(6))
+
+    def __call__(self, x):
+        h = self.value(x)
+        limited = jnp.clip(h, -0.3, 0.3)
+        if self.wrong == "straight-through":
+            limited = h + jax.lax.stop_gradient(limited - h)
+        if self.wrong == "not finite":
+            limited = limited + 0 * jnp.where(h > 1e9, jnp.sqrt(0 * h), 0.0)
+        return self.out(-limited + 2 * jax.lax.stop_gradient(limited) if self.wrong == "sign" else limited)
+
+
+LIMITED = {
+    "": (True, "", "", ""),
+    "straight-through": (False, "gradient_clipped", "", "is below -0.3 or above 0.3, theirs passes no gradient"),
+    "not finite": (False, "gradient_not_finite", "", "not finite"),
+    "sign": (False, "gradient_scaled", "", "the opposite sign"),
+    "no parameter": (False, "frozen_parameter", "value", "value.bias is no parameter"),
+}
+
+
+@pytest.mark.parametrize("wrong", LIMITED)
+def test_between_modules(wrong):
+    result = compare(Limited(), LimitedPort(wrong), random(8, 6))
+    equal, name, place, words = LIMITED[wrong]
+    assert result.equal == equal and words in result.sentence
+    assert equal or (result.finding.cause.name, result.finding.pair.theirs.path) == (name, place)

@@ -31,11 +31,12 @@ def open_attention(network: TorchNetwork, calls: Sequence[Call], pairs: Sequence
 
 
 def can_open(call: Call) -> bool:
-    """Whether the call is self- or cross-attention without masks, and with one width."""
+    """Whether the call is attention without masks, with one width and as many keys as queries."""
     module = call.module
     named = {name for name, value in call.keywords.items() if isinstance(value, np.ndarray) and "mask" in name}
     masks = [value for value in call.inputs[3:] if isinstance(value, np.ndarray)]
     plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
+    plain = plain and len({array.shape for array in call.arrays[:3]}) == 1
     masked = named or masks or call.keywords.get("is_causal")
     return plain and not masked and not (module.training and module.dropout)
 

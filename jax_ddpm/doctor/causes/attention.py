@@ -41,12 +41,14 @@ class Form:
     transposed: bool = False
     """Whether the weights are transposed before they multiply the values."""
     causal: bool = False
+    lengths: tuple[int, int] | None = None
+    """Numbers of queries and of keys, where they differ. The shorter ones are padded in the packed projections."""
 
     def scale_for(self, width: int) -> float:
         return 1 / math.sqrt(width // self.heads) if self.scale is None else self.scale
 
     def apply(self, packed: np.ndarray) -> np.ndarray:
-        """Packed projections (B, N, 3C) -> (B, N, C)."""
+        """Packed projections (B, N, 3C) -> (B, N, C), or (B, number of queries, C)."""
         b, n, width = packed.shape
         c = width // 3
         sizes = {"p": 3, "h": self.heads, "d": c // self.heads}
@@ -54,9 +56,11 @@ class Form:
         parts = packed.reshape(b, n, *(sizes[a] for a in axes))
         parts = parts.transpose(2 + axes.index("p"), 0, 2 + axes.index("h"), 1, 2 + axes.index("d"))
         query, key, value = (parts[self.order.index(letter)] for letter in "qkv")  # (B, heads, N, d)
+        n, keys = self.lengths or (n, n)
+        query, key, value = query[:, :, :n], key[:, :, :keys], value[:, :, :keys]
         scores = query @ key.swapaxes(-1, -2) * self.scale_for(c)
         if self.causal:
-            scores = np.where(np.tril(np.ones((n, n), bool)), scores, -np.inf)
+            scores = np.where(np.tril(np.ones((n, keys), bool)), scores, -np.inf)
         scores = scores - scores.max(AXES[self.axis], keepdims=True)
         with np.errstate(all="ignore"):
             weights = np.exp(scores)
@@ -119,15 +123,27 @@ def usual(c: int, packed: bool) -> Iterator[Form]:
             yield Form(heads, "qkv", packing, scale)
 
 
-def read_off(packed: np.ndarray, y: np.ndarray, start: Form | None, is_packed: bool, tolerance: float = 1e-9):
-    """The Form that gives y (B, N, C) from packed (B, N, 3C), the nearest to `start` first, or None."""
+def read_off(
+    packed: np.ndarray,
+    y: np.ndarray,
+    start: Form | None,
+    is_packed: bool,
+    tolerance: float = 1e-9,
+    lengths: tuple[int, int] | None = None,
+) -> Form | None:
+    """The Form that gives y (B, N, C) from packed (B, N, 3C), the nearest to `start` first, or None.
+
+    lengths: without `start`, those of the form. With them, packed is (B, max(lengths), 3C).
+    """
     b, n, c = y.shape
-    if packed.shape != (b, n, 3 * c) or n * n * b * c > 2**27:
+    lengths = lengths if start is None else start.lengths
+    if packed.shape != (b, max(lengths or (n,)), 3 * c) or packed.shape[1] ** 2 * b * c > 2**27:
         return None
     first, y_first = packed[:1], y[:1]
 
     def fits(form: Form) -> bool:
-        if c % form.heads or not close(form.apply(first), y_first):
+        impossible = c % form.heads or (lengths is not None and form.transposed)
+        if impossible or not close(form.apply(first), y_first):
             return False
         return close(form.apply(packed), y)
 
@@ -135,7 +151,8 @@ def read_off(packed: np.ndarray, y: np.ndarray, start: Form | None, is_packed: b
         return relative_error(value, wanted) < tolerance
 
     if start is None:
-        return next((form for form in usual(c, is_packed) if fits(form)), None)
+        forms = (replace(form, lengths=lengths) for form in usual(c, is_packed))
+        return next((form for form in forms if fits(form)), None)
     found = next((form for form in near(start, c, n, is_packed) if fits(form)), None)
     return found or with_scale(start, first, y_first, c, fits)
 

@@ -13,8 +13,9 @@ import numpy as np
 from jax_ddpm.doctor.causes import activation, resampling
 from jax_ddpm.doctor.causes import attention as attention_form
 from jax_ddpm.doctor.causes.activation import FORMULAS
+from jax_ddpm.doctor.causes.attention_nodes import as_tokens, attend, projections
 from jax_ddpm.doctor.causes.expression import Node, act, add, concatenate, modulate, product, views
-from jax_ddpm.doctor.causes.hypothesis import number, rounded
+from jax_ddpm.doctor.causes.hypothesis import rounded
 from jax_ddpm.doctor.records import relative_error
 
 COMMON = ("SiLU", "ReLU", "GELU (erf)", "GELU (tanh)", "Mish", "tanh", "sigmoid", "leaky ReLU, slope 0.01", "ELU")
@@ -252,8 +253,9 @@ class Search:
         if self.target.ndim not in (3, 4) or self.target.size > 2**22:
             return
         b, c, n, to_tokens, _ = as_tokens(shape)
-        for packed, is_packed in packed_projections(self.materials, b, n, c):
-            form = attention_form.read_off(packed.value, to_tokens(self.target), None, is_packed, self.tolerance * 10)
+        for packed, is_packed, lengths in projections(self.materials[: 2 * RECENT], b, n, c):
+            settings = is_packed, self.tolerance * 10, lengths
+            form = attention_form.read_off(packed.value, to_tokens(self.target), None, *settings)
             if form is not None:
                 yield attend(packed, form, shape, is_packed)
 
@@ -349,51 +351,3 @@ def usual_resampling(size: tuple[int, int], target: tuple[int, int]) -> Iterator
     for found in resampling.methods(size, target):
         if found[1] in usual:
             yield found
-
-
-def as_tokens(shape: tuple[int, ...]):
-    """(B, C, N, function to (B, N, C), function back) for images or tokens."""
-    if len(shape) == 4:
-        b, c, h, w = shape
-        return b, c, h * w, lambda v: v.reshape(b, -1, h * w).mT, lambda v: v.mT.reshape(b, -1, h, w)
-    return shape[0], shape[2], shape[1], lambda v: v, lambda v: v
-
-
-def packed_projections(materials: Sequence[Node], b: int, n: int, c: int) -> Iterator[tuple[Node, bool]]:
-    """Arrays (B, N, 3C) of projections: one array, or the newest three side by side."""
-
-    def tokens(node: Node, channels: int) -> np.ndarray | None:
-        v = node.value
-        if v.ndim == 4 and v.shape[:2] == (b, channels) and v.shape[2] * v.shape[3] == n:
-            return v.reshape(b, channels, n).mT
-        if v.shape == (b, n, channels):
-            return v
-        if v.shape == (b, channels, n):
-            return v.mT
-        if v.ndim == 4 and v.shape[0] == b and v.shape[2] == n and v.shape[1] * v.shape[3] == channels:
-            return v.transpose(0, 2, 1, 3).reshape(b, n, channels)
-        return None
-
-    for node in materials[:RECENT]:
-        packed = tokens(node, 3 * c)
-        if packed is not None:
-            yield Node("tensor", node.label, node.words, node.code, given=packed), True
-    newest = [node for node in materials[: 2 * RECENT] if node.op == "tensor" and tokens(node, c) is not None]
-    outputs = [node for node in newest if not node.label.startswith("the input")][:3]
-    if len(outputs) == 3:
-        value, key, query = outputs
-        packed = np.concatenate([tokens(query, c), tokens(key, c), tokens(value, c)], axis=-1)
-        names = [node.words for node in (query, key, value)]
-        codes = [node.code for node in (query, key, value)]
-        yield Node("tensor", "projections", ", ".join(names), ", ".join(codes), given=packed), False
-
-
-def attend(packed: Node, form: attention_form.Form, shape: tuple[int, ...], is_packed: bool) -> Node:
-    """Attention of packed projections, in the layout of `shape`."""
-    _, c, _, _, from_tokens = as_tokens(shape)
-    text = f"attention of {{0}} with {form.heads} heads and scale {number(form.scale_for(c))}"
-
-    def function(value: np.ndarray) -> np.ndarray:
-        return from_tokens(form.apply(value))
-
-    return Node("attention", "packed" if is_packed else "apart", text, text, function, (packed,), form=form)
