@@ -74,7 +74,7 @@ AREAS = [
         "training",
         "Training",
         "The training step, the loop around it, checkpoints and run folders.",
-        ["jax_ddpm.training.*"],
+        ["jax_ddpm.training.*", "jax_ddpm.spec.data_record", "jax_ddpm.spec.read_run"],
     ),
     (
         "evaluation",

@@ -73,7 +73,8 @@ class Evaluation:
         """Images of the model, or of a copy with other settings. They are kept in the run, or else in the cache."""
         flags = self.flags
         count = flags.num_images or choices.default_num_images()
-        folder = samples_folder(self.run) if self.run else cache_dir() / "samples"
+        cache = Path(flags.data.cache_dir).expanduser() if flags.data.cache_dir else cache_dir()
+        folder = samples_folder(self.run) if self.run else cache / "samples"
         progress = named(f"drawing {count:,} images", count, self.bars)
         return ImageSet("samples", draw_samples(model, count, sampler, flags.seed, flags.batch_size, folder, progress))
 
@@ -141,6 +142,10 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
             print(f"Images are resized to {size_text(given.image_shape)}. --image-size changes that.")
         shape = given.image_shape
     real = choices.reference_images(flags.reference, run, shape, settings)
+    if flags.nearest is not None:
+        for images, what in ((given, "evaluated images"), (real, "reference")):
+            if images is not None and images.images is None:
+                raise UserError(f"--nearest {flags.nearest} needs images, but of the {what} there are only statistics.")
     name = flags.features or choices.default_features(real.data)
     if flags.features is None:
         why = "the data set has classes" if name == "classifier" else "there are no classes to train a classifier on"

@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+
 from jax_ddpm import report
 from jax_ddpm.commands.evaluating import Evaluation, picture_path
 from jax_ddpm.evaluation.sweep import (
@@ -17,6 +19,8 @@ from jax_ddpm.evaluation.sweep import (
 )
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path, write_text
+
+LEVEL_IMAGES = 1000  # of which the mean level is computed
 
 
 def sweep(evaluation: Evaluation) -> None:
@@ -37,7 +41,9 @@ def sweep(evaluation: Evaluation) -> None:
         evaluation.add_result(*drawn_by, point.scores.as_dict(), point.seconds)
     print(f"\nScores of {points[0].scores.num_images:,} images each:\n{table(points)}")
     print("* the best with at most so many network calls for each image\n")
-    for line in [*warnings(points), *points[0].scores.lines()]:
+    real = evaluation.real.images
+    real_level = None if real is None else float(np.mean(real[:LEVEL_IMAGES]))
+    for line in [*warnings(points, real_level), *points[0].scores.lines()]:
         print(line)
     if floor := points[0].scores.floor:
         print(f"FID of real images: {floor.value_text('fid')}")

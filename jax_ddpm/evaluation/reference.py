@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path
 from jax_ddpm.spec.files import cache_dir as user_cache_dir
 from jax_ddpm.spec.text import one_line
-
-if TYPE_CHECKING:
-    from jax_ddpm.evaluation.scores import Scores
 
 MAX_KEPT = 10_000  # images whose features are kept, for KID, precision and recall
 MAX_FEATURES = 4096  # a covariance of more takes too much memory and time
@@ -45,8 +42,8 @@ class Reference:
     """Of at most MAX_KEPT images, chosen at random: float64 (K, D). None if only statistics are known."""
     held_out: np.ndarray | None = None
     """Features of other real images, likewise."""
-    floors: "dict[int, Scores]" = field(default_factory=dict)
-    """Scores of held-out images, by their number."""
+    floors: dict[int, Any] = field(default_factory=dict)
+    """`Scores` of held-out images, by their number."""
 
 
 def make_reference(

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from types import NoneType
 from typing import Any, get_args
 
+import numpy as np
+
+from jax_ddpm.evaluation.image_sets import ImageSet
 from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.evaluation.scores import Scores, score
 from jax_ddpm.sampling.reverse import sampling_timesteps
@@ -17,7 +20,8 @@ from jax_ddpm.weights.model import Model
 
 SAMPLER_SETTINGS = tuple(field.name for field in fields(SamplerConfig))
 SETTINGS = (*SAMPLER_SETTINGS, *SAMPLING_SETTINGS)
-FAR_WORSE = 1.5  # times the FID of the ancestral sampler, and intervals that do not overlap
+FAR_WORSE = 1.25  # times the FID of the ancestral sampler, and intervals that do not overlap
+LEVELS = 5  # by which the mean level must be farther from that of real images to be named as the reason
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Point:
     scores: Scores
     seconds: float
     """Time in which the images were drawn, or read if they were there."""
+    mean_level: float
+    """Mean of all pixels, 0 to 255."""
 
     @property
     def distance(self) -> float | None:
@@ -135,7 +141,7 @@ def read_value(name: str, text: str) -> Any:
 
 def score_points(
     chosen: Sequence[Combination],
-    draw: Callable[[Combination], Any],
+    draw: Callable[[Combination], ImageSet],
     reference: Reference,
     **settings,
 ) -> Iterator[Point]:
@@ -143,7 +149,7 @@ def score_points(
 
     Args:
         chosen: from `combinations`.
-        draw: makes images of a combination, as `score` takes them.
+        draw: makes the images of a combination.
         reference: what they are compared with.
         settings: further arguments of `score`.
     """
@@ -151,7 +157,7 @@ def score_points(
         start = time.perf_counter()
         images = draw(each)
         seconds = time.perf_counter() - start
-        yield Point(each, score(images, reference, **settings), seconds)
+        yield Point(each, score(images, reference, **settings), seconds, float(np.mean(images.images)))
 
 
 def best_points(points: Sequence[Point]) -> list[Point]:
@@ -165,8 +171,11 @@ def best_points(points: Sequence[Point]) -> list[Point]:
     return best
 
 
-def warnings(points: Sequence[Point]) -> list[str]:
-    """A sentence for each deterministic sampler that is far worse than the ancestral one with as many network calls."""
+def warnings(points: Sequence[Point], real_level: float | None = None) -> list[str]:
+    """A sentence for each deterministic sampler that is far worse than the ancestral one with as many network calls.
+
+    real_level: mean of the pixels of real images, 0 to 255.
+    """
     found = []
     for point in points:
         c = point.combination
@@ -175,11 +184,23 @@ def warnings(points: Sequence[Point]) -> list[str]:
             same = o.network_calls == c.network_calls and o.diffusion.clip == c.diffusion.clip
             if same and o.sampler.sampler == "ddpm" and c.sampler.is_deterministic and is_far_worse(point, other):
                 found.append(
-                    f"{c} is far worse than {o} ({point.distance:.3g} and {other.distance:.3g}) with {o.network_calls} "
-                    "network calls each. The likely reason: the noise of each ancestral step corrects errors of the "
-                    "network's earlier predictions, and a deterministic sampler carries them to the end."
+                    f"{c} is far worse than {o}: {point.distance:.3g} and {other.distance:.3g} with {o.network_calls} "
+                    f"network calls. {likely_reason(point, other, real_level)}"
                 )
     return found
+
+
+def likely_reason(point: Point, other: Point, real_level: float | None) -> str:
+    """Why a deterministic sampler (point) is worse than the ancestral one (other)."""
+    reason = (
+        "The likely reason: a deterministic sampler carries the errors of the network's predictions to the end, and "
+        "the noise of the ancestral steps corrects them."
+    )
+    levels = point.mean_level, other.mean_level
+    if real_level is None or abs(levels[0] - real_level) < abs(levels[1] - real_level) + LEVELS:
+        return reason
+    seen = f"its images have the mean level {levels[0]:.0f} (ancestral {levels[1]:.0f}, real {real_level:.0f})"
+    return f"{reason} Here they change the brightness: {seen}."
 
 
 def is_far_worse(point: Point, other: Point) -> bool:
