@@ -55,6 +55,32 @@ class Node:
             yield from part.tensors()
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What ours may compute in place of `tree`."""
+
+    name: str
+    says: str
+    tree: Node
+    mend: str = ""
+    """The line to change, if it is another than the whole expression of theirs."""
+
+
+def everywhere(tree: Node, kind) -> Iterator[Variant]:
+    """The variants of every node of a tree, outermost first."""
+    yield from kind(tree)
+    for index, part in enumerate(tree.parts):
+        for variant in everywhere(part, kind):
+            yield Variant(variant.name, variant.says, tree.with_part(index, variant.tree), variant.mend)
+
+
+def nodes_of(tree: Node) -> Iterator[Node]:
+    """All nodes of a tree, outermost first, as `everywhere` visits them."""
+    yield tree
+    for part in tree.parts:
+        yield from nodes_of(part)
+
+
 def tensor(theirs: str, ours: str, value: np.ndarray) -> Node:
     """An array: how sentences and our code name it. Braces in names are doubled for str.format."""
     braces = str.maketrans({"{": "{{", "}": "}}"})
@@ -237,3 +263,8 @@ def flattened(node: Node) -> Iterator[Node]:
             lambda v, order=order: v.transpose(0, *order).reshape(len(v), -1),
             node,
         )
+
+
+def is_spread(node: Node) -> bool:
+    """Whether a term is a vector that is added to all pixels or tokens, such as the time."""
+    return node.op == "view" and node.label.startswith("to all")

@@ -2,28 +2,29 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from jax_ddpm.doctor.causes import attention, resampling
-from jax_ddpm.doctor.causes.activation import FORMULAS, read_off
+from jax_ddpm.doctor.causes.activation import FORMULAS
 from jax_ddpm.doctor.causes.attention_nodes import as_tokens, attend
-from jax_ddpm.doctor.causes.expression import MODULATIONS, Node, act, add, concatenate, modulate, view, views
-from jax_ddpm.doctor.causes.hypothesis import UNFIT, divisors, number, rounded
-from jax_ddpm.doctor.records import relative_error
-
-
-@dataclass
-class Variant:
-    """What ours may compute in place of `tree`."""
-
-    name: str
-    says: str
-    tree: Node
-    mend: str = ""
-    """The line to change, if it is another than the whole expression of theirs."""
+from jax_ddpm.doctor.causes.expression import (
+    MODULATIONS,
+    Node,
+    Variant,
+    act,
+    add,
+    concatenate,
+    everywhere,
+    is_spread,
+    modulate,
+    view,
+    views,
+)
+from jax_ddpm.doctor.causes.hypothesis import UNFIT
+from jax_ddpm.doctor.causes.moved_variants import moved, rolled_channels
+from jax_ddpm.doctor.causes.solved_variants import extra_term, other_activation, solved_factor_inside, solved_factors
 
 
 def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray, is_known: bool = True) -> Iterator[Variant]:
@@ -51,19 +52,6 @@ def variants(tree: Node, atoms: Sequence[Node], ours: np.ndarray, is_known: bool
             yield from family()
         except UNFIT:  # this kind of change does not fit these shapes
             continue
-
-
-def everywhere(tree: Node, kind) -> Iterator[Variant]:
-    """The variants of every node of a tree, outermost first."""
-    yield from kind(tree)
-    for index, part in enumerate(tree.parts):
-        for variant in everywhere(part, kind):
-            yield Variant(variant.name, variant.says, tree.with_part(index, variant.tree), variant.mend)
-
-
-def is_spread(node: Node) -> bool:
-    """Whether a term is a vector that is added to all pixels or tokens, such as the time."""
-    return node.op == "view" and node.label.startswith("to all")
 
 
 def of_sum(node: Node) -> Iterator[Variant]:
@@ -128,14 +116,6 @@ def of_activation(node: Node) -> Iterator[Variant]:
     if part.op in ("modulate", "product", "concatenate"):
         for k in range(len(part.parts)):
             yield moved_activation(node, part.with_part(k, like(node, part.parts[k])))
-
-
-def other_activation(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
-    """An activation with a number that is solved for."""
-    found = read_off(tree.parts[0].value, ours) if tree.op == "act" else None
-    if found is not None:
-        says = f"the activation is {found[0]} in ours and {tree.label} in theirs"
-        yield Variant("activation", says, act(found[0], tree.parts[0], found[2], found[1]))
 
 
 def activation_around(node: Node) -> Iterator[Variant]:
@@ -247,73 +227,6 @@ def of_resampling(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
     yield from everywhere(tree, kind)
 
 
-def solved_factors(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
-    """Factors of a sum's terms, or of the whole, and a constant, by least squares."""
-    if ours.shape != tree.value.shape:
-        return
-    parts = tree.parts if tree.op == "sum" else (tree,)
-    for constant in (False, True):
-        columns = [part.value.ravel() for part in parts] + [np.ones(ours.size)] * constant
-        matrix = np.stack(columns, axis=1)
-        factors, _, rank, _ = np.linalg.lstsq(matrix, ours.ravel(), rcond=1e-12)
-        if rank < len(columns) or relative_error(matrix @ factors, ours.ravel()) > 1e-7:
-            continue
-        short = [shortened(matrix, factors, k, ours) for k in range(len(factors))]
-        offset = short.pop() if constant else 0.0
-        changed = add(parts, short, offset)
-        old = tree if tree.op == "sum" else add([tree])
-        ratios = [new / before for new, before in zip(short, old.factors, strict=True)]
-        name = (
-            "offset"
-            if offset and all(r == 1 for r in ratios)
-            else "scale"
-            if len(set(ratios)) == 1
-            else "residual_scaled"
-        )
-        yield Variant(name, f"ours computes {changed.said()}, theirs {tree.said()}", changed)
-
-
-def solved_factor_inside(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
-    """A factor of one part inside, if ours is linear in it."""
-    if ours.shape != tree.value.shape or tree.op not in ("sum", "concatenate", "view", "resample"):
-        return
-
-    def kind(node: Node) -> Iterator[Variant]:
-        if node is not tree and node.value.dtype.kind == "f":
-            yield Variant("scale", "", add([node], [0.0]))
-
-    paths = list(everywhere(tree, kind))
-    for without, part in zip(paths, (node for node in nodes_of(tree) if node is not tree), strict=False):
-        base = without.tree.value
-        change = tree.value - base
-        if not change.any():
-            continue
-        factor = float(np.sum((ours - base) * change) / np.sum(change * change))
-        if np.abs(base + factor * change - ours).max() < 1e-7 * np.abs(ours).max():
-            limit = 1e-7 * np.abs(ours).max()
-            factor = rounded(factor, lambda f, b=base, c=change, e=limit: np.abs(b + f * c - ours).max() < e) or factor
-            says = f"ours multiplies {part.said()} by {number(factor)}, theirs does not"
-            yield Variant("scale", says, view("scaled", "{0}", "{0}", lambda _, v=base + factor * change: v, tree))
-
-
-def nodes_of(tree: Node) -> Iterator[Node]:
-    """All nodes of a tree, outermost first, as `everywhere` visits them."""
-    yield tree
-    for part in tree.parts:
-        yield from nodes_of(part)
-
-
-def shortened(matrix: np.ndarray, factors: np.ndarray, k: int, ours: np.ndarray) -> float:
-    """Factor k with few digits."""
-
-    def fits(value: float) -> bool:
-        tried = factors.copy()
-        tried[k] = value
-        return relative_error(matrix @ tried, ours.ravel()) < 1e-7
-
-    return rounded(float(factors[k]), fits) or float(factors[k])
-
-
 def another_tensor(node: Node, atoms: Sequence[Node]) -> Iterator[Variant]:
     """Another array of the same shape in the place of one."""
     if node.op != "tensor" and not (node.op == "view" and node.parts[0].op == "tensor"):
@@ -327,29 +240,6 @@ def another_tensor(node: Node, atoms: Sequence[Node]) -> Iterator[Variant]:
             yield Variant("another_tensor", says, other)
 
 
-def extra_term(tree: Node, atoms: Sequence[Node], ours: np.ndarray) -> Iterator[Variant]:
-    """Ours adds one more array, times a factor."""
-    if ours.shape != tree.value.shape:
-        return
-    rest = (ours - tree.value).ravel()
-    for atom in atoms:
-        values = np.broadcast_to(atom.value, tree.value.shape).ravel() if atom.value.shape == tree.value.shape else None
-        if values is None or not values.any():
-            continue
-        factor = float(values @ rest / (values @ values))
-        if np.abs(factor * values - rest).max() <= 1e-7 * max(np.abs(rest).max(), 1e-30):
-            factor = (
-                rounded(factor, lambda f, v=values: np.abs(f * v - rest).max() <= 1e-7 * np.abs(rest).max()) or factor
-            )
-            kind = "term_extra" if is_spread(atom) else "residual_extra"
-            kind = "bias_doubled" if atom.parts and atom.parts[0].label.endswith(".bias") and factor == 1 else kind
-            size = "" if abs(factor) == 1 else f"{number(abs(factor))} * "
-            says = f"ours adds {size}{atom.said()}, theirs does not"
-            if factor < 0:
-                kind, says = kind.replace("extra", "missing"), f"theirs adds {size}{atom.said()}, ours does not"
-            yield Variant(kind, says, add([tree, atom], [1, factor]))
-
-
 def term_inside(node: Node, atoms: Sequence[Node]) -> Iterator[Variant]:
     """Ours adds one more vector, such as a bias, to an array inside the expression."""
     if node.op != "tensor" and not (node.op == "view" and node.parts[0].op == "tensor"):
@@ -359,60 +249,3 @@ def term_inside(node: Node, atoms: Sequence[Node]) -> Iterator[Variant]:
             kind = "bias_doubled" if atom.parts[0].label.endswith(".bias") else "term_extra"
             says = f"ours adds {atom.said()} to {node.said()}, theirs does not"
             yield Variant(kind, says, add([node, atom]))
-
-
-def rolled_channels(tree: Node, ours: np.ndarray) -> Iterator[Variant]:
-    """The first channels of theirs are the last ones of ours: two arrays are joined the other way round."""
-    theirs = tree.value
-    if theirs.shape != ours.shape or theirs.ndim < 2:
-        return
-    axis = 1 if theirs.ndim == 4 else theirs.ndim - 1
-    first = np.take(theirs, 0, axis)
-    limit = 1e-6 * max(np.abs(theirs).max(), 1e-30)
-    for k in range(1, theirs.shape[axis]):
-        if np.abs(np.take(ours, k, axis) - first).max() <= limit:
-            n = theirs.shape[axis] - k
-            says = f"ours joins two arrays the other way round: its first {k} channels are the last of theirs"
-            order = np.roll(np.arange(n + k), k)
-            joined = view("rolled", "{0}", "{0}", lambda v, order=order: np.take(v, order, axis), tree)
-            yield Variant("concatenation_order", says, joined, "Swap the two arrays in jnp.concatenate.")
-
-
-def moved(tree: Node) -> Iterator[Variant]:
-    """The whole array with its axes swapped, reversed or its channels in another order."""
-    shape = tree.value.shape
-    options = []
-    if len(shape) == 4:
-        options += [
-            ("height_width_swapped", "height and width are swapped in ours", lambda v: v.mT),
-            ("image_flipped", "ours is flipped from left to right", lambda v: v[..., ::-1]),
-            ("image_flipped", "ours is flipped from top to bottom", lambda v: v[..., ::-1, :]),
-            ("image_flipped", "ours is rotated by 180 degrees", lambda v: v[..., ::-1, ::-1]),
-            ("axes_order", "ours is reshaped from NHWC to NCHW without moving the axes", unmoved),
-            ("axes_order", "ours is reshaped from NCHW to NHWC without moving the axes", unmoved_back),
-        ]
-        for rows, columns in ((1, 0), (0, 1), (1, 1), (-1, 0), (0, -1), (-1, -1)):
-            says = f"ours is shifted by {rows} rows and {columns} columns, round the edges"
-            options.append(("image_shifted", says, lambda v, by=(rows, columns): np.roll(v, by, (2, 3))))
-    if len(shape) == 3:
-        options.append(("axes_order", "the last two axes are swapped in ours", lambda v: v.mT))
-    if len(shape) > 1:
-        axis = 1 if len(shape) == 4 else len(shape) - 1
-        c = shape[axis]
-        options.append(("channels_permuted", "the channels are in reverse order in ours", lambda v: np.flip(v, axis)))
-        for g in divisors(c)[1:-1]:
-            says = f"the channels of ours are regrouped from {g} x {c // g} to {c // g} x {g}"
-            order = np.arange(c).reshape(g, c // g).T.ravel()
-            options.append(("channels_permuted", says, lambda v, order=order: np.take(v, order, axis)))
-    for name, says, function in options:
-        yield Variant(name, says, view(name, "{0}", "{0}", function, tree))
-
-
-def unmoved(v: np.ndarray) -> np.ndarray:
-    b, c, h, w = v.shape
-    return v.transpose(0, 2, 3, 1).reshape(b, c, h, w)
-
-
-def unmoved_back(v: np.ndarray) -> np.ndarray:
-    b, c, h, w = v.shape
-    return v.reshape(b, h, w, c).transpose(0, 3, 1, 2)
