@@ -15,12 +15,9 @@ def show_nearest(evaluation: Evaluation, images: ImageSet, path: Path) -> dict:
     Training images are those of the reference's data set, or the images of the reference if it is no data set.
 
     Raises:
-        UserError: there are no images, only statistics; or the picture cannot be written.
+        UserError: the picture cannot be written.
     """
     real = evaluation.real
-    if images.images is None or real.images is None:
-        which = "the images" if images.images is None else "the reference"
-        raise UserError(f"--nearest {path} needs images, but of {which} there are only statistics.")
     if real.data is not None:
         train, held_out = real.data.train, real.data.validation
     else:
