@@ -146,10 +146,6 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
         for images, what in ((given, "evaluated images"), (real, "reference")):
             if images is not None and images.images is None:
                 raise UserError(f"--nearest {flags.nearest} needs images, but of the {what} there are only statistics.")
-    if flags.nearest is not None:
-        for images, what in ((given, "evaluated images"), (real, "reference")):
-            if images is not None and images.images is None:
-                raise UserError(f"--nearest {flags.nearest} needs images, but of the {what} there are only statistics.")
     name = flags.features or choices.default_features(real.data)
     if flags.features is None:
         why = "the data set has classes" if name == "classifier" else "there are no classes to train a classifier on"
