@@ -3,12 +3,15 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jax_ddpm.evaluation.results import Result, append_result
+from jax_ddpm.sampling.samplers import ANCESTRAL
 from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.training.compare_scores import notes_on_scores, scores_table
 from tests import browser
 from tests.commands import refusal, succeed
 from tests.test_page import carried, needs_browser, picture
@@ -38,6 +41,7 @@ def runs(command_run, tmp_path_factory):
         "fid": 3.25,
         "fid_interval": [3.0, 3.5],
         "num_images": 1000,
+        "floor": {"fid": 1.5},
         "extractor": features,
         "reference": reference,
     }
@@ -60,7 +64,8 @@ def test_a_table_and_a_page(runs, tmp_path, capsys, monkeypatch):
     ours, theirs = map(float, table["training loss, last"])
     np.testing.assert_allclose(theirs, ours / 2, rtol=1e-3)
     assert table["FID by classifier to train:digits"] == ["-", "3.25 [3, 3.5]"]
-    assert table["its samples"] == ["-", "1000 images, ddpm in T steps, ema weights of step 6"]
+    assert "KID" not in table and table["FID of held-out images"] == ["-", "1.5"]
+    assert table["samples"] == ["-", "1000 images, ddpm in T steps, ema weights"]
     assert table["FID by pixels, during the training"] == ["-", "10, step 6"]
     data = carried(out.read_text())
     assert [part["title"] for part in data["tables"]] == ["Results", "Settings that differ"]
@@ -74,6 +79,28 @@ def test_a_table_and_a_page(runs, tmp_path, capsys, monkeypatch):
     assert out.read_text().count("<script") == 2
     again = data["strips"]["command"]
     assert again.startswith("jax-ddpm compare ") and "--num-steps 4" in again and "--batch-size" not in again
+
+
+def result(fid, sampler=ANCESTRAL, **diffusion):
+    kinds = {part: {"name": part, "fingerprint": "0"} for part in ("extractor", "reference")}
+    values = Result(9, "ema", sampler, 0, {"fid": fid, "num_images": 10, **kinds}, 1.0).as_dict()
+    return {**values, "diffusion": diffusion}
+
+
+def test_results_that_were_drawn_alike_are_side_by_side():
+    def shown(*results):
+        runs = [SimpleNamespace(results=each, rows=[]) for each in results]
+        rows = [row for row in scores_table(runs) if row[0].startswith(("FID by", "    samples"))]
+        return [row[1:] for row in rows], notes_on_scores(runs)
+
+    ddim = SamplerConfig(sampler="ddim", num_steps=50, eta=0.5)
+    ways = ["10 images, ddpm in T steps, ema weights", "10 images, ddim in 50 steps, eta 0.5, clip state, ema weights"]
+    first = [result(5.0), result(4.0), result(3.0, ddim, clip="state")]
+    alike, notes = shown(first, [result(2.0, clip="x0")])
+    assert (alike, notes) == ([["4", "2"], [ways[0]] * 2], [])
+    unlike, notes = shown([first[2]], [result(2.0)], [])
+    assert unlike == [["3", "2", "-"], [ways[1], ways[0], "-"]]
+    assert notes == ["Samples for the FID by extractor were drawn in different ways: do not compare these FIDs."]
 
 
 def test_runs_that_do_not_compare_are_said(runs, tmp_path, capsys, monkeypatch):

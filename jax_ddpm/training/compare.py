@@ -14,6 +14,7 @@ from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.read_run import CONFIG_FILE, read_config
 from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.training.compare_scores import NONE, at_step, notes_on_scores, scores_table
 from jax_ddpm.training.progress import duration
 from jax_ddpm.training.run_charts import chart, evaluated_features
 from jax_ddpm.training.run_folder import MetricsLog, flatten
@@ -22,7 +23,6 @@ from jax_ddpm.weights.model import Model, load_model
 
 UNLIKE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}  # settings that change no result
 LOSS_SETTINGS = ("diffusion.objective", "diffusion.schedule", "diffusion.timesteps", "training.min_snr_gamma")
-NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def figures_table(runs: Sequence[ComparedRun]) -> list[list[str]]:
         ["validation loss, lowest", *(validation_text(run, last=False) for run in runs)],
         ["images/s", *(f"{speed:,.0f}" if (speed := median_speed(run)) else NONE for run in runs)],
         ["training time", *(duration(seconds) if (seconds := training_seconds(run)) else NONE for run in runs)],
-        *scores_tables(runs),
+        *scores_table(runs),
     ]
     return [row for row in rows if set(row[1:]) != {NONE}]
 
@@ -120,10 +120,6 @@ def lowest(values, steps) -> tuple[float, int]:
     return values[place], steps[place]
 
 
-def at_step(value: float, step: int | None) -> str:
-    return f"{value:.4g}" + ("" if step is None else f", step {step:,}")
-
-
 def validation_text(run: ComparedRun, last: bool) -> str:
     pairs = [(row["validation_loss"], row["step"]) for row in run.rows if row.get("validation_loss") is not None]
     if not pairs:
@@ -142,45 +138,6 @@ def training_seconds(run: ComparedRun) -> float:
     return sum(n * run.batch_size / speed for n, speed in zip(steps, speeds, strict=True) if speed)
 
 
-def scores_tables(runs: Sequence[ComparedRun]) -> list[list[str]]:
-    """The newest result of each run, a row for each kind of features and reference; then scores of the training."""
-    newest = [{key: result for result in run.results if (key := kind_of(result))} for run in runs]
-    rows = []
-    for kind in dict.fromkeys(kind for each in newest for kind in each):
-        for name, text in ((f"FID by {kind[0]} to {kind[2]}", fid_text), ("    its samples", drawn_text)):
-            rows.append([name, *(text(each[kind]) if kind in each else NONE for each in newest)])
-    for features in dict.fromkeys(name for run in runs for name in evaluated_features(run.rows)):
-        found = [[row for row in run.rows if row.get(f"fid_{features}") is not None] for run in runs]
-        texts = [at_step(each[-1][f"fid_{features}"], each[-1]["step"]) if each else NONE for each in found]
-        rows.append([f"FID by {features}, during the training", *texts])
-    return rows
-
-
-def kind_of(result: dict) -> tuple[str, ...] | None:
-    """Name and hash of the features and of the reference of a result; None for one without an FID."""
-    scores = result.get("scores") or {}
-    if scores.get("fid") is None:
-        return None
-    return tuple(str((scores.get(part) or {}).get(key)) for part in ("extractor", "reference") for key in KIND_KEYS)
-
-
-KIND_KEYS = ("name", "fingerprint")
-
-
-def fid_text(result: dict) -> str:
-    low_high = result["scores"].get("fid_interval")
-    interval = f" [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
-    return f"{result['scores']['fid']:.4g}{interval}"
-
-
-def drawn_text(result: dict) -> str:
-    """How the samples of a result were drawn."""
-    sampler, step = result.get("sampler") or {}, result.get("step")
-    count, steps = result["scores"].get("num_images"), sampler.get("num_steps") or "T"
-    weights = f"{result.get('weights')} weights" + ("" if step is None else f" of step {step:,}")
-    return f"{count} images, {sampler.get('sampler')} in {steps} steps, {weights}"
-
-
 # What is said about them.
 
 
@@ -195,10 +152,7 @@ def notes_on(runs: Sequence[ComparedRun]) -> list[str]:
     unlike = [name.split(".")[1] for name in LOSS_SETTINGS if len({str(each.get(name)) for each in settings}) > 1]
     if unlike:
         notes.append(f"The runs differ in {' and '.join(unlike)}, so their losses do not compare.")
-    kinds = {kind for run in runs for result in run.results if (kind := kind_of(result))}
-    drawn = {str(result["scores"].get("num_images")) for run in runs for result in run.results if kind_of(result)}
-    if kinds and len(drawn) > 1:
-        notes.append("The FID depends on the number of images: compare only results of the same number.")
+    notes += notes_on_scores(runs)
     return notes
 
 

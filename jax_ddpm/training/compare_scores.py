@@ -1,0 +1,102 @@
+"""The scores of several runs side by side: results of `jax-ddpm evaluate`, and scores of the training."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jax_ddpm.training.run_charts import evaluated_features
+
+if TYPE_CHECKING:
+    from jax_ddpm.training.compare import ComparedRun
+
+NONE = "-"
+USUAL = {"spacing": "trailing", "eta": 0, "clip": "x0", "variance": "beta"}  # settings of sampling that are not named
+
+
+def scores_table(runs: Sequence["ComparedRun"]) -> list[list[str]]:
+    """The results of each run by each kind of features and reference; then the FIDs of the training."""
+    rows = []
+    for kind in kinds_of(runs):
+        for results in comparable_results(runs, kind):
+            for name, text in {f"FID by {kind[0]} to {kind[2]}": fid_text, **DETAILS}.items():
+                rows.append([name, *(text(each) if each else NONE for each in results)])
+    for features in dict.fromkeys(name for run in runs for name in evaluated_features(run.rows)):
+        found = [[row for row in run.rows if row.get(f"fid_{features}") is not None] for run in runs]
+        texts = [at_step(each[-1][f"fid_{features}"], each[-1]["step"]) if each else NONE for each in found]
+        rows.append([f"FID by {features}, during the training", *texts])
+    return rows
+
+
+def comparable_results(runs: Sequence["ComparedRun"], kind: tuple[str, ...]) -> list[list[dict | None]]:
+    """Results of a kind, one of each run, that were drawn alike: the newest of each way of drawing that two runs share.
+
+    The newest results of all runs if no two of them share one.
+    """
+    found = [[result for result in run.results if kind_of(result) == kind] for run in runs]
+    by_way = [{drawn_text(result): result for result in results} for results in found]
+    ways = dict.fromkeys(way for each in by_way for way in each)
+    shared = [way for way in ways if sum(way in each for each in by_way) > 1]
+    if shared:
+        return [[each.get(way) for each in by_way] for way in shared]
+    return [[results[-1] if results else None for results in found]]
+
+
+def kinds_of(runs: Sequence["ComparedRun"]) -> list[tuple[str, ...]]:
+    """All kinds of features and references of the results of runs."""
+    return list(dict.fromkeys(kind for run in runs for result in run.results if (kind := kind_of(result))))
+
+
+def kind_of(result: dict) -> tuple[str, ...] | None:
+    """Name and hash of the features and of the reference of a result; None for one without scores."""
+    scores = result.get("scores") or {}
+    if scores.get("fid") is None and scores.get("kid") is None:
+        return None
+    return tuple(
+        str((scores.get(part) or {}).get(key)) for part in ("extractor", "reference") for key in ("name", "fingerprint")
+    )
+
+
+def fid_text(result: dict) -> str:
+    interval = result["scores"].get("fid_interval")
+    return number(result["scores"].get("fid")) + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "")
+
+
+def number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4g}"
+
+
+def at_step(value: float, step: int | None) -> str:
+    return f"{value:.4g}" + ("" if step is None else f", step {step:,}")
+
+
+def precision_text(result: dict) -> str:
+    precision, recall = (result["scores"].get(name) for name in ("precision", "recall"))
+    return NONE if precision is None else f"{precision:.3f}, {recall:.3f}"
+
+
+def drawn_text(result: dict) -> str:
+    """How the samples of a result were drawn."""
+    sampler = result.get("sampler") or {}
+    settings = {**(result.get("diffusion") or {}), **sampler}
+    count, steps = result["scores"].get("num_images"), sampler.get("num_steps") or "T"
+    unusual = [f", {name} {settings[name]}" for name, usual in USUAL.items() if settings.get(name, usual) != usual]
+    method = f"{sampler.get('sampler')} in {steps} steps{''.join(unusual)}"
+    return f"{count} images, {method}, {result.get('weights')} weights"
+
+
+DETAILS = {
+    "    FID of held-out images": lambda result: number((result["scores"].get("floor") or {}).get("fid")),
+    "    KID": lambda result: number(result["scores"].get("kid")),
+    "    precision, recall": precision_text,
+    "    step": lambda result: NONE if result.get("step") is None else f"{result['step']:,}",
+    "    samples": drawn_text,
+}
+
+
+def notes_on_scores(runs: Sequence["ComparedRun"]) -> list[str]:
+    """Sentences on scores that do not compare."""
+    notes = []
+    for kind in kinds_of(runs):
+        ways = {drawn_text(result) for result in comparable_results(runs, kind)[0] if result}
+        if len(ways) > 1:
+            notes.append(f"Samples for the FID by {kind[0]} were drawn in different ways: do not compare these FIDs.")
+    return notes
