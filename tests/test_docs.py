@@ -307,3 +307,20 @@ def test_examples_of_the_pages_run(name, folder, monkeypatch):
         run_command(["train", *FLAGS, "--init-from", "digits.pt", "--out", "runs/further"])
         for block in blocks(page, "python"):
             run_python(shortened(block))
+
+
+@pytest.mark.slow
+def test_examples_of_the_page_about_evaluation_run(folder, monkeypatch):
+    """Those of the quick start's run; other lines need images or runs that are not here."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    page = ROOT / "docs" / "evaluation.md"
+    for block in blocks(page, "bash"):
+        for line in block.splitlines():
+            arguments = arguments_of(shortened(line)) or [""]
+            if arguments[:2] == ["evaluate", "runs/digits-digits"]:
+                run_command([*arguments, "--num-images", "12"])
+    for block in blocks(page, "python"):
+        if "runs/digits-digits" in block:
+            run_python(shortened(block).replace("num_timesteps=50", "num_timesteps=5"))
+    assert {"bound.png", "sweep.png"} <= {path.name for path in folder.glob("runs/digits-digits/evaluation/*")}
