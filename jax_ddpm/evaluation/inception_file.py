@@ -44,6 +44,7 @@ def download(cache_dir: Path, log: Callable[[str], None] = print) -> Path:
                     f"{advice}"
                 )
     except OSError as error:  # URLError, timeouts and what the disk refuses
-        why = one_line(error.reason) if isinstance(getattr(error, "reason", None), Exception) else one_line(error)
+        reason = error.reason if isinstance(getattr(error, "reason", None), Exception) else error
+        why = getattr(reason, "strerror", None) or one_line(reason)
         raise UserError(f"{NAME} cannot be downloaded ({why}).\n{advice}") from None
     return path

@@ -184,12 +184,13 @@ def fid_of(features: np.ndarray, reference: Reference, values: dict, notes: list
     repeats = 100 if min(count, size) <= 1000 else 30
     progress_of = named("interval", repeats, progress)
     values["fid_interval"] = distances.fid_interval(features, reference.statistics, repeats, progress=progress_of)
-    for name, number in (("images", count), ("reference images", reference.count)):
-        if number is not None and number <= size:
-            notes.append(
-                f"FID: {number:,} {name} are too few for {size:,} features: their covariance needs {size + 1:,} or "
-                f"more, and numbers that others can compare {max(COMPARABLE, 2 * size):,}. The KID works with fewer."
-            )
+    counts = {"images": count, "reference images": reference.count}
+    few = [f"{number:,} {name}" for name, number in counts.items() if number is not None and number <= size]
+    if few:
+        notes.append(
+            f"FID: {' and '.join(few)} are too few for {size:,} features: their covariance needs {size + 1:,} or more, "
+            f"and numbers that others can compare {max(COMPARABLE, 2 * size):,}. The KID works with fewer."
+        )
     if size < count < COMPARABLE:
         notes.append(f"FID: it falls with the number of images. Compare it only with that of {count:,} images.")
 
