@@ -65,7 +65,7 @@ def test_a_table_and_a_page(runs, tmp_path, capsys, monkeypatch):
     np.testing.assert_allclose(theirs, ours / 2, rtol=1e-3)
     assert table["FID by classifier to train:digits"] == ["-", "3.25 [3, 3.5]"]
     assert "KID" not in table and table["FID of held-out images"] == ["-", "1.5"]
-    assert table["samples"] == ["-", "1000 images, ddpm in T steps, ema weights"]
+    assert table["images"] == ["-", "1,000"] and table["weights"] == ["-", "ema, step 6"]
     assert table["FID by pixels, during the training"] == ["-", "10, step 6"]
     data = carried(out.read_text())
     assert [part["title"] for part in data["tables"]] == ["Results", "Settings that differ"]
@@ -90,11 +90,11 @@ def result(fid, sampler=ANCESTRAL, **diffusion):
 def test_results_that_were_drawn_alike_are_side_by_side():
     def shown(*results):
         runs = [SimpleNamespace(results=each, rows=[]) for each in results]
-        rows = [row for row in scores_table(runs) if row[0].startswith(("FID by", "    samples"))]
+        rows = [row for row in scores_table(runs) if row[0].startswith(("FID by", "    sampler"))]
         return [row[1:] for row in rows], notes_on_scores(runs)
 
     ddim = SamplerConfig(sampler="ddim", num_steps=50, eta=0.5)
-    ways = ["10 images, ddpm in T steps, ema weights", "10 images, ddim in 50 steps, eta 0.5, clip state, ema weights"]
+    ways = ["ddpm, T steps", "ddim, 50 steps, eta 0.5, clip state"]
     first = [result(5.0), result(4.0), result(3.0, ddim, clip="state")]
     alike, notes = shown(first, [result(2.0, clip="x0")])
     assert (alike, notes) == ([["4", "2"], [ways[0]] * 2], [])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jax_ddpm import report
 from jax_ddpm.commands.train import parse_run
+from jax_ddpm.report import html_page
 from jax_ddpm.spec.json_text import to_json
 from jax_ddpm.training.run_page import train_command, write_page
 from tests import browser
@@ -287,7 +288,7 @@ def test_contrast(window, page, scheme):
     style = "getComputedStyle(document.documentElement).getPropertyValue('--%s')"
     colours = {
         name: window.run(style % name).strip()
-        for name in ("background", "panel", "text", "muted", "accent", "first", "second")
+        for name in ("background", "panel", "text", "muted", "accent", *html_page.COLOURS)
     }
 
     def luminance(colour):
@@ -303,4 +304,4 @@ def test_contrast(window, page, scheme):
     assert all(
         contrast(text, under) >= 4.5 for text in ("text", "muted", "accent") for under in ("background", "panel")
     )
-    assert all(contrast(line, "background") >= 3 for line in ("first", "second"))
+    assert all(contrast(line, "background") >= 3 for line in html_page.COLOURS)

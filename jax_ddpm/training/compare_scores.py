@@ -32,7 +32,7 @@ def comparable_results(runs: Sequence["ComparedRun"], kind: tuple[str, ...]) -> 
     The newest results of all runs if no two of them share one.
     """
     found = [[result for result in run.results if kind_of(result) == kind] for run in runs]
-    by_way = [{drawn_text(result): result for result in results} for results in found]
+    by_way = [{drawn(result): result for result in results} for results in found]
     ways = dict.fromkeys(way for each in by_way for way in each)
     shared = [way for way in ways if sum(way in each for each in by_way) > 1]
     if shared:
@@ -73,22 +73,29 @@ def precision_text(result: dict) -> str:
     return NONE if precision is None else f"{precision:.3f}, {recall:.3f}"
 
 
-def drawn_text(result: dict) -> str:
-    """How the samples of a result were drawn."""
+def sampler_text(result: dict) -> str:
     sampler = result.get("sampler") or {}
     settings = {**(result.get("diffusion") or {}), **sampler}
-    count, steps = result["scores"].get("num_images"), sampler.get("num_steps") or "T"
     unusual = [f", {name} {settings[name]}" for name, usual in USUAL.items() if settings.get(name, usual) != usual]
-    method = f"{sampler.get('sampler')} in {steps} steps{''.join(unusual)}"
-    return f"{count} images, {method}, {result.get('weights')} weights"
+    return f"{sampler.get('sampler')}, {sampler.get('num_steps') or 'T'} steps{''.join(unusual)}"
+
+
+def drawn(result: dict) -> tuple:
+    """How the samples of a result were drawn."""
+    return sampler_text(result), result["scores"].get("num_images"), result.get("weights")
+
+
+def weights_text(result: dict) -> str:
+    return str(result.get("weights")) + ("" if result.get("step") is None else f", step {result['step']:,}")
 
 
 DETAILS = {
     "    FID of held-out images": lambda result: number((result["scores"].get("floor") or {}).get("fid")),
     "    KID": lambda result: number(result["scores"].get("kid")),
     "    precision, recall": precision_text,
-    "    step": lambda result: NONE if result.get("step") is None else f"{result['step']:,}",
-    "    samples": drawn_text,
+    "    images": lambda result: f"{result['scores'].get('num_images') or 0:,}",
+    "    sampler": sampler_text,
+    "    weights": weights_text,
 }
 
 
@@ -96,7 +103,7 @@ def notes_on_scores(runs: Sequence["ComparedRun"]) -> list[str]:
     """Sentences on scores that do not compare."""
     notes = []
     for kind in kinds_of(runs):
-        ways = {drawn_text(result) for result in comparable_results(runs, kind)[0] if result}
+        ways = {drawn(result) for result in comparable_results(runs, kind)[0] if result}
         if len(ways) > 1:
             notes.append(f"Samples for the FID by {kind[0]} were drawn in different ways: do not compare these FIDs.")
     return notes
