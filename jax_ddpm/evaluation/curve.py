@@ -62,7 +62,8 @@ def evaluate_checkpoints(
     """(step, scores) of checkpoints, each with its own samples from the same noise.
 
     Each result is added to RUN/evaluation/results.jsonl as soon as it is there. Samples are kept in RUN/evaluation, so
-    a call that was interrupted goes on where it stopped. A damaged checkpoint is logged and left out.
+    a call that was interrupted goes on where it stopped. A checkpoint that is damaged or draws images that are not
+    finite is logged and left out.
 
     Args:
         run: folder of a run.
@@ -76,25 +77,25 @@ def evaluate_checkpoints(
         progress: called with what is computed, how much of it is done, and how much there is.
 
     Raises:
-        UserError: all checkpoints are damaged, or the images do not fit the reference.
+        UserError: all checkpoints are left out, or the images do not fit the reference.
     """
     run, found = Path(run), []
     for step in steps:
         start = time.perf_counter()
         try:
             model = load_model(run, precision=precision, weights=weights, step=step, log=lambda line: None, **diffusion)
+            drawing = named(f"step {step}", num_images, progress)
+            images = draw_samples(model, num_images, sampler, seed, batch_size, samples_folder(run), drawing)
         except UserError as error:
             log(f"Step {step:,} is left out: {error}")
             continue
-        drawing = named(f"step {step}", num_images, progress)
-        images = draw_samples(model, num_images, sampler, seed, batch_size, samples_folder(run), drawing)
         scores = score(images, reference, batch_size=batch_size, progress=progress)
         kind, seconds = find_checkpoint(run, weights, step).weights, time.perf_counter() - start
         used = model.info.diffusion
         append_result(run, Result(step, kind, sampler, seed, scores.as_dict(), seconds, diffusion=used))
         found.append((step, scores))
     if not found:
-        raise UserError(f"None of the checkpoints in {run} can be loaded.")
+        raise UserError(f"None of the checkpoints in {run} can be evaluated.")
     return found
 
 
