@@ -43,7 +43,7 @@ class Comparison:
         return self.causes[0] if self.causes else None
 
     def __str__(self) -> str:
-        mends = [f"  Mend: {cause.mend}" for cause in self.causes if cause.mend]
+        mends = [f"  Change: {cause.mend}" for cause in self.causes if cause.mend]
         return "\n".join([self.sentence, *mends, *(f"  {line}" for line in self.details)])
 
 

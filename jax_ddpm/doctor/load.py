@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm.spec.errors import UserError
-from jax_ddpm.spec.file_content import place
 from jax_ddpm.spec.read_content import open_model, read_arrays
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.user_code import load_object
@@ -137,16 +136,16 @@ def load_weights(module, path: Path) -> None:
     import torch
 
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    best: tuple[int, dict, str, str] | None = None
+    best: tuple[int, dict, str] | None = None
     for dictionary in open_model(path).content.dictionaries:
         for prefix in prefixes(dictionary.arrays, wanted):
             arrays = {name.removeprefix(prefix): a for name, a in dictionary.arrays.items() if name.startswith(prefix)}
             score = sum(tuple(arrays[name].shape) == shape for name, shape in wanted.items() if name in arrays)
             if best is None or score > best[0]:
-                best = score, arrays, prefix, place(dictionary.keys)
+                best = score, arrays, prefix
     if best is None or best[0] == 0:
         raise UserError(f"{path} has no weights of {type(module).__name__}: none of its names and shapes fits.")
-    _, arrays, prefix, _ = best
+    _, arrays, prefix = best
     missing = [name for name in wanted if name not in arrays and not name.endswith("num_batches_tracked")]
     shapes = [
         f"{name} {tuple(arrays[name].shape)}, expected {shape}"

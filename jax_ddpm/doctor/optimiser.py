@@ -110,16 +110,11 @@ def rule_of(optimizer, clip, tensors) -> Rule | None:
     clip_kind, limit = clipping_of(clip, tensors)
     common = {"rate": float(settings["lr"]), "decay": settings.get("weight_decay", 0.0)}
     common |= {"clip": clip_kind, "limit": limit}
-    if kind in ("Adam", "AdamW", "NAdam", "RAdam"):
-        if kind in ("NAdam", "RAdam"):
-            return None
+    if kind in ("Adam", "AdamW"):
         b1, b2 = settings["betas"]
         decoupled = kind == "AdamW" or settings.get("decoupled_weight_decay", False)
-        return Rule(
-            **{"kind": "adam", "b1": b1, "b2": b2, "epsilon": settings["eps"], **common},
-            decoupled=decoupled,
-            amsgrad="raw" if settings.get("amsgrad") else "none",
-        )
+        amsgrad = "raw" if settings.get("amsgrad") else "none"
+        return Rule(b1=b1, b2=b2, epsilon=settings["eps"], decoupled=decoupled, amsgrad=amsgrad, **common)
     if kind == "SGD":
         damped = 1 - settings["dampening"]
         return Rule(kind="sgd", b1=settings["momentum"], nesterov=settings["nesterov"], damped=damped, **common)

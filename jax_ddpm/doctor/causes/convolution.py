@@ -40,7 +40,7 @@ class Convolution:
     mode: str = "zeros"
     bias_factor: int = 1
 
-    def apply(self, x: np.ndarray, *_: Any) -> np.ndarray:
+    def __call__(self, x: np.ndarray, *_: Any) -> np.ndarray:
         """x (B, C, ...) in float64."""
         import torch
         from torch.nn import functional as F
@@ -59,9 +59,9 @@ class Convolution:
     def preview(self, x: np.ndarray, *_: Any) -> np.ndarray:
         """The first channels of the first image."""
         if self.groups > 1:
-            return self.apply(x[:1])
+            return self(x[:1])
         bias = None if self.bias is None else self.bias[:4]
-        return replace(self, weight=self.weight[:4], bias=bias).apply(x[:1])
+        return replace(self, weight=self.weight[:4], bias=bias)(x[:1])
 
 
 def read(call: Call) -> Convolution | None:
@@ -133,7 +133,7 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
             padding.says += f"; besides, {KERNEL_CHANGES[kernel.name]}"
             yield padding
     for padding in padding_changes(theirs, size, target, layer):
-        for bias in bias_changes(padding.compute.__self__, layer):
+        for bias in bias_changes(padding.compute, layer):
             bias.says += f"; besides, {padding.says}"
             bias.mend += f" {padding.mend}"
             yield bias
@@ -147,10 +147,10 @@ def bias_changes(operation: Any, layer: str) -> Iterator[Hypothesis]:
         "bias_missing",
         "ours adds no bias, theirs does",
         f"Write {layer}(..., use_bias=True) and load the bias.",
-        replace(operation, bias=None).apply,
+        replace(operation, bias=None),
     )
     yield Hypothesis(
-        "bias_doubled", "ours adds the bias twice", "Add the bias once.", replace(operation, bias_factor=2).apply
+        "bias_doubled", "ours adds the bias twice", "Add the bias once.", replace(operation, bias_factor=2)
     )
 
 
@@ -163,7 +163,7 @@ def kernel_changes(theirs: Convolution) -> Iterator[Hypothesis]:
 
 def kernel_hypothesis(name: str, says: str, operation: Convolution) -> Hypothesis:
     mend = f"{KERNEL_MENDS.get(name, 'Convert the kernel')} by kernel = {LAYOUT}."
-    return Hypothesis(name, says, mend, operation.apply)
+    return Hypothesis(name, says, mend, operation)
 
 
 def padding_changes(theirs: Convolution, size, target, layer: str) -> Iterator[Hypothesis]:
@@ -187,7 +187,7 @@ def padding_changes(theirs: Convolution, size, target, layer: str) -> Iterator[H
                 "padding",
                 f"padding is {name} in ours and {written(theirs.pads)} in theirs{sides(pads, theirs.pads)}",
                 f"Write {layer}(..., padding={written(theirs.pads)}).",
-                replace(theirs, pads=pads).apply,
+                replace(theirs, pads=pads),
             )
     for mode in PADDING_MODES:
         if mode != theirs.mode:
@@ -197,7 +197,7 @@ def padding_changes(theirs: Convolution, size, target, layer: str) -> Iterator[H
                 f'Write jnp.pad(x, ..., mode="{PADDING_MODES[theirs.mode]}") and a convolution without padding.'
                 if theirs.mode != "zeros"
                 else f"Write {layer}(..., padding={written(theirs.pads)}).",
-                replace(theirs, mode=mode).apply,
+                replace(theirs, mode=mode),
             )
 
 
@@ -240,7 +240,7 @@ def channel_orders(theirs: Convolution) -> Iterator[Hypothesis]:
             f"ours interleaves the channels of the {g} groups at its {where}; in theirs a group is a block of "
             "neighbouring channels",
             "Split channels by reshape(..., groups, channels // groups), not (..., channels // groups, groups).",
-            lambda x, *_, into=into, out=out: theirs.apply(x[:, into])[:, out],
+            lambda x, *_, into=into, out=out: theirs(x[:, into])[:, out],
         )
 
 
@@ -259,7 +259,7 @@ def stride_and_dilation(theirs: Convolution, size, target, layer: str) -> Iterat
 def with_paddings(name, argument, value, theirs: Convolution, size, target, layer: str) -> Iterator[Hypothesis]:
     old = getattr(theirs, name)
     changed = replace(theirs, **{name: value})
-    paddings = [changed, *(h.compute.__self__ for h in padding_changes(changed, size, target, layer))]
+    paddings = [changed, *(h.compute for h in padding_changes(changed, size, target, layer))]
     for operation in paddings:
         besides = (
             ""
@@ -270,5 +270,5 @@ def with_paddings(name, argument, value, theirs: Convolution, size, target, laye
             name,
             f"{name} is {value} in ours and {old} in theirs{besides}",
             f"Write {layer}(..., {argument}={old}, padding={written(theirs.pads)}).",
-            operation.apply,
+            operation,
         )

@@ -74,7 +74,7 @@ def guarded(family: Callable, finding: Finding) -> Iterator[Hypothesis]:
 def proven(finding: Finding, hypothesis: Hypothesis) -> Cause | None:
     """The cause, if the hypothesis gives our numbers."""
     ours = finding.values[1]
-    preview = getattr(getattr(hypothesis.compute, "__self__", None), "preview", None)
+    preview = getattr(hypothesis.compute, "preview", None)
     try:
         if preview is not None:
             part = preview(*finding.their_inputs)

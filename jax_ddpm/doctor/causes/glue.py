@@ -151,7 +151,7 @@ def around(finding: Finding) -> Iterator[Hypothesis]:
     output = tensor(f"the output of {name}", "y", finding.their_output)
     inputs = [tensor(f"its input {k}" if k else "its input", "x", x) for k, x in enumerate(finding.their_inputs)]
     for variant in variants(output, atoms_of(inputs, output.value.shape), finding.our_output):
-        yield Hypothesis(variant.name, variant.says, "Remove the difference.", lambda *_, v=variant: v.tree.value)
+        yield Hypothesis(variant.name, variant.says, "Change that in ours.", lambda *_, v=variant: v.tree.value)
     parameters = [tensor(f"{name}.{key}", key, value) for key, value in finding.pair.theirs.parameters.items()]
     yield from explained(finding.their_output, finding.our_output, [*inputs, *parameters])
 

@@ -25,7 +25,8 @@ class Hypothesis:
     mend: str
     """The line to change."""
     compute: Callable[..., np.ndarray]
-    """The layer's inputs in their layout -> the array that ours should then compute, in their layout."""
+    """The layer's inputs in their layout -> the array that ours should then compute, in their layout. It may have a
+    method `preview` that gives the first channels of the first image, to be tried before."""
     remainder: float = 1e-3
     """The share of the difference that may remain."""
     largest: float = PROVEN_BELOW

@@ -33,7 +33,7 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
         if both or relative_error(y, finding.their_output) < 1e-6:
             where = "before and after it" if both else "before it"
             text = f"{says} in one of the two, {where}" if "theirs" not in says else says
-            yield Hypothesis(name, text, "Change the input of ours alike.", lambda *_: finding.our_output)
+            yield Hypothesis(name, text, "Give ours the same input as theirs.", lambda *_: finding.our_output)
             return
 
 

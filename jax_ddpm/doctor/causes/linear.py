@@ -18,7 +18,7 @@ class Affine:
     bias: np.ndarray | None
     bias_factor: int = 1
 
-    def apply(self, x: np.ndarray, *_: Any) -> np.ndarray:
+    def __call__(self, x: np.ndarray, *_: Any) -> np.ndarray:
         y = x @ self.weight.T
         return y if self.bias is None else y + self.bias_factor * self.bias
 
@@ -41,15 +41,15 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
             "bias_missing",
             "ours adds no bias, theirs does",
             f"Write {layer}(..., use_bias=True) and load the bias.",
-            replace(theirs, bias=None).apply,
+            replace(theirs, bias=None),
         )
         yield Hypothesis(
-            "bias_doubled", "ours adds the bias twice", "Add the bias once.", replace(theirs, bias_factor=2).apply
+            "bias_doubled", "ours adds the bias twice", "Add the bias once.", replace(theirs, bias_factor=2)
         )
     if theirs.weight.shape[0] == theirs.weight.shape[1]:
         transposed = replace(theirs, weight=theirs.weight.T)
         mend = "Convert the weight by kernel = weight.T: Flax computes x @ kernel, PyTorch x @ weight.T."
-        yield Hypothesis("weight_transposed", "the weight is transposed in ours", mend, transposed.apply)
+        yield Hypothesis("weight_transposed", "the weight is transposed in ours", mend, transposed)
         if theirs.bias is not None:
             says = "the weight is transposed in ours, and the bias is missing"
-            yield Hypothesis("weight_transposed", says, mend, replace(transposed, bias=None).apply)
+            yield Hypothesis("weight_transposed", says, mend, replace(transposed, bias=None))

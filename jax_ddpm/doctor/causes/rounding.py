@@ -63,5 +63,5 @@ def operation_with_rounded_weights(finding: Finding, dtype: str):
     for family in (convolution, linear):
         operation = family.read(finding.pair.theirs)
         if operation is not None:
-            return replace(operation, weight=round_to(operation.weight, dtype)).apply
+            return replace(operation, weight=round_to(operation.weight, dtype))
     return None

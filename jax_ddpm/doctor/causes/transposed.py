@@ -26,7 +26,7 @@ class Transposed:
     groups: int = 1
     bias_factor: int = 1
 
-    def apply(self, x: np.ndarray, *_: Any) -> np.ndarray:
+    def __call__(self, x: np.ndarray, *_: Any) -> np.ndarray:
         """x (B, C, ...) in float64. Beyond the edges the result is 0, before the bias is added."""
         import torch
         from torch.nn import functional as F
@@ -75,7 +75,7 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
                 kernels.append((change, both, replace(theirs_in_our_size, weight=second)))
     for name, says, operation in kernels:
         if name:
-            yield Hypothesis(name, f"{says} in ours", kernel_mend(layer), operation.apply)
+            yield Hypothesis(name, f"{says} in ours", kernel_mend(layer), operation)
     pads = written_pads(theirs, finding.their_input.shape[2:])
     for name, says, operation in kernels:
         yield from crops(theirs, operation, layer, name, says, pads)
@@ -84,7 +84,7 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
             changed = replace(theirs_in_our_size, stride=(stride,) * len(theirs.stride))
             says = f"stride is {changed.stride} in ours and {theirs.stride} in theirs"
             mend = f"Write {layer}(..., strides={theirs.stride})."
-            yield Hypothesis("stride", says, mend, changed.apply)
+            yield Hypothesis("stride", says, mend, changed)
             for crop in crops(theirs, changed, layer, "", "", pads):
                 yield Hypothesis("stride", f"{says}; {crop.says}", mend, crop.compute)
 
@@ -127,7 +127,7 @@ def crops(
             name or "transposed_crop",
             f"{says} in ours; besides, {text}" if says else text,
             f"{kernel_mend(layer)} Pad by {pads}." if says else f"Write {layer}(..., padding={pads}).",
-            replace(changed, start=start).apply,
+            replace(changed, start=start),
         )
 
 

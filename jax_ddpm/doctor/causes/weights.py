@@ -104,7 +104,7 @@ def with_parameter(finding: Finding, name: str, array: np.ndarray) -> Callable[.
             linear.read(changed),
         ):
             if operation is not None:
-                return operation.apply(x)
+                return operation(x)
         if "Embedding" in call.kind and name == "weight":
             return array[np.asarray(x).astype(np.int64)]
         layer = normalization.Layer(changed, x)
