@@ -91,6 +91,7 @@ AREAS = [
             "jax_ddpm.evaluation.extractors",
             "jax_ddpm.evaluation.samples",
             "jax_ddpm.evaluation.results",
+            "jax_ddpm.evaluation.progress",
             "jax_ddpm.evaluation.sweep",
             "jax_ddpm.evaluation.curve",
             "jax_ddpm.evaluation.distances",

@@ -274,6 +274,7 @@ def test_images_against_statistics(digits, tmp_path, capsys, monkeypatch):
     said = succeed(capsys, monkeypatch, "evaluate.py", tmp_path / "images.npz", "--reference", "train:digits", *flags)
     with np.load(out) as file:
         assert np.array_equal(file["images"], digits.validation[:40]) and file["features"].shape == (40, 64)
+        np.testing.assert_allclose(file["sigma"], np.cov(file["features"], rowvar=False), atol=1e-12)
     distance = re.search(r"FID +([\d.]+)", said)[1]
     again = succeed(capsys, monkeypatch, "evaluate.py", out, "--reference", statistics, "--features", "pixels")
     assert re.search(r"FID +([\d.]+)", again)[1] == distance and "it has only statistics" in again

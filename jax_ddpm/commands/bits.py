@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_ddpm import report
-from jax_ddpm.commands.evaluating import Bars, Evaluation, picture_path
+from jax_ddpm.commands.evaluating import Evaluation, picture_path
 from jax_ddpm.evaluation import bits_per_dimension, choices, flow_bits_per_dimension
 from jax_ddpm.evaluation.image_sets import ImageSet
+from jax_ddpm.evaluation.progress import Bars
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path
 

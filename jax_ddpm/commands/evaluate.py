@@ -59,7 +59,7 @@ class EvaluateFlags:
     image_size: ImageSize | None = None
     """Height and width of the images, or one number if they are square, for model files that do not say."""
     out: Path | None = None
-    """Write the scores to a .json, or the images and their features to a .npz."""
+    """Write the scores to a .json, or the images, their features and the statistics `mu` and `sigma` to a .npz."""
     save_reference: Path | None = None
     """Write the statistics of the reference, `mu` and `sigma`, to this .npz."""
     likelihood: Literal["bound", "ode", "both"] | None = None

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jax_ddpm import load_model
 from jax_ddpm.commands.evaluate import EvaluateFlags
 from jax_ddpm.evaluation import choices
-from jax_ddpm.evaluation.distances import save_statistics
+from jax_ddpm.evaluation.distances import save_statistics, statistics
 from jax_ddpm.evaluation.evaluating import first_images
 from jax_ddpm.evaluation.extractors import open_extractor
 from jax_ddpm.evaluation.image_sets import ImageSet, open_images, size_text
-from jax_ddpm.evaluation.reference import Reference, make_reference, named
+from jax_ddpm.evaluation.progress import Bars, named
+from jax_ddpm.evaluation.reference import Reference, make_reference
 from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, samples_folder
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import score
@@ -27,26 +27,6 @@ from jax_ddpm.spec.model_info import describe
 from jax_ddpm.spec.run_checkpoints import averages_weights
 from jax_ddpm.spec.run_config import DataConfig
 from jax_ddpm.weights.model import Model
-
-
-class Bars:
-    """A progress bar for each thing that is computed. It is shown if it takes more than half a second, or at once if it
-    has one step."""
-
-    def __init__(self):
-        self.bar: tqdm | None = None
-        self.what = ""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self.bar is None or self.what != what:
-            self.close()
-            self.what, self.bar = what, tqdm(total=total, desc=what, delay=0.5 * (total > 1), leave=False)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        self.bar = None
 
 
 @dataclass(frozen=True)
@@ -205,5 +185,10 @@ def write_images(path: Path, images: ImageSet, reference: Reference) -> None:
     if images.images is None:
         raise UserError(f"--out {path}: there are no images, only statistics. Give a .json for the scores.")
     values = np.asarray(images.images)
+    features = reference.extractor(values)
+    arrays = {"images": values, "features": features}
+    if reference.statistics is not None:
+        found = statistics(features)
+        arrays |= {"mu": found.mu, "sigma": found.sigma}
     with atomic_path(path) as draft, draft.open("wb") as file:
-        np.savez(file, images=values, features=reference.extractor(values))
+        np.savez(file, **arrays)

@@ -7,7 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from jax_ddpm.evaluation.extractors import BATCH_SIZE
-from jax_ddpm.evaluation.reference import Progress, Reference, named
+from jax_ddpm.evaluation.progress import Progress, named
+from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.evaluation.results import Result, append_result, samples_folder
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import NAMES, Scores, score

@@ -18,7 +18,8 @@ from jax_ddpm.evaluation.choices import (
 from jax_ddpm.evaluation.distances import Statistics
 from jax_ddpm.evaluation.extractors import BATCH_SIZE, Extractor, features_of_function, open_extractor
 from jax_ddpm.evaluation.image_sets import ImageSet, Shape, image_set, open_images, split_of
-from jax_ddpm.evaluation.reference import Progress, Reference, make_reference, named
+from jax_ddpm.evaluation.progress import Bars, Progress, named
+from jax_ddpm.evaluation.reference import Reference, make_reference
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import Scores, score
 from jax_ddpm.sampling.samplers import ANCESTRAL
@@ -64,13 +65,14 @@ def evaluate(
         cache_dir: folder for features of references and for classifiers. Default: that of data sets.
         folder: where drawn images are kept, so that an interrupted drawing goes on.
         log: called with lines about what is taken, and before long operations.
-        progress: called with what is computed, how much of it is done, and how much there is.
+        progress: called with what is computed, how much of it is done, and how much there is. Default: progress bars.
         settings: single settings of sampling, as in `jax_ddpm.sample`, such as num_steps=50.
 
     Raises:
         UserError: images that do not fit each other, or what cannot be found or read.
     """
-    run = None
+    run, bars = None, Bars()
+    progress = progress or bars
     if isinstance(subject, str | Path) and holds_model(str(subject)):
         run, subject = run_of(subject), load_model(subject, log=log)
     if isinstance(subject, Model):
@@ -98,7 +100,10 @@ def evaluate(
         subject = draw_samples(subject, count, sampler, seed, batch_size, folder, drawing)
     else:
         subject = first_images(subject, num_images)
-    return score(subject, reference, batch_size=batch_size, progress=progress)
+    try:
+        return score(subject, reference, batch_size=batch_size, progress=progress)
+    finally:
+        bars.close()
 
 
 def as_images(given: Any, data: DataConfig | None, log: Callable[[str], None]) -> ImageSet:

@@ -11,6 +11,7 @@ import numpy as np
 from jax_ddpm.evaluation.distances import Statistics, load_statistics, save_statistics, statistics_of_blocks
 from jax_ddpm.evaluation.extractors import BATCH_SIZE, Extractor
 from jax_ddpm.evaluation.image_sets import ImageSet
+from jax_ddpm.evaluation.progress import Progress, named
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path
 from jax_ddpm.spec.files import cache_dir as user_cache_dir
@@ -20,9 +21,6 @@ MAX_KEPT = 10_000  # images whose features are kept, for KID, precision and reca
 MAX_FEATURES = 4096  # a covariance of more takes too much memory and time
 BLOCK = 2048  # images whose features are in memory while statistics are computed
 SEED = 0  # of the choice of the kept images
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is computed, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +182,3 @@ class Rows:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         return self.images[self.rows[part]]
-
-
-def named(what: str, total: int, progress: Progress | None) -> Callable[[int], None] | None:
-    """A function of the number that is done, which calls `progress`; None without it."""
-    return None if progress is None else lambda done: progress(what, min(done, total), total)

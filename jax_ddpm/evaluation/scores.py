@@ -10,7 +10,8 @@ from jax_ddpm.evaluation import distances
 from jax_ddpm.evaluation.distances import Statistics
 from jax_ddpm.evaluation.extractors import BATCH_SIZE
 from jax_ddpm.evaluation.image_sets import ImageSet, check_shape, image_set
-from jax_ddpm.evaluation.reference import MAX_FEATURES, MAX_KEPT, Progress, Reference, named
+from jax_ddpm.evaluation.progress import Progress, named
+from jax_ddpm.evaluation.reference import MAX_FEATURES, MAX_KEPT, Reference
 from jax_ddpm.spec.errors import UserError
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance
