@@ -21,7 +21,11 @@ from jax_ddpm.weights.model import Model
 SAMPLER_SETTINGS = tuple(field.name for field in fields(SamplerConfig))
 SETTINGS = (*SAMPLER_SETTINGS, *SAMPLING_SETTINGS)
 FAR_WORSE = 1.25  # times the FID of the ancestral sampler, and intervals that do not overlap
-LEVELS = 5  # by which the mean level must be farther from that of real images to be named as the reason
+LEVELS = 5  # by which the mean level must be farther from that of real images to be named
+REASON = (
+    "The likely reason: a deterministic sampler carries the errors of the network's predictions to the end, for "
+    "example in the brightness. The noise of the ancestral steps corrects them."
+)
 
 
 @dataclass(frozen=True)
@@ -172,35 +176,28 @@ def best_points(points: Sequence[Point]) -> list[Point]:
 
 
 def warnings(points: Sequence[Point], real_level: float | None = None) -> list[str]:
-    """A sentence for each deterministic sampler that is far worse than the ancestral one with as many network calls.
+    """A line for each deterministic sampler that is far worse than the ancestral one with as many network calls, and
+    the likely reason.
 
     real_level: mean of the pixels of real images, 0 to 255.
     """
     found = []
-    for point in points:
-        c = point.combination
-        for other in points:
-            o = other.combination
-            same = o.network_calls == c.network_calls and o.diffusion.clip == c.diffusion.clip
-            if same and o.sampler.sampler == "ddpm" and c.sampler.is_deterministic and is_far_worse(point, other):
-                found.append(
-                    f"{c} is far worse than {o}: {point.distance:.3g} and {other.distance:.3g} with {o.network_calls} "
-                    f"network calls. {likely_reason(point, other, real_level)}"
-                )
-    return found
+    for point, other in itertools.product(points, points):
+        c, o = point.combination, other.combination
+        same = o.network_calls == c.network_calls and o.diffusion.clip == c.diffusion.clip
+        if same and o.sampler.sampler == "ddpm" and c.sampler.is_deterministic and is_far_worse(point, other):
+            line = f"{c} is far worse than {o}: FID {point.scores.fid:.4g} and {other.scores.fid:.4g}"
+            found.append(f"{line}{levels(point, other, real_level)}.")
+    return [*found, REASON] if found else []
 
 
-def likely_reason(point: Point, other: Point, real_level: float | None) -> str:
-    """Why a deterministic sampler (point) is worse than the ancestral one (other)."""
-    reason = (
-        "The likely reason: a deterministic sampler carries the errors of the network's predictions to the end, and "
-        "the noise of the ancestral steps corrects them."
+def levels(point: Point, other: Point, real_level: float | None) -> str:
+    """The mean levels of two sets of images, if the first is clearly farther from real images."""
+    if real_level is None or abs(point.mean_level - real_level) < abs(other.mean_level - real_level) + LEVELS:
+        return ""
+    return (
+        f", mean level of the pixels {point.mean_level:.0f} and {other.mean_level:.0f}, of real ones {real_level:.0f}"
     )
-    levels = point.mean_level, other.mean_level
-    if real_level is None or abs(levels[0] - real_level) < abs(levels[1] - real_level) + LEVELS:
-        return reason
-    seen = f"its images have the mean level {levels[0]:.0f} (ancestral {levels[1]:.0f}, real {real_level:.0f})"
-    return f"{reason} Here they change the brightness: {seen}."
 
 
 def is_far_worse(point: Point, other: Point) -> bool:
