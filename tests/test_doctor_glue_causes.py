@@ -115,6 +115,31 @@ def test_a_concatenation_to_which_the_time_is_added():
     assert cause.name == "concatenation_order" and "[mid.conv, down.conv]" in cause.sentence
 
 
+def softmax(x, axis):
+    return torch.from_numpy(x).softmax(axis).numpy()
+
+
+def normal(x, axes, epsilon):
+    centred = x - x.mean(axes, keepdims=True)
+    return centred / np.sqrt(np.square(centred).mean(axes, keepdims=True) + epsilon)
+
+
+OPERATIONS = {
+    "operation_missing-1": (F.normalize(torch.from_numpy(C)).numpy(), C),
+    "operation_missing-2": (normal(C, (1, 2, 3), 1e-5), C),
+    "operation": (softmax(C, 1), normal(C, (1,), 1e-5)),
+    "softmax_axis": (softmax(C, 1), softmax(C, 2)),
+    "axes": (normal(C, (1, 2, 3), 1e-5), normal(C, (2, 3), 1e-5)),
+    "epsilon": (normal(C, (1,), 1e-5), normal(C, (1,), 1e-6)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_over_axes(name):
+    theirs, ours = OPERATIONS[name]
+    assert explain(glue(BEFORE, theirs, ours, outer=[X])).name == name.partition("-")[0]
+
+
 PACKED = random(2, 8, 6, 6, seed=8)
 FIRST, SECOND = np.split(PACKED, 2, axis=1)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jax_ddpm.doctor.causes import activation, embedding, inputs, padding, resampling
+from jax_ddpm.doctor.causes import activation, embedding, inputs, operations, padding, resampling
 from jax_ddpm.doctor.causes.expression import Node, tensor, views
 from jax_ddpm.doctor.causes.hypothesis import UNFIT, Hypothesis, is_rounded_to
 from jax_ddpm.doctor.causes.search import Search
@@ -116,6 +116,7 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
     paired = materials(finding, only_paired=True)
     if len(paired) < len(nodes):
         yield from explained(theirs, ours, paired, only_known=True)
+    yield from operations.hypotheses(theirs, ours, nodes)
     yield from explained(theirs, ours, nodes)
     yield from inputs.of_network(finding)
     yield from activation_of_ours(theirs, ours)
