@@ -39,3 +39,4 @@ toc_object_entries_show_parents = "hide"
 # A link to a name of this package must lead somewhere; names of other packages are shown without a link.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!jax_ddpm\.).*"), ("py:obj", ".*")]
+nitpick_ignore_regex += [("py:class", r"jax_ddpm\.report\.figures\.Figure")]  # matplotlib's, shown in notebooks

@@ -185,6 +185,15 @@ def test_a_function_of_ones_own(tmp_path):
             evaluate(images, images, f"{tmp_path}/mine_features.py:{name}")
 
 
+def test_too_many_features_for_a_covariance(monkeypatch, tmp_path):
+    monkeypatch.setattr("jax_ddpm.evaluation.reference.MAX_FEATURES", 10)
+    found = evaluate(random_images(0, 30), random_images(1, 30), "pixels", cache_dir=tmp_path)
+    assert found.fid is None and found.kid is not None and found.recall is not None
+    assert "FID: not computed" in str(found) and "FID  " not in str(found)
+    with pytest.raises(UserError, match="num_images = 0"):
+        evaluate(random_images(0, 30), random_images(1, 30), "pixels", 0)
+
+
 def test_too_few_images_are_said_to_be_too_few(digits):
     notes = " ".join(evaluate(digits.validation[:20], digits, "pixels").notes)
     assert "20 images are too few for 64 features: their covariance needs 65 or more" in notes

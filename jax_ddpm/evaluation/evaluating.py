@@ -24,7 +24,7 @@ from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import Scores, score
 from jax_ddpm.sampling.samplers import ANCESTRAL
 from jax_ddpm.spec.diffusion_config import SamplerConfig
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.run_config import DataConfig
 from jax_ddpm.weights.model import Model, load_model
@@ -71,6 +71,7 @@ def evaluate(
     Raises:
         UserError: images that do not fit each other, or what cannot be found or read.
     """
+    require(num_images is None or num_images >= 1, "num_images", num_images, "expected at least 1")
     run, bars = None, Bars()
     progress = progress or bars
     if isinstance(subject, str | Path) and holds_model(str(subject)):

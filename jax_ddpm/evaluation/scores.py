@@ -177,7 +177,7 @@ def fid_of(features: np.ndarray, reference: Reference, values: dict, notes: list
     """Add the FID, its interval, and notes about the number of images."""
     count, size = features.shape
     if reference.statistics is None:
-        notes.append(f"FID: {size:,} features are more than {MAX_FEATURES:,}, for which it is computed.")
+        notes.append(f"FID: not computed for more than {MAX_FEATURES:,} features, and there are {size:,}: use others.")
         return
     if progress is not None:
         progress("FID", 0, 1)
