@@ -121,6 +121,7 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
         if given.data is not None and flags.image_size is None:
             print(f"Images are resized to {size_text(given.image_shape)}. --image-size changes that.")
         shape = given.image_shape
+    settings = choices.data_settings(run, settings)
     real = choices.reference_images(flags.reference, run, shape, settings)
     if flags.nearest is not None:
         for images, what in ((given, "evaluated images"), (real, "reference")):
@@ -128,7 +129,7 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
                 raise UserError(f"--nearest {flags.nearest} needs images, but of the {what} there are only statistics.")
     name = flags.features or choices.default_features(real.data)
     if flags.features is None:
-        why = "the data set has classes" if name == "classifier" else "there are no classes to train a classifier on"
+        why = "the data set has classes" if name == "classifier" else "no classifier can be trained on the reference"
         print(f"Features: {name}, since {why}. --features chooses others.")
     extractor = open_extractor(name, real.data, settings.cache_dir)
     if model is not None and flags.num_images is None:

@@ -42,6 +42,16 @@ def run_of(model: str | Path) -> Path | None:
     return next((place for place in places if is_run(place)), None)
 
 
+def data_settings(run: Path | None, given: DataConfig | None = None) -> DataConfig:
+    """Where data sets lie, and which images they hold out: what is given, over the settings of the run."""
+    given = given or DataConfig()
+    if run is None:
+        return given
+    names = ("data_dir", "manual_dir", "cache_dir", "validation_fraction", "value_range")
+    known = {name: value for name in names if (value := getattr(given, name)) is not None}
+    return replace(read_config(run / CONFIG_FILE).data, **known)
+
+
 def reference_images(
     reference: str | None,
     run: Path | None,
@@ -55,17 +65,13 @@ def reference_images(
         reference: as in `open_images`.
         run: the run of the model, whose settings say where data sets lie; None without one.
         image_shape: (H, W, C) of the images that are evaluated.
-        settings: where data sets lie; fields that are None come from the run.
+        settings: as in `data_settings`.
         log: called with lines about what is read.
 
     Raises:
         UserError: neither a reference nor a run is given, or the images of the run have changed.
     """
-    settings = settings or DataConfig()
-    if run is not None:
-        own = read_config(run / CONFIG_FILE).data
-        names = ("data_dir", "manual_dir", "cache_dir", "validation_fraction", "value_range")
-        settings = replace(own, **{name: value for name in names if (value := getattr(settings, name)) is not None})
+    settings = data_settings(run, settings)
     if reference is not None:
         return check_shape(open_images(reference, image_shape, settings, log), image_shape)
     if run is None:

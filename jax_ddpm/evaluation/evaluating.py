@@ -9,6 +9,7 @@ import numpy as np
 
 from jax_ddpm.data import ImageData, ShardedImages
 from jax_ddpm.evaluation.choices import (
+    data_settings,
     default_features,
     default_num_images,
     holds_model,
@@ -62,7 +63,7 @@ def evaluate(
         seed: of the drawn images.
         batch_size: images at a time.
         data: where data sets lie, and which of their images are held out.
-        cache_dir: folder for features of references and for classifiers. Default: that of data sets.
+        cache_dir: folder for features of references and for classifiers. Default: that of the data set.
         folder: where drawn images are kept, so that an interrupted drawing goes on.
         log: called with lines about what is taken, and before long operations.
         progress: called with what is computed, how much of it is done, and how much there is. Default: progress bars.
@@ -86,6 +87,7 @@ def evaluate(
     shape = subject.info.image_shape if isinstance(subject, Model) else subject.image_shape
     if not isinstance(reference, Reference):
         real = as_reference(reference, run, shape, data, log)
+        cache_dir = cache_dir or data_settings(run, data).cache_dir
         if isinstance(features, Extractor):
             extractor = features
         elif callable(features):

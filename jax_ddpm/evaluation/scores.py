@@ -25,7 +25,6 @@ NAMES = {
     "density": "density",
     "coverage": "coverage",
 }
-BETTER = {"fid": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "coverage": "higher"}
 
 
 @dataclass(frozen=True)
