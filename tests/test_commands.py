@@ -58,6 +58,22 @@ def test_sampling(run, tmp_path, capsys, monkeypatch):
         np.testing.assert_array_equal(np.asarray(grid)[2:50:6, 52:100:6], images[1, ..., 0])
 
 
+def test_a_gif_from_noise_to_images(run, tmp_path, capsys, monkeypatch):
+    flags = ("sample.py", "--model", run[0], "--sampler", "ddim", "--num-steps", 3, "--num-images", 5, "--out")
+    succeed(capsys, monkeypatch, *flags, tmp_path / "grid.png")
+    for framework in ("jax", "torch"):
+        out = tmp_path / f"{framework}.gif"
+        said = succeed(capsys, monkeypatch, *flags, out, "--framework", framework, "--batch-size", 3)
+        assert f"Saved 4 states from noise to 5 images: {out}" in said
+        with Image.open(out) as gif, Image.open(tmp_path / "grid.png") as grid:
+            assert gif.n_frames == 4
+            gif.seek(3)
+            last = np.asarray(gif.convert("L"), int)[2:34:4, 2:34:4]  # the first image; tiles of 32 pixels
+            np.testing.assert_allclose(last, np.asarray(grid)[2:50:6, 2:50:6], atol=2)
+    said = refusal(capsys, monkeypatch, *flags, tmp_path / "x.gif", "--interpolate", "1,2")
+    assert "a .gif shows drawing from noise" in said
+
+
 def test_the_page_is_made_anew_from_the_folder(run, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "a run's copy"
     shutil.copytree(run[0], folder)
@@ -320,8 +336,6 @@ def test_train_understands_what_users_write(capsys, monkeypatch, command_run, tm
     assert say("--lr", "1e-3") == "There is no flag --lr: did you mean --learning-rate?\n"
     assert f"no run to resume in {tmp_path / 'x'}: expected its config.json" in say("--resume", tmp_path / "x")
     file = command_run[0] / "model.safetensors"
-    expected = (
-        f"{file} holds the network conv_block, but this run has layer_norm.\nGive another file, or"
-    )
+    expected = f"{file} holds the network conv_block, but this run has layer_norm.\nGive another file, or"
     flags = ["--preset", "layer_norm", "--dataset", "digits", "--image-size", "28", "--out", tmp_path / "y"]
     assert expected in say(*flags, "--init-from", file)

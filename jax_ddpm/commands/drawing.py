@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from jax_ddpm.commands.flags import integers
 from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.inputs import seeds_and_indices
 
 MAX_COLUMNS = 16  # of a grid of interpolated pictures
+MAX_FRAMES = 60  # of a .gif
 NUM_IMAGES = 16  # default number of pictures, if neither a flag nor the images decide it
 
 
@@ -69,6 +71,8 @@ def check_together(flags) -> None:
         raise UserError(f"--image {editing.image} needs one of --start-t, --mask and --invert, which say what to do.")
     if kind != "--mask" and (editing.resamplings, editing.jump) != (10, 10):
         raise UserError("--resamplings and --jump belong to inpainting: give --mask, or leave them out.")
+    if flags.out.suffix == ".gif" and kind is not None:
+        raise UserError(f"--out {flags.out}: a .gif shows drawing from noise. Give a .png, or leave {kind} out.")
     unused = {
         "--seed": (flags.seed or None, ("--invert", "--interpolate")),
         "--seeds": (flags.seeds, ("--invert", "--interpolate")),
@@ -120,6 +124,8 @@ def draw(flags, model, package: ModuleType, settings: dict) -> str:
     """
     from jax_ddpm import report
 
+    if flags.out.suffix == ".gif":
+        return report.write_frames(flags.out, draw_frames(flags, model, package, settings), flags.rescale)
     images, mask = load_inputs(flags, model.info.image_shape)
     x_0, arrays = draw_images(flags, model, package, settings, images, mask)
     if flags.editing.invert:
@@ -163,6 +169,27 @@ def draw_images(
             x_0 = package.reconstruct(model, **arrays, **settings)
         bar.update(max(0, bar.total - bar.n))
     return x_0, arrays
+
+
+def draw_frames(flags, model, package: ModuleType, settings: dict) -> np.ndarray:
+    """States from noise to images, float (F, N, H, W, C)."""
+    samplers = importlib.import_module(f"{package.__name__}.sampling.samplers")
+    network, config, image_shape = samplers.unpack_model(model, None, None)
+    sampler, count = settings["sampler"], num_images(flags)
+    seeds, indices = seeds_and_indices(flags.seed, None if flags.seeds is None else integers(flags.seeds), count)
+    steps = sampler.num_steps or config.timesteps
+    frames = []
+    with tqdm(total=steps * -(-count // flags.batch_size), unit="step", delay=0.5) as bar:
+        for start in range(0, count, flags.batch_size):
+            batch = slice(start, start + flags.batch_size)
+            states = samplers.sample_indices(
+                *(network, config, image_shape, seeds if np.ndim(seeds) == 0 else seeds[batch], indices[batch]),
+                **settings,
+                num_frames=min(MAX_FRAMES, steps + 1),
+                progress=update_bar(bar, steps),
+            )[1]
+            frames.append(np.asarray(states if package.__name__ == "jax_ddpm" else states.permute(0, 1, 3, 4, 2)))
+    return np.concatenate(frames, axis=1)
 
 
 def layout(flags, images: np.ndarray | None, mask: np.ndarray | None, x_0: np.ndarray, x_T: np.ndarray | None = None):

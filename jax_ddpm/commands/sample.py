@@ -28,7 +28,8 @@ class SampleFlags:
     model: Path
     """Run folder, one of its checkpoints, diffusers folder, or a file of safetensors or PyTorch, whatever its name."""
     out: Path = Path("samples.png")
-    """A .png (a grid), a .npz (`images`, uint8, and `x0`, float32, both (N, H, W, C)), or a folder (a PNG each)."""
+    """A .png (a grid), a .gif (from noise to images), a .npz (`images`, uint8, and `x0`, float32, both (N, H, W, C)),
+    or a folder (a PNG each)."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write to --out even if it is a folder that is not empty, whose numbered pictures are then deleted, or a file that
     this command did not write."""

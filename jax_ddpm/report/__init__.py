@@ -15,7 +15,7 @@ from jax_ddpm.report.figures import (
     score_by_calls,
     score_by_step,
 )
-from jax_ddpm.report.files import as_uint8, check_images_path, rescale_per_image, write_images
+from jax_ddpm.report.files import as_uint8, check_images_path, rescale_per_image, write_frames, write_images
 from jax_ddpm.report.html_page import page
 from jax_ddpm.report.pictures import beside, grid, table, write_gif
 
@@ -37,6 +37,7 @@ __all__ = [
     "score_by_step",
     "table",
     "visible",
+    "write_frames",
     "write_gif",
     "write_images",
 ]

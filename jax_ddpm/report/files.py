@@ -10,7 +10,7 @@ from PIL import Image
 
 from jax_ddpm.data import to_uint8
 from jax_ddpm.report.channels import channel_note, visible
-from jax_ddpm.report.pictures import grid
+from jax_ddpm.report.pictures import grid, write_gif
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path
 from jax_ddpm.spec.text import one_line
@@ -22,8 +22,8 @@ def check_images_path(path: Path, overwrite: bool = False) -> None:
     Raises UserError if `path` is not valid or cannot be written; without `overwrite` also for a folder that is not
     empty, and for a file that `write_images` did not write.
     """
-    if path.suffix not in (".png", ".npz", ""):
-        raise UserError(f"{path} ends in {path.suffix}: expected a .png (grid), a .npz, or a folder.")
+    if path.suffix not in (".png", ".npz", ".gif", ""):
+        raise UserError(f"{path} ends in {path.suffix}: expected a .png (grid), a .gif, a .npz, or a folder.")
     folder = path if path.suffix == "" else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,8 +47,9 @@ def reason_to_keep(path: Path) -> str | None:
     if path.suffix == ".npz":
         arrays = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else ()
         return None if "x0.npy" in arrays else "exists, and is no file of samples"
+    kind, head = ("GIF", b"GIF89a") if path.suffix == ".gif" else ("PNG", b"\x89PNG\r\n\x1a\n")
     with open(path, "rb") as file:
-        return None if file.read(8) == b"\x89PNG\r\n\x1a\n" else "exists, and is no PNG"
+        return None if file.read(len(head)) == head else f"exists, and is no {kind}"
 
 
 def rescale_per_image(x: np.ndarray) -> np.ndarray:
@@ -60,6 +61,17 @@ def rescale_per_image(x: np.ndarray) -> np.ndarray:
 def as_uint8(x: np.ndarray, rescale: str) -> np.ndarray:
     """Float images (N, H, W, C) as uint8: clipped to [-1, 1] ("none"), or each rescaled to [-1, 1] ("per-image")."""
     return to_uint8(rescale_per_image(x) if rescale == "per-image" else x)
+
+
+def write_frames(path: Path, frames: np.ndarray, rescale: str = "none") -> str:
+    """Write a .gif of float frames (F, N, H, W, C), from noise to images. Arguments and errors as in `write_images`."""
+    shown = np.stack([as_uint8(x, rescale) for x in frames])
+    try:
+        write_gif(path, shown)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or one_line(error)}).") from None
+    count, note = frames.shape[1], channel_note(frames.shape[-1])
+    return f"{len(frames)} states from noise to {count} images: {path}{note and f'. {note}'}"
 
 
 def write_images(

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from jax_ddpm.data.pixels import to_uint8
 from jax_ddpm.report.channels import visible
 from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.files import atomic_path
 
 GAP = 2  # pixels between and around images
 BACKGROUND = 255  # gray level
@@ -112,4 +113,5 @@ def write_gif(path: Path, frames: np.ndarray, seconds: float = 5.0, hold: float 
     """
     pictures = [grid(images, tile=32) for images in frames]
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [round(1000 * hold)]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    with atomic_path(path) as draft:
+        pictures[0].save(draft, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
