@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 from jax_ddpm.evaluation.results import Result, append_result
 from jax_ddpm.sampling.samplers import ANCESTRAL
 from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.training.compare import draw_same_seeds
 from jax_ddpm.training.compare_scores import notes_on_scores, scores_table
+from jax_ddpm.weights import Model
 from tests import browser
 from tests.commands import refusal, succeed
+from tests.test_kept_samples import INFO, SAMPLER, model_of
 from tests.test_page import carried, needs_browser, picture
 
 
@@ -116,6 +120,15 @@ def test_runs_that_do_not_compare_are_said(runs, tmp_path, capsys, monkeypatch):
     assert "different images, so their losses and scores do not compare" in said and "(hash ffffffff)" in said
     assert "differ in objective, so their losses do not compare" in said
     assert carried((tmp_path / "page.html").read_text())["strips"] is None
+
+
+def test_pictures_are_of_one_image_size():
+    small = model_of(0)
+    large = Model(small.network, replace(INFO, image_shape=(8, 8, 1)))
+    runs = [SimpleNamespace(name=name, model=model) for name, model in (("a", None), ("b", small), ("c", large))]
+    drawn, notes = draw_same_seeds(runs, 2, SAMPLER)
+    assert {name: images.shape for name, images in drawn.items()} == {"b": (2, 4, 4, 1)}
+    assert notes == ["No pictures of c: its images are 8 x 8 x 1, those of b 4 x 4 x 1."]
 
 
 def test_what_is_no_run(runs, tmp_path, capsys, monkeypatch):
