@@ -68,7 +68,7 @@ def test_stride_two_with_same_padding():
     cause = explain(layer(module, same(module), X, kind="Conv"))
     assert cause.name == "padding"
     assert (
-        'padding is ((0, 1), (0, 1)), as "SAME" does in ours and ((1, 1), (1, 1)) in theirs: ours pads the bottom and '
+        'padding is ((0, 1), (0, 1)) ("SAME") in ours and ((1, 1), (1, 1)) in theirs: ours pads the bottom and '
         "the right only" in cause.sentence
     )
     assert cause.mend == "Write Conv(..., padding=((1, 1), (1, 1)))."

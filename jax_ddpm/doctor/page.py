@@ -41,7 +41,7 @@ def page(result: Result) -> str:
 <main>
 <p class="sentence">{html.escape(result.sentence)}</p>
 {section("Differences", [finding_text(finding) for finding in result.findings])}
-{section("Warnings", result.warning_lines)}
+{section("Warnings", result.warning_sentences)}
 {section("Set-up", [difference.sentence for difference in result.setup])}
 {section("Parameters", parameter_texts(result))}
 {section("Notes", result.all_notes)}

@@ -165,7 +165,7 @@ class Result:
             lines += [f"  The same holds for {names(groups[0][1:])}."] if len(groups[0]) > 1 else []
             lines += [f"  {with_others(group)}" for group in groups[1:6]]
             lines += [f"  and {sum(map(len, groups[6:]))} more"] if len(groups) > 6 else []
-        lines += self.warning_lines
+        lines += [f"Warning: {text}" for text in self.warning_sentences]
         lines += [text for text in self.wrong_parameters if text != self.sentence]
         lines += [difference.sentence for difference in self.setup if difference.sentence != self.sentence]
         lines += self.all_notes
@@ -174,9 +174,9 @@ class Result:
     __repr__ = __str__
 
     @property
-    def warning_lines(self) -> list[str]:
-        """One sentence for each kind of warning."""
-        return [f"Warning: {with_others(group)}" for group in grouped(self.warnings)]
+    def warning_sentences(self) -> list[str]:
+        """One for each kind of warning."""
+        return [with_others(group) for group in grouped(self.warnings)]
 
     def tree(self, limit: int = 200) -> list[str]:
         """The lines of the tree of layers. Of long ones, the layers that agree are left out."""

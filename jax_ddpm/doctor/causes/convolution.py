@@ -182,7 +182,7 @@ def padding_changes(theirs: Convolution, size, target, layer: str) -> Iterator[H
     )
     for pads in [same, *together, *apart[:64]]:
         if pads != theirs.pads:
-            name = f'{written(pads)}, as "SAME" does' if pads == same else written(pads)
+            name = f'{written(pads)} ("SAME")' if pads == same else written(pads)
             yield Hypothesis(
                 "padding",
                 f"padding is {name} in ours and {written(theirs.pads)} in theirs{sides(pads, theirs.pads)}",
