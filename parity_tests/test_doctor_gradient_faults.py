@@ -3,7 +3,7 @@
 import pytest
 
 from jax_ddpm.doctor import compare
-from parity_tests import doctor_gradient_faults, doctor_held_out
+from parity_tests import doctor_gradient_faults, doctor_held_out, doctor_held_out_blocks
 
 
 @pytest.mark.slow
@@ -20,14 +20,18 @@ def test_faults_of_gradients(fault):
     assert verdict.cause_right and verdict.place_right, f"{verdict}\n{verdict.sentence}"
 
 
+HELD_OUT = [(held_out, fault) for held_out in (doctor_held_out, doctor_held_out_blocks) for fault in held_out.FAULTS]
+
+
 @pytest.mark.slow
-def test_the_held_out_network():
-    result = compare(*doctor_held_out.build())
+@pytest.mark.parametrize("held_out", [doctor_held_out, doctor_held_out_blocks])
+def test_the_held_out_networks(held_out):
+    result = compare(*held_out.build())
     assert result.equal, result
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", doctor_held_out.FAULTS, ids=lambda fault: fault.name)
-def test_the_held_out_faults(fault):
-    verdict = doctor_held_out.examine(fault)
+@pytest.mark.parametrize("held_out, fault", HELD_OUT, ids=[fault.name for _, fault in HELD_OUT])
+def test_the_held_out_faults(held_out, fault):
+    verdict = held_out.examine(fault)
     assert verdict.cause_right and verdict.place_right, f"{verdict}\n{verdict.sentence}"

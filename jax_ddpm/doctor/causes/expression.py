@@ -151,6 +151,7 @@ def views(node: Node, shape: tuple[int, ...]) -> Iterator[Node]:
             yield part
         yield from broadcasts(part, shape)
     yield from tokens(node, shape)
+    yield from shuffled(node, shape)
     if x.ndim >= 3 and len(shape) == 2 and x.size == math.prod(shape) and x.shape[0] == shape[0]:
         yield from flattened(node)
     if x.ndim == 3 and len(shape) == 2 and (x.shape[0], x.shape[2]) == shape:
@@ -240,6 +241,36 @@ def tokens(node: Node, shape: tuple[int, ...]) -> Iterator[Node]:
         yield view("reshaped", words, "{0}.reshape(...)", lambda v: v.reshape(b, h, w, c).transpose(0, 3, 1, 2), node)
     if x.ndim == 3 and len(shape) == 3 and x.mT.shape == shape and x.shape != shape:
         yield view("transposed", "{0} transposed", "{0}.swapaxes(1, 2)", lambda v: v.mT, node)
+
+
+def shuffled(node: Node, shape: tuple[int, ...]) -> Iterator[Node]:
+    """Channels to pixels (B, C r r, H, W) -> (B, C, r H, r W) or back: C before or behind the pixels' numbers."""
+    x = node.value
+    if len(shape) != 4 or x.ndim != 4 or x.size != math.prod(shape) or x.shape[1] == shape[1]:
+        return
+    (b, many, h, w), (_, c, height, width) = sorted((x.shape, shape), key=lambda size: -size[1])
+    r = height // h
+    if many != c * r * r or (height, width) != (r * h, r * w):
+        return
+    if x.shape[1] == many:
+        middle = ((b, c, r, r, h, w), (0, 1, 4, 2, 5, 3)), ((b, r, r, c, h, w), (0, 3, 4, 1, 5, 2))
+        codes = (
+            "{0}.reshape(B, H, W, C, r, r).transpose(0, 1, 4, 2, 5, 3).reshape(B, r * H, r * W, C)",
+            "{0}.reshape(B, H, W, r, r, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, r * H, r * W, C)",
+        )
+    else:
+        middle = ((b, c, h, r, w, r), (0, 1, 3, 5, 2, 4)), ((b, c, h, r, w, r), (0, 3, 5, 1, 2, 4))
+        codes = (
+            "{0}.reshape(B, H, r, W, r, C).transpose(0, 1, 3, 5, 2, 4).reshape(B, H, W, C * r * r)",
+            "{0}.reshape(B, H, r, W, r, C).transpose(0, 1, 3, 2, 4, 5).reshape(B, H, W, r * r * C)",
+        )
+    words = "{0} with channels as pixels" if x.shape[1] == many else "{0} with pixels as channels"
+    for order, (size, axes), code in zip(("(C, r, r)", "(r, r, C)"), middle, codes, strict=True):
+
+        def function(v: np.ndarray, size=size, axes=axes) -> np.ndarray:
+            return v.reshape(size).transpose(axes).reshape(shape)
+
+        yield view(f"pixel shuffle {order}", f"{words} in the order {order}", code, function, node)
 
 
 def flattened(node: Node) -> Iterator[Node]:

@@ -31,6 +31,8 @@ class Form:
     epsilon: float = 0.0
 
 
+PARAMETERS = {"weight": ("weight", "scale", "gamma", "g"), "bias": ("bias", "shift", "beta", "b")}
+"""What a norm of somebody's own may call its parameters."""
 LARGE = 2**18
 """Number of elements of an input beyond which only one change of the form is tried."""
 AFFINES = {
@@ -52,13 +54,20 @@ NAMES = {
 }
 
 
-class Layer:
-    """Arrays of one normalisation: input, weight and bias broadcast to it, running statistics if it has them."""
+def parameter(call: Call, kind: str) -> np.ndarray | None:
+    return next((call.parameters[name] for name in PARAMETERS[kind] if name in call.parameters), None)
 
-    def __init__(self, call: Call, x: np.ndarray):
+
+class Layer:
+    """Arrays of one normalisation: input, weight and bias broadcast to it, running statistics if it has them.
+
+    channel: the axis of its weight, 1 or -1. Default: what its class and the shapes say.
+    """
+
+    def __init__(self, call: Call, x: np.ndarray, channel: int | None = None):
         self.x = x
-        weight, bias = call.parameters.get("weight"), call.parameters.get("bias")
-        self.channel = -1 if self.is_layer_norm(call, x) else 1
+        weight, bias = parameter(call, "weight"), parameter(call, "bias")
+        self.channel = channel or (-1 if self.is_layer_norm(call, x) else 1)
         self.weight = np.ones_like(x) if weight is None else self.broadcast(weight)
         self.bias = np.zeros_like(x) if bias is None else self.broadcast(bias)
         self.running = None
@@ -67,7 +76,7 @@ class Layer:
 
     def is_layer_norm(self, call: Call, x: np.ndarray) -> bool:
         """Whether parameters belong to the last axes, not to axis 1."""
-        weight = call.parameters.get("weight")
+        weight = parameter(call, "weight")
         if weight is not None and weight.ndim == 1 and x.ndim > 2 and x.shape[1] != x.shape[-1]:
             return weight.shape[0] == x.shape[-1]
         if weight is not None and weight.ndim > 1:
@@ -177,7 +186,7 @@ def declared(call: Call, layer: Layer) -> Form:
     elif any("GroupNorm" in name for name in names):
         over = ("groups", settings.get("num_groups", 1))
     else:
-        weight = call.parameters.get("weight")
+        weight = parameter(call, "weight")
         shape = settings.get("normalized_shape") or (weight.shape if weight is not None else (0,))
         over = ("last axes", len(shape)) if layer.channel == -1 else ("groups of each pixel", 1)
     epsilon = next(
@@ -210,7 +219,7 @@ def find_form(layer: Layer, y: np.ndarray, start: Form) -> Form | None:
 
 def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
     call, x = finding.pair.theirs, finding.their_input
-    weight = call.parameters.get("weight")
+    weight = parameter(call, "weight")
     is_norm = any("norm" in name.lower() for name in kinds(call))
     if not is_norm or x.ndim < 2 or finding.our_output.shape != x.shape or finding.their_output.shape != x.shape:
         return
@@ -218,19 +227,22 @@ def hypotheses(finding: Finding) -> Iterator[Hypothesis]:
         return
     layer = Layer(call, x)
     theirs = find_form(layer, finding.their_output, declared(call, layer))
+    if theirs is None and weight is not None and weight.size == x.shape[1] == x.shape[-1]:
+        layer = Layer(call, x, -layer.channel)  # of a class whose name does not tell
+        theirs = find_form(layer, finding.their_output, declared(call, layer))
     if theirs is None:
         return
     ours = None if finding.probe == LARGE_MEAN else find_form(layer, finding.our_output, theirs)
     if ours is not None and ours != theirs:
-        yield named(finding, theirs, ours)
+        yield named(finding, layer, theirs, ours)
     else:
         yield from one_pass(finding, layer, theirs)
 
 
-def named(finding: Finding, theirs: Form, ours: Form) -> Hypothesis:
+def named(finding: Finding, arrays: Layer, theirs: Form, ours: Form) -> Hypothesis:
     """The hypothesis that ours has the form `ours`, in words."""
     differ = [f.name for f in fields(Form) if getattr(theirs, f.name) != getattr(ours, f.name)]
-    call, layer = finding.pair.theirs, constructor(finding.pair.ours)
+    layer = constructor(finding.pair.ours)
     name = NAMES[differ[0]]
     if differ[0] == "over":
         kind, other = theirs.over[0], ours.over[0]
@@ -253,7 +265,7 @@ def named(finding: Finding, theirs: Form, ours: Form) -> Hypothesis:
         for field in differ
     ]
     mend = " ".join(filter(None, (mend_of(field, theirs, layer) for field in differ)))
-    return Hypothesis(name, "; ".join(says), mend, lambda x, *_: Layer(call, x).apply(ours))
+    return Hypothesis(name, "; ".join(says), mend, lambda *_: arrays.apply(ours))
 
 
 def averaged(over: tuple) -> str:

@@ -136,7 +136,7 @@ class Search:
             def fits(value: float, k=k) -> bool:
                 tried = factors.copy()
                 tried[k] = value
-                return bool(np.abs(matrix @ tried - self.wanted).max() <= self.tolerance * self.size)
+                return bool(np.abs(matrix @ tried - self.wanted).max() <= self.tolerance * self.size / 10)
 
             short.append(rounded(float(factor), fits) or float(factor))
         constant = 0.0 if ones is None else short.pop()

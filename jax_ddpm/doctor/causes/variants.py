@@ -160,6 +160,8 @@ def of_view(node: Node) -> Iterator[Variant]:
                 name = "token"
             elif node.label.startswith("part "):
                 name = "halves_swapped"
+            elif node.label.startswith("pixel shuffle"):
+                name = "pixel_shuffle"
             yield Variant(name, f"ours has {other.said()}, theirs {node.said()}", other)
 
 
