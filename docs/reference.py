@@ -121,6 +121,7 @@ AREAS = [
             "jax_ddpm.doctor.result",
             "jax_ddpm.doctor.records",
             "jax_ddpm.doctor.parameters",
+            "jax_ddpm.doctor.our_arrays",
             "jax_ddpm.doctor.diffusion",
             "jax_ddpm.doctor.optimiser",
         ],
