@@ -131,6 +131,14 @@ def test_pictures_are_of_one_image_size():
     assert notes == ["No pictures of c: its images are 8 x 8 x 1, those of b 4 x 4 x 1."]
 
 
+def test_a_run_without_a_record_of_its_images(runs, tmp_path, capsys, monkeypatch):
+    """As earlier versions left them: names and sizes of the data sets are compared."""
+    older = changed_copy(runs[0], tmp_path / "older", lambda c: c["diffusion"].update(beta_end=0.3))
+    (older / "data.json").unlink()
+    said = succeed(capsys, monkeypatch, "compare.py", *runs, older, "--num-images", 0, "--out", tmp_path / "page.html")
+    assert "different images" not in said and "differ in beta_end, so" in said
+
+
 def test_what_is_no_run(runs, tmp_path, capsys, monkeypatch):
     assert "two runs or more" in refusal(capsys, monkeypatch, "compare.py", runs[0])
     assert "is no run" in refusal(capsys, monkeypatch, "compare.py", runs[0], tmp_path)

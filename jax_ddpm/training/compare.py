@@ -22,7 +22,10 @@ from jax_ddpm.training.run_page import PICTURE_BYTES, format_value
 from jax_ddpm.weights.model import Model, load_model
 
 UNLIKE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}  # settings that change no result
-LOSS_SETTINGS = ("diffusion.objective", "diffusion.schedule", "diffusion.timesteps", "training.min_snr_gamma")
+LOSS_SETTINGS = (
+    *("diffusion.objective", "diffusion.schedule", "diffusion.timesteps", "diffusion.beta_start", "diffusion.beta_end"),
+    *("diffusion.trained_betas", "diffusion.zero_terminal_snr", "training.min_snr_gamma"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,15 @@ def open_runs(paths: Sequence[Path], log: Callable[[str], None] = print) -> list
     """The runs in these folders. Raises UserError for fewer than two, and for a folder that holds no run."""
     if len(paths) < 2:
         raise UserError("A comparison needs two runs or more: name their folders.")
+    for path in paths:
+        if not (path / CONFIG_FILE).is_file():
+            raise UserError(f"{path} is no run: expected the folder of a training, which holds {CONFIG_FILE}.")
     names = [path.resolve().name for path in paths]
     names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, paths, strict=True)]
     return [open_run(path, name, log) for path, name in zip(paths, names, strict=True)]
 
 
 def open_run(path: Path, name: str, log: Callable[[str], None]) -> ComparedRun:
-    if not (path / CONFIG_FILE).is_file():
-        raise UserError(f"{path} is no run: expected the folder of a training, which holds {CONFIG_FILE}.")
     config, model, problem = read_config(path / CONFIG_FILE), None, ""
     try:
         model = load_model(path, precision=precision_of(config), log=log)
@@ -144,21 +148,22 @@ def training_seconds(run: ComparedRun) -> float:
 def notes_on(runs: Sequence[ComparedRun]) -> list[str]:
     """Sentences on what cannot be compared, or not be shown."""
     notes = [run.problem for run in runs if run.problem]
-    images = [image_text(run) for run in runs]
+    recorded = all(run.record for run in runs)
+    images = [image_text(run, recorded) for run in runs]
     if len(set(images)) > 1:
         each = "; ".join(f"{run.name}: {text}" for run, text in zip(runs, images, strict=True))
         notes.append(f"The runs have different images, so their losses and scores do not compare. {each}.")
     settings = [flatten(run.config) for run in runs]
     unlike = [name.split(".")[1] for name in LOSS_SETTINGS if len({str(each.get(name)) for each in settings}) > 1]
     if unlike:
-        notes.append(f"The runs differ in {' and '.join(unlike)}, so their losses do not compare.")
+        notes.append(f"The runs differ in {', '.join(unlike)}, so their losses do not compare.")
     notes += notes_on_scores(runs)
     return notes
 
 
-def image_text(run: ComparedRun) -> str:
-    """What identifies a run's images, as text."""
-    if run.record is not None:
+def image_text(run: ComparedRun, recorded: bool) -> str:
+    """What identifies a run's images, as text. recorded: all runs have records, else names and sizes are compared."""
+    if recorded:
         return f"{run.record.describe()}, {run.config.data.dataset} (hash {run.record.fingerprint[:8]})"
     return f"{run.config.data.dataset}, size {format_value(run.config.data.image_size)}"
 
