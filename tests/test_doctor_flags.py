@@ -237,3 +237,4 @@ def test_momentum_counts_in_training_only(in_training):
     assert difference.name == "batchnorm_momentum" and difference.decisive is in_training
     assert result.equal is not in_training and "momentum is 0.5 in ours" in str(result)
     assert ("It matters for training only." in str(result)) is not in_training
+    assert not result.parameters.different  # the statistics are those before the call

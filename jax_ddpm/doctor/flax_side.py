@@ -232,10 +232,12 @@ class NnxNetwork(FlaxNetwork):
         return bool(self.recording.open) and self.recording.open[-1].module is module
 
     def whole(self, arguments, keywords):
-        return self.module(*arguments, **keywords)
+        with kept_state(self.module):
+            return self.module(*arguments, **keywords)
 
     def alone(self, call: Call, arguments, keywords):
-        return call.module(*arguments, **keywords)
+        with kept_state(call.module):
+            return call.module(*arguments, **keywords)
 
     def alone_pure(self, call: Call, arguments, keywords):
         return nnx.clone(call.module)(*arguments, **keywords)
@@ -328,6 +330,18 @@ def subtree(tree: Any, path: Iterable[str]) -> Any:
             return None
         tree = tree[key]
     return tree
+
+
+@contextmanager
+def kept_state(module: nnx.Module):
+    """What a call in training mode changes gets its value back: BatchNorm's statistics, and counts of random draws."""
+    changing = nnx.BatchStat | nnx.RngCount
+    saved = [(node, node.get_value()) for _, node in nnx.iter_graph(module) if isinstance(node, changing)]
+    try:
+        yield
+    finally:
+        for variable, value in saved:
+            variable.set_value(value)
 
 
 def named_variables(module: nnx.Module) -> dict[str, nnx.Variable]:

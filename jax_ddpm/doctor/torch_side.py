@@ -66,7 +66,7 @@ class TorchNetwork:
     def call(self, module, arguments, keywords):
         import torch
 
-        with in_float64(), torch.no_grad():
+        with in_float64(), torch.no_grad(), kept_buffers(module):
             return module(*to_torch_tree(arguments), **to_torch_tree(keywords))
 
 
@@ -82,6 +82,18 @@ def deep_copy(module):
                 function.__kwdefaults__ = value.__kwdefaults__
                 setattr(part, name, function)
     return copied
+
+
+@contextmanager
+def kept_buffers(module):
+    """Buffers that a call in training mode changes, such as BatchNorm's running statistics, get their values back."""
+    saved = {name: buffer.clone() for name, buffer in module.named_buffers()} if module.training else {}
+    try:
+        yield
+    finally:
+        buffers = dict(module.named_buffers())
+        for name, value in saved.items():
+            buffers[name].copy_(value)
 
 
 @contextmanager
