@@ -247,6 +247,21 @@ class Tied(nn.Module):
         return F.linear(F.silu(self.mix(self.embed(tokens))), self.embed.weight)
 
 
+class UntiedPort(nnx.Module):
+    """The head has a copy of the table."""
+
+    def __init__(self):
+        self.embed, self.mix = nnx.Embed(7, 5, rngs=rngs()), nnx.Linear(5, 5, rngs=rngs())
+        self.head = nnx.Linear(5, 7, use_bias=False, rngs=rngs())
+
+    def fill(self, theirs):
+        copy_weights(theirs, self)
+        self.head.kernel.set_value(jnp.asarray(theirs.embed.weight.detach().numpy().T))
+
+    def __call__(self, tokens):
+        return self.head(jax.nn.silu(self.mix(self.embed(tokens))))
+
+
 class TiedPort(nnx.Module):
     def __init__(self, wrong=""):
         self.wrong = wrong
@@ -289,6 +304,7 @@ FAULTS = [
     Fault("straight-through", "", "gradient_clipped", ""),
     Fault("detaching", "", "detach_missing", "block1"),
     *faults_of("tied", "head's weight stopped; stop_gradient|gradient_rule;"),
+    *faults_of("tied", "head's weight a copy; untied;"),
 ]
 RIGHT = [
     *(("network", wrong) for wrong in ("", "right rule of SiLU", "right rule of a norm", "right with jax.checkpoint")),
@@ -306,7 +322,7 @@ def build(network: str, wrong: str = ""):
     """A torch network, its port with a fault in its gradients, and inputs in PyTorch's layout."""
     torch.manual_seed(0)
     theirs = scrambled(NETWORKS[network]())
-    ours = (TiedPort if network == "tied" else NetworkPort)(wrong)
+    ours = (TiedPort if network == "tied" else NetworkPort)(wrong) if "copy" not in wrong else UntiedPort()
     ours.fill(theirs)
     if network == "tied":
         return theirs, ours, (np.array([[1, 3, 2], [0, 6, 3]]),)

@@ -26,7 +26,7 @@ class GradientRow:
     number: int = -1
     """Of outputs: the number of their call."""
     remark: str = ""
-    """ "frozen": no nnx.Param in ours. "buffer": no parameter in theirs."""
+    """ "frozen": no nnx.Param in ours. "buffer": no parameter in theirs. "untied": ours has its values twice."""
 
     @property
     def is_parameter(self) -> bool:

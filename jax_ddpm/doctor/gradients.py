@@ -17,6 +17,7 @@ from jax_ddpm.doctor.parameters import ParameterPairing
 from jax_ddpm.doctor.records import Call, Finding, Pair
 from jax_ddpm.doctor.torch_gradients import TorchGradients, their_gradients
 from jax_ddpm.doctor.torch_side import TorchNetwork
+from jax_ddpm.doctor.unnamed_arrays import is_constant, same_content
 
 TOLERANCE = 1e-7
 """Relative difference of two gradients in float64 that rounding explains."""
@@ -98,6 +99,18 @@ class GradientComparison:
                 rows.append(GradientRow(one.theirs, name, zeros, converted, 0.0, remark="buffer"))
         return rows
 
+    def mark_untied(self, rows: Sequence[GradientRow], tolerance: float) -> None:
+        """Give rows of parameters that differ, and that ours has twice, the remark "untied" and both names."""
+        theirs, ours = self.their.parameters(), self.our.parameters()
+        for row in rows:
+            if not row.is_parameter or row.error <= tolerance or is_constant(theirs[row.theirs]):
+                continue
+            value = theirs[row.theirs]
+            twins = [path for path in self.pairing.unpaired_ours if ours[path].size == value.size]
+            twins = [path for path in twins if same_content(value, ours[path])]
+            if twins:
+                row.remark, row.ours = "untied", " and ".join([row.ours, *twins])
+
     def children(self, pair: Pair) -> list[Pair]:
         """The pairs inside a pair with no other pair between, whose output is an array."""
         paired = {other.theirs.number for other in self.pairs}
@@ -145,10 +158,12 @@ def gradient_findings(
     tolerance: float = TOLERANCE,
 ) -> list[Finding]:
     """The innermost pair whose gradients differ, with its cause; an empty list if all gradients agree."""
-    found = GradientComparison(their, our, pairing, pairs, their_calls, our_calls).innermost(tolerance)
+    comparison = GradientComparison(their, our, pairing, pairs, their_calls, our_calls)
+    found = comparison.innermost(tolerance)
     if found is None:
         return []
     inside, rows, named = found
+    comparison.mark_untied(rows, tolerance)
     worst = max((row for row in rows if row.number < 0), key=lambda row: row.error)
     finding = Finding(
         "gradient",

@@ -55,7 +55,12 @@ class Explanation:
         return self.cause("gradient_not_finite", f"the gradient of {listed(rows)} in ours is not finite", mend)
 
     def one_sided(self) -> Cause | None:
-        """A parameter in one network only."""
+        """A parameter in one network only, or twice in ours."""
+        untied = next((row for row in self.wrong if row.remark == "untied"), None)
+        if untied is not None:
+            says = f"theirs uses {untied.theirs} at several places, and ours has its values twice, in {untied.ours}"
+            mend = "Use one nnx.Param at both places: each now gets a part of the gradient only."
+            return self.cause("untied", says, mend)
         frozen = [row for row in self.wrong if row.remark == "frozen"]
         if frozen and len(frozen) == len(self.wrong):
             says = f"{listed(frozen)} of theirs is trained, but {', '.join(r.ours for r in frozen)} is no parameter"
