@@ -22,7 +22,7 @@ EXAMPLES = (
 @dataclass(frozen=True)
 class DoctorFlags:
     """Compare a PyTorch module with its port to Flax, layer by layer in float64, and name the first layer that is
-    wrong and why. Exit code 0: equal; 1: a difference was found; 2: wrong input.
+    wrong and why. Exit code 0: equal; 1: a difference was found; 2: wrong input; 70: a mistake in the doctor.
 
     With one argument, a model file of a known network: jax_ddpm against torch_ref on this machine.
     """
@@ -122,6 +122,7 @@ def compare_modules(flags: DoctorFlags):
 
     from jax_ddpm import doctor
     from jax_ddpm.doctor import load
+    from jax_ddpm.doctor.progress import Progress
     from jax_ddpm.doctor.transferred_file import check_transfer_file
 
     if flags.ours is None:
@@ -149,7 +150,8 @@ def compare_modules(flags: DoctorFlags):
         load.load_weights(theirs, flags.weights)
     if not flags.train:
         doctor.evaluation_mode(theirs, ours)
-    result = doctor.compare(theirs, ours, **inputs, table=table, transfer_weights=transfer)
+    with Progress(lambda line: print(line, file=sys.stderr, flush=True)) as progress:
+        result = doctor.compare(theirs, ours, **inputs, table=table, transfer_weights=transfer, progress=progress)
     if flags.transfer_to is not None:
         result.notes.append(doctor.save_transferred(result, ours, flags.transfer_to))
     return result
@@ -205,7 +207,9 @@ def comparison_data(comparison) -> dict:
 def write_page(flags: DoctorFlags, result) -> None:
     from jax_ddpm.doctor.page import page
 
+    shapes = [str(array.shape) for array in result.their_calls[0].arrays]
     try:
-        flags.html.write_text(page(result), encoding="utf-8")
+        flags.html.write_text(page(result, flags.theirs, flags.ours or "", shapes), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{flags.html} cannot be written ({error.strerror}).") from None
+    print(f"The page is written to {flags.html}.", file=sys.stderr)

@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 
 from jax_ddpm.commands.interrupts import ended_by_ctrl_c
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "benchmark": "Compare the speed of jax_ddpm with PyTorch.",
     "train-torch": "Train the PyTorch reference; takes the flags of train.",
 }
+CRASHED = {"doctor": 70}  # exit codes after a mistake in the program, where 1 has a meaning
 SCRIPTS = {"train": "train_jax"}  # scripts whose names differ from the command's
 
 
@@ -70,9 +72,12 @@ def run(command: str, arguments: list[str], prog: str) -> None:
             sys.exit(128 + getattr(error, "number", 2))
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+            sys.exit(CRASHED.get(command, 1))
         except Exception as error:
             message = explanation(error, command)
+            if message is None and command in CRASHED:
+                traceback.print_exc()
+                sys.exit(CRASHED[command])
             if message is None:
                 raise
             print(message, file=sys.stderr)

@@ -1,7 +1,7 @@
 """Compares a torch module with a Flax module, layer by layer."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,6 +50,7 @@ def compare(
     probes: bool = True,
     gradients: bool = True,
     causes: int = 3,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> Result:
     """Compare a torch module with a Flax module: each layer by itself, on the same input, in float64.
 
@@ -73,6 +74,7 @@ def compare(
         probes: whether to try each layer with inputs of small variance and of large mean besides.
         gradients: whether to compare the gradients of all parameters, if no output differs.
         causes: for how many of the places that differ the cause is searched. Layers of one kind count as one place.
+        progress: is called with the name of each stage when it begins.
 
     Returns:
         A `Result`: print it, or show it in a notebook.
@@ -81,6 +83,7 @@ def compare(
         UserError: a module fails on the input, or the two have nothing in common.
     """
     check_module(torch_module)
+    progress("Both networks are run")
     arguments = as_arguments(inputs)
     their_keywords, our_keywords = as_keywords(their_keywords), as_keywords(our_keywords)
     their = TorchNetwork(torch_module)
@@ -105,7 +108,9 @@ def compare(
         transfer_weights = was_empty or needs_transfer(pairing)
         if transfer_weights and not was_empty:
             why = "are not filled" if unfilled(pairing) else "are not theirs"
-            notes.append(f"The weights of ours {why}, so a copy of ours with their weights is compared.")
+            notes.append(
+                f"A copy of ours with their weights is compared, because the weights of ours {why}. This is no fault."
+            )
     pairing.transferred = transfer_weights
     weights = None
     if transfer_weights:
@@ -125,15 +130,19 @@ def compare(
         their_calls = recorded_theirs(their, arguments, their_keywords)
         pairs = pair_calls(their_calls, our_calls, pairing, {**table, **pairing.table})
     setup += hidden_differences(pairs)
+    progress("The layers are compared")
     watcher = run_forced(pairs, our, our_arguments, our_keywords, our_calls)
     inherited_errors(watcher, our_calls)
     found = findings(watcher, their, our, their_calls, our_calls)
     if probes:
+        progress("The layers are tried on other inputs")
         found += probe_layers(watcher, their, our, their_calls, our_calls)
     found, warnings = without_warnings(found)
     found.sort(key=lambda finding: bool(finding.probe))
+    progress("The causes are searched")
     explain_all(found, causes)
     if gradients and not found:
+        progress("The gradients are compared")
         found += compared_gradients(their, our, pairing, watcher, their_calls, our_calls, notes)
     return Result(
         type(torch_module).__name__,

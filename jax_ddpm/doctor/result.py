@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from jax_ddpm.doctor.forced import TOLERANCE, Check
 from jax_ddpm.doctor.parameters import ParameterPairing
 from jax_ddpm.doctor.records import Call, Finding
 from jax_ddpm.doctor.setup import SetupDifference
+from jax_ddpm.doctor.source import scope, source_line
 
 MARKS = {"first": "  <-- first difference", "also": "  <-- differs", "warning": "  <-- warning", "": ""}
 
@@ -159,16 +161,17 @@ class Result:
             lines.append(f"Change: {cause.mend}")
         if cause is not None and self.finding.place == "gradient":
             lines.append(f"Relative difference of the gradients: {number(self.finding.error).strip()}.")
-        if len(self.findings) > 1:
+        groups = grouped(self.findings)
+        if groups and len(groups[0]) > 1:
+            lines.append(f"The same holds for {names(groups[0][1:])}.")
+        if len(groups) > 1:
             lines.append("Other places that differ (by themselves; they do not inherit an error):")
-            groups = grouped(self.findings)
-            lines += [f"  The same holds for {names(groups[0][1:])}."] if len(groups[0]) > 1 else []
             lines += [f"  {with_others(group)}" for group in groups[1:6]]
             lines += [f"  and {sum(map(len, groups[6:]))} more"] if len(groups) > 6 else []
-        lines += [f"Warning: {text}" for text in self.warning_sentences]
         lines += [text for text in self.wrong_parameters if text != self.sentence]
         lines += [difference.sentence for difference in self.setup if difference.sentence != self.sentence]
         lines += self.all_notes
+        lines += [textwrap.fill(f"Warning: {text}", 120) for text in self.warning_sentences]
         return "\n".join([*lines, "", *self.tree()])
 
     __repr__ = __str__
@@ -176,7 +179,7 @@ class Result:
     @property
     def warning_sentences(self) -> list[str]:
         """One for each kind of warning."""
-        return [with_others(group) for group in grouped(self.warnings)]
+        return [warning_sentence(group) for group in grouped(self.warnings)]
 
     def tree(self, limit: int = 200) -> list[str]:
         """The lines of the tree of layers. Of long ones, the layers that agree are left out."""
@@ -231,17 +234,18 @@ class Result:
 
     def _repr_html_(self) -> str:
         colours = {"first": "background:#f8d7da", "also": "background:#fff3cd", "warning": "", "": ""}
+        words = {mark: text.removeprefix("  <-- ") for mark, text in MARKS.items()}
         left = "text-align:left"
         cells = "".join(
             f'<tr style="{colours[row.mark]}"><td style="padding-left:{row.depth}em;{left}">'
             f"{html.escape(row.theirs or row.their_kind)}</td>"
             f"<td>{number(row.arriving)}</td><td>{number(row.alone)}</td><td>{number(row.inherited)}</td>"
-            f'<td style="{left}">{html.escape(row.ours or row.our_kind)}</td></tr>'
+            f'<td style="{left}">{html.escape(row.ours or row.our_kind)}</td><td>{words[row.mark]}</td></tr>'
             for row in self.rows
         )
         texts = str(self).split("\n\n")[0].splitlines()
         paragraphs = "".join(f"<p>{html.escape(text)}</p>" for text in texts[1:])
-        head = "<th>layer (theirs)</th><th>arriving</th><th>alone</th><th>inherited</th><th>layer (ours)</th>"
+        head = "<th>layer (theirs)</th><th>arriving</th><th>alone</th><th>inherited</th><th>layer (ours)</th><th></th>"
         return (
             f"<p><b>{html.escape(texts[0])}</b></p>{paragraphs}<table><thead><tr>{head}</tr></thead>"
             f"<tbody>{cells}</tbody></table>"
@@ -249,15 +253,32 @@ class Result:
 
 
 def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """The findings in order, in groups: layers of one kind with the same cause or none; places that share a cause."""
+    """The findings in order, in groups: layers of one kind with the same cause or none; places that share a cause.
+
+    Code between layers belongs to a class. The same cause in several modules of a class is one group, but not two
+    places in one module.
+    """
     groups: dict[Any, list[Finding]] = {}
     for number, finding in enumerate(findings):
         key: Any = number if finding.cause is None else id(finding.cause)
         if finding.place == "layer":
             cause = finding.cause and (finding.cause.name, finding.cause.mend)
             key = cause, finding.searched, finding.probe, finding.pair.theirs.kind, finding.pair.ours.kind
-        groups.setdefault(key, []).append(finding)
+        twin = next((key for key, group in groups.items() if is_same_code(group, finding)), key)
+        groups.setdefault(twin, []).append(finding)
     return list(groups.values())
+
+
+def is_same_code(group: Sequence[Finding], finding: Finding) -> bool:
+    """Whether the code of one class makes the difference of all, in another module each, by one kind of mistake."""
+    around = scope(finding)
+    if finding.place != "glue" or finding.cause is None or around is None or any(one.place != "glue" for one in group):
+        return False
+    others = [scope(one) for one in group]
+    return all(
+        other is not None and type(other.module) is type(around.module) and other.path != around.path
+        for other in others
+    ) and all(one.cause is not None and one.cause.name == finding.cause.name for one in group)
 
 
 def with_others(group: Sequence[Finding]) -> str:
@@ -266,12 +287,26 @@ def with_others(group: Sequence[Finding]) -> str:
     return f"{finding_sentence(group[0])}{more}"
 
 
+def warning_sentence(group: Sequence[Finding]) -> str:
+    """One sentence for all layers of a warning, which no number depends on here."""
+    first = group[0]
+    if len(group) == 1:
+        return f"{finding_sentence(first)} This can wait until no layer differs."
+    says = first.cause.sentence.split(": ", 1)[1]
+    return f"{len(group)} layers ({first.pair.theirs.kind}): {says} This can wait until no layer differs."
+
+
 def names(findings: Sequence[Finding]) -> str:
     return some([finding.pair.theirs.path or "the whole network" for finding in findings])
 
 
 def finding_sentence(finding: Finding) -> str:
-    """The cause's sentence, or where the difference is and that its cause is not known."""
+    """The cause's sentence, or where the difference is and that its cause is not known. Then our line."""
+    line = source_line(finding)
+    return f"{difference_sentence(finding)} See {line}." if line else difference_sentence(finding)
+
+
+def difference_sentence(finding: Finding) -> str:
     if finding.cause is not None:
         return finding.cause.sentence
     theirs, ours = finding.pair.theirs, finding.pair.ours

@@ -47,7 +47,37 @@ def recorded_theirs(their: TorchNetwork, arguments: tuple, keywords: Mapping) ->
     try:
         return their.record(arguments, keywords)
     except Exception as error:
-        raise UserError(f"Their network fails on {shapes_text(arguments)}: {first_line(error)}") from error
+        text = f"Their network fails on {shapes_text(arguments)}: {first_line(error)}"
+        raise UserError(f"{text}\n{hint(their, arguments, keywords, error)}".strip()) from error
+
+
+def hint(their: TorchNetwork, arguments: tuple, keywords: Mapping, error: Exception) -> str:
+    """What to give in place of inputs on which their network fails, or an empty text."""
+    missing = isinstance(error, TypeError) and "required positional argument" in str(error)
+    if missing and arguments and isinstance(arguments[0], np.ndarray):
+        return f"Give one more input, such as --input {flag(arguments)} {len(arguments[0])} (in Python: inputs=(x, t))."
+    first = channels_first(arguments)
+    if any(a.shape != b.shape for a, b in zip(arguments, first, strict=True) if isinstance(a, np.ndarray)):
+        try:
+            their.record(first, keywords)
+        except Exception:
+            return ""
+        return (
+            f"Shapes are in PyTorch's layout, channels first: --input {flag(first)} (in Python: x of {first[0].shape})."
+        )
+    return ""
+
+
+def flag(arguments: tuple) -> str:
+    """Shapes of arrays as --input takes them."""
+    return " ".join(",".join(map(str, a.shape)) for a in arguments if isinstance(a, np.ndarray))
+
+
+def channels_first(arguments: tuple) -> tuple:
+    def change(array):
+        return np.moveaxis(array, -1, 1) if array.ndim in CHANNELS_LAST else array
+
+    return map_arrays(arguments, change, lambda value: isinstance(value, np.ndarray))
 
 
 def possible_arguments(arguments: tuple, our_inputs) -> list[tuple]:

@@ -23,6 +23,12 @@ PACKINGS = {
     "(d, heads, 3)": ("d", "h", "p"),
 }
 """Layouts of the channels of a projection that gives query, key and value at once."""
+JOINED = {
+    "(heads, d)": "(B, N, heads, d)",
+    "(d, heads)": "(B, N, d, heads)",
+    "(heads, positions, d)": "(B, heads, N, d)",
+}
+"""Axes of the array before the reshape that joins the heads, by `Form.merge`."""
 AXES = {"keys": -1, "queries": -2, "heads": 1}
 
 
@@ -185,10 +191,10 @@ def difference(theirs: Form, ours: Form, c: int) -> tuple[str, str, str]:
         mine, yours = getattr(ours, name), getattr(theirs, name)
         d = c // theirs.heads
         if name == "scale":
-            mine, yours = number(ours.scale_for(c)), number(theirs.scale_for(c))
-            root = f" (1 / sqrt({d}))" if theirs.scale is None else ""
-            says.append(f"the scores are multiplied by {mine} in ours and by {yours}{root} in theirs")
-            mends.append(f"Multiply query @ key by {yours}{root}.")
+            mine, yours = with_root(ours.scale_for(c), c, ours.heads), with_root(theirs.scale_for(c), c, theirs.heads)
+            says.append(f"the scores are multiplied by {mine} in ours and by {yours} in theirs")
+            by_root = f"Divide query @ key by jnp.sqrt(d), where d is the number of channels of a head ({d})."
+            mends.append(by_root if theirs.scale is None else f"Multiply query @ key by {yours}.")
         elif name == "axis":
             says.append(f"softmax runs over {mine} in ours and over {yours} in theirs")
             mends.append(f"Write jax.nn.softmax(scores, axis={AXES[yours]}) for scores (B, heads, queries, keys).")
@@ -203,7 +209,10 @@ def difference(theirs: Form, ours: Form, c: int) -> tuple[str, str, str]:
             mends.append(f"Write num_heads={yours}.")
         elif name == "merge":
             says.append(f"heads are joined in the order {mine} in ours and {yours} in theirs")
-            mends.append("Write heads.transpose(0, 2, 1, 3).reshape(B, N, C) for heads (B, heads, N, d).")
+            mends.append(
+                f"Before .reshape(B, N, C), ours has the axes {JOINED[mine]} and needs {JOINED[yours]}: "
+                "a transpose is missing, or is one too many."
+            )
         elif name == "transposed":
             says.append(f"the weights are {'' if mine else 'not '}transposed in ours")
             mends.append('Write einsum("bhqk,bkhd->bqhd", weights, value).')
@@ -211,6 +220,12 @@ def difference(theirs: Form, ours: Form, c: int) -> tuple[str, str, str]:
             says.append(f"ours has {'a' if mine else 'no'} causal mask, theirs {'one' if yours else 'none'}")
             mends.append(f"Write is_causal={yours}.")
     return NAMES[differ[0]], "; ".join(says), " ".join(mends)
+
+
+def with_root(scale: float, c: int, heads: int) -> str:
+    """The scale, and the square root that it is of the channels of a head or of all heads."""
+    root = next((d for d in (c // heads, c) if d > 1 and math.isclose(scale, d**-0.5, rel_tol=1e-6)), None)
+    return number(scale) if root is None else f"{number(scale)} (1 / sqrt({root}))"
 
 
 def spelled(order: str) -> str:

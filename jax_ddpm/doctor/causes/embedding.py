@@ -125,12 +125,24 @@ def with_scale(form: Sinusoid, t, y, allowed: float) -> Sinusoid | None:
 
 PHRASES = {
     "order": ("embedding_order", "{0}"),
-    "shift": ("frequency_exponent", "frequencies with the exponents i / (D/2 - {0})"),
+    "shift": ("frequency_exponent", "frequencies with the exponents i / ({0})"),
     "factor": ("frequency_exponent", "exponents multiplied by {0:g}"),
-    "offset": ("time_offset", "t + {0:g}"),
-    "scale": ("time_scale", "t times {0:.6g}"),
+    "offset": ("time_offset", "{0}"),
+    "scale": ("time_scale", "{0}"),
     "period": ("max_period", "longest period {0:.6g}"),
 }
+
+
+def said(form: Sinusoid, name: str) -> str:
+    """The phrase of one setting."""
+    value = getattr(form, name)
+    if name == "shift":
+        value = f"D/2 - {value}" if value else "D/2"
+    elif name == "offset":
+        value = f"t {'+' if value > 0 else '-'} {number(abs(value))}" if value else "t"
+    elif name == "scale":
+        value = "t" if value == 1 else f"t times {number(value)}"
+    return PHRASES[name][1].format(value)
 
 
 def written(form: Sinusoid) -> str:
@@ -159,7 +171,7 @@ def hypotheses(finding: Finding, times: list[np.ndarray]) -> Iterator[Hypothesis
         differ = [f.name for f in fields(Sinusoid) if getattr(their_form, f.name) != getattr(our_form, f.name)]
         says = []
         for name in differ:
-            mine, yours = (PHRASES[name][1].format(getattr(form, name)) for form in (our_form, their_form))
+            mine, yours = (said(form, name) for form in (our_form, their_form))
             says.append(f"{mine} in ours; {yours} in theirs")
         yield Hypothesis(
             PHRASES[differ[0]][0],

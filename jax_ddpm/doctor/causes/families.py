@@ -19,7 +19,7 @@ from jax_ddpm.doctor.causes import (
     transposed,
     weights,
 )
-from jax_ddpm.doctor.causes.hypothesis import UNFIT, Hypothesis, head, is_proven
+from jax_ddpm.doctor.causes.hypothesis import UNFIT, Hypothesis, head, is_proven, place_between
 from jax_ddpm.doctor.causes.pattern import pattern
 from jax_ddpm.doctor.records import Cause, Finding, relative_error
 
@@ -85,11 +85,7 @@ def proven(finding: Finding, hypothesis: Hypothesis) -> Cause | None:
         return None
     if not is_proven(finding, hypothesis, guess):
         return None
-    subject = head(finding.pair)
-    if finding.place == "glue":
-        subject = f"the {finding.target} of {subject}"
-        if finding.target == "input" and len(finding.their_inputs) > 1:
-            subject = f"argument {finding.argument} of {head(finding.pair)}"
+    subject = place_between(finding) if finding.place == "glue" else head(finding.pair)
     sentence = f"{subject}: {hypothesis.says}."
     residual = relative_error(guess, finding.values[1])
     return Cause(hypothesis.name, f"{sentence} {hypothesis.mend}", hypothesis.mend, residual)

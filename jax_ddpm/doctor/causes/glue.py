@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+from flax import nnx
 
 from jax_ddpm.doctor.causes import activation, embedding, inputs, operations, padding, resampling
 from jax_ddpm.doctor.causes.expression import Node, tensor, views
@@ -11,6 +12,7 @@ from jax_ddpm.doctor.causes.hypothesis import UNFIT, Hypothesis, is_rounded_to
 from jax_ddpm.doctor.causes.search import Search
 from jax_ddpm.doctor.causes.variants import variants
 from jax_ddpm.doctor.records import Call, Finding
+from jax_ddpm.doctor.source import argument_names, scope
 
 MENDS = {
     "height_width_swapped": "Swap axes 1 and 2 of (B, H, W, C) once less or once more.",
@@ -29,26 +31,57 @@ def materials(finding: Finding, only_paired: bool = False) -> list[Node]:
     earlier = earlier_calls(finding)
     if only_paired:
         earlier = [call for call in earlier if (call.path, call.occurrence) in names or is_projection(call)]
+    around_ours = scope(finding)
+    own_names = argument_codes(finding, around_ours)
     for call in earlier:
+        if is_unchanged(call):
+            continue
         ours = names.get((call.path, call.occurrence), call.path)
         for index, array in enumerate(call.arrays):
             if array.dtype.kind in "fiu":
                 found.append(of_call(f"the input of {call.path}", f"(input of {ours})", index, array))
         for index, array in enumerate(call.outputs):
-            found.append(of_call(call.path, ours, index, array))
+            found.append(of_call(call.path, output_code(ours, around_ours), index, array))
     around = enclosing(finding)
     for call in around:
         name = call.path or "the network"
         if only_paired and call.path and not is_paired(call, finding):
             continue
         for index, array in enumerate(call.arrays):
-            found.insert(0, of_call(f"the input of {name}", f"(input of {name})", index, array))
+            node = of_call(f"the input of {name}", f"(input of {name})", index, array)
+            own = own_names.get(index, "") if call is around[0] else ""
+            found.insert(0, replace(node, code=own) if own else node)
     for call in [*around, *earlier]:
         for parameter, array in call.parameters.items():
             if call in around or array.ndim == 1:
                 path = f"{call.path}.{parameter}".lstrip(".")
                 found.insert(0, tensor(path, path, np.asarray(array, np.float64)))
     return list(unique(reversed(found)))
+
+
+def argument_codes(finding: Finding, around: Call | None) -> dict[int, str]:
+    """Names of the arguments of our module whose code stands there, by the number of their array."""
+    pair = finding.pair if finding.target == "output" else finding.parent
+    if around is None or pair is None or pair.ours is not around:
+        return {}
+    names = argument_names(around)
+    return {k: names[index] for k, index in enumerate(pair.order) if index is not None}
+
+
+def output_code(path: str, around: Call | None) -> str:
+    """How the code of our module `around` writes the output of a layer: "self.conv(...)" for one of its own."""
+    if around is None:
+        return path
+    inside = path.removeprefix(f"{around.path}.") if around.path else path
+    is_own = isinstance(around.module, nnx.Module) and (inside != path or not around.path) and inside.isidentifier()
+    return f"self.{inside}(...)" if is_own else f"(output of {path})"
+
+
+def is_unchanged(call: Call) -> bool:
+    """Whether a call returns its input, as nn.Identity does."""
+    if call.parameters or not call.arrays or not call.outputs:
+        return False
+    return call.arrays[0].shape == call.outputs[0].shape and np.array_equal(call.arrays[0], call.outputs[0])
 
 
 def is_projection(call: Call) -> bool:
@@ -102,7 +135,8 @@ def unique(nodes) -> Iterator[Node]:
         key = (node.value.shape, node.value.tobytes() if node.value.size < 4096 else node.value.ravel()[::97].tobytes())
         equal.setdefault(key, []).append(node)
     for first, *others in equal.values():
-        yield replace(first, aliases=tuple(other.label for other in others))
+        own = next((node for node in (first, *others) if node.code.isidentifier()), first)
+        yield replace(first, words=own.words, code=own.code, aliases=tuple(other.label for other in others))
 
 
 def hypotheses(finding: Finding) -> Iterator[Hypothesis]:

@@ -66,6 +66,19 @@ def head(pair: Pair) -> str:
     )
 
 
+def place_between(finding: Finding) -> str:
+    """Of a finding between modules: the code that makes what differs."""
+    layer = head(finding.pair)
+    if finding.target == "output":
+        return f"In the code of {layer}, which makes its output"
+    given = finding.values[0]
+    earlier = [pair.theirs for pair in finding.before if pair.theirs.path]
+    earlier = [call for call in earlier if call.outputs and call.outputs[0].ndim == given.ndim]
+    place = f"between {earlier[-1].path} and {layer}" if earlier else f"before {layer}"
+    argument = f", for argument {finding.argument}" if len(finding.their_inputs) > 1 else ""
+    return f"In the code {place}{argument}"
+
+
 def kinds(call: Call) -> set[str]:
     """Names of a module's class and its base classes."""
     return {call.kind, *(base.__name__ for base in type(call.module).__mro__)}

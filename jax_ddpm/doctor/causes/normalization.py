@@ -315,8 +315,7 @@ def one_pass(finding: Finding, layer: Layer, theirs: Form) -> Iterator[Hypothesi
         return
     yield Hypothesis(
         "one_pass_variance",
-        "ours computes the variance as mean(x^2) - mean(x)^2, which loses digits where the mean is large; theirs as "
-        "the mean of (x - mean)^2",
+        "ours computes the variance as mean(x^2) - mean(x)^2, which loses digits where the mean is large",
         f"Write {constructor(finding.pair.ours)}(..., use_fast_variance=False).",
         partial(with_divisors, layer, theirs, divisor),
         largest=0.1,

@@ -14,7 +14,8 @@ from jax_ddpm.doctor.causes.hypothesis import Hypothesis
 from jax_ddpm.doctor.records import Finding, relative_error
 
 CODE = {
-    "nearest": "repeat pixels: x[:, floor(i * scale)]",
+    "nearest": "rows x[:, jnp.arange(new_h) * h // new_h], and columns in the same way",
+    "the whole image repeated (tile)": "jnp.tile(x, (1, k, k, 1))",
     "nearest-exact": 'jax.image.resize(x, shape, "nearest")',
     "bilinear, half-pixel centres": 'jax.image.resize(x, shape, "bilinear", antialias=False)',
     "bilinear, antialiased": 'jax.image.resize(x, shape, "bilinear")',
@@ -41,7 +42,7 @@ def methods(size: tuple[int, int], target: tuple[int, int], pools: bool = True) 
     if pools:
         yield from pooled(size, target)
     yield from padded(size, target)
-    yield "interpolation", "nearest", interpolate(mode="nearest")
+    yield "interpolation", nearest(size, target), interpolate(mode="nearest")
     yield "interpolation", "nearest-exact", interpolate(mode="nearest-exact")
     for mode in ("bilinear", "bicubic"):
         centres = "half-pixel centres" if mode == "bilinear" else "a = -0.75"
@@ -54,6 +55,12 @@ def methods(size: tuple[int, int], target: tuple[int, int], pools: bool = True) 
     if size[0] >= target[0] and size[1] >= target[1]:
         yield from () if pools else pooled(size, target)
         yield from sliced(size, target)
+
+
+def nearest(size: tuple[int, int], target: tuple[int, int]) -> str:
+    """The name of nearest neighbours; for a whole factor, how often each pixel is repeated."""
+    factor = target[0] // size[0]
+    return f"each pixel repeated {factor}x{factor}" if target == (factor * size[0], factor * size[1]) else "nearest"
 
 
 def unaligned(mode: str, target: tuple[int, int]) -> Callable:
@@ -98,7 +105,7 @@ def repeated(size, target) -> Iterator[tuple[str, str, Callable]]:
     if target[0] % size[0] or target[1] % size[1]:
         return
     factors = target[0] // size[0], target[1] // size[1]
-    yield "interpolation", "whole image repeated (tile)", lambda x: np.tile(x, (1, 1, *factors))
+    yield "interpolation", "the whole image repeated (tile)", lambda x: np.tile(x, (1, 1, *factors))
 
     def zeros_between(x):
         y = np.zeros((*x.shape[:2], *target))
@@ -188,6 +195,9 @@ def written(method: str) -> str:
         r"(?:, padding counted|(, padding not counted))?"
     )
     window = re.fullmatch(pattern, method)
+    if method.startswith("each pixel repeated"):
+        factor = method.split("x")[-1]
+        return f"jnp.repeat(jnp.repeat(x, {factor}, axis=1), {factor}, axis=2)"
     if method.startswith("padded"):
         pads, mode = re.fullmatch(r"padded by \((.*)\), mode (.*)", method).groups()
         return f"jnp.pad(x, ((0, 0), {pads}, (0, 0)), mode={mode})"

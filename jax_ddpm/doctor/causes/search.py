@@ -342,7 +342,7 @@ def resample(node: Node, found: tuple) -> Node:
 def usual_resampling(size: tuple[int, int], target: tuple[int, int]) -> Iterator[tuple]:
     """The methods that are tried inside other operations."""
     usual = (
-        "nearest",
+        resampling.nearest(size, target),
         "bilinear, half-pixel centres",
         "bilinear, align_corners",
         "area",
