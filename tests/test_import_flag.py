@@ -72,10 +72,8 @@ def test_a_run_records_the_file_and_never_executes_it(own, capsys, monkeypatch):
         said = refusal(capsys, monkeypatch, script, *arguments)
         assert "executed" not in said
         if script != "sample.py":  # there are no weights
-            assert (
-                "has the network 'own_unet', which is not registered here.\nDo as its training did: --import own_unet.py"
-                in said
-            )
+            assert "has the network 'own_unet', which is not registered here." in said
+            assert "Do as its training did: --import own_unet.py." in said
 
 
 def test_a_run_that_was_resumed_in_python_keeps_its_record(own):
