@@ -46,9 +46,13 @@ def runs(command_run, tmp_path_factory):
         "fid_interval": [3.0, 3.5],
         "num_images": 1000,
         "floor": {"fid": 1.5},
+        "bits_per_dimension": {
+            "bound": {"value": 5.1, "standard_error": 0.03, "num_images": 180, "num_timesteps": 50},
+        },
         "extractor": features,
         "reference": reference,
     }
+    append_result(second, Result(3, "ema", SamplerConfig(), 0, scores | {"fid": 7.5}, 9.0))
     append_result(second, Result(6, "ema", SamplerConfig(), 0, scores, 9.0))
     return first, second
 
@@ -70,17 +74,21 @@ def test_a_table_and_a_page(runs, tmp_path, capsys, monkeypatch):
     assert table["FID by classifier to train:digits"] == ["-", "3.25 [3, 3.5]"]
     assert "KID" not in table and table["FID of held-out images"] == ["-", "1.5"]
     assert table["images"] == ["-", "1,000"] and table["weights"] == ["-", "ema, step 6"]
+    assert table["bits per dimension, bound"] == ["-", "5.100 +- 0.030"]
+    assert table["held-out images"] == ["-", "180, each at 50 timesteps"]
     assert table["FID by pixels, during the training"] == ["-", "10, step 6"]
     data = carried(out.read_text())
     assert [part["title"] for part in data["tables"]] == ["Results", "Settings that differ"]
     assert data["tables"][1]["rows"] == [["training.learning_rate", "0.001", "0.5"]]
-    first, second = (picture(row["src"]) for row in data["strips"]["rows"])
+    first, second = ([picture(image["src"]) for image in row["images"]] for row in data["strips"]["rows"])
     np.testing.assert_array_equal(first, second)  # the same weights, from the same noise
-    assert first.shape == (52, 102, 3) and first.std() > 1
+    assert len(first) == 2 and first[0].shape == (48, 48, 3) and first[0].std() > 1
     loss = data["charts"][0]
     assert [line["name"] for line in loss["series"]] == ["first", "second <script>"]
     assert {line["colour"] for line in loss["series"]} == {"first", "second"}
     assert out.read_text().count("<script") == 2
+    (curve,) = data["charts"][-1]["series"]
+    assert (curve["name"], curve["x"], curve["y"]) == ("second <script>", [3, 6], [7.5, 3.25])
     again = data["strips"]["command"]
     assert again.startswith("jax-ddpm compare ") and "--num-steps 4" in again and "--batch-size" not in again
 
@@ -139,9 +147,16 @@ def test_a_run_without_a_record_of_its_images(runs, tmp_path, capsys, monkeypatc
     assert "different images" not in said and "differ in beta_end, so" in said
 
 
+def bits(count):
+    found = {"value": 5.0, "standard_error": 0.1, "num_images": count, "num_timesteps": 50}
+    return {"weights": "ema", "scores": {"bits_per_dimension": {"bound": found}}}
+
+
 def test_what_is_no_run(runs, tmp_path, capsys, monkeypatch):
     assert "two runs or more" in refusal(capsys, monkeypatch, "compare.py", runs[0])
     assert "is no run" in refusal(capsys, monkeypatch, "compare.py", runs[0], tmp_path)
+    notes = notes_on_scores([SimpleNamespace(results=[bits(count)]) for count in (10, 20)])
+    assert notes == ["The bits per dimension (bound) are of different images or timesteps: do not compare them."]
     assert "num_steps = 21" in refusal(capsys, monkeypatch, "compare.py", *runs, "--num-steps", 21)
     assert "num_images = -1" in refusal(capsys, monkeypatch, "compare.py", *runs, "--num-images", -1)
 

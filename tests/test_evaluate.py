@@ -208,22 +208,39 @@ def test_too_few_images_are_said_to_be_too_few(digits):
 
 def test_a_run(run, tmp_path, capsys, monkeypatch):
     out = tmp_path / "scores.json"
-    flags = (*DIGITS, "--likelihood", "bound", "--num-timesteps", 4, "--out", out)
+    flags = (*DIGITS, "--likelihood", "bound", "--num-timesteps", 4, "--num-held-out", 14, "--out", out)
     said = succeed(capsys, monkeypatch, "evaluate.py", run, *flags)
     scores = json.loads(out.read_text())
     assert f"{scores['fid']:.4g}" in said and "Reference: train:digits, 1,617 images" in said
     assert re.search(r"FID +[\d.e+]+ \[.*\] +[\d.]+ \[.*\]", said), "real images stand beside"
     assert scores["num_images"] == 12 and scores["floor"]["num_images"] == 12
     bits = scores["bits_per_dimension"]["bound"]
-    assert 0 < bits["standard_error"] < bits["value"] < 30 and bits["num_images"] == 12
+    assert 0 < bits["standard_error"] < bits["value"] < 30 and bits["num_images"] == 14
     assert (run / "evaluation" / "bound.png").is_file()
     result = read_results(run)[-1]
     assert result["scores"]["fid"] == scores["fid"] and (result["step"], result["weights"]) == (6, "ema")
+    (folder,) = (run / "evaluation" / "samples").iterdir()
+    times, lines = [path.stat().st_mtime_ns for path in sorted(folder.glob("*.npy"))], []
+    assert evaluate(run, features="pixels", num_images=12, log=lines.append).fid == scores["fid"], "the images are kept"
+    assert [path.stat().st_mtime_ns for path in sorted(folder.glob("*.npy"))] == times
+    assert read_results(run)[-1]["scores"]["fid"] == scores["fid"] and "results.jsonl" in lines[-1]
 
 
 @pytest.mark.slow
 def test_a_run_by_the_ode_and_from_python(run, capsys, monkeypatch):
-    said = succeed(capsys, monkeypatch, "evaluate.py", run, *DIGITS, "--likelihood", "both", "--num-timesteps", 4)
+    said = succeed(
+        capsys,
+        monkeypatch,
+        "evaluate.py",
+        run,
+        *DIGITS,
+        "--likelihood",
+        "both",
+        "--num-timesteps",
+        4,
+        "--num-held-out",
+        12,
+    )
     assert "bound: " in said and "ODE: " in said
     found = evaluate(run, features="pixels", num_images=12, sampler="ddpm", num_steps=20)
     assert f"{found.fid:.4g}" in said
@@ -243,6 +260,9 @@ def test_a_sweep(run, tmp_path, capsys, monkeypatch):
     assert str(best["network_calls"]) in row
     with Image.open(plot) as picture:
         assert picture.width > 500
+    assert "Added to" in said and "kept" not in said
+    said = succeed(capsys, monkeypatch, "evaluate.py", run, *DIGITS, "--sweep", "num_steps=2", "--plot", plot)
+    assert "kept" in said
 
 
 def test_combinations_of_a_sweep():
@@ -304,11 +324,11 @@ WRONG = {
             "--reference",
             write(p / "a.npz", images=random_images(0, 5)),
         ],
-        "has images of 4x4 pixels with 1 channel, but the others have 8x8 pixels with 1 channel",
+        "has images of 4x4 pixels with 1 channel, but the evaluated images have 8x8 pixels with 1 channel",
     ),
     "other channels": (
         lambda p: [write(p / "a.npz", images=random_images(0, 5, (8, 8, 3))), "--reference", "train:digits"],
-        "digits has images with 1 channel, but the others have 3",
+        "digits has images with 1 channel, but the evaluated images have 3",
     ),
     "one image": (
         lambda p: [
@@ -326,6 +346,28 @@ WRONG = {
         lambda p: [write(p / "a.npz", images=np.zeros((4, 8, 8, 1))), "--reference", "train:digits"],
         "float64 (4, 8, 8, 1): expected uint8 (N, H, W, C)",
     ),
+    "no channels": (
+        lambda p: [write(p / "a.npz", images=np.zeros((4, 8, 8), np.uint8)), "--reference", "train:digits"],
+        "add the channels: images[..., None]",
+    ),
+    "channels first": (
+        lambda p: [write(p / "a.npz", images=np.zeros((4, 3, 8, 8), np.uint8)), "--reference", "train:digits"],
+        "images.transpose(0, 2, 3, 1)",
+    ),
+    "none": (
+        lambda p: [write(p / "a.npz", images=np.zeros((0, 8, 8, 1), np.uint8)), "--reference", "train:digits"],
+        "There are no images",
+    ),
+    "no such file": (lambda p: [p / "no", "--reference", "train:digits"], "or images: train:DATASET"),
+    "a data set without its split": (
+        lambda p: ["validation:digits", "--reference", "folder:pics"],
+        "train:folder:pics",
+    ),
+    "pictures of another size": (
+        lambda p: ["validation:digits", "--image-size", 8, "--reference", pictures(p, (9, 9))],
+        "9x9 pixels, but the evaluated images have 8x8",
+    ),
+    "num_images": (lambda p: ["runs/x", "--num-images", 1], "--num-images = 1: expected at least 2"),
     "nan": (
         lambda p: [write(p / "a.npz", images=np.full((4, 8, 8, 1), np.nan)), "--reference", "train:digits"],
         "not finite",
@@ -359,9 +401,25 @@ WRONG = {
         lambda p: ["validation:digits", "--image-size", 8, "--reference", "train:digits", "--num-images", 500],
         "num_images = 500: validation:digits has only 180 images",
     ),
+    "statistics of other features": (
+        lambda p: [
+            "validation:digits",
+            "--image-size",
+            8,
+            "--reference",
+            write(
+                p / "a.npz",
+                mu=np.zeros(64),
+                sigma=np.eye(64),
+                features_name="classifier",
+                features_fingerprint="ab" * 32,
+            ),
+        ],
+        "statistics of the features classifier (hash abababab), but the others are pixels",
+    ),
     "unknown features": (
         lambda p: ["validation:digits", "--image-size", 8, "--reference", "train:digits", "--features", "vgg"],
-        "features = vgg: expected pixels, classifier, inception:FILE",
+        "features = vgg: expected pixels, classifier, inception, inception:FILE",
     ),
     "no labels": (
         lambda p: [
@@ -395,7 +453,7 @@ WRONG = {
             "--features",
             f"inception:{p}/no.pth",
         ],
-        "no.pth",
+        "no.pth: there is no such file",
     ),
     "likelihood of images": (
         lambda p: ["validation:digits", "--image-size", 8, "--reference", "train:digits", "--likelihood", "bound"],

@@ -55,5 +55,8 @@ def test_what_cannot_be_evaluated(run, tmp_path, capsys, monkeypatch):
     assert "--checkpoints and --step do not go together" in said(run, "--checkpoints", "all", "--step", 10)
     assert "Give a .json" in said(run, "--checkpoints", "all", "--out", tmp_path / "x.npz")
     shutil.copy(run / "model.safetensors", tmp_path)
+    for path in run.glob("model.*"):
+        path.unlink()
+    assert "Its checkpoints: 10, 20." in said(run)
     lone = (tmp_path / "model.safetensors", "--reference", "train:digits", "--checkpoints", "all")
     assert "is no run" in said(*lone)

@@ -6,9 +6,8 @@ import numpy as np
 from jax_ddpm import report
 from jax_ddpm.commands.evaluating import Evaluation, picture_path
 from jax_ddpm.evaluation import bits_per_dimension, choices, flow_bits_per_dimension
-from jax_ddpm.evaluation.image_sets import ImageSet
 from jax_ddpm.evaluation.progress import Bars
-from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.files import atomic_path
 
 NUM_TIMESTEPS = 50
@@ -19,8 +18,10 @@ def measure(evaluation: Evaluation) -> dict:
     """Compute and print what `--likelihood` asks for. Returns it by kind, for JSON. Writes the picture of L_t."""
     flags, model = evaluation.flags, evaluation.model
     require(model.info.diffusion.timesteps >= 2, "timesteps", model.info.diffusion.timesteps, "expected 2 or more")
-    images, chosen = held_out_images(evaluation.real), {}
-    count = min(len(images), flags.num_images or choices.default_num_images())
+    images, chosen = choices.likelihood_images(evaluation.real), {}
+    count = min(len(images), flags.num_held_out or choices.default_num_images())
+    if flags.num_held_out is None:
+        print(f"Bits per dimension: of {count:,} of {len(images):,} held-out images. --num-held-out changes that.")
     steps = flags.num_timesteps or min(NUM_TIMESTEPS, model.info.diffusion.timesteps)
     settings = {"seed": flags.seed, "batch_size": flags.batch_size}
     settings["dtype"] = jnp.float64 if flags.precision == "float64" else jnp.float32
@@ -41,19 +42,11 @@ def measure(evaluation: Evaluation) -> dict:
             report.bound_by_timestep({"L_t": (bound.edges, bound.mean_terms)}).savefig(draft, dpi=120, format="png")
         print(f"Wrote the picture of L_t: {path}")
     if flags.likelihood in ("ode", "both"):
-        few = min(count, flags.num_images or MAX_FLOW_IMAGES)
+        few = min(count, flags.num_held_out or MAX_FLOW_IMAGES)
         flow = values(flow_bits_per_dimension, np.asarray(images[:few]), num_steps=steps)
         chosen["ode"] = as_dict(flow, steps)
         print(f"Bits per dimension, ODE: {text(flow)}, {steps} steps")
     return chosen
-
-
-def held_out_images(real: ImageSet):
-    """The validation images of the data set; of other references the images themselves. UserError if there are none."""
-    images = real.images if real.data is None else real.data.validation
-    if images is None or not len(images):
-        raise UserError(f"--likelihood needs held-out images, and {real.name} has none: give another --reference.")
-    return images
 
 
 def as_dict(found, steps: int) -> dict:

@@ -9,7 +9,6 @@ from jax_ddpm.commands.evaluating import Evaluation, picture_path
 from jax_ddpm.evaluation.choices import default_num_images
 from jax_ddpm.evaluation.curve import (
     CURVE_FILE,
-    checkpoint_steps,
     evaluate_checkpoints,
     figure_by_step,
     table_by_step,
@@ -22,9 +21,7 @@ from jax_ddpm.spec.files import atomic_path, write_text
 def score_checkpoints(evaluation: Evaluation) -> None:
     """Score the checkpoints that the flags name, print a table, and draw the curve."""
     flags, run = evaluation.flags, evaluation.run
-    if run is None:
-        raise UserError(f"--checkpoints {flags.checkpoints}: {flags.subject} is no run. Give the folder of a run.")
-    steps = checkpoint_steps(run, flags.checkpoints)
+    steps = evaluation.chosen
     print(f"{len(steps)} checkpoints: {', '.join(f'{step:,}' for step in steps)}")
     found = evaluate_checkpoints(
         run,

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     if flags.num_images:
         drawn, left_out = draw(flags, runs)
         notes += left_out
-    print("", *notes, sep="\n")
+    print("", compare.ABOUT_FIGURES, *notes, sep="\n")
     steps = flags.sampling.num_steps
     about = f"Drawn with the sampler {flags.sampling.sampler} in {steps or 'all'} steps, seed {flags.seed}."
     page = compare.comparison_page(runs, drawn, notes, about, command_of(flags))
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         write_text(flags.out, page)
     except OSError as error:
         raise UserError(f"{flags.out} cannot be written ({error.strerror}).") from None
-    print(f"Wrote {flags.out}, {flags.out.stat().st_size / 1e6:.1f} MB")
+    print(f"Wrote {flags.out}, {flags.out.stat().st_size / 1000:,.0f} kB")
 
 
 def draw(flags: CompareFlags, runs) -> tuple[dict, list[str]]:

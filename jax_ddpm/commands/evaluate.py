@@ -46,8 +46,8 @@ class EvaluateFlags:
     """The real images: train:DATASET or validation:DATASET (named as in --dataset), a .npz or a folder of pictures.
     Default: the training images of the run."""
     features: str | None = None
-    """What is compared: pixels, classifier (trained on the data set's labels), inception:FILE, or a function of yours,
-    FILE.py:FUNCTION. Default: classifier if the data set has labels, else pixels."""
+    """What is compared: pixels, classifier (trained on the data set's labels), inception or inception:FILE, or a
+    function of yours, FILE.py:FUNCTION. Default: classifier if the data set has labels, else pixels."""
     num_images: int | None = None
     """Number of images. Default: 1000 of a model on a CPU, 10000 on an accelerator; all images that are given."""
     seed: int = 0
@@ -61,15 +61,18 @@ class EvaluateFlags:
     out: Path | None = None
     """Write the scores to a .json, or the images, their features and the statistics `mu` and `sigma` to a .npz."""
     save_reference: Path | None = None
-    """Write the statistics of the reference, `mu` and `sigma`, to this .npz."""
+    """Write the statistics of the reference, `mu` and `sigma`, to this .npz, which can be a --reference."""
     likelihood: Literal["bound", "ode", "both"] | None = None
     """Also bits per dimension of held-out images: the variational bound, the probability-flow ODE, or both."""
+    num_held_out: int | None = None
+    """For --likelihood: number of held-out images. Default: all, but at most 1000 on a CPU and 10000 on an accelerator;
+    256 for the ODE."""
     num_timesteps: int | None = None
     """For --likelihood: timesteps for each image, from 2 to T. T is exact. Default: 50, which gives an estimate without
     bias, with its error."""
     sweep: tuple[str, ...] = ()
     """Compare samplers: NAME=VALUE,VALUE ..., such as sampler=ddpm,ddim num_steps=10,50 clip=x0,state. Each combination
-    is scored, and the best for each number of network calls is marked."""
+    is scored, and those with the smallest FID for their number of network calls are marked."""
     checkpoints: str | None = None
     """Score the checkpoints of a run, of which train --keep-every keeps more: all, or steps such as 500,1000."""
     plot: Path | None = None
@@ -94,9 +97,11 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 def check_flags(flags: EvaluateFlags) -> None:
     """UserError for flags that cannot be used. Creates the folders of output files."""
-    for name in ("num_images", "batch_size", "num_timesteps"):
+    for name, smallest in {"num_images": 2, "batch_size": 1, "num_timesteps": 2, "num_held_out": 2}.items():
         value = getattr(flags, name)
-        require(value is None or value >= 1, name, value, "expected at least 1")
+        require(
+            value is None or value >= smallest, f"--{name.replace('_', '-')}", value, f"expected at least {smallest}"
+        )
     if flags.sweep and flags.likelihood:
         raise UserError("--sweep and --likelihood do not go together: the likelihood does not depend on the sampler.")
     if flags.sweep and flags.out is not None and flags.out.suffix == ".npz":
@@ -105,8 +110,10 @@ def check_flags(flags: EvaluateFlags) -> None:
         check_checkpoints(flags)
     if flags.nearest is not None and (flags.sweep or flags.checkpoints):
         raise UserError("--nearest is for one set of images: leave it out, or --sweep and --checkpoints.")
-    if flags.num_timesteps is not None and not flags.likelihood:
-        raise UserError("--num-timesteps belongs to --likelihood: give --likelihood bound, or leave it out.")
+    for name in ("num_timesteps", "num_held_out"):
+        if getattr(flags, name) is not None and not flags.likelihood:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} belongs to --likelihood: give --likelihood bound, or leave it out.")
     for name, path, endings in (
         ("out", flags.out, (".json", ".npz")),
         ("save_reference", flags.save_reference, (".npz",)),

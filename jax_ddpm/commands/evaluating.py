@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import jax
@@ -11,19 +11,22 @@ import numpy as np
 from jax_ddpm import load_model
 from jax_ddpm.commands.evaluate import EvaluateFlags
 from jax_ddpm.evaluation import choices
-from jax_ddpm.evaluation.distances import save_statistics, statistics
-from jax_ddpm.evaluation.evaluating import first_images
-from jax_ddpm.evaluation.extractors import open_extractor
-from jax_ddpm.evaluation.image_sets import ImageSet, open_images, size_text
+from jax_ddpm.evaluation.curve import checkpoint_steps
+from jax_ddpm.evaluation.distances import Statistics, save_statistics, statistics, statistics_arrays
+from jax_ddpm.evaluation.evaluating import first_images, open_features
+from jax_ddpm.evaluation.image_sets import KINDS, ImageSet, open_images, size_text
 from jax_ddpm.evaluation.progress import Bars, named
 from jax_ddpm.evaluation.reference import Reference, make_reference
 from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, samples_folder
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import score
+from jax_ddpm.evaluation.sweep import combinations, read_settings
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, cache_dir, write_text
+from jax_ddpm.spec.model_folder import has_model_file
 from jax_ddpm.spec.model_info import describe
+from jax_ddpm.spec.read_content import EXPECTED
 from jax_ddpm.spec.run_checkpoints import averages_weights
 from jax_ddpm.spec.run_config import DataConfig
 from jax_ddpm.weights.model import Model
@@ -42,21 +45,30 @@ class Evaluation:
     """The run that the model belongs to."""
     real: ImageSet
     reference: Reference
+    chosen: list
+    """What is scored: the combinations of --sweep, or the steps of --checkpoints; else empty."""
 
     def images(self) -> ImageSet:
         """The images that are evaluated."""
-        if self.model is None:
-            return first_images(self.given, self.flags.num_images)
-        return self.draw(self.model, self.flags.sampling)
+        return self.given or self.draw(self.model, self.flags.sampling)[0]
 
-    def draw(self, model: Model, sampler: SamplerConfig) -> ImageSet:
-        """Images of the model, or of a copy with other settings. They are kept in the run, or else in the cache."""
+    def draw(self, model: Model, sampler: SamplerConfig) -> tuple[ImageSet, bool]:
+        """Images of the model, or of a copy with other settings; and whether some of them were there already.
+
+        They are kept in the run, or else in the cache.
+        """
         flags = self.flags
         count = flags.num_images or choices.default_num_images()
         cache = Path(flags.data.cache_dir).expanduser() if flags.data.cache_dir else cache_dir()
         folder = samples_folder(self.run) if self.run else cache / "samples"
-        progress = named(f"drawing {count:,} images", count, self.bars)
-        return ImageSet("samples", draw_samples(model, count, sampler, flags.seed, flags.batch_size, folder, progress))
+        progress, done = named(f"drawing {count:,} images", count, self.bars), []
+
+        def keep(number: int) -> None:
+            done.append(number)
+            progress(number)
+
+        images = draw_samples(model, count, sampler, flags.seed, flags.batch_size, folder, keep)
+        return ImageSet("samples", images), done[0] > 0
 
     def add_result(
         self, sampler: SamplerConfig, diffusion: DiffusionConfig, scores: dict, seconds: float
@@ -90,7 +102,7 @@ def run(flags: EvaluateFlags) -> None:
     evaluation.bars.close()
     seconds = time.perf_counter() - start
     print(f"\n{scores}")
-    print(f"Time: {seconds:.0f} s, {drawn - start:.0f} s of it until the images were there.")
+    print(f"Time: {drawn - start:.0f} s to load and to draw, {seconds - (drawn - start):.0f} s for the numbers.")
     values = scores.as_dict()
     if flags.likelihood:
         from jax_ddpm.commands.bits import measure
@@ -105,19 +117,30 @@ def run(flags: EvaluateFlags) -> None:
 
 def prepare(flags: EvaluateFlags) -> Evaluation:
     """Load the model or open the images, and the reference with its features. Prints what is taken."""
-    bars, model, given, run = Bars(), None, None, None
+    bars, model, given, run, chosen = Bars(), None, None, None, []
     settings = DataConfig(**asdict(flags.data), image_size=flags.image_size or DataConfig.image_size)
     if choices.holds_model(flags.subject):
         if flags.precision == "float64":
             jax.config.update("jax_enable_x64", True)
-        loading = {**flags.loading.arguments, **asdict(flags.diffusion)}
-        model = load_model(flags.subject, flags.image_size, flags.precision, **loading)
-        flags.sampling.check(model.info.diffusion.timesteps)
+        settings_of_sweep = read_settings(flags.sweep) if flags.sweep else {}
+        loading, run = {**flags.loading.arguments, **asdict(flags.diffusion)}, choices.run_of(flags.subject)
+        if flags.checkpoints:
+            chosen = steps_to_score(flags, run)
+            if not has_model_file(run):  # of a run that was interrupted
+                loading["step"] = chosen[-1]
+        model = load_subject(flags, loading)
+        timesteps = model.info.diffusion.timesteps
+        flags.sampling.check(timesteps)
+        if flags.num_timesteps is not None:
+            fits = flags.num_timesteps <= timesteps
+            require(fits, "--num-timesteps", flags.num_timesteps, f"expected from 2 to {timesteps}")
+        if flags.sweep:
+            chosen = combinations(settings_of_sweep, flags.sampling, model.info.diffusion)
         print(describe(model.info, model.num_parameters))
-        run, shape = choices.run_of(flags.subject), model.info.image_shape
+        shape = model.info.image_shape
     else:
         refuse_flags_of_models(flags)
-        given = open_images(flags.subject, None, settings)
+        given = first_images(open_images(flags.subject, None, settings), flags.num_images)
         if given.data is not None and flags.image_size is None:
             print(f"Images are resized to {size_text(given.image_shape)}. --image-size changes that.")
         shape = given.image_shape
@@ -127,15 +150,33 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
         for images, what in ((given, "evaluated images"), (real, "reference")):
             if images is not None and images.images is None:
                 raise UserError(f"--nearest {flags.nearest} needs images, but of the {what} there are only statistics.")
-    name = flags.features or choices.default_features(real.data)
+    if flags.likelihood:
+        choices.likelihood_images(real)
+    name, why = choices.features_of(real)
     if flags.features is None:
-        why = "the data set has classes" if name == "classifier" else "no classifier can be trained on the reference"
         print(f"Features: {name}, since {why}. --features chooses others.")
-    extractor = open_extractor(name, real.data, settings.cache_dir)
+    extractor = open_features(flags.features or name, real, settings.cache_dir, print)
     if model is not None and flags.num_images is None:
         print(f"{choices.default_num_images():,} images are drawn. --num-images changes that.")
     reference = make_reference(real, extractor, settings.cache_dir, flags.batch_size, progress=bars)
-    return Evaluation(flags, bars, model, given, run, real, reference)
+    return Evaluation(flags, bars, model, given, run, real, reference, chosen)
+
+
+def load_subject(flags: EvaluateFlags, loading: dict) -> Model:
+    """The model. UserError if there is none, which names the images that could be given, too."""
+    try:
+        return load_model(flags.subject, flags.image_size, flags.precision, **loading)
+    except UserError as error:
+        if EXPECTED not in str(error):
+            raise
+        raise UserError(f"{str(error).removesuffix('.')};\nor images: {KINDS}.") from None
+
+
+def steps_to_score(flags: EvaluateFlags, run: Path | None) -> list[int]:
+    """The steps that --checkpoints names."""
+    if run is None:
+        raise UserError(f"--checkpoints {flags.checkpoints}: {flags.subject} is no run. Give the folder of a run.")
+    return checkpoint_steps(run, flags.checkpoints)
 
 
 def picture_path(evaluation: Evaluation, name: str) -> Path:
@@ -173,13 +214,18 @@ def write(evaluation: Evaluation, images: ImageSet, scores: dict, seconds: float
         if flags.save_reference is not None:
             if reference.statistics is None:
                 raise UserError(f"--save-reference {flags.save_reference}: the features are too many for statistics.")
-            save_statistics(flags.save_reference, reference.statistics)
+            save_statistics(flags.save_reference, with_features(reference.statistics, reference))
             print(f"Wrote the statistics of the reference: {flags.save_reference}")
         model = evaluation.model
         if model and (path := evaluation.add_result(flags.sampling, model.info.diffusion, scores, seconds)):
             print(f"Added to {path}")
     except OSError as error:
         raise UserError(f"{error.filename or flags.out} cannot be written ({error.strerror}).") from None
+
+
+def with_features(values: Statistics, reference: Reference) -> Statistics:
+    """The statistics with what they are of."""
+    return replace(values, features=(reference.extractor.name, reference.extractor.fingerprint))
 
 
 def write_images(path: Path, images: ImageSet, reference: Reference) -> None:
@@ -189,7 +235,6 @@ def write_images(path: Path, images: ImageSet, reference: Reference) -> None:
     features = reference.extractor(values)
     arrays = {"images": values, "features": features}
     if reference.statistics is not None:
-        found = statistics(features)
-        arrays |= {"mu": found.mu, "sigma": found.sigma}
+        arrays |= statistics_arrays(with_features(statistics(features), reference))
     with atomic_path(path) as draft, draft.open("wb") as file:
         np.savez(file, **arrays)

@@ -10,8 +10,6 @@ from jax_ddpm.evaluation.sweep import (
     Combination,
     Point,
     best_points,
-    combinations,
-    read_settings,
     score_points,
     table,
     warnings,
@@ -26,7 +24,7 @@ LEVEL_IMAGES = 1000  # of which the mean level is computed
 def sweep(evaluation: Evaluation) -> None:
     """Score every combination, print the table, and write the figure and the files that the flags ask for."""
     flags, model = evaluation.flags, evaluation.model
-    chosen = combinations(read_settings(flags.sweep), flags.sampling, model.info.diffusion)
+    chosen = evaluation.chosen
 
     def draw(combination: Combination):
         return evaluation.draw(with_settings(model, combination), combination.sampler)
@@ -38,9 +36,10 @@ def sweep(evaluation: Evaluation) -> None:
         points.append(point)
         print(f"{len(points)} of {len(chosen)}: {point.combination}, FID {point.scores.value_text('fid')}")
         drawn_by = point.combination.sampler, point.combination.diffusion
-        evaluation.add_result(*drawn_by, point.scores.as_dict(), point.seconds)
+        added = evaluation.add_result(*drawn_by, point.scores.as_dict(), point.seconds or 0.0)
     print(f"\nScores of {points[0].scores.num_images:,} images each:\n{table(points)}")
-    print("* the best with at most so many network calls for each image\n")
+    print("* no other one has a smaller FID with as many network calls for each image or fewer.")
+    print("Overlapping intervals: the difference may be chance.\n")
     real = evaluation.real.images
     real_level = None if real is None else float(np.mean(real[:LEVEL_IMAGES]))
     for line in [*warnings(points, real_level), *points[0].scores.lines()]:
@@ -57,6 +56,8 @@ def sweep(evaluation: Evaluation) -> None:
             print(f"Wrote the scores: {flags.out}")
     except OSError as error:
         raise UserError(f"{error.filename or flags.out} cannot be written ({error.strerror}).") from None
+    if added is not None:
+        print(f"Added to {added}")
 
 
 def figure(points: list[Point]):

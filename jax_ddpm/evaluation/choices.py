@@ -9,7 +9,16 @@ import numpy as np
 
 from jax_ddpm.data import ImageData
 from jax_ddpm.data.sources import ARRAYS
-from jax_ddpm.evaluation.image_sets import SPLITS, ImageSet, Shape, check_shape, load_data, open_images, split_of
+from jax_ddpm.evaluation.image_sets import (
+    SPLITS,
+    Images,
+    ImageSet,
+    Shape,
+    check_shape,
+    load_data,
+    open_images,
+    split_of,
+)
 from jax_ddpm.spec.classifier import SMALLEST_IMAGE
 from jax_ddpm.spec.data_record import check_same_images, find_images
 from jax_ddpm.spec.errors import UserError
@@ -91,6 +100,23 @@ def default_features(data: ImageData | None) -> str:
     """`classifier` for a data set with two classes or more, and images that are large enough for it, else `pixels`."""
     has_classes = data is not None and data.labels is not None and len(np.unique(data.labels)) > 1
     return "classifier" if has_classes and min(data.train.shape[1:3]) >= SMALLEST_IMAGE else "pixels"
+
+
+def features_of(real: ImageSet) -> tuple[str, str]:
+    """The features to use where none are named: those of statistics, if they tell, or `default_features`; and why."""
+    if real.statistics is not None and real.statistics.features is not None:
+        return real.statistics.features[0], "the statistics are of these features"
+    name = default_features(real.data)
+    return name, "the data set has classes" if name == "classifier" else "no classifier can be trained on the reference"
+
+
+def likelihood_images(real: ImageSet) -> Images:
+    """Held-out images: the validation images of the data set; of other references the images themselves. UserError if
+    there are none."""
+    images = real.images if real.data is None else real.data.validation
+    if images is None or not len(images):
+        raise UserError(f"--likelihood needs held-out images, and {real.name} has none: give another --reference.")
+    return images
 
 
 def default_num_images() -> int:

@@ -209,11 +209,27 @@ def load_classifier(
     return extractor(values, info)
 
 
+def kept_classifier(fingerprint: str, cache_dir: str | Path | None = None) -> Extractor:
+    """The features of the classifier with this fingerprint in a cache. UserError if it is not there."""
+    folder = (Path(cache_dir).expanduser() if cache_dir else user_cache_dir()) / "classifiers"
+    for path in sorted(folder.glob("*.safetensors")):
+        found = read_if_there(path, lambda line: None)
+        if found is not None and (made := extractor(*found)).fingerprint == fingerprint:
+            return made
+    raise UserError(
+        f"The statistics are of a classifier (hash {fingerprint[:8]}) that is not in {folder}.\n"
+        "Give the --cache-dir of then, or --reference train:DATASET in place of the statistics."
+    )
+
+
 def checked_labels(data: ImageData | None) -> np.ndarray:
     """The labels of the training images. UserError unless there are two classes or more."""
     advice = f"Use a data set with labels, such as a folder for each class, or {PIXELS_INSTEAD}."
     if data is None:
-        raise UserError(f"The classifier is trained on a data set, and none is given.\n{advice}")
+        raise UserError(
+            f"The classifier is trained on a data set, but the reference is none.\n"
+            f"{advice} Or give --reference train:DATASET."
+        )
     if data.labels is None or not len(data.labels) or data.labels.min() < 0:
         raise UserError(f"{data.name} has no labels, on which the classifier is trained.\n{advice}")
     if len(np.unique(data.labels)) < 2:

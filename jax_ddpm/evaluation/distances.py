@@ -17,6 +17,9 @@ from jax_ddpm.spec.files import atomic_path
 BLOCK_ROWS = 1024  # rows of a block of pairwise distances, so that memory does not grow with N squared
 
 
+FEATURES_KEYS = ("features_name", "features_fingerprint")
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Mean (D,) and covariance (D, D) of features, float64, and the number of images (None: unknown)."""
@@ -24,6 +27,8 @@ class Statistics:
     mu: np.ndarray
     sigma: np.ndarray
     count: int | None = None
+    features: tuple[str, str] | None = None
+    """Name and fingerprint of the `Extractor` of the features; None: unknown."""
 
     @cached_property
     def root(self) -> np.ndarray:
@@ -50,7 +55,7 @@ def check_alike(a: np.ndarray, b: np.ndarray) -> None:
     """UserError unless both have the same number of features."""
     if a.shape[-1] != b.shape[-1]:
         raise UserError(
-            f"One set has {a.shape[-1]} features an image, the other {b.shape[-1]}. Use the same extractor for both."
+            f"One set has {a.shape[-1]} features an image, the other {b.shape[-1]}. Give --features that made both."
         )
 
 
@@ -250,22 +255,35 @@ def fid_interval(
 
 
 def save_statistics(path: str | Path, values: Statistics) -> None:
-    """Write `mu` and `sigma`, the names that other programs use, and `count` into an .npz file."""
-    count = {} if values.count is None else {"count": np.int64(values.count)}
+    """Write `mu` and `sigma`, the names that other programs use, into an .npz file; and what else is known: `count`,
+    `features_name` and `features_fingerprint`."""
     with atomic_path(path) as draft, draft.open("wb") as file:
-        np.savez(file, mu=values.mu, sigma=values.sigma, **count)
+        np.savez(file, **statistics_arrays(values))
+
+
+def statistics_arrays(values: Statistics) -> dict[str, np.ndarray]:
+    """The arrays of `save_statistics`."""
+    arrays = {"mu": values.mu, "sigma": values.sigma}
+    if values.count is not None:
+        arrays["count"] = np.int64(values.count)
+    if values.features is not None:
+        arrays |= dict(zip(FEATURES_KEYS, map(np.array, values.features), strict=True))
+    return arrays
 
 
 def load_statistics(path: str | Path) -> Statistics:
-    """Read `mu` (D,) and `sigma` (D, D), and `count` if it is there, from an .npz file. UserError if they are not."""
+    """Read `mu` (D,) and `sigma` (D, D) from an .npz file, and what else `save_statistics` wrote. UserError if they are
+    not there."""
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, sigma = (np.asarray(file[name], np.float64) for name in ("mu", "sigma"))
             count = int(file["count"]) if "count" in file else None
+            known = all(name in file for name in FEATURES_KEYS)
+            features = tuple(str(file[name]) for name in FEATURES_KEYS) if known else None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no statistics, the arrays mu and sigma in an .npz file ({error}).") from None
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not np.isfinite(sigma).all() or not np.isfinite(mu).all():
         raise UserError(f"{path}: expected finite mu (D,) and sigma (D, D), not {mu.shape} and {sigma.shape}.")
-    return Statistics(mu, sigma, count)
+    return Statistics(mu, sigma, count, features)

@@ -1,5 +1,6 @@
 """`evaluate`: how close the images of a model, or given ones, come to real images."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ import numpy as np
 from jax_ddpm.data import ImageData, ShardedImages
 from jax_ddpm.evaluation.choices import (
     data_settings,
-    default_features,
     default_num_images,
+    features_of,
     holds_model,
     reference_images,
     run_of,
@@ -21,12 +22,14 @@ from jax_ddpm.evaluation.extractors import BATCH_SIZE, Extractor, features_of_fu
 from jax_ddpm.evaluation.image_sets import ImageSet, Shape, image_set, open_images, split_of
 from jax_ddpm.evaluation.progress import Bars, Progress, named
 from jax_ddpm.evaluation.reference import Reference, make_reference
+from jax_ddpm.evaluation.results import Result, append_result, samples_folder
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import Scores, score
 from jax_ddpm.sampling.samplers import ANCESTRAL
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
+from jax_ddpm.spec.run_checkpoints import averages_weights
 from jax_ddpm.spec.run_config import DataConfig
 from jax_ddpm.weights.model import Model, load_model
 
@@ -57,14 +60,15 @@ def evaluate(
             run.
         features: as in `open_extractor`, an `Extractor`, or a function from uint8 images (B, H, W, C) to features
             (B, D). Default: classifier if the data set of the reference has labels, else pixels.
-        num_images: how many images to draw from a model, or to take of given ones. Default: 1,000 of a model on a CPU,
-            10,000 on an accelerator, and all that are given.
+        num_images: how many images to draw from a model, or to take of given ones; at least 2. Default: 1,000 of a
+            model on a CPU, 10,000 on an accelerator, and all that are given.
         sampler: its name, such as "ddim", or all its settings. Default: ddpm with T steps.
         seed: of the drawn images.
         batch_size: images at a time.
         data: where data sets lie, and which of their images are held out.
         cache_dir: folder for features of references and for classifiers. Default: that of the data set.
-        folder: where drawn images are kept, so that an interrupted drawing goes on.
+        folder: where drawn images are kept, so that an interrupted drawing goes on. Default: RUN/evaluation/samples for
+            the path of a run, to whose RUN/evaluation/results.jsonl the scores are added, too.
         log: called with lines about what is taken, and before long operations.
         progress: called with what is computed, how much of it is done, and how much there is. Default: progress bars.
         settings: single settings of sampling, as in `jax_ddpm.sample`, such as num_steps=50.
@@ -72,8 +76,8 @@ def evaluate(
     Raises:
         UserError: images that do not fit each other, or what cannot be found or read.
     """
-    require(num_images is None or num_images >= 1, "num_images", num_images, "expected at least 1")
-    run, bars = None, Bars()
+    require(num_images is None or num_images >= 2, "num_images", num_images, "expected at least 2")
+    start, run, model, bars = time.perf_counter(), None, None, Bars()
     progress = progress or bars
     if isinstance(subject, str | Path) and holds_model(str(subject)):
         run, subject = run_of(subject), load_model(subject, log=log)
@@ -93,20 +97,36 @@ def evaluate(
         elif callable(features):
             extractor = features_of_function(features)
         else:
-            extractor = open_extractor(features or default_features(real.data), real.data, cache_dir, log)
+            extractor = open_features(features or features_of(real)[0], real, cache_dir, log)
         reference = make_reference(real, extractor, cache_dir, batch_size, log, progress)
     elif features is not None:
         raise UserError("A Reference has its own features: omit features.")
     if isinstance(subject, Model):
-        count = num_images or default_num_images()
+        count, model = num_images or default_num_images(), subject
         drawing = named("images", count, progress)
+        folder = folder or (samples_folder(run) if run else None)
         subject = draw_samples(subject, count, sampler, seed, batch_size, folder, drawing)
     else:
         subject = first_images(subject, num_images)
     try:
-        return score(subject, reference, batch_size=batch_size, progress=progress)
+        scores = score(subject, reference, batch_size=batch_size, progress=progress)
     finally:
         bars.close()
+    if run is not None:
+        weights = "ema" if averages_weights(run) else "raw"
+        seconds, diffusion = time.perf_counter() - start, model.info.diffusion
+        result = Result(model.info.step, weights, sampler, seed, scores.as_dict(), seconds, diffusion=diffusion)
+        try:
+            log(f"Added to {append_result(run, result)}")
+        except OSError as error:
+            log(f"Not added to the results of {run}: they cannot be written ({error.strerror}).")
+    return scores
+
+
+def open_features(text: str, real: ImageSet, cache_dir: str | Path | None, log: Callable[[str], None]) -> Extractor:
+    """The extractor that a text names, for a reference: with the classifier that its statistics are of."""
+    known = None if real.statistics is None else real.statistics.features
+    return open_extractor(text, real.data, cache_dir, log, known[1] if known and known[0] == text else None)
 
 
 def as_images(given: Any, data: DataConfig | None, log: Callable[[str], None]) -> ImageSet:

@@ -19,7 +19,7 @@ from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.user_code import load_object
 
 BATCH_SIZE = 64
-KINDS = "pixels, classifier, inception:FILE, FILE.py:FUNCTION or module:FUNCTION"
+KINDS = "pixels, classifier, inception, inception:FILE, FILE.py:FUNCTION or module:FUNCTION"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def open_extractor(
     data: ImageData | None = None,
     cache_dir: str | Path | None = None,
     log: Callable[[str], None] = print,
+    fingerprint: str | None = None,
 ) -> Extractor:
     """The extractor that a text names.
 
@@ -88,6 +89,7 @@ def open_extractor(
         data: the data set of the reference.
         cache_dir: folder for what is trained or downloaded. Default: that of data sets.
         log: called with a line of text before each long operation.
+        fingerprint: of a classifier that was trained before, to take it from `cache_dir` if there is no `data`.
 
     Raises:
         UserError: an unknown name, weights that are not those of the network, a data set without labels.
@@ -97,8 +99,10 @@ def open_extractor(
     if text == "pixels":
         return PIXELS
     if text == "classifier":
-        from jax_ddpm.evaluation.classifier import load_classifier  # here: it imports this file
+        from jax_ddpm.evaluation.classifier import kept_classifier, load_classifier  # here: it imports this file
 
+        if data is None and fingerprint is not None:
+            return kept_classifier(fingerprint, folder)
         return load_classifier(data, folder, log)
     if kind == "inception":
         return inception_features(Path(path).expanduser() if colon else download(folder, log))
@@ -122,6 +126,11 @@ PIXELS = Extractor(
 
 def inception_features(path: Path) -> Extractor:
     """The 2,048 features of the original FID. Raises UserError for a file without its weights."""
+    if not path.is_file():
+        raise UserError(
+            f"features = inception:{path}: there is no such file. Expected the weights of the FID's Inception network, "
+            "such as pt_inception-2015-12-05-6726825d.pth.\nWrite inception alone to download them."
+        )
     weights = inception.load(path)
     arrays = {name: jnp.asarray(value) for name, value in weights.items()}
     digest = hashlib.sha256()

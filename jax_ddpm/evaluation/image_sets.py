@@ -18,6 +18,7 @@ from jax_ddpm.evaluation.distances import Statistics, load_statistics, statistic
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.run_config import DataConfig
 
+EVALUATED = "the evaluated images"
 SPLITS = ("train", "validation")
 KINDS = "train:DATASET, validation:DATASET, a .npz file or a folder of pictures"
 Shape = tuple[int, int, int]
@@ -90,10 +91,26 @@ def open_images(
     if path.suffix.lower() == ".npz":
         return check_shape(open_npz(path), image_shape)
     if path.is_dir():
-        others = "the others" if image_shape else "those before it"
-        return ImageSet(text, read_images(path, image_shape or shape_of_pictures(path), others))
-    missing = "" if path.exists() else " There is no such file or folder."
-    raise UserError(f"{text}: expected {KINDS}.{missing}")
+        return ImageSet(text, read_pictures(path, image_shape, log))
+    if path.exists():
+        raise UserError(f"{text}: expected {KINDS}.")
+    raise UserError(f"{text}: there is no such file or folder: expected {KINDS}.\nIf it is a data set: train:{text}")
+
+
+def read_pictures(folder: Path, image_shape: Shape | None, log: Callable[[str], None]) -> np.ndarray:
+    """The pictures of a folder, uint8 (N, H, W, C). UserError if the first one has another size than `image_shape`."""
+    found = shape_of_pictures(folder)
+    if image_shape is None:
+        return read_images(folder, found, "those before it")
+    sizes = [f"{height}x{width}" for height, width, _ in (found, image_shape)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"The pictures in {folder} have {sizes[0]} pixels, but {EVALUATED} have {sizes[1]}.\n"
+            f"--reference train:folder:{folder} resizes them."
+        )
+    if found[2] != image_shape[2]:
+        log(f"The pictures in {folder} have {found[2]} channels. They are read with {image_shape[2]}.")
+    return read_images(folder, image_shape, EVALUATED)
 
 
 def load_data(dataset: str, image_shape: Shape | None, settings: DataConfig, log: Callable[[str], None]) -> ImageData:
@@ -104,7 +121,7 @@ def load_data(dataset: str, image_shape: Shape | None, settings: DataConfig, log
     channels = found.train.shape[-1]
     if image_shape is not None and channels != image_shape[2]:
         raise UserError(
-            f"{dataset} has images with {channels} channel{'s' * (channels != 1)}, but the others have "
+            f"{dataset} has images with {channels} channel{'s' * (channels != 1)}, but {EVALUATED} have "
             f"{image_shape[2]}.\nCompare images of one kind: choose another --reference."
         )
     return found
@@ -141,7 +158,8 @@ def open_npz(path: Path) -> ImageSet:
     except UserError:
         raise
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}).\nExpected a file of numpy.savez.") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged, or of another format"
+        raise UserError(f"{path} cannot be read ({why}).\nExpected a file of numpy.savez.") from None
     if images is None:
         expected = "expected `images` or `arr_0` (uint8, (N, H, W, C)), or `mu` and `sigma`"
         raise UserError(f"{path} holds {', '.join(sorted(names)) or 'nothing'}: {expected}.")
@@ -156,17 +174,35 @@ def image_set(images: Any, name: str = "images", labels: np.ndarray | None = Non
         images = np.asarray(images)
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise UserError(f"{name}: there are values that are not finite (nan or inf).\nWhat drew the images has failed.")
-    expected = "expected uint8 (N, H, W, C); images in [-1, 1] become that with jax_ddpm.data.to_uint8"
     fits = images.dtype == np.uint8 and images.ndim == 4 and 0 not in images.shape
-    require(fits, name, f"{images.dtype} {images.shape}", expected)
+    expected = "expected uint8 (N, H, W, C)"
+    require(
+        fits and not is_channels_first(images.shape), name, f"{images.dtype} {images.shape}", expected + hint(images)
+    )
     return ImageSet(name, images, labels=None if labels is None else labels.astype(np.int32))
 
 
-def check_shape(images: ImageSet, image_shape: Shape | None) -> ImageSet:
-    """The set itself. UserError if its images have another shape than `image_shape`."""
+def is_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether a shape (N, A, B, C) is rather (N, C, H, W)."""
+    return len(shape) == 4 and shape[1] <= 4 < min(shape[2:])
+
+
+def hint(images: np.ndarray) -> str:
+    """How an array becomes uint8 (N, H, W, C), for a message."""
+    if 0 in images.shape:
+        return ". There are no images"
+    if images.dtype != np.uint8:
+        return "; images in [-1, 1] become that with jax_ddpm.data.to_uint8"
+    if images.ndim == 3:
+        return ". For gray images add the channels: images[..., None]"
+    return ". If the channels are second: images.transpose(0, 2, 3, 1)" if is_channels_first(images.shape) else ""
+
+
+def check_shape(images: ImageSet, image_shape: Shape | None, others: str = EVALUATED) -> ImageSet:
+    """The set itself. UserError if its images have another shape than `image_shape`, which the `others` have."""
     if image_shape is not None and images.image_shape not in (None, tuple(image_shape)):
         raise UserError(
-            f"{images.name} has images of {size_text(images.image_shape)}, but the others have "
+            f"{images.name} has images of {size_text(images.image_shape)}, but {others} have "
             f"{size_text(image_shape)}.\nCompare images of one size: choose another --reference, or resize them."
         )
     return images

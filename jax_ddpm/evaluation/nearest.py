@@ -177,5 +177,6 @@ def picture(images: Images, train: Images, found: NearestImages, columns: int = 
     chosen = np.argsort(ratios, kind="stable")[:columns]
     rows = [images[chosen]]
     rows += [train[nearest.indices[chosen, 0]] for nearest in found.generated.values()]
-    labels = ["image", *(f"nearest by {name}" for name in found.generated)]
+    first, *_ = found.generated
+    labels = [f"image, d_1/d_2 by {first}", *(f"nearest by {name}" for name in found.generated)]
     return table(np.stack(rows), [f"{ratio:.2f}" for ratio in ratios[chosen]], row_labels=labels)

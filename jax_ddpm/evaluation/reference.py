@@ -65,10 +65,11 @@ def make_reference(
         progress: as in `score`.
 
     Raises:
-        UserError: fewer than 2 images, or features that are not finite.
+        UserError: fewer than 2 images, features that are not finite, or statistics of other features.
     """
     about = {"name": images.name, "fingerprint": images.fingerprint, "extractor": extractor, "count": images.count}
     if images.images is None:
+        check_features_of(images.name, images.statistics, extractor)
         return Reference(**about, image_shape=None, statistics=images.statistics, features=None)
     if images.count < 2:
         raise UserError(f"{images.name} has {images.count} image: expected at least 2.")
@@ -86,6 +87,17 @@ def make_reference(
         statistics=cache.statistics(images, extractor, features, batch_size, statistics_progress) if few else None,
         features=features,
         held_out=None if images.held_out is None else kept(images.held_out, "held-out images"),
+    )
+
+
+def check_features_of(name: str, values: Statistics, extractor: Extractor) -> None:
+    """UserError if it is known that statistics are of other features than the extractor's."""
+    if values.features is None or values.features[1] == extractor.fingerprint:
+        return
+    made, digest = values.features
+    raise UserError(
+        f"{name} holds statistics of the features {made} (hash {digest[:8]}), but the others are {extractor.name} "
+        f"(hash {extractor.fingerprint[:8]}).\nGive --features {made}, with the data set or the file of then."
     )
 
 

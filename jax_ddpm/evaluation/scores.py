@@ -11,7 +11,7 @@ from jax_ddpm.evaluation.distances import Statistics
 from jax_ddpm.evaluation.extractors import BATCH_SIZE
 from jax_ddpm.evaluation.image_sets import ImageSet, check_shape, image_set
 from jax_ddpm.evaluation.progress import Progress, named
-from jax_ddpm.evaluation.reference import MAX_FEATURES, MAX_KEPT, Reference
+from jax_ddpm.evaluation.reference import MAX_FEATURES, MAX_KEPT, Reference, check_features_of
 from jax_ddpm.spec.errors import UserError
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance
@@ -133,17 +133,19 @@ def score(
         UserError: images of another size or with another number of features than the reference, fewer than 2 images,
             or numbers that are not finite.
     """
+    same = isinstance(images, ImageSet) and images.fingerprint == reference.fingerprint
     if isinstance(images, ImageSet):
         images = images.statistics if images.images is None else images.images
     if isinstance(images, Statistics):
         return score_statistics(images, reference)
     if np.ndim(images) == 4:
-        check_shape(found := image_set(images), reference.image_shape)
+        check_shape(found := image_set(images), reference.image_shape, "the reference")
+        same = same or found.fingerprint == reference.fingerprint
         if found.count < 2:
             raise UserError(f"images: expected at least 2, not {found.count}.")
         images = reference.extractor(found.images, batch_size, named("features", found.count, progress))
     features = distances.check_features(images)
-    values, notes = {}, []
+    values, notes = {}, ["The images are those of the reference: a set against itself."] if same else []
     fid_of(features, reference, values, notes, progress)
     if reference.features is None:
         notes.append("KID, precision and recall need the reference's images: it has only statistics.")
@@ -166,6 +168,7 @@ def scores(reference: Reference, count: int | None, values: dict, notes: list[st
 
 def score_statistics(given: Statistics, reference: Reference) -> Scores:
     """The FID of statistics, without anything that needs images."""
+    check_features_of("The set that is evaluated", given, reference.extractor)
     notes = ["KID, precision, recall and the interval need images: only their statistics are given."]
     if reference.statistics is None:
         raise UserError(f"The FID needs statistics, and there are none of {reference.name}.")
@@ -189,7 +192,8 @@ def fid_of(features: np.ndarray, reference: Reference, values: dict, notes: list
     if few:
         notes.append(
             f"FID: {' and '.join(few)} are too few for {size:,} features: their covariance needs {size + 1:,} or more, "
-            f"and numbers that others can compare {max(COMPARABLE, 2 * size):,}. The KID works with fewer."
+            f"and numbers that others can compare {max(COMPARABLE, 2 * size):,}."
+            + (" The KID works with fewer." if count > NEIGHBOURS else " Do not read anything into this FID.")
         )
     if size < count < COMPARABLE:
         notes.append(f"FID: it falls with the number of images. Compare it only with that of {count:,} images.")

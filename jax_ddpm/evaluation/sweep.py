@@ -53,8 +53,8 @@ class Point:
 
     combination: Combination
     scores: Scores
-    seconds: float
-    """Time in which the images were drawn, or read if they were there."""
+    seconds: float | None
+    """Time in which the images were drawn; None if some of them were there already."""
     mean_level: float
     """Mean of all pixels, 0 to 255."""
 
@@ -70,7 +70,7 @@ class Point:
             "settings": dict(c.given),
             "sampler": asdict(c.sampler),
             "network_calls": c.network_calls,
-            "seconds": round(self.seconds, 1),
+            "seconds": None if self.seconds is None else round(self.seconds, 1),
             "scores": self.scores.as_dict(),
         }
 
@@ -145,7 +145,7 @@ def read_value(name: str, text: str) -> Any:
 
 def score_points(
     chosen: Sequence[Combination],
-    draw: Callable[[Combination], ImageSet],
+    draw: Callable[[Combination], tuple[ImageSet, bool]],
     reference: Reference,
     **settings,
 ) -> Iterator[Point]:
@@ -153,14 +153,14 @@ def score_points(
 
     Args:
         chosen: from `combinations`.
-        draw: makes the images of a combination.
+        draw: makes the images of a combination, and says whether some of them were there already.
         reference: what they are compared with.
         settings: further arguments of `score`.
     """
     for each in chosen:
         start = time.perf_counter()
-        images = draw(each)
-        seconds = time.perf_counter() - start
+        images, were_there = draw(each)
+        seconds = None if were_there else time.perf_counter() - start
         yield Point(each, score(images, reference, **settings), seconds, float(np.mean(images.images)))
 
 
@@ -208,7 +208,7 @@ def is_far_worse(point: Point, other: Point) -> bool:
 
 
 def table(points: Sequence[Point]) -> str:
-    """A row for each point. * marks the best with at most so many network calls."""
+    """A row for each point. * marks `best_points`. Seconds are "kept" where images were there already."""
     best = best_points(points)
     names = list(points[0].combination.given)
     rows = [["", *names, "calls", "FID", "interval", "KID", "precision", "recall", "seconds"]]
@@ -220,7 +220,17 @@ def table(points: Sequence[Point]) -> str:
         given = [str(value) for value in point.combination.given.values()]
         calls = f"{point.combination.network_calls:,}"
         mark = "*" if any(point is each for each in best) else ""
-        rows.append([mark, *given, calls, texts[0], interval, *texts[1:], f"{point.seconds:.0f}"])
+        rows.append(
+            [
+                mark,
+                *given,
+                calls,
+                texts[0],
+                interval,
+                *texts[1:],
+                "kept" if point.seconds is None else f"{point.seconds:.0f}",
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -58,7 +58,8 @@ def bound_by_timestep(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figur
         axes.stairs(terms, np.asarray(edges) + 1, baseline=None, label=name, linewidth=1.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.legend()
+    if len(curves) > 1:
+        axes.legend()
     return figure
 
 
@@ -89,6 +90,13 @@ def score_by_step(
     return figure
 
 
+class PlainNumbers(LogFormatter):
+    """Labels such as 0.6 and 20 in place of 6e-01 and 2 x 10^1."""
+
+    def __call__(self, x, pos=None):
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def score_by_calls(
     curves: dict[str, list[tuple[int, float, tuple[float, float] | None]]],
     best: Sequence[tuple[int, float]] = (),
@@ -113,15 +121,17 @@ def score_by_calls(
             at, low, high = zip(*known, strict=True)
             axes.vlines(at, low, high, color=color, linewidth=1, alpha=0.6)
     if best:
-        axes.plot(*zip(*best, strict=True), "o", markersize=10, markerfacecolor="none", color="black", label="best")
+        axes.plot(
+            *zip(*best, strict=True), "o", markersize=10, markerfacecolor="none", color="black", label="smallest so far"
+        )
     if floor is not None:
         axes.axhline(floor, color="tab:gray", linestyle="--", label="held-out images")
     axes.set_xscale("log")
     if all(score > 0 for points in curves.values() for _, score, _ in points):
         axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):  # 20 and not 2 x 10^1
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PlainNumbers())
+        axis.set_minor_formatter(PlainNumbers(minor_thresholds=(2, 0.5)))
     axes.legend()
     return figure
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from jax_ddpm.spec import diffusers_folder
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.read_content import EXPECTED, kind_of
+from jax_ddpm.spec.run_checkpoints import CHECKPOINTS, is_run, steps_of
 from jax_ddpm.spec.text import some
 
 MODEL_FILE = "model.safetensors"
@@ -42,6 +43,8 @@ def find_source(path: Path, weights: str | None) -> Source:
     if not diffusers_folder.is_diffusers_folder(path):
         file = model_file(path, weights)
         if file is None:
+            if is_run(path):
+                raise UserError(unfinished(path))
             raise UserError(
                 f"{path} has no {MODEL_FILE}, which a run writes with its checkpoints: expected {EXPECTED}."
             )
@@ -54,6 +57,20 @@ def find_source(path: Path, weights: str | None) -> Source:
         raise UserError(f"{model} has no weights: expected {' or '.join(diffusers_folder.WEIGHTS)}.")
     others = tuple(f"{each.name}/ ({'raw' if is_ema else 'EMA'} weights)" for each in models if each != model)
     return Source(file, diffusers_folder.read_folder(path, model), True, is_ema, others)
+
+
+def has_model_file(run: Path) -> bool:
+    """Whether the folder of a run holds a model; it does not if the run was interrupted early."""
+    return (run / MODEL_FILE).is_file() or model_file(run) is not None
+
+
+def unfinished(path: Path) -> str:
+    """A message on a run without a model file: which checkpoints there are, and how it goes on."""
+    go_on = f"Go on with: jax-ddpm train --resume --out {path}"
+    if steps := steps_of(path):
+        go_on = f"Name one of them, such as {path / CHECKPOINTS / str(steps[-1])}. {go_on}"
+    held = f"Its checkpoints: {some([str(each) for each in steps], 8)}." if steps else "It has no checkpoint yet."
+    return f"The run {path} was interrupted before it wrote {MODEL_FILE}. {held}\n{go_on}"
 
 
 def model_file(folder: Path, weights: str | None = None) -> Path | None:

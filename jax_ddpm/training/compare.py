@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageOps
 
 from jax_ddpm.evaluation.results import read_results
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.report import channel_note, html_page, table
+from jax_ddpm.report.pictures import GAP
 from jax_ddpm.spec.data_record import DataRecord, read_record
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.model_folder import has_model_file
 from jax_ddpm.spec.read_run import CONFIG_FILE, read_config
+from jax_ddpm.spec.run_checkpoints import steps_of
 from jax_ddpm.spec.run_config import RunConfig
-from jax_ddpm.training.compare_scores import NONE, at_step, notes_on_scores, scores_table
+from jax_ddpm.training.compare_scores import NONE, at_step, notes_on_scores, scores_by_step, scores_table
 from jax_ddpm.training.progress import duration
 from jax_ddpm.training.run_charts import chart, evaluated_features
 from jax_ddpm.training.run_folder import MetricsLog, flatten
@@ -22,6 +26,10 @@ from jax_ddpm.training.run_page import PICTURE_BYTES, format_value
 from jax_ddpm.weights.model import Model, load_model
 
 UNLIKE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}  # settings that change no result
+ABOUT_FIGURES = (
+    "A training loss is the mean over 1/25 of the training. Images per second: the median, so compilation does not "
+    "count. Training time: of all optimiser steps with compilation, without validation, pictures and checkpoints."
+)
 LOSS_SETTINGS = (
     *("diffusion.objective", "diffusion.schedule", "diffusion.timesteps", "diffusion.beta_start", "diffusion.beta_end"),
     *("diffusion.trained_betas", "diffusion.zero_terminal_snr", "training.min_snr_gamma"),
@@ -66,7 +74,10 @@ def open_runs(paths: Sequence[Path], log: Callable[[str], None] = print) -> list
 def open_run(path: Path, name: str, log: Callable[[str], None]) -> ComparedRun:
     config, model, problem = read_config(path / CONFIG_FILE), None, ""
     try:
-        model = load_model(path, precision=precision_of(config), log=log)
+        step = steps[-1] if (steps := steps_of(path)) and not has_model_file(path) else None
+        if step is not None:
+            log(f"{name} was interrupted before it wrote its model file. Took its checkpoint of step {step:,}.")
+        model = load_model(path, precision=precision_of(config), step=step, log=log)
     except UserError as error:
         problem = f"The model of {name} cannot be loaded: {str(error).splitlines()[0]}"
     rows = MetricsLog(path, log).rows()
@@ -99,15 +110,15 @@ def figures_table(runs: Sequence[ComparedRun]) -> list[list[str]]:
         ["training loss, lowest", *(loss_text(run, last=False) for run in runs)],
         ["validation loss, last", *(validation_text(run, last=True) for run in runs)],
         ["validation loss, lowest", *(validation_text(run, last=False) for run in runs)],
-        ["images/s", *(f"{speed:,.0f}" if (speed := median_speed(run)) else NONE for run in runs)],
-        ["training time", *(duration(seconds) if (seconds := training_seconds(run)) else NONE for run in runs)],
+        ["images/s, median", *(f"{speed:,.0f}" if (speed := median_speed(run)) else NONE for run in runs)],
+        ["training time, sum", *(duration(seconds) if (seconds := training_seconds(run)) else NONE for run in runs)],
         *scores_table(runs),
     ]
     return [row for row in rows if set(row[1:]) != {NONE}]
 
 
 def smooth_loss(run: ComparedRun) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, losses): the training loss, each the mean of 1/25 of the rows."""
+    """(steps, losses): the training loss, each a mean over 1/25 of the training."""
     rows = [row for row in run.rows if row.get("loss") is not None]
     window = max(1, len(rows) // 25)
     losses = np.convolve([row["loss"] for row in rows], np.ones(window) / window, "valid") if rows else np.zeros(0)
@@ -210,7 +221,7 @@ def comparison_page(
     """
     names = [run.name for run in runs]
     tables = (
-        ("results", "Results", "Training losses are means of 1/25 of the rows of a run.", figures_table(runs)),
+        ("results", "Results", ABOUT_FIGURES, figures_table(runs)),
         ("differing", "Settings that differ", "All other settings are the same.", settings_table(runs)),
     )
     content = {
@@ -236,18 +247,20 @@ def comparison_page(
 
 
 def strips(drawn: dict[str, np.ndarray], about: str, command: str) -> dict:
-    """The pictures of each run in a row; column i is image i of the seed."""
-    rows = [
-        {"name": name, **html_page.image(table(images[None]), PICTURE_BYTES, f"{len(images)} samples of {name}")}
-        for name, images in drawn.items()
-    ]
+    """The pictures of each run, of which picture i is image i of the seed."""
+    rows = []
+    for name, images in drawn.items():
+        tiles = [ImageOps.crop(table(image[None, None]), GAP) for image in images]
+        limit = PICTURE_BYTES // len(tiles)
+        parts = [html_page.image(tile, limit, f"Sample {i} of {name}") for i, tile in enumerate(tiles)]
+        rows.append({"name": name, "images": parts})
     channels = next(iter(drawn.values())).shape[-1]
-    text = f"Each column starts from the same noise. {about} {channel_note(channels) or ''}".rstrip()
+    text = f"Pictures at the same place start from the same noise. {about} {channel_note(channels) or ''}".rstrip()
     return {"title": "The same seeds", "text": text, "rows": rows, "command": command}
 
 
 def charts(runs: Sequence[ComparedRun]) -> list[dict]:
-    """Training loss, validation loss and FID of all runs over the steps."""
+    """Training loss, validation loss and FIDs of all runs over the steps."""
 
     def of_rows(name: str, style: str) -> list[dict]:
         found = []
@@ -260,7 +273,7 @@ def charts(runs: Sequence[ComparedRun]) -> list[dict]:
     coloured = [(run, html_page.COLOURS[i % len(html_page.COLOURS)]) for i, run in enumerate(runs)]
     losses = [html_page.curve(run.name, *smooth_loss(run), colour, log=True) for run, colour in coloured if run.rows]
     made = [
-        chart("Training loss", "Mean of 1/25 of the rows of each run.", losses),
+        chart("Training loss", "Each point is the mean loss over 1/25 of the training before it.", losses),
         chart(
             "Validation loss", "With the weights for sampling (the EMA, if on).", of_rows("validation_loss", "points")
         ),
@@ -268,4 +281,11 @@ def charts(runs: Sequence[ComparedRun]) -> list[dict]:
     for features in dict.fromkeys(name for run in runs for name in evaluated_features(run.rows)):
         text = f"During the training, by the features {features}. Smaller is better."
         made.append(chart(f"FID ({features})", text, of_rows(f"fid_{features}", "points"), y="FID"))
+    for features, text, points in scores_by_step(runs):
+        lines = [
+            html_page.curve(run.name, *zip(*points[run.name], strict=True), colour, "points", log=True)
+            for run, colour in coloured
+            if points[run.name]
+        ]
+        made.append(chart(f"FID ({features})", f"By jax-ddpm evaluate: {text}. Smaller is better.", lines, y="FID"))
     return [each for each in made if each["series"]]

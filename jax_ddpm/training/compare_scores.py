@@ -1,4 +1,4 @@
-"""The scores of several runs side by side: results of `jax-ddpm evaluate`, and scores of the training."""
+"""The scores of several runs side by side: results of `jax-ddpm evaluate`, bits, and scores of the training."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,17 +13,70 @@ USUAL = {"spacing": "trailing", "eta": 0, "clip": "x0", "variance": "beta"}  # s
 
 
 def scores_table(runs: Sequence["ComparedRun"]) -> list[list[str]]:
-    """The results of each run by each kind of features and reference; then the FIDs of the training."""
+    """Results of each run by each kind of features and reference; bits per dimension; FIDs of the training."""
     rows = []
     for kind in kinds_of(runs):
         for results in comparable_results(runs, kind):
             for name, text in {f"FID by {kind[0]} to {kind[2]}": fid_text, **DETAILS}.items():
                 rows.append([name, *(text(each) if each else NONE for each in results)])
+    rows += bits_rows(runs)
     for features in dict.fromkeys(name for run in runs for name in evaluated_features(run.rows)):
         found = [[row for row in run.rows if row.get(f"fid_{features}") is not None] for run in runs]
         texts = [at_step(each[-1][f"fid_{features}"], each[-1]["step"]) if each else NONE for each in found]
         rows.append([f"FID by {features}, during the training", *texts])
     return rows
+
+
+def bits_rows(runs: Sequence["ComparedRun"]) -> list[list[str]]:
+    """The newest bits per dimension of each run, and what they were computed with."""
+    rows = []
+    for name, measure in MEASURES.items():
+        found = [newest_bits(run, name) for run in runs]
+        if any(found):
+            rows.append([f"bits per dimension, {measure}", *(bits_text(each) if each else NONE for each in found)])
+            rows.append(["    held-out images", *(held_out_text(each) if each else NONE for each in found)])
+            rows.append(["    weights", *(weights_text(each[1]) if each else NONE for each in found)])
+    return rows
+
+
+def newest_bits(run: "ComparedRun", name: str) -> tuple[dict, dict] | None:
+    """The newest bits of a measure and the result that holds them; None if a run has none."""
+    for result in reversed(run.results):
+        if bits := (scores_of(result).get("bits_per_dimension") or {}).get(name):
+            return bits, result
+    return None
+
+
+def bits_text(found: tuple[dict, dict]) -> str:
+    return f"{found[0]['value']:.3f} +- {found[0]['standard_error']:.3f}"
+
+
+def held_out_text(found: tuple[dict, dict]) -> str:
+    return f"{found[0]['num_images']:,}, each at {found[0]['num_timesteps']:,} timesteps"
+
+
+def scores_of(result: dict) -> dict:
+    return result.get("scores") or {}
+
+
+def scores_by_step(runs: Sequence["ComparedRun"]) -> list[tuple[str, str, dict[str, list[tuple[int, float]]]]]:
+    """Scores of runs of which several steps were evaluated alike: the features, what is shown, (step, FID) by run.
+
+    The newest result of each step is taken.
+    """
+    found = []
+    for kind in kinds_of(runs):
+        ways = dict.fromkeys(drawn(each) for run in runs for each in run.results if kind_of(each) == kind)
+        for way in ways:
+            points: dict[str, list[tuple[int, float]]] = {}
+            for run in runs:
+                alike = [each for each in run.results if kind_of(each) == kind and drawn(each) == way]
+                values = {each["step"]: each["scores"].get("fid") for each in alike if each.get("step") is not None}
+                points[run.name] = sorted((step, value) for step, value in values.items() if value is not None)
+            if any(len(each) > 1 for each in points.values()):
+                sampler, count, weights = way
+                found.append((kind[0], f"{count:,} images to {kind[2]}, {sampler}, {weights} weights", points))
+    return found
 
 
 def comparable_results(runs: Sequence["ComparedRun"], kind: tuple[str, ...]) -> list[list[dict | None]]:
@@ -99,6 +152,9 @@ DETAILS = {
 }
 
 
+MEASURES = {"bound": "bound", "ode": "ODE"}
+
+
 def notes_on_scores(runs: Sequence["ComparedRun"]) -> list[str]:
     """Sentences on scores that do not compare."""
     notes = []
@@ -106,4 +162,11 @@ def notes_on_scores(runs: Sequence["ComparedRun"]) -> list[str]:
         ways = {drawn(result) for result in comparable_results(runs, kind)[0] if result}
         if len(ways) > 1:
             notes.append(f"Samples for the FID by {kind[0]} were drawn in different ways: do not compare these FIDs.")
+    for name, measure in MEASURES.items():
+        found = [each for run in runs if (each := newest_bits(run, name))]
+        ways = {(held_out_text(each), str(scores_of(each[1]).get("reference"))) for each in found}
+        if len(ways) > 1:
+            notes.append(
+                f"The bits per dimension ({measure}) are of different images or timesteps: do not compare them."
+            )
     return notes
