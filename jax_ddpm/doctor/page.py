@@ -12,8 +12,8 @@ from jax_ddpm.report.html_page import csp_hash
 STYLE = """
 .layers { border-collapse: collapse; font-size: .875rem; }
 .layers th, .layers td { padding: .1rem .75rem .1rem 0; text-align: left; border-bottom: 1px solid var(--line); }
-.layers td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
-.layers td:last-child { white-space: nowrap; }
+.layers td.number { font-variant-numeric: tabular-nums; }
+.layers td { white-space: nowrap; }
 .layers tr.first { background: color-mix(in srgb, var(--second) 30%, transparent); }
 .layers tr.first td { font-weight: 600; }
 .layers tr.also { background: color-mix(in srgb, var(--second) 12%, transparent); }
@@ -68,7 +68,7 @@ def page(result: Result, theirs: str = "", ours: str = "", shapes: Sequence[str]
 {section("Notes", result.all_notes)}
 <h2>Layers</h2>
 <p class="muted">Relative errors: of what reaches a layer, of the layer alone on the same input, and of its output when
-nothing is replaced. The last column marks the layers that differ and those with a warning.</p>
+nothing is replaced. The second column names the layers that differ and those with a warning.</p>
 <div class="scroll">{table(result)}</div>
 </main>
 <footer>Made by jax_ddpm. This file contains everything it shows and loads nothing else.</footer>
@@ -102,7 +102,7 @@ def table(result: Result) -> str:
         name = f"{indent}{html.escape(row.theirs or row.their_kind)}"
         numbers = "".join(f'<td class="number">{number(e)}</td>' for e in (row.arriving, row.alone, row.inherited))
         ours = html.escape(row.ours or row.our_kind)
-        lines.append(f'<tr class="{row.mark}"><td>{name}</td>{numbers}<td>{ours}</td><td>{WORDS[row.mark]}</td></tr>')
-    names = ("layer (theirs)", "arriving", "alone", "inherited", "layer (ours)", "result")
+        lines.append(f'<tr class="{row.mark}"><td>{name}</td><td>{WORDS[row.mark]}</td>{numbers}<td>{ours}</td></tr>')
+    names = ("layer (theirs)", "result", "arriving", "alone", "inherited", "layer (ours)")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return f'<table class="layers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'

@@ -179,7 +179,8 @@ class Result:
     @property
     def warning_sentences(self) -> list[str]:
         """One for each kind of warning."""
-        return [warning_sentence(group) for group in grouped(self.warnings)]
+        wait = " This can wait until no layer differs." if self.findings else ""
+        return [warning_sentence(group) + wait for group in grouped(self.warnings)]
 
     def tree(self, limit: int = 200) -> list[str]:
         """The lines of the tree of layers. Of long ones, the layers that agree are left out."""
@@ -288,12 +289,12 @@ def with_others(group: Sequence[Finding]) -> str:
 
 
 def warning_sentence(group: Sequence[Finding]) -> str:
-    """One sentence for all layers of a warning, which no number depends on here."""
+    """One sentence for all layers of a warning."""
     first = group[0]
     if len(group) == 1:
-        return f"{finding_sentence(first)} This can wait until no layer differs."
+        return finding_sentence(first)
     says = first.cause.sentence.split(": ", 1)[1]
-    return f"{len(group)} layers ({first.pair.theirs.kind}): {says} This can wait until no layer differs."
+    return f"{len(group)} layers ({first.pair.theirs.kind}): {says}"
 
 
 def names(findings: Sequence[Finding]) -> str:
@@ -303,7 +304,8 @@ def names(findings: Sequence[Finding]) -> str:
 def finding_sentence(finding: Finding) -> str:
     """The cause's sentence, or where the difference is and that its cause is not known. Then our line."""
     line = source_line(finding)
-    return f"{difference_sentence(finding)} See {line}." if line else difference_sentence(finding)
+    above = " and above" if finding.place == "glue" else ""
+    return f"{difference_sentence(finding)} See {line}{above}." if line else difference_sentence(finding)
 
 
 def difference_sentence(finding: Finding) -> str:
