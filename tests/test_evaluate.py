@@ -305,6 +305,10 @@ def test_images_against_statistics(digits, tmp_path, capsys, monkeypatch):
     distance = re.search(r"FID +([\d.]+)", said)[1]
     again = succeed(capsys, monkeypatch, "evaluate.py", out, "--reference", statistics, "--features", "pixels")
     assert re.search(r"FID +([\d.]+)", again)[1] == distance and "it has only statistics" in again
+    with np.load(statistics) as file:
+        assert (str(file["features_name"]), str(file["features_fingerprint"])) == ("pixels", PIXELS.fingerprint)
+    again = succeed(capsys, monkeypatch, "evaluate.py", out, "--reference", statistics)
+    assert "Features: pixels, since the statistics are of these features" in again
 
 
 def write(path, **arrays):

@@ -218,7 +218,7 @@ def kept_classifier(fingerprint: str, cache_dir: str | Path | None = None) -> Ex
             return made
     raise UserError(
         f"The statistics are of a classifier (hash {fingerprint[:8]}) that is not in {folder}.\n"
-        "Give the --cache-dir of then, or --reference train:DATASET in place of the statistics."
+        "Give the --cache-dir where it was trained, or --reference train:DATASET in place of the statistics."
     )
 
 

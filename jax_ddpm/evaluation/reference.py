@@ -97,7 +97,7 @@ def check_features_of(name: str, values: Statistics, extractor: Extractor) -> No
     made, digest = values.features
     raise UserError(
         f"{name} holds statistics of the features {made} (hash {digest[:8]}), but the others are {extractor.name} "
-        f"(hash {extractor.fingerprint[:8]}).\nGive --features {made}, with the data set or the file of then."
+        f"(hash {extractor.fingerprint[:8]}).\nGive --features {made}, as when the statistics were made."
     )
 
 

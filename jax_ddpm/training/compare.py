@@ -52,7 +52,7 @@ class ComparedRun:
     model: Model | None
     """Its weights for sampling; None if they cannot be loaded."""
     problem: str
-    """Why they cannot be loaded; "" if they can."""
+    """Why they cannot be loaded, or where they come from if the run has no model file; else ""."""
 
     @property
     def batch_size(self) -> int:
@@ -76,7 +76,7 @@ def open_run(path: Path, name: str, log: Callable[[str], None]) -> ComparedRun:
     try:
         step = steps[-1] if (steps := steps_of(path)) and not has_model_file(path) else None
         if step is not None:
-            log(f"{name} was interrupted before it wrote its model file. Took its checkpoint of step {step:,}.")
+            problem = f"{name} was interrupted before it wrote its model file. Took its checkpoint of step {step:,}."
         model = load_model(path, precision=precision_of(config), step=step, log=log)
     except UserError as error:
         problem = f"The model of {name} cannot be loaded: {str(error).splitlines()[0]}"
