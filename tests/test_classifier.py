@@ -51,6 +51,10 @@ def test_it_is_trained_once_and_read_by_both_frameworks(stripes, few_steps, tmp_
     features = first(stripes.validation)
     assert features.shape == (26, 128) and features.dtype == np.float64 and features.min() >= 0
     np.testing.assert_array_equal(again(stripes.validation), features)
+    kept = classifier.kept_classifier(first.fingerprint, tmp_path)
+    np.testing.assert_array_equal(kept(stripes.validation), features)
+    with pytest.raises(UserError, match="hash abababab.*that is not in"):
+        classifier.kept_classifier("ab" * 32, tmp_path)
     assert np.mean(np.square(first(stripes.train))) == pytest.approx(1, abs=1e-5)
 
     file.write_bytes(before[: len(before) // 2])

@@ -227,8 +227,7 @@ def checked_labels(data: ImageData | None) -> np.ndarray:
     advice = f"Use a data set with labels, such as a folder for each class, or {PIXELS_INSTEAD}."
     if data is None:
         raise UserError(
-            f"The classifier is trained on a data set, but the reference is none.\n"
-            f"{advice} Or give --reference train:DATASET."
+            f"The classifier is trained on a data set, and none is given.\n{advice} Or give --reference train:DATASET."
         )
     if data.labels is None or not len(data.labels) or data.labels.min() < 0:
         raise UserError(f"{data.name} has no labels, on which the classifier is trained.\n{advice}")
