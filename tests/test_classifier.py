@@ -53,7 +53,7 @@ def test_it_is_trained_once_and_read_by_both_frameworks(stripes, few_steps, tmp_
     np.testing.assert_array_equal(again(stripes.validation), features)
     kept = classifier.kept_classifier(first.fingerprint, tmp_path)
     np.testing.assert_array_equal(kept(stripes.validation), features)
-    with pytest.raises(UserError, match="hash abababab.*that is not in"):
+    with pytest.raises(UserError, match=r"hash abababab.*that is not in"):
         classifier.kept_classifier("ab" * 32, tmp_path)
     assert np.mean(np.square(first(stripes.train))) == pytest.approx(1, abs=1e-5)
 

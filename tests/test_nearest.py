@@ -81,7 +81,8 @@ def test_command(tmp_path, capsys, monkeypatch):
     statistics = {"mu": np.zeros(16), "sigma": np.eye(16)}
     np.savez(tmp_path / "statistics.npz", **statistics)
     made_file, picture, scores = (str(tmp_path / name) for name in ("made.npz", "near.png", "scores.json"))
-    against = (capsys, monkeypatch, "evaluate.py", made_file, "--features", "pixels", "--nearest", picture, "--reference")
+    flags = (made_file, "--features", "pixels", "--nearest", picture)
+    against = (capsys, monkeypatch, "evaluate.py", *flags, "--reference")
     out = succeed(*against, str(tmp_path / "train.npz"), "--out", scores)
     assert "Nearest of 30 training images" in out and "20.00%" in out and f"nearest training images: {picture}" in out
     assert json.loads(Path(scores).read_text())["nearest"]["generated"]["pixels"]["copies"] == 0.2
