@@ -52,7 +52,7 @@ def test_a_config_beside_the_file_is_read(bare, folders):
     assert rms_error(model, reference) < 1e-5
     assert load(path, jax_ddpm)[0].info == model.info and load(path, jax_ddpm)[1] == said
     assert said[0].endswith("The network's settings are those of config.json beside it.")
-    assert "--network-setting" not in said[1] and "--image-size" not in said[1] and "--timesteps 1000" in said[1]
+    assert "network_settings" not in said[1] and "image_size" not in said[1] and "timesteps=1000" in said[1]
     values = initial_weights(path, model.info.network, log=said.append)
     assert set(values) == set(reference.state_dict())
 
@@ -67,7 +67,7 @@ def test_without_it_the_assumed_settings_are_named_and_can_be_given(bare):
         assert f"{name}=" in said[1]
     model, said = load(path, network_settings=SETTINGS | {"act_fn": "silu"}, image_size=8)
     assert rms_error(model, reference) < 1e-5
-    assert "center_input_sample=False, attn_norm_num_groups=None (--network-setting" in said[1]
+    assert "center_input_sample=False, attn_norm_num_groups=None (network_settings=" in said[1]
     assert "norm_eps" not in said[1]
 
 

@@ -276,7 +276,7 @@ def test_wrong_samplers_are_refused(wrong):
 @pytest.mark.parametrize("name", ["num_images", "batch_size"])
 def test_nothing_to_sample_is_refused(name):
     with pytest.raises(UserError, match=f"{name} = 0: expected at least 1"):
-        torch_ref.sample(networks()[0], **{name: 0})
+        torch_ref.sample(networks()[0], config=DiffusionConfig(timesteps=2), image_shape=(8, 8, 1), **{name: 0})
 
 
 PLAIN = {"optimizer": "adam", "lr_schedule": "constant"}

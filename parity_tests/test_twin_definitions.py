@@ -10,6 +10,7 @@ import torch_ref
 from parity_tests.twins import ROOT
 
 MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirror
+    "classifier": ["evaluation/classifier"],
     "diffusion": ["diffusion"],
     "dtypes": [],
     "embeddings": ["embeddings"],
@@ -37,7 +38,15 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
 NAMES = "PyTorch's names are the module's own: nothing to translate"
 JITTED = "the jitted part of the function after it"
 LAYERS = ["Buffer", "unfilled", "Linear", "Conv", "ConvTranspose", "ConvTranspose2x2", "GroupNorm", "fan_in"]
+TRAINED = "jax_ddpm trains the classifier and keeps it; torch_ref reads its file"
 ONLY_IN_JAX = {  # in the order in which they stand there
+    "classifier": {
+        "prepare_images": "in loss and features",
+        **dict.fromkeys(["num_steps", "train", "optimizer", "train_step"], TRAINED),
+        **dict.fromkeys(["apply", "normalise", "in_batches", "accuracy"], TRAINED),
+        **dict.fromkeys(["kept_classifier", "checked_labels", "cached_file", "read_if_there", "describe"], TRAINED),
+        "extractor": "its function `features` is that of torch_ref",
+    },
     "layers": {
         **dict.fromkeys(["remat_blocks", "remat_block"], "saves memory on the devices that JAX is for"),
         **dict.fromkeys(LAYERS, "torch has it; fan_in is in weights.py"),
@@ -68,6 +77,7 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     },
 }
 ONLY_IN_TORCH = {
+    "classifier": {"flatten": "in the order of JAX, channels last", "features": "in extractor in JAX"},
     "dtypes": {
         "timesteps": "in jax_ddpm, Model does it, and networks take t as it is",
         **dict.fromkeys(["without_autocast", "activations"], "autocast is torch's"),
@@ -95,6 +105,7 @@ ONLY_IN_TORCH = {
 PYTREES = "torch modules and optimisers hold their parameters, so that they are the state"
 SEQUENTIAL = "an nn.Sequential, whose forward is torch's, for the names of its parameters"
 OTHER_ARGUMENTS = {
+    "classifier": {"load_classifier": TRAINED},
     "step": dict.fromkeys(
         ["TrainState", "make_optimizer", "ema_update", "make_train_step", "make_validation"], PYTREES
     ),

@@ -221,7 +221,7 @@ def test_a_folder_without_its_prefix(load, tmp_path):
 
 @pytest.mark.parametrize("option", ["data_dir", "manual_dir"])
 def test_folders_that_do_not_exist(option, load):
-    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} /no/such: there is no such folder"):
+    with pytest.raises(UserError, match=f"{option} /no/such: there is no such folder"):
         load("with_test", **{option: "/no/such"})
 
 

@@ -317,8 +317,8 @@ def test_what_is_assumed_is_said(attention, tmp_path):
     torch.save(attention, tmp_path / "m.pt")
     _, info, said = load(tmp_path / "m.pt")
     assert info.network.heads == 8
-    assert "heads=8 (--network-setting heads=VALUE)" in said[1] and "images of 32x32 (--image-size)" in said[1]
-    assert "--timesteps 1000" in said[1] and "--objective eps" in said[1]
+    assert "heads=8 (network_settings={'heads': VALUE})" in said[1] and "images of 32x32 (image_size)" in said[1]
+    assert "timesteps=1000" in said[1] and "objective='eps'" in said[1]
     _, info, said = load(tmp_path / "m.pt", network_settings={"heads": 4}, image_size=8, timesteps=50)
     assert info.network.heads == 4 and info.image_shape == (8, 8, 3) and info.diffusion.timesteps == 50
     assert "heads" not in said[1] and "image-size" not in said[1] and "--timesteps" not in said[1]

@@ -83,7 +83,7 @@ def assert_close(a, b, tolerance):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [pytest.param("conv_block", marks=pytest.mark.slow), "every operation"])
 def test_plain_operations_have_forward_and_second_derivatives(name):
     """Against central differences, whose error is of the order of the squared step."""
     step = 1e-6

@@ -44,7 +44,7 @@ MISTAKES = {
     "range": (lambda m: jax_ddpm.sample(m, sampler="ddim", eta=2), "eta = 2: expected 0 to 1."),
     "training's setting": (lambda m: jax_ddpm.sample(m, schedule="x"), "There is no setting schedule: expected one of"),
     "no model": (lambda m: jax_ddpm.sample({}), "model = dict: expected what load_model returns, the path of a model"),
-    "no path": (lambda m: jax_ddpm.sample("runs/none"), "runs/none does not exist"),
+    "no path": (lambda m: jax_ddpm.sample("/no/such"), "/no/such does not exist"),
     "network alone": (lambda m: jax_ddpm.sample(m.network), "config = None: expected a DiffusionConfig.\nA network"),
     "ema": (
         lambda m: jax_ddpm.load_model("x", ema=False),

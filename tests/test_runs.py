@@ -91,7 +91,9 @@ def stop_after(monkeypatch, step):
     monkeypatch.setattr(progress.Progress, "update", breaking)
 
 
-@pytest.mark.parametrize("step", [18, 11, 3])  # after two checkpoints, after one, before the first
+@pytest.mark.parametrize(  # after one checkpoint, after two, before the first
+    "step", [11, pytest.param(18, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch, step):
     config = small(log_every=5)
     whole = train(config, tmp_path / "whole", log=quiet)

@@ -180,7 +180,15 @@ def test_bfloat16_touches_only_activations():
     assert losses != exact
 
 
-@pytest.mark.parametrize("name", ["conv_block", "strided", "attention", "layer_norm", "ddpm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv_block",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("strided", "layer_norm")),
+        "attention",
+        "ddpm",
+    ],
+)
 def test_accelerators_sum_no_gradient_in_bfloat16(monkeypatch, name):
     """Half a million numbers of a bias in a batch of 512: a GPU that can add in bfloat16 would."""
     monkeypatch.setattr(ops, "uses_cpu_routes", lambda: False)

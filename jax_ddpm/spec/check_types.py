@@ -12,8 +12,8 @@ from jax_ddpm.spec.errors import UserError
 def check_types(config) -> None:
     """Raise UserError that names the first field of a config dataclass with a value of another type.
 
-    A text that is not among a field's choices is left to the dataclass's own check. NumPy's numbers count as numbers,
-    and lists as tuples.
+    A text that is not among a field's choices, and a field that can be of several types, such as an image size, are
+    left to the dataclass's own check. NumPy's numbers count as numbers, and lists as tuples.
     """
     import pydantic
 
@@ -26,7 +26,9 @@ def check_types(config) -> None:
         adapter(type(config)).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         for e in error.errors():
-            if not (e["type"] == "literal_error" and isinstance(e["input"], str)):
+            is_other_text = e["type"] == "literal_error" and isinstance(e["input"], str)
+            is_of_several_types = any(isinstance(place, str) for place in e["loc"][1:])
+            if not (is_other_text or is_of_several_types):
                 name = e["loc"][0] if e["loc"] else type(config).__name__
                 expected = e["msg"].replace("Input should be", "expected")
                 raise UserError(f"{name} = {values.get(name)!r}: {expected}.") from None
