@@ -1,7 +1,6 @@
 """`--import`: run files or modules that register the user's own networks, before a command reads its other flags."""
 
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS
 from jax_ddpm.spec.own_networks import IMPORTED
 from jax_ddpm.spec.text import one_line
-from jax_ddpm.spec.user_code import run_file
+from jax_ddpm.spec.user_code import find_file, run_file
 
 
 def import_given(arguments: Sequence[str]) -> None:
@@ -37,22 +36,18 @@ def import_module(name: str) -> ModuleType:
 
     A file's neighbours can be imported by it. UserError names the line of the user's code that failed.
     """
-    is_file = name.endswith(".py") or os.sep in name
-    path = Path(name).resolve()
-    if is_file and not path.is_file():
-        raise UserError(f"--import {name}: there is no such file. Expected a .py file, or the name of a module.")
-    folder = str(path.parent if is_file else Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    missing = f"--import {name}: there is no such file. Expected a .py file, or the name of a module."
+    path = find_file(name, missing)
     try:
-        return from_file(path) if is_file else importlib.import_module(name)
+        return importlib.import_module(name) if path is None else from_file(path)
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0] and not is_file:
+        if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0] and path is None:
             raise UserError(
                 f"--import {name}: there is no module of this name. Expected a .py file, or the name of a module."
             ) from None
+        folder = str(Path.cwd() if path is None else path.parent)
         raise UserError(
             f"--import {name} failed{place_of(error, folder)}: {type(error).__name__}: {one_line(error)}."
         ) from error

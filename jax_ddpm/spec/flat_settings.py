@@ -11,6 +11,7 @@ import numpy as np
 from jax_ddpm.spec.check_types import check_types
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.types import Clip, Spacing, Variance
 
 
@@ -68,7 +69,7 @@ def with_settings(config, settings: Mapping[str, Any]):
     parts = {name: getattr(config, name) for name in names_of(config)}
     whole = {name: value for name, value in settings.items() if name in parts}
     for name, value in whole.items():
-        kind = type(parts[name]).__bases__[0] if name == "network" else type(parts[name])
+        kind = NetworkConfig if name == "network" else type(parts[name])
         require(isinstance(value, kind), name, repr(value), f"expected a {kind.__name__}")
     parts |= whole
     single = {name: plain_value(value) for name, value in settings.items() if name not in whole}

@@ -37,16 +37,25 @@ def load_object(text: str) -> Any:
     return value
 
 
-def load_module(source: str, text: str) -> ModuleType:
+def find_file(source: str, missing: str) -> Path | None:
+    """The path of a .py file; None for the name of a module. Modules beside the file can be imported afterwards.
+
+    Those of the working directory can, if it is a name. missing: the message if there is no such file.
+    """
     is_file = source.endswith(".py") or os.sep in source
     path = Path(source).resolve()
     if is_file and not path.is_file():
-        raise UserError(f"{text}: there is no file {source}.")
+        raise UserError(missing)
     folder = str(path.parent if is_file else Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    return path if is_file else None
+
+
+def load_module(source: str, text: str) -> ModuleType:
+    path = find_file(source, f"{text}: there is no file {source}.")
     try:
-        if not is_file:
+        if path is None:
             return importlib.import_module(source)
         known = sys.modules.get(path.stem)
         if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path:
