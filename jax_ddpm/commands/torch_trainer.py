@@ -13,7 +13,7 @@ from jax_ddpm import data, report
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE, initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
-from jax_ddpm.spec.run_classes import describe_classes, with_classes
+from jax_ddpm.spec.run_classes import check_takes_labels, describe_classes, with_classes
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.progress import Intervals, Progress
@@ -48,6 +48,7 @@ def train(config: RunConfig, folder: Path) -> None:
     network = unets.build(
         info.network, info.image_shape[2], torch.bfloat16 if training.precision == "bfloat16" else None
     )
+    check_takes_labels(config, network.forward)
     for path, layer in network.named_modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             raise UserError(f"{path} is a {type(layer).__name__}, whose statistics the training does not average.")

@@ -286,11 +286,13 @@ def initial_weights(
 
 def require_network(stored: NetworkConfig, network: NetworkConfig, path: str | os.PathLike, whose: str) -> None:
     """Raise UserError if the network of a file differs from `network`, which is `whose`. The dropout may differ."""
-    found = asdict(stored)
+    found, ignored = asdict(stored), ["dropout"]
+    if not (stored.takes_labels or network.takes_labels):
+        ignored.append("null_label")
     wrong = [
         f"{name} = {found.get(name)} (expected {value})"
         for name, value in asdict(network).items()
-        if name != "dropout" and found.get(name) != value
+        if name not in ignored and found.get(name) != value
     ]
     if wrong:
         raise UserError(f"{path} has another network than {whose}: {', '.join(wrong[:3])}.")

@@ -64,8 +64,7 @@ class NetworkConfig:
 
     def without_classes(self) -> Self:
         """A copy that takes no labels."""
-        null = {"null_label": type(self).null_label} if hasattr(self, "null_label") else {}
-        return replace(self, num_classes=0, **null) if self.takes_labels else self
+        return replace(self, num_classes=0) if self.takes_labels else self
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):

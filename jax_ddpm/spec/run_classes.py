@@ -1,5 +1,7 @@
 """The classes of a conditional training: from the data set's labels to the network's settings."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +53,15 @@ def with_classes_of_run(config: RunConfig, folder: Path) -> RunConfig:
         return config
     count = read_config(folder / CONFIG_FILE).network.label_count
     return replace(config, network=config.network.with_classes(count)) if count else config
+
+
+def check_takes_labels(config: RunConfig, call: Callable) -> None:
+    """Raise UserError if a conditional run's network has no argument `labels`. call: its __call__ or forward."""
+    if config.training.conditional and "labels" not in inspect.signature(call).parameters:
+        raise UserError(
+            f"The network {config.network.name} is called without labels: its settings have num_classes.\n"
+            "Give its call an argument labels: (x, t, labels=None), or omit --conditional."
+        )
 
 
 def describe_classes(config: RunConfig, class_names: tuple[str, ...]) -> str:

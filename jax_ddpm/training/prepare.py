@@ -16,7 +16,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import BUILT_IN
-from jax_ddpm.spec.run_classes import describe_classes
+from jax_ddpm.spec.run_classes import check_takes_labels, describe_classes
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.evaluate import Evaluation
@@ -251,6 +251,7 @@ def make_network(
     network = unets.build(config.network, image_shape[2], dtype)
     if config.network.name not in BUILT_IN:
         check_training(network)
+        check_takes_labels(config, network)
     if config.training.init_from is None or has_checkpoint:
         weights.initialise(network, config.training.seed)
     else:
