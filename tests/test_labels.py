@@ -230,11 +230,9 @@ def test_a_conditional_run_ends_in_the_same_bits_however_it_is_run(tmp_path, mon
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "12")
     monkeypatch.setattr(feed, "MAX_RESIDENT_BYTES", 0)
     resumed = read_file(jax_ddpm.train(config, tmp_path / "resumed", resume=True, log=quiet))[0]
-    parts = read_file(in_parts)[0]
     for name, value in values.items():
         np.testing.assert_array_equal(resumed[name], value)
-        np.testing.assert_allclose(parts[name], value, rtol=0, atol=1e-4)
-    assert rows(run)[-1]["validation_loss"] == pytest.approx(rows(in_parts)[-1]["validation_loss"], rel=1e-3)
+    assert rows(run)[-1]["validation_loss"] == pytest.approx(rows(in_parts)[-1]["validation_loss"], rel=1e-4)
 
 
 class Own(nnx.Module):
