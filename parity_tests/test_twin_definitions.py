@@ -37,7 +37,17 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
 }
 NAMES = "PyTorch's names are the module's own: nothing to translate"
 JITTED = "the jitted part of the function after it"
-LAYERS = ["Buffer", "unfilled", "Linear", "Conv", "ConvTranspose", "ConvTranspose2x2", "GroupNorm", "fan_in"]
+LAYERS = [
+    "Buffer",
+    "unfilled",
+    "Linear",
+    "Embedding",
+    "Conv",
+    "ConvTranspose",
+    "ConvTranspose2x2",
+    "GroupNorm",
+    "fan_in",
+]
 TRAINED = "jax_ddpm trains the classifier and keeps it; torch_ref reads its file"
 ONLY_IN_JAX = {  # in the order in which they stand there
     "classifier": {

@@ -5,13 +5,14 @@ No code from a file is executed: safetensors contains only data, and pickles are
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from jax_ddpm.spec.assumptions import describe_assumptions
 from jax_ddpm.spec.choose_weights import choose, describe_choice
+from jax_ddpm.spec.diffusers_folder import Folder
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.errors import UserError, require_one_of, users_words
 from jax_ddpm.spec.find_weights import Found, ShapesOf, find_weights
@@ -53,6 +54,8 @@ class Loaded:
     """Where the weights were, in a file without our metadata."""
     layout: Layout | None = None
     """How such a file was built, also if it was converted since."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, if they are known."""
 
 
 def read_model(
@@ -100,6 +103,7 @@ def read_model(
         diffusion=replace(loaded.diffusion or default_diffusion(loaded.network), **given),
         step=loaded.step,
         layout=loaded.layout,
+        class_names=loaded.class_names,
     )
     info.diffusion.check()
     info.network.check(shortest(size), info.diffusion.timesteps)
@@ -149,17 +153,19 @@ def load(
             log(users_words(f"Took the EMA weights in {source.file}. The newest checkpoint has the raw ones: {raw}."))
         return loaded_with(read_arrays(file.own_arrays, source.file), info, settings, path)
     folder = source.folder
-    by_network = settings_by_network((supposed, folder and folder.network), settings)
+    by_network = settings_by_network(supposed, folder, settings)
     found = find_weights(file.content, shapes_of, by_network, given)
     chosen = choose(source.file, file.content, found, None if source.is_ema else weights, shapes_of, given)
     known = dict(chosen.recognised.settings)
+    if chosen.recognised.label_rows is not None and hasattr(chosen.network, "num_classes"):
+        known["num_classes"] = chosen.network.num_classes
     if folder is not None and (type(folder.network) is not type(chosen.network) or differing(folder.network, known)):
         if source.is_folder:
             what = differing(folder.network, known) or [f"the network is {chosen.network.name}"]
             raise UserError(f"{source.file} has another network than config.json says: {', '.join(what[:3])}.")
         log(f"{source.file.parent / 'config.json'} is of another network and is not used.")
         folder = None
-        found = find_weights(file.content, shapes_of, settings_by_network((supposed,), settings), given)
+        found = find_weights(file.content, shapes_of, settings_by_network(supposed, None, settings), given)
         chosen = choose(source.file, file.content, found, weights, shapes_of, given)
     line = describe_choice(source.file, file.content, found, chosen, source.is_ema, source.left_out)
     log(
@@ -168,7 +174,7 @@ def load(
         else f"{line} The network's settings are those of config.json beside it."
     )
     if folder is not None:
-        known |= folder.network.arguments
+        known |= folder.told
         for note in folder.notes:
             log(note)
     require_settings(known, settings, path)
@@ -181,6 +187,7 @@ def load(
         assumed=tuple(name for name in chosen.recognised.not_shown if name not in (*known, *settings)),
         found=chosen,
         layout=record_layout(file, found, chosen),
+        class_names=None if folder is None else folder.class_names,
     )
 
 
@@ -193,15 +200,19 @@ def loaded_with(values: StateDict, info: ModelInfo, settings: dict[str, Any], pa
     require_settings(info.network.arguments, settings, path)
     height, width, channels = info.image_shape
     size = (height, width)
-    return Loaded(values, info.network, channels, size, info.diffusion, info.step, layout=info.layout)
+    known = values, info.network, channels, size, info.diffusion, info.step
+    return Loaded(*known, layout=info.layout, class_names=info.class_names)
 
 
-def settings_by_network(networks: Iterable[NetworkConfig | None], settings: Mapping[str, Any]) -> dict[str, dict]:
-    """By the network's name, its settings: those of `networks`, and over them those that were given."""
+def settings_by_network(
+    supposed: NetworkConfig | None, folder: Folder | None, settings: Mapping[str, Any]
+) -> dict[str, dict]:
+    """By the network's name, its settings: those of `supposed`, over them the folder's, over all those given."""
     by_network: dict[str, dict[str, Any]] = {name: {} for name in NETWORKS}
-    for network in networks:
-        if network is not None:
-            by_network[network.name] |= network.arguments
+    if supposed is not None:
+        by_network[supposed.name] |= supposed.arguments
+    if folder is not None:
+        by_network[folder.network.name] |= folder.told
     return {name: {**known, **settings} for name, known in by_network.items()}
 
 
@@ -289,4 +300,8 @@ def parse_metadata(metadata: str, path: Path) -> ModelInfo:
         version = None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
-    return from_json(ModelInfo, metadata, f"The metadata of {path}", recorded_imports(path.parent))
+    info = from_json(ModelInfo, metadata, f"The metadata of {path}", recorded_imports(path.parent))
+    if info.class_names is not None and len(info.class_names) != info.network.label_count:
+        classes = f"{len(info.class_names)} names of classes, but {info.network.label_count} classes"
+        raise UserError(f"The metadata of {path} has {classes}: expected a name for each class.")
+    return info

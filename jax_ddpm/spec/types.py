@@ -12,6 +12,7 @@ Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "euler"]
 Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
 Activation = Literal["silu", "gelu", "mish", "relu"]
 TimeScaleShift = Literal["default", "scale_shift"]
+ClassEmbedType = Literal["timestep", "identity"]
 Weights = Literal["ema", "raw"]
 Precision = Literal["float32", "bfloat16", "float64"]
 
