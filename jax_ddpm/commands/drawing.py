@@ -208,7 +208,7 @@ def draw_frames(flags, model, package: ModuleType, settings: dict) -> tuple[np.n
             batch = slice(start, start + flags.batch_size)
             states = samplers.sample_indices(
                 *(network, config, image_shape, seeds if np.ndim(seeds) == 0 else seeds[batch], indices[batch]),
-                **{**settings, "guide": guide, "labels": arrays and arrays.map(lambda each: each[batch])},
+                **{**settings, "guide": guide, "labels": arrays and arrays.rows(batch)},
                 num_frames=min(MAX_FRAMES, steps + 1),
                 progress=update_bar(bar, steps),
             )[1]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm.evaluation import distances
-from jax_ddpm.evaluation.image_sets import ImageSet, Images
+from jax_ddpm.evaluation.image_sets import Images, ImageSet
 from jax_ddpm.evaluation.progress import Progress
 from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.spec.labels import label_array

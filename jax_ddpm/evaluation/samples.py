@@ -36,7 +36,9 @@ def draw_samples(
     progress: Callable[[int], None] | None = None,
     guide: weights.Model | None = None,
 ) -> np.ndarray:
-    """Images 0 to `num_images` - 1 of a seed, as `jax_ddpm.sample` draws them, in 8 bits; of a model with classes, the classes in turn.
+    """Images 0 to `num_images` - 1 of a seed, as `jax_ddpm.sample` draws them, in 8 bits.
+
+    A model with classes draws them in turn.
 
     With `folder`, each batch is written when it is complete, into a sub-folder for the settings that the images depend
     on (`settings_of`). Images that are there already are read. So a drawing that was interrupted, or a larger one, goes
@@ -118,7 +120,7 @@ def draw_missing(
             indices,
             sampler=sampler,
             dtype=dtype,
-            labels=labels and labels.map(lambda each: each[indices]),
+            labels=labels and labels.rows(indices),
             guide=guide,
             progress=None if progress is None else in_batch,
         )

@@ -155,7 +155,7 @@ def invert(
     labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)
 
     def draw(indices):
-        of_images = labels and labels.map(lambda each: each[indices])
+        of_images = labels and labels.rows(indices)
         graph, state, x_0, of_images = shard((network, guide), images[indices], of_images)
         carry, xs = initial_carry(jnp.asarray(x_0), sampling_timesteps(config, sampler)[::-1])
 

@@ -86,7 +86,8 @@ def guided_predict(
     def predict(x, t):
         if guide is not None:
             return guided_prediction(sampler, x, t, conditional(x, t), weaker(x, t))
-        both = network(jnp.concatenate([x, x]), jnp.concatenate([t, t]), jnp.concatenate([labels.wanted, labels.none]))
+        both_labels = jnp.concatenate([labels.wanted, labels.none])
+        both = network(jnp.concatenate([x, x]), jnp.concatenate([t, t]), labels=both_labels)
         return guided_prediction(sampler, x, t, *jnp.split(both, 2))
 
     return predict
@@ -94,4 +95,4 @@ def guided_predict(
 
 def with_labels(network: nnx.Module, labels: Array | None) -> Callable:
     """The network as (x, t) -> prediction, for these labels. None: the network itself."""
-    return network if labels is None else lambda x, t: network(x, t, labels)
+    return network if labels is None else lambda x, t: network(x, t, labels=labels)

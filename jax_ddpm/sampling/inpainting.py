@@ -126,7 +126,7 @@ def inpaint(
     keys = [image_keys(*images_drawn, purpose) for purpose in (rng.SAMPLING, rng.KNOWN, rng.JUMP)]
 
     def draw(indices):
-        of_images = labels and labels.map(lambda each: each[indices])
+        of_images = labels and labels.rows(indices)
         arrays = shard((network, guide), images[indices], tuple(k[indices] for k in keys), of_images)
         x_T = compiled_noise_at(arrays[3][0], config.timesteps, tuple(images.shape[1:]), images.dtype)
         carry, xs = initial_carry(x_T, np.arange(steps))

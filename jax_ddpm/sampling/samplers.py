@@ -94,7 +94,9 @@ def sample_indices(
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
     """Sample one batch: images `indices` of a seed, or image indices[k] of seed[k].
 
-    labels, of these images: from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance. Image i takes its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler. So it does not
+    labels: of these images, from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance.
+
+    Image i takes its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler. So it does not
     depend on its batch or on the number of devices, up to rounding. The batch is sharded over all devices if their
     number divides it.
 
@@ -196,7 +198,7 @@ def sample(
 
     def draw(indices):
         options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t, "guide": guide}
-        options["labels"] = labels and labels.map(lambda of_images: of_images[indices])
+        options["labels"] = labels and labels.rows(indices)
         states = None if x_T is None else x_T[indices]
         batch_seeds = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
         batch = image_indices[indices]
@@ -236,7 +238,7 @@ def labels_and_guide(
         infos = model.info, None if guide is None else guide.info
         labels = labels_of_images(infos[0], labels, num_images, sampler, infos[1])
     else:
-        labels = labels_of_network(labels, num_images, sampler, guide is not None)
+        labels = labels_of_network(labels, num_images, sampler, getattr(model, "null_index", None), guide is not None)
     return labels, None if guide is None else guide.network
 
 

@@ -14,7 +14,7 @@ from jax_ddpm.spec.text import some
 
 Label = int | str | None
 NONE = "none"  # the word for "no label"
-OF_THE_MODEL = "timesteps schedule beta_start beta_end trained_betas zero_terminal_snr objective".split()
+OF_THE_MODEL = ["timesteps", "schedule", "beta_start", "beta_end", "trained_betas", "zero_terminal_snr", "objective"]
 
 
 class Labels(NamedTuple):
@@ -26,6 +26,10 @@ class Labels(NamedTuple):
     """The null label for each image, for guidance; None without guidance, and with a guide."""
     of_guide: Any = None
     """Of the guide; None if it takes none."""
+
+    def rows(self, indices) -> "Labels":
+        """Those of some images."""
+        return self.map(lambda of_images: of_images[indices])
 
     def map(self, change: Callable) -> "Labels":
         """With each array changed."""
@@ -60,15 +64,18 @@ def labels_of_images(
     return None if wanted is None else Labels(wanted, none, of_guide)
 
 
-def labels_of_network(labels: Any, num_images: int, sampler: SamplerConfig, has_guide: bool) -> Labels | None:
-    """`labels_of_images` for a network of which nothing is known: labels are integers, (N,) or one, or floats (N, D).
+def labels_of_network(
+    labels: Any, num_images: int, sampler: SamplerConfig, null_index: int | None, has_guide: bool
+) -> Labels | None:
+    """`labels_of_images` for a network alone: labels are integers, (N,) or one, or floats (N, D).
 
-    Raises UserError for other labels, and for guidance without a guide.
+    null_index: the network's null label; None if it has none. Raises UserError for other labels, and for guidance
+    without a guide or a null label.
     """
-    if sampler.guidance != 1 and not has_guide:
+    if sampler.guidance != 1 and not has_guide and (null_index is None or labels is None):
         raise UserError(
-            f"guidance = {sampler.guidance:g}: which label of this network means no label is not known.\n"
-            "Give what load_model returns in place of the network alone."
+            f"guidance = {sampler.guidance:g}: this network has no null label, or no labels are given for it.\n"
+            "Give labels, or what load_model returns in place of the network alone."
         )
     if labels is None:
         return None
@@ -80,7 +87,9 @@ def labels_of_network(labels: Any, num_images: int, sampler: SamplerConfig, has_
     )
     require(fits, "labels", f"{array.dtype} {array.shape}", expected)
     array = np.full(num_images, array) if array.ndim == 0 else array
-    return Labels(array.astype(np.int32 if array.dtype.kind in "iu" else np.float32))
+    array = array.astype(np.int32 if array.dtype.kind in "iu" else np.float32)
+    uses_null = sampler.guidance != 1 and not has_guide
+    return Labels(array, as_weights(np.full(num_images, null_index, np.int32), array) if uses_null else None)
 
 
 def label_array(info: ModelInfo, labels: Any, num_images: int) -> np.ndarray | None:
@@ -91,7 +100,7 @@ def label_array(info: ModelInfo, labels: Any, num_images: int) -> np.ndarray | N
         if labels is not None:
             raise UserError(
                 "labels: this model was trained without labels, so it cannot draw a class.\n"
-                "Omit --labels, or train with --conditional (in Python: train(..., conditional=True))."
+                "Omit --labels, or train a model with --conditional (in Python: conditional=True)."
             )
         return None
     if labels is None:
@@ -110,8 +119,10 @@ def label_array(info: ModelInfo, labels: Any, num_images: int) -> np.ndarray | N
 def label_vectors(info: ModelInfo, labels: np.ndarray, num_images: int) -> np.ndarray:
     """float32 (N, D) from (D,) or (N, D). D: of the network that takes vectors, or a weight for each label."""
     width = info.network.label_width or number_of_rows(info)
+    if width is None:
+        raise UserError("labels: this model takes integers, not vectors: give integers (N,).")
     shape, expected = labels.shape, f"expected (N, {width}) or ({width},), with N = {num_images}"
-    require(width is not None and shape in ((width,), (num_images, width)), "shape of labels", shape, expected)
+    require(shape in ((width,), (num_images, width)), "shape of labels", shape, expected)
     require(np.isfinite(labels).all(), "labels", "nan or inf", "expected finite numbers")
     return np.broadcast_to(labels, (num_images, width)).copy()
 
@@ -177,7 +188,7 @@ def check_guidance(info: ModelInfo, sampler: SamplerConfig, guide: ModelInfo | N
         has = "has no null label" if info.network.takes_labels else "was trained without labels"
         raise UserError(
             f"guidance = {sampler.guidance:g}: this model {has}, so there is no prediction to guide it away from.\n"
-            "Give a weaker model (--guide MODEL), or train with --conditional (in Python: train(..., conditional=True))."
+            "Give a weaker model (--guide MODEL), or train one with --conditional (in Python: conditional=True)."
         )
 
 

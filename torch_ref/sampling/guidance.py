@@ -81,7 +81,8 @@ def guided_predict(
     def predict(x, t):
         if guide is not None:
             return guided_prediction(sampler, x, t, conditional(x, t), weaker(x, t))
-        both = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels.wanted, labels.none]))
+        both_labels = torch.cat([labels.wanted, labels.none])
+        both = network(torch.cat([x, x]), torch.cat([t, t]), labels=both_labels)
         return guided_prediction(sampler, x, t, *both.chunk(2))
 
     return predict
@@ -89,4 +90,4 @@ def guided_predict(
 
 def with_labels(network: nn.Module, labels: Tensor | None) -> Callable:
     """The network as (x, t) -> prediction, for these labels. None: the network itself."""
-    return network if labels is None else lambda x, t: network(x, t, labels)
+    return network if labels is None else lambda x, t: network(x, t, labels=labels)

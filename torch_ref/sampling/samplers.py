@@ -56,7 +56,8 @@ def sample_indices(
 ) -> tuple[Tensor, Tensor]:
     """Sample one batch: images `indices` of a seed, or image indices[k] of seed[k]; on the device of the network.
 
-    labels, of these images: from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance. image_shape: (H, W, C). Returns images (B, C, H, W), about within [-1, 1], and frames (F, B, C, H, W). Image i takes
+    labels: of these images, from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance.
+    image_shape: (H, W, C). Returns images (B, C, H, W), about within [-1, 1], and frames (F, B, C, H, W). Image i takes
     its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler.
     """
     config.check()
@@ -120,7 +121,7 @@ def sample(
 
     def draw(indices):
         options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t, "guide": guide}
-        options["labels"] = labels and labels.map(lambda of_images: of_images[indices])
+        options["labels"] = labels and labels.rows(indices)
         states = None if x_T is None else channels_first(x_T[indices], device_of(network))
         batch_seeds = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
         batch = image_indices[indices]
@@ -157,7 +158,7 @@ def labels_and_guide(
         infos = model.info, None if guide is None else guide.info
         labels = labels_of_images(infos[0], labels, num_images, sampler, infos[1])
     else:
-        labels = labels_of_network(labels, num_images, sampler, guide is not None)
+        labels = labels_of_network(labels, num_images, sampler, getattr(model, "null_index", None), guide is not None)
     return labels, guide
 
 
