@@ -136,7 +136,11 @@ def draw(flags, model, package: ModuleType, settings: dict) -> str:
         return report.write_frames(flags.out, frames, flags.rescale, labels if flags.label.label_grid else None, names)
     images, mask = load_inputs(flags, model.info)
     if len(samplers) > 1:
-        columns = [draw_images(flags, model, package, {**settings, "sampler": s}, None, None) for s in samplers]
+        columns = []
+        for sampler in samplers:
+            guide = None if sampler.guidance == 1 else settings["guide"]
+            of_weight = {**settings, "sampler": sampler, "guide": guide}
+            columns.append(draw_images(flags, model, package, of_weight, None, None))
         x_0, labels = np.concatenate([x_0 for x_0, _ in columns]), columns[0][1].get("labels")
         cells = report.as_uint8(x_0, flags.rescale).reshape(len(columns), -1, *x_0.shape[1:]).swapaxes(0, 1)
         rows = [] if labels is None or labels.ndim > 1 else [report.label_text(label, names) for label in labels]
