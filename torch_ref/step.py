@@ -95,6 +95,11 @@ def prepare_images(images: Tensor, dtype, flip_key: np.ndarray | None) -> Tensor
     return torch.where(flip[:, None, None, None], x.flip(-1), x)
 
 
+def drop_labels(k: np.ndarray, labels: Tensor, null_index: int, rate: float) -> Tensor:
+    """Labels (B,), each replaced by the null label with probability `rate` (Ho & Salimans 2022, algorithm 1)."""
+    return torch.where(rng.bernoulli(k, rate, labels.shape).to(labels.device), null_index, labels)
+
+
 def draw_t_and_noise(
     t_key: np.ndarray, noise_key: np.ndarray, x_0: Tensor, num_timesteps: int
 ) -> tuple[Tensor, Tensor]:
@@ -105,10 +110,10 @@ def draw_t_and_noise(
     return t.to(x_0.device), noise.to(x_0.device)
 
 
-def make_train_step(
-    config: RunConfig, total_steps: int
-) -> Callable[[TrainState, np.ndarray], tuple[TrainState, Metrics]]:
-    """Returns train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), which updates the state in place.
+def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns train_step(state, images uint8 (B, H, W, C), labels=None) -> (state, metrics); it changes the state.
+
+    labels: integers (B,), for a network with classes. Those that are dropped are drawn inside.
 
     If the loss or a gradient is not finite, the step is skipped: only `state.step` increases. Metrics: loss, grad_norm
     (before clipping), learning_rate and skipped (0 or 1). Every random number depends only on (seed, state.step).
@@ -116,16 +121,18 @@ def make_train_step(
     training, seed = config.training, config.training.seed
     dropout = getattr(config.network, "dropout", 0.0)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
-    tables = schedule_tables(config.diffusion, numpy_dtype(dtype))
+    tables, null_index = schedule_tables(config.diffusion, numpy_dtype(dtype)), config.network.null_index
 
     def gradients(network, step, *batch):
         """Loss and gradients of the batch: the mean over `accumulate` parts of equal size."""
         total, parts = 0.0, training.accumulate
         for a in range(parts):  # part a takes images a, a + A, a + 2A, ...
-            x_0, t, noise, image_indices = (values[a::parts] for values in batch)
+            x_0, t, noise, image_indices, *labels = (values[a::parts] for values in batch)
             predict = network
             if dropout and "dropout" in inspect.signature(network.forward).parameters:
                 predict = partial(network, dropout=Dropout(dropout, seed, step, image_indices))
+            if labels:
+                predict = partial(predict, labels=labels[0])
             loss_settings = training.min_snr_gamma, config.diffusion.variance
             loss = diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
             loss.backward()
@@ -136,14 +143,23 @@ def make_train_step(
                 p.grad.div_(parts)
         return total / parts, [p.grad for p in network.parameters()]
 
-    def train_step(state: TrainState, images: np.ndarray) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, images: np.ndarray, labels: np.ndarray | None = None
+    ) -> tuple[TrainState, Metrics]:
         step, device = state.step, next(state.network.parameters()).device
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, flip_key)
         t_key, noise_key = rng.key(seed, rng.TIMESTEPS, step), rng.key(seed, rng.NOISE, step)
         t, noise = draw_t_and_noise(t_key, noise_key, x_0, config.diffusion.timesteps)
         state.optimizer.zero_grad()
-        loss, grads = gradients(state.network, step, x_0, t, noise, np.arange(len(x_0)))
+        batch = x_0, t, noise, np.arange(len(x_0))
+        if labels is not None:
+            labels = torch.as_tensor(labels, dtype=torch.int64, device=device)
+            if null_index is not None and training.label_dropout:
+                k = rng.key(seed, rng.LABEL_DROPOUT, step)
+                labels = drop_labels(k, labels, null_index, training.label_dropout)
+            batch = *batch, labels
+        loss, grads = gradients(state.network, step, *batch)
         norm, rate = global_norm(grads), learning_rate(training, step, total_steps)
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
         if finite:
@@ -161,16 +177,17 @@ def make_train_step(
     return train_step
 
 
-def make_validation(config: RunConfig) -> Callable[[nn.Module, np.ndarray, np.ndarray, int], float]:
-    """Returns validate(network, images uint8 (B, H, W, C), mask bool (B,), batch_index) -> summed loss.
+def make_validation(config: RunConfig) -> Callable[..., float]:
+    """Returns validate(network, images uint8 (B, H, W, C), mask bool (B,), batch_index, labels=None) -> sum.
 
-    The sum is over the images whose mask is True. Timesteps and noise depend only on the seed and `batch_index`.
+    The sum of the losses is over the images whose mask is True. Timesteps and noise depend only on the seed and
+    `batch_index`. labels: as in `make_train_step`; none is dropped.
     """
     dtype = torch.float64 if config.training.precision == "float64" else torch.float32
     tables, seed = schedule_tables(config.diffusion, numpy_dtype(dtype)), config.training.seed
 
     @torch.no_grad()
-    def validate(network, images, mask, batch_index):
+    def validate(network, images, mask, batch_index, labels=None):
         device = next(network.parameters()).device
         x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, None)
         t_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index)
@@ -179,7 +196,10 @@ def make_validation(config: RunConfig) -> Callable[[nn.Module, np.ndarray, np.nd
         loss_settings = config.training.min_snr_gamma, config.diffusion.variance
         in_training = network.training
         network.eval()
-        losses = diffusion.loss_per_image(tables, config.diffusion.objective, network, x_0, t, noise, *loss_settings)
+        predict = network
+        if labels is not None:
+            predict = partial(network, labels=torch.as_tensor(labels, dtype=torch.int64, device=device))
+        losses = diffusion.loss_per_image(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
         network.train(in_training)
         return torch.sum(losses * torch.as_tensor(mask, device=device)).item()
 

@@ -13,6 +13,7 @@ from jax_ddpm import data, report
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE, initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
+from jax_ddpm.spec.run_classes import describe_classes, with_classes
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.progress import Intervals, Progress
@@ -40,7 +41,9 @@ def train(config: RunConfig, folder: Path) -> None:
     )
     # Raises UserError if a batch is larger than the data set.
     data.batch_indices(training.seed, 0, len(images.train), training.batch_size)
-    info = ModelInfo(network=config.network, image_shape=images.train.shape[1:], diffusion=config.diffusion)
+    config = with_classes(config, images)
+    class_names = images.class_names if training.conditional else None
+    info = ModelInfo(config.network, images.train.shape[1:], config.diffusion, class_names=class_names)
 
     network = unets.build(
         info.network, info.image_shape[2], torch.bfloat16 if training.precision == "bfloat16" else None
@@ -65,6 +68,8 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     dtype = torch.float64 if training.precision == "float64" else torch.float32
     state = create_state(network, make_optimizer(training, network.to(dtype)), training.ema, dtype)
     print(describe(info, weights.num_parameters(network)))
+    if info.class_names is not None:
+        print(describe_classes(config, info.class_names))
 
     train_step, validate = make_train_step(config, total_steps), make_validation(config)
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
@@ -84,7 +89,8 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     best, best_weights, keep_best = math.inf, state.weights, config.output.keep_best
     for step in range(total_steps):
         indices = data.batch_indices(training.seed, step, len(images.train), training.batch_size)
-        state, metrics = train_step(state, images.train[indices])
+        labels = images.labels[indices] if training.conditional else None
+        state, metrics = train_step(state, images.train[indices], labels)
         progress.update(step, 1, {name: np.asarray([value]) for name, value in metrics.items()})
         with progress.pause():
             improved = False
@@ -116,5 +122,8 @@ def validation_loss(validate, network, images: data.ImageData, training) -> floa
         batch = images.validation[first : first + size]
         mask = np.arange(size) < len(batch)
         padding = np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)
-        total += validate(network, np.concatenate([batch, padding]), mask, number)
+        labels = None
+        if training.conditional:
+            labels = np.pad(images.validation_labels[first : first + size], (0, size - len(batch)))
+        total += validate(network, np.concatenate([batch, padding]), mask, number, labels)
     return total / len(images.validation)

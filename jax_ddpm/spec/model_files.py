@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jax_ddpm.spec.assumptions import describe_assumptions
 from jax_ddpm.spec.choose_weights import choose, describe_choice
 from jax_ddpm.spec.diffusers_folder import Folder
@@ -254,7 +256,8 @@ def initial_weights(
 ) -> StateDict:
     """The arrays of a model file from which to start training `network`. Raises UserError for another network.
 
-    Settings that the file does not tell, such as heads, are taken to be those of `network`.
+    Settings that the file does not tell, such as heads, are taken to be those of `network`. If only the file's network
+    has no classes, the label embedding is zero, so that the network starts as the one in the file.
     """
     path = local_path(path, log)
     given = None if network.name in BUILT_IN else network
@@ -265,8 +268,20 @@ def initial_weights(
             f"{path} holds the network {found}, but this run has {network.name}.\n"
             f"Give another file, or choose this network: --preset {found} (in Python: preset({found!r}))."
         )
-    require_network(loaded.network, network, path, "this run")
-    return loaded.values
+    if not (network.takes_labels and not loaded.network.takes_labels):
+        require_network(loaded.network, network, path, "this run")
+        return loaded.values
+    require_network(loaded.network, network.without_classes(), path, "this run")
+    shapes = shapes_of(network, loaded.image_channels) if shapes_of else {}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name not in loaded.values}
+    rows = network.label_count + (network.null_index is not None) if network.label_count else None
+    if not zeros or any(array.ndim != 2 or len(array) != rows for array in zeros.values()):
+        raise UserError(
+            f"{path} has no classes, and this run's network has no table of labels that could start at zero: "
+            f"{', '.join(zeros) or 'no array'}.\nGive a file of a network with the same classes."
+        )
+    log(f"{path} has no classes: {', '.join(zeros)} starts at zero in every row, so the network starts as the file's.")
+    return {**loaded.values, **zeros}
 
 
 def require_network(stored: NetworkConfig, network: NetworkConfig, path: str | os.PathLike, whose: str) -> None:

@@ -48,8 +48,8 @@ class NetworkConfig:
         """Length of a label that is a vector; None where labels are integers."""
         return None
 
-    def with_classes(self, count: int, null_label: bool = True) -> Self:
-        """A copy with `count` classes, and a null label if `null_label`.
+    def with_classes(self, count: int, null_label: bool | None = None) -> Self:
+        """A copy with `count` classes. null_label: whether it has a null label; None: as its settings say.
 
         Raises UserError for a network that cannot have classes: its settings have no field num_classes.
         """
@@ -59,8 +59,13 @@ class NetworkConfig:
                 f"The network {self.name} takes no labels: its settings have no num_classes.\n"
                 "Omit --conditional, or give its settings a field num_classes and its call an argument labels."
             )
-        null = {"null_label": null_label} if "null_label" in names else {}
+        null = {"null_label": null_label} if "null_label" in names and null_label is not None else {}
         return replace(self, num_classes=count, **null)
+
+    def without_classes(self) -> Self:
+        """A copy that takes no labels."""
+        null = {"null_label": type(self).null_label} if hasattr(self, "null_label") else {}
+        return replace(self, num_classes=0, **null) if self.takes_labels else self
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):
@@ -277,15 +282,22 @@ class DDPMConfig(NetworkConfig):
         is_vector = self.class_embed_type == "identity"
         return (self.time_embedding_dim or 4 * self.widths[0]) if is_vector else None
 
-    def with_classes(self, count: int, null_label: bool = True) -> Self:
-        """A copy with `count` classes, and a null label if `null_label`. Raises UserError if labels are vectors."""
+    def with_classes(self, count: int, null_label: bool | None = None) -> Self:
+        """A copy with `count` classes. null_label: whether it has a null label; None: if it has a table of labels.
+
+        Raises UserError if labels are vectors.
+        """
         if self.class_embed_type == "identity":
             raise UserError(
                 "class_embed_type = identity: the network takes vectors, and the data set has classes.\n"
                 "Omit --class-embed-type."
             )
-        null_label = null_label and self.class_embed_type is None
+        null_label = null_label is not False and self.class_embed_type is None
         return replace(self, num_class_embeds=count + null_label, null_label=null_label)
+
+    def without_classes(self) -> Self:
+        """A copy that takes no labels."""
+        return replace(self, num_class_embeds=None, class_embed_type=None, null_label=False)
 
     def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from jax_ddpm.spec.check_types import check_types
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
-from jax_ddpm.spec.errors import require, require_one_of
+from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.flat_settings import with_settings
 from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.json_text import STRICT
@@ -90,6 +90,10 @@ class TrainingConfig:
     """Seed of the initial weights, order of images, timesteps, noise and samples: an integer from 0 to 2^32 - 1."""
     init_from: str | None = None
     """Start from the weights in this run folder, diffusers folder, .safetensors, .pt, .pth or .bin file."""
+    conditional: bool = False
+    """Train on the labels of the images, so that samples of a class can be drawn."""
+    label_dropout: float = 0.1
+    """Probability that a training image counts as one without a label, which classifier-free guidance needs."""
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
@@ -127,6 +131,7 @@ class TrainingConfig:
             require(value is None or value > 0, name, value, "expected more than 0")
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "expected 0 to below 1, such as 0.9999")
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"expected an integer from 0 to {MAX_SEED}")
+        require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "expected 0 to below 1, such as 0.1")
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,8 @@ class RunConfig:
         require(fits, "value_range", limits, "expected two numbers, the smaller one first")
         require(fraction is None or 0 <= fraction < 1, "validation_fraction", fraction, "expected 0 to below 1")
         self.network.check(self.data.image_size, self.diffusion.timesteps)
+        if self.network.takes_labels and not self.training.conditional:
+            raise UserError(f"The network {self.network.name} has classes: add --conditional to train on labels.")
         learned, variance = getattr(self.network, "learned_variance", False), self.diffusion.variance
         if learned:
             expected = "expected learned_range (--variance learned_range), because the network has learned_variance"

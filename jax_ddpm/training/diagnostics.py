@@ -1,5 +1,7 @@
 """Analysis of a trained network: predicted x_0 along the reverse process, loss by t, nearest training images."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,9 @@ def data_statistics(
     samples: uint8 (N, H, W, C). max_batch: largest batch for the network.
     """
     held_out = images.validation if len(images.validation) else images.train
-    t, losses = loss_by_t(network, config, np.asarray(held_out[: min(NUM_LOSS_IMAGES, max_batch)]))
+    labels = images.validation_labels if len(images.validation) else images.labels
+    labels = labels if config.training.conditional else None
+    t, losses = loss_by_t(network, config, np.asarray(held_out[: min(NUM_LOSS_IMAGES, max_batch)]), labels)
     train = images.train[: max(1, MAX_COMPARED_BYTES // images.train[0].nbytes)]
     indices, distances = report.nearest(samples, train, NUM_NEIGHBOURS)
     numbers = {
@@ -67,13 +71,16 @@ def data_statistics(
     return numbers
 
 
-def loss_by_t(network: nnx.Module, config: RunConfig, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def loss_by_t(
+    network: nnx.Module, config: RunConfig, images: np.ndarray, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(t (K,), loss (K,)): the mean loss of images uint8 (N, H, W, C) at each of K timesteps.
 
     The loss is the plain mean squared error, without min-SNR weights. Uses at most a batch of the images, with the
-    noise of the first validation batch.
+    noise of the first validation batch. labels: int32, of at least these images; None for a network without classes.
     """
     images = images[: config.training.batch_size]
+    labels = None if labels is None else labels[: len(images)]
     graph, state = nnx.split(network)
     d, tables = config.diffusion, schedule_tables(config.diffusion, np.float32)
     t = np.unique(np.round(np.linspace(0, d.timesteps - 1, NUM_LOSS_TIMESTEPS)).astype(np.int32))
@@ -81,11 +88,13 @@ def loss_by_t(network: nnx.Module, config: RunConfig, images: np.ndarray) -> tup
     noise = rng.normal(key, (config.training.batch_size, *images.shape[1:]))[: len(images)]
 
     @jax.jit
-    def run(state, x_0, noise, t):
+    def run(state, x_0, noise, t, labels=None):
         network = nnx.merge(graph, state)
+        if labels is not None:
+            network = partial(network, labels=labels)
         return lax.map(lambda t: diffusion.loss(tables, d.objective, network, x_0, jnp.full(len(x_0), t), noise), t)
 
-    return t, np.asarray(run(state, to_float(images), noise, t))
+    return t, np.asarray(run(state, to_float(images), noise, t, labels))
 
 
 def bin_fractions(x: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from jax_ddpm.spec.data_record import check_same_images, find_images
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE
 from jax_ddpm.spec.own_networks import import_flags
+from jax_ddpm.spec.run_classes import with_classes, with_classes_of_run
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.write_model import write_model
@@ -54,7 +55,7 @@ def train(
         log: called with each line of text that the run reports.
         images: an array of images, as `jax_ddpm.data.from_arrays` takes it, or a `jax_ddpm.data.ImageData`. The
             settings in `config.data` hold for an array too. None: the data set that `config.data` names.
-        labels: class of each image of an array, integers or texts (N,); kept, but not used by today's networks.
+        labels: class of each image of an array, integers or texts (N,). `conditional` trains on them.
 
     Returns:
         The path of the folder; `jax_ddpm.load_model` takes it.
@@ -71,6 +72,7 @@ def train(
     if config.training.precision == "float64":
         jax.config.update("jax_enable_x64", True)
     folder = Path(out) if out is not None else default_out(config)
+    config = with_classes_of_run(config, folder) if resume else config
     check_folder(folder, config, resume)
     if resume:
         config = replace(config, data=replace(config.data, dataset=find_images(folder, config.data.dataset)))
@@ -78,8 +80,9 @@ def train(
         check_devices()
         mesh = make_mesh(config.training.batch_size // config.training.accumulate)
         images = load_images(config, log, resume, given)
+        config = with_classes(config, images)
         if resume:
-            check_same_images(folder, images, log)
+            check_same_images(folder, images, log, config.training.conditional)
         checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
         has_checkpoint = resume and bool(checkpoints.steps())
         network = make_network(config, images.train.shape[1:], has_checkpoint, log)

@@ -16,6 +16,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import BUILT_IN
+from jax_ddpm.spec.run_classes import describe_classes
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.evaluate import Evaluation
@@ -81,8 +82,13 @@ def prepare(
     optimizer = make_optimizer(training)
     dtype = np.float64 if training.precision == "float64" else np.float32
     graph, state = create_state(network, optimizer, training.ema, dtype)
-    info = ModelInfo(network=config.network, image_shape=image_shape, diffusion=config.diffusion)
+    labels, validation_labels, class_names = None, None, None
+    if config.training.conditional:
+        labels, validation_labels, class_names = images.labels, images.validation_labels, images.class_names
+    info = ModelInfo(config.network, image_shape, config.diffusion, class_names=class_names)
     log(describe(info, num_parameters(state.params)))
+    if class_names is not None:
+        log(describe_classes(config, class_names))
     num_train, num_held_out = len(images.train), len(images.validation)
     log(f"{num_train:,} training images, {num_held_out:,} held out")
     if about_channels := report.channel_note(image_shape[2]):
@@ -112,7 +118,7 @@ def prepare(
 
     progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, timesteps, log)
     progress.skipped_in_a_row = record["skipped_in_a_row"]
-    feed = Feed(images.train, config, mesh)
+    feed = Feed(images.train, config, mesh, labels)
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
     return Run(
         config=config,
@@ -123,7 +129,7 @@ def prepare(
         graph=graph,
         feed=feed,
         dispatch=make_dispatch(train_step, feed.steps_per_dispatch),
-        validate=Validation(graph, config, images.validation, mesh),
+        validate=Validation(graph, config, images.validation, mesh, validation_labels),
         evaluate=evaluate,
         total_steps=total_steps,
         intervals=intervals,

@@ -78,28 +78,37 @@ def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
     return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
 
 
-def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_accumulation: bool = False) -> Callable:
-    """Returns gradients(state, images uint8 (B, H, W, C)) -> (loss, gradients).
+def drop_labels(k: Array, labels: Array, null_index: int, rate: float) -> Array:
+    """Labels (B,), each replaced by the null label with probability `rate` (Ho & Salimans 2022, algorithm 1)."""
+    # float32: with x64 a Python float would be float64 and give other draws.
+    return jnp.where(jax.random.bernoulli(k, jnp.float32(rate), labels.shape), null_index, labels)
 
-    Every random number in it depends only on (seed, state.step). mesh: shards the batch over its devices.
-    unroll_accumulation: unroll the loop over the parts of an accumulated batch.
+
+def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_accumulation: bool = False) -> Callable:
+    """Returns gradients(state, images uint8 (B, H, W, C), labels int32 (B,) or None) -> (loss, gradients).
+
+    Every random number in it depends only on (seed, state.step). labels: None for a network without classes. mesh:
+    shards the batch over its devices. unroll_accumulation: unroll the loop over the parts of an accumulated batch.
     """
     training, seed = config.training, config.training.seed
     rate, is_own = getattr(config.network, "dropout", 0.0), config.network.name not in BUILT_IN
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
-    tables = schedule_tables(config.diffusion, dtype)
+    tables, null_index = schedule_tables(config.diffusion, dtype), config.network.null_index
 
     def shard(x, *axes):
         return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def loss_of(params, state, x_0, t, noise, image_indices):
+    def loss_of(params, state, x_0, t, noise, image_indices, labels=None):
         predict, in_layers = nnx.merge(graph, params, state.buffers), nullcontext()
+        parameters = inspect.signature(predict).parameters if is_own else ()
         if rate or is_own:
             dropout = Dropout(rate, seed, state.step, image_indices)
             if is_own:
                 in_layers = dropout_in_layers(dropout)
-            if rate and (not is_own or "dropout" in inspect.signature(predict).parameters):
+            if rate and (not is_own or "dropout" in parameters):
                 predict = partial(predict, dropout=dropout)
+        if labels is not None:
+            predict = partial(predict, labels=labels)
         loss_settings = training.min_snr_gamma, config.diffusion.variance
         with remat_blocks(training.remat), in_layers:
             return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
@@ -126,13 +135,19 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
         total, _ = lax.scan(add, zero, jax.tree.map(split, batch), unroll=unroll_accumulation)
         return jax.tree.map(lambda x: x / training.accumulate, total)
 
-    def gradients(state: TrainState, images: Array):
+    def gradients(state: TrainState, images: Array, labels: Array | None = None):
         step = state.step
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = shard(prepare_images(images, dtype, flip_key), "data")
         t = rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0], config.diffusion.timesteps)
         noise = shard(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
-        return accumulated(state, x_0, t, noise, jnp.arange(x_0.shape[0]))
+        batch = x_0, t, noise, jnp.arange(x_0.shape[0])
+        if labels is None:
+            return accumulated(state, *batch)
+        if null_index is not None and training.label_dropout:
+            k = rng.key(seed, rng.LABEL_DROPOUT, step)
+            labels = drop_labels(k, labels, null_index, training.label_dropout)
+        return accumulated(state, *batch, shard(labels, "data"))
 
     return gradients
 
@@ -144,16 +159,18 @@ def make_train_step(
     total_steps: int,
     mesh: Mesh | None = None,
     unroll_accumulation: bool = False,
-) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    """Returns train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), a pure function.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns train_step(state, images uint8 (B, H, W, C), labels=None) -> (state, metrics), a pure function.
+
+    labels: int32 (B,), for a network with classes. Those that are dropped are drawn inside.
 
     If the loss or a gradient is not finite, the step is skipped: only `state.step` increases. Metrics are float
     scalars: loss, grad_norm (before clipping), learning_rate and skipped (0 or 1).
     """
     training, gradients = config.training, make_gradients(graph, config, mesh, unroll_accumulation)
 
-    def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
-        loss, grads = gradients(state, images)
+    def train_step(state: TrainState, images: Array, labels: Array | None = None) -> tuple[TrainState, Metrics]:
+        loss, grads = gradients(state, images, labels)
         norm, rate = global_norm(grads), learning_rate(training, state.step, total_steps)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -173,22 +190,25 @@ def make_train_step(
     return train_step
 
 
-def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State, Array, Array, int], Array]:
-    """Returns validate(weights, buffers, images uint8 (B, H, W, C), mask bool (B,), batch_index) -> summed loss.
+def make_validation(graph, config: RunConfig) -> Callable[..., Array]:
+    """Returns validate(weights, buffers, images uint8 (B, H, W, C), mask bool (B,), batch_index, labels=None) -> sum.
 
-    The sum is over the images whose mask is True. Timesteps and noise depend only on the seed and `batch_index`.
+    The sum of the losses is over the images whose mask is True. Timesteps and noise depend only on the seed and
+    `batch_index`. labels: as in `make_train_step`; none is dropped.
     """
     dtype = jnp.float64 if config.training.precision == "float64" else jnp.float32
     tables = schedule_tables(config.diffusion, dtype)
 
     @jax.jit
-    def validate(weights, buffers, images, mask, batch_index):
+    def validate(weights, buffers, images, mask, batch_index, labels=None):
         x_0 = prepare_images(images, dtype, None)
         seed = config.training.seed
         t_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index)
         t = rng.timesteps(t_key, x_0.shape[0], config.diffusion.timesteps)
         noise = rng.normal(rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index), x_0.shape, dtype)
         network = nnx.merge(graph, weights, buffers)
+        if labels is not None:
+            network = partial(network, labels=labels)
         loss_settings = config.training.min_snr_gamma, config.diffusion.variance
         losses = diffusion.loss_per_image(tables, config.diffusion.objective, network, x_0, t, noise, *loss_settings)
         return jnp.sum(losses * mask)

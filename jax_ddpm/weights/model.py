@@ -28,7 +28,8 @@ class Model:
 
     model(x, t) is the network's prediction of x's shape, for x float32 (B, H, W, C) and t integers (B,) in [0, T), or
     one integer for all images. The range of t is not checked. If the network also predicts the variance, the prediction
-    has twice the channels.
+    has twice the channels. A network with classes is called as model(x, t, labels): labels are integers (B,), or one
+    integer for all images, and None is the null label.
     """
 
     network: nnx.Module
@@ -36,13 +37,17 @@ class Model:
     info: ModelInfo
     """Network settings, image shape and diffusion settings."""
 
-    def __call__(self, x, t):
-        """The network's prediction for x at the timesteps t. Raises UserError for a t of another shape or dtype."""
+    def __call__(self, x, t, labels=None):
+        """The network's prediction for x at the timesteps t. Raises UserError for another shape or dtype."""
         t = jnp.asarray(t)
         require(jnp.issubdtype(t.dtype, jnp.integer), "dtype of t", t.dtype, "expected integers from 0 to T - 1")
         fits = t.shape == x.shape[:1] or t.shape in ((), (1,))
         require(fits, "shape of t", t.shape, f"expected {x.shape[:1]}, or one integer")
-        return self.network(x, jnp.broadcast_to(t, x.shape[:1]))
+        t = jnp.broadcast_to(t, x.shape[:1])
+        if labels is None:
+            return self.network(x, t)
+        labels = jnp.asarray(labels)
+        return self.network(x, t, labels if labels.ndim else jnp.broadcast_to(labels, x.shape[:1]))
 
     def __repr__(self) -> str:
         return f"Model: {describe(self.info, self.num_parameters)}"
