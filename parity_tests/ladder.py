@@ -12,11 +12,7 @@ import numpy as np
 import torch
 
 from jax_ddpm.spec.diffusion_config import SamplerConfig
-<<<<<<< HEAD
-from parity_tests import budgets, measures_classifier, measures_guidance
-=======
-from parity_tests import budgets, measures_classifier, measures_training
->>>>>>> w-labels
+from parity_tests import budgets, measures_classifier, measures_guidance, measures_training
 from parity_tests.measures import (
     NETWORK,
     bits,

@@ -7,7 +7,6 @@ function of the others, and the two weights of plain guidance add up to 1: it do
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from jax_ddpm.arrays import Array
@@ -66,7 +65,7 @@ def guided_prediction(
 
 
 def guided_predict(
-    network: nnx.Module, sampler: SamplerConfig, labels: Labels | None = None, guide: nnx.Module | None = None
+    network: Callable, sampler: SamplerConfig, labels: Labels | None = None, guide: Callable | None = None
 ) -> Callable:
     """predict(x, t) for `reverse_process`: the network with labels, guided as the sampler's settings say.
 
@@ -93,6 +92,6 @@ def guided_predict(
     return predict
 
 
-def with_labels(network: nnx.Module, labels: Array | None) -> Callable:
+def with_labels(network: Callable | None, labels: Array | None) -> Callable | None:
     """The network as (x, t) -> prediction, for these labels. None: the network itself."""
     return network if labels is None else lambda x, t: network(x, t, labels=labels)
