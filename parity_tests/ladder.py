@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from jax_ddpm.spec.diffusion_config import SamplerConfig
-from parity_tests import budgets, measures_classifier, measures_guidance
+from parity_tests import budgets, measures_classifier, measures_guidance, measures_training
 from parity_tests.measures import (
     NETWORK,
     bits,
@@ -45,7 +45,7 @@ from parity_tests.measures_training import (
     skipped_step,
     trained_parameters,
 )
-from parity_tests.networks import CASES, VARIANTS
+from parity_tests.networks import CASES, LABELLED, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ RUNGS = {
     ),
     "one Adam step, learned variance, float64": Rung(budgets.UPDATE_FLOAT64, lambda: optimiser_step(LEARNED)),
     "one Adam step, zero terminal SNR, float64": Rung(budgets.UPDATE_FLOAT64, lambda: optimiser_step(TO_NOISE)),
+    "one Adam step with label dropout, float64": Rung(
+        budgets.UPDATE_FLOAT64, lambda: optimiser_step(measures_training.LABELLED)
+    ),
     "EMA after three steps, float64": Rung(budgets.UPDATE_FLOAT64, ema),
     "a skipped step among three, float64": Rung(budgets.UPDATE_FLOAT64, skipped_step),
     "50 training steps, losses, float32": Rung(budgets.FIFTY_LOSSES, fifty_losses),
@@ -101,7 +104,7 @@ for name, case in CASES.items():
     ):
         RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype, NOT_SQUARE.get(name)))
 
-for name, case in VARIANTS.items():
+for name, case in {**VARIANTS, **LABELLED}.items():
     for rung, measure, budget in (
         ("outputs, float64", network, budgets.NETWORK_FLOAT64),
         ("gradients, float64", gradients, budgets.GRADIENT_FLOAT64),
@@ -146,8 +149,8 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
     ),
     *(
         f"{name}: {rung}, float64"
-        for name in VARIANTS
-        if name != "ddpm with groups of its middle, mish"
+        for name in (*VARIANTS, *LABELLED)
+        if name not in ("ddpm with groups of its middle, mish", "conv_block with labels")
         for rung in ("outputs", "gradients")
     ),
     "1000-step samples, 8-bit pixels, float32",

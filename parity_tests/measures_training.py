@@ -44,13 +44,22 @@ TO_NOISE = replace(
     training=replace(RUN.training, seed=7),  # draws the last of the four timesteps for an image of a batch
     diffusion=DiffusionConfig(timesteps=4, beta_end=0.4, objective="v", zero_terminal_snr=True),
 )
+LABELLED = replace(
+    SMALL,
+    network=replace(SMALL.network, num_classes=10),
+    training=replace(RUN.training, conditional=True),
+)
 STEPS = 50
 DOUBLE_BATCH = 4  # images in a training step in float64: XLA's convolutions are slow in it
 
 
 @cache
+def digit_data() -> data.ImageData:
+    return data.load("digits", 8, log=lambda line: None)
+
+
 def digits() -> np.ndarray:
-    return data.load("digits", 8, log=lambda line: None).train
+    return digit_data().train
 
 
 @cache
@@ -61,6 +70,11 @@ def float_digits() -> np.ndarray:
 
 def batch(step: int, images: np.ndarray, batch_size: int) -> np.ndarray:
     return images[data.batch_indices(RUN.training.seed, step, len(images), batch_size)]
+
+
+def labels_of(run: RunConfig, step: int) -> tuple[np.ndarray, ...]:
+    """The labels of the digits of a batch; () for a run that takes none."""
+    return (batch(step, digit_data().labels, run.training.batch_size),) if run.training.conditional else ()
 
 
 @cache
@@ -83,7 +97,7 @@ def train_jax(run: RunConfig, steps: int, dtype=np.float32, make_images: Callabl
         step = train_step_of_jax(run, images.shape[-1], dtype)
         losses = []
         for number in range(steps):
-            state, metrics = step(state, batch(number, images, run.training.batch_size))
+            state, metrics = step(state, batch(number, images, run.training.batch_size), *labels_of(run, number))
             losses.append(float(metrics["loss"]))
         return losses, *(weights.state_dict(nnx.merge(graph, p, state.buffers)) for p in (state.params, state.ema))
 
@@ -96,7 +110,7 @@ def train_torch(run: RunConfig, steps: int, dtype=np.float32, make_images: Calla
     state = torch_ref.step.create_state(net, torch_ref.step.make_optimizer(run.training, net), True, TORCH[dtype])
     step, losses = torch_ref.step.make_train_step(run, STEPS), []
     for number in range(steps):
-        state, metrics = step(state, batch(number, images, run.training.batch_size))
+        state, metrics = step(state, batch(number, images, run.training.batch_size), *labels_of(run, number))
         losses.append(metrics["loss"])
     return losses, *(torch_ref.weights.state_dict(n) for n in (state.network, state.ema))
 

@@ -322,7 +322,7 @@ def test_every_network_is_written_and_read_again(folders, tmp_path):
         info = ModelInfo(network=network, image_shape=(*size, channels), diffusion=DiffusionConfig())
         written = diffusers_network.write_network(info)
         (tmp_path / "config.json").write_text(json.dumps(written))
-        assert diffusers_network.read_network(tmp_path / "config.json") == (network, channels, size), name
+        assert diffusers_network.read_network(tmp_path / "config.json") == (network, channels, size, None), name
         with torch.device("meta"):
             shapes = {key: v.shape for key, v in UNet2DModel.from_config(written).state_dict().items()}
         assert shapes == {key: v.shape for key, v in package_model(name).state_dict().items()}, name

@@ -175,6 +175,26 @@ def never_detached(split):
     return faulty
 
 
+def shifted(labels, rows):
+    """Labels of a table whose first row is the null label."""
+    return (labels + 1) % rows
+
+
+def null_row_first(add_label):
+    return lambda time, labels, table, *a: add_label(time, shifted(labels, table.num_embeddings), table, *a)
+
+
+def embedded_before_the_mlp(network):
+    (sinusoids, linear, relu), table, forward = network.time_emb, network.class_embedding, network.forward
+
+    def faulty(x, t, labels):
+        network.class_embedding = None
+        network.time_emb.forward = lambda t: relu(linear(sinusoids(t).to(linear.weight.dtype) + table(labels)))
+        return forward(x, t)
+
+    network.forward = faulty
+
+
 def one_lower(below):
     return lambda chain, timesteps: np.maximum(below(chain, timesteps) - 1, -1)
 
@@ -603,6 +623,30 @@ FAULTS = {
     "classifier: summed cross entropy": (
         swap(torch_ref.classifier, "loss", lambda f: lambda network, *a: f(network, *a) * len(a[1])),
         "classifier, gradients, float64",
+    ),
+    "null row first": (
+        swap(conv_block, "add_label", null_row_first),
+        "conv_block with labels: outputs, float64",
+    ),
+    "label added before the time MLP": (
+        changed_network(embedded_before_the_mlp),
+        "conv_block with labels: outputs, float64",
+    ),
+    "label instead of time": (
+        swap(conv_block, "add_label", lambda add: lambda time, *a: add(0 * time, *a)),
+        "conv_block with labels: gradients, float64",
+    ),
+    "label dropout drawn at another address": (
+        swap(torch_ref.rng, "LABEL_DROPOUT", lambda _: torch_ref.rng.FLIP),
+        "one Adam step with label dropout, float64",
+    ),
+    "labels kept where they should be dropped": (
+        swap(torch_ref.step, "drop_labels", lambda drop: lambda k, labels, null, rate: drop(k, labels, null, 1 - rate)),
+        "one Adam step with label dropout, float64",
+    ),
+    "class 0 for a dropped label": (
+        swap(torch_ref.step, "drop_labels", lambda drop: lambda k, labels, null, rate: drop(k, labels, 0, rate)),
+        "one Adam step with label dropout, float64",
     ),
     "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),

@@ -101,7 +101,10 @@ def read_record(folder: Path) -> DataRecord | None:
 
 def write_record(folder: Path, images: Images) -> None:
     """Write data.json for a run that starts now. Raises OSError."""
-    write_text(folder / DATA_FILE, json.dumps(asdict(record_of(images)), indent=2) + "\n")
+    record = asdict(record_of(images))
+    if images.labels is None:
+        del record["labels"], record["class_names"]
+    write_text(folder / DATA_FILE, json.dumps(record, indent=2) + "\n")
 
 
 def check_same_images(folder: Path, images: Images, log: Callable[[str], None], with_labels: bool = False) -> None:
