@@ -47,7 +47,7 @@ TO_NOISE = replace(
 LABELLED = replace(
     SMALL,
     network=replace(SMALL.network, num_classes=10),
-    training=replace(RUN.training, conditional=True, label_dropout=0.3),
+    training=replace(RUN.training, conditional=True),
 )
 STEPS = 50
 DOUBLE_BATCH = 4  # images in a training step in float64: XLA's convolutions are slow in it

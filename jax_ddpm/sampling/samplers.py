@@ -57,7 +57,7 @@ def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) 
     return jnp.stack([rng.key(s, purpose, int(i)) for s, i in zip(seed, indices, strict=True)])
 
 
-def shard(networks: nnx.Module | tuple[nnx.Module | None, ...], *arrays: Array | Labels | None) -> tuple:
+def shard(networks: nnx.Module | tuple[nnx.Module | None, ...], *arrays: Array | tuple | None) -> tuple:
     """Split the networks into graph and state, and put state and arrays on the devices: (graph, state, *arrays).
 
     The arrays have one row per image. If the number of devices divides the number of images, they are sharded over all

@@ -74,13 +74,13 @@ def guided_predict(
         guide: a weaker model, in place of the network without labels.
     """
     labels = labels or Labels()
-    conditional, weaker = with_labels(network, labels.wanted), with_labels(guide, labels.of_guide)
+    conditional = with_labels(network, labels.wanted)
     if sampler.guidance == 1:
         return conditional
 
     def predict(x, t):
         if guide is not None:
-            return guided_prediction(sampler, x, t, conditional(x, t), weaker(x, t))
+            return guided_prediction(sampler, x, t, conditional(x, t), with_labels(guide, labels.of_guide)(x, t))
         both_labels = torch.cat([labels.wanted, labels.none])
         both = network(torch.cat([x, x]), torch.cat([t, t]), labels=both_labels)
         return guided_prediction(sampler, x, t, *both.chunk(2))
