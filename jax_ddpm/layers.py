@@ -66,13 +66,18 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Row number i of a table; embedding (rows, features). An integer outside [0, rows) gives zeros."""
+    """Row number i of a table; embedding (rows, features). An integer outside [0, rows) gives zeros.
+
+    Floats (B, rows) give the sum of the rows with these weights.
+    """
 
     def __init__(self, rows: int, features: int):
         self.embedding = unfilled(rows, features)
 
     def __call__(self, indices):
         rows = self.embedding.shape[0]
+        if jnp.issubdtype(indices.dtype, jnp.floating):
+            return matmul(indices.astype(self.embedding.dtype), self.embedding[...])
         # A one-hot product: the gradient of a gather sums in an order that changes from run to run on GPUs.
         return matmul(jax.nn.one_hot(indices, rows, dtype=self.embedding.dtype), self.embedding[...])
 
@@ -85,9 +90,9 @@ def label_embedding(num_classes: int, null_label: bool, features: int) -> Embedd
 def add_label(time, labels, embedding: Callable | None, null_index: int | None):
     """The time vectors (B, D) plus the embeddings of the labels (Dhariwal & Nichol 2021, section 3.1).
 
-    labels: integers (B,), or None: then the null label for all. embedding: labels -> (B, D); None for a network without
-    classes. null_index: the null label, or None if there is none. Raises UserError for labels without classes, and for
-    no labels where there is no null label.
+    labels: integers (B,), floats (B, rows) for mixtures of labels, or None: then the null label for all. embedding:
+    labels -> (B, D); None for a network without classes. null_index: the null label, or None if there is none. Raises
+    UserError for labels without classes, and for no labels where there is no null label.
     """
     if embedding is None:
         if labels is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from jax_ddpm.spec.diffusion_config import SamplerConfig
-from parity_tests import budgets, measures_classifier, measures_training
+from parity_tests import budgets, measures_classifier, measures_guidance, measures_training
 from parity_tests.measures import (
     NETWORK,
     bits,
@@ -114,6 +114,10 @@ for name, case in {**VARIANTS, **LABELLED}.items():
 RUNGS["10-step DDPM, not square, float32"] = Rung(
     budgets.FEW_STEPS_FLOAT32, partial(reverse_process, sampler=SamplerConfig("ddpm", 10), size=(4, 12))
 )
+
+RUNGS["guided predictions, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.predictions)
+RUNGS["guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.samples)
+RUNGS["guided edits, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.edits)
 
 RUNGS["bits per dimension, float64"] = Rung(budgets.BOUND_FLOAT64, bounds)
 RUNGS["bits per dimension, network and drawn t, float64"] = Rung(budgets.BOUND_FLOAT64, network_bound)

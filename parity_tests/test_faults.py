@@ -21,8 +21,8 @@ import torch_ref.schedules
 import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
-from parity_tests import ladder, measures_training
-from torch_ref.sampling import reverse, samplers
+from parity_tests import ladder, measures_guidance, measures_training
+from torch_ref.sampling import guidance, reverse, samplers
 from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
 
 
@@ -329,6 +329,31 @@ def aligned_right_and_below(x):
     return nn.functional.max_pool2d(x[..., x.shape[-2] % 2 :, x.shape[-1] % 2 :], 2)
 
 
+def batch_rescaled(guided, conditional, rescale):
+    """With one standard deviation for the batch."""
+    return rescale * (conditional.std() / guided.std()) * guided + (1 - rescale) * guided
+
+
+def halves_of_guidance_swapped(guided_prediction):
+    return lambda sampler, x_t, t, conditional, other: guided_prediction(sampler, x_t, t, other, conditional)
+
+
+def guided_after_clipping(guided_prediction):
+    """Clips the x_0 of both predictions of eps, guides these, and computes eps from the result."""
+    tables = torch_ref.schedules.schedule_tables(measures_guidance.SCHEDULE, np.float64)
+
+    def faulty(sampler, x_t, t, *predictions):
+        if sampler.sampler != "heun":  # the others have their own objectives
+            return guided_prediction(sampler, x_t, t, *predictions)
+        eps = (torch_ref.diffusion.split_prediction(each, x_t)[0] for each in predictions)
+        x_0 = (torch_ref.diffusion.predicted_x_0(tables, "eps", x_t, t, each).clamp(-1, 1) for each in eps)
+        guided = guided_prediction(sampler, x_t, t, *x_0)
+        return torch_ref.diffusion.predicted_eps(tables, "x0", x_t, t, guided)
+
+    return faulty
+
+
+GUIDED, GUIDED_SAMPLES = "guided predictions, float64", "guided samples, float64"
 CLASSIFIER = "classifier, features, float32"
 BOUND, NETWORK_BOUND = "bits per dimension, float64", "bits per dimension, network and drawn t, float64"
 FLOW = "bits per dimension by the ODE, float64"
@@ -478,6 +503,56 @@ FAULTS = {
             ),
         ),
         "50-step DDIM, eta 0.5, float32",
+    ),
+    "guidance: added to the labelled prediction": (
+        swap(
+            guidance, "plain", lambda _: lambda conditional, other, weight: conditional + weight * (conditional - other)
+        ),
+        GUIDED,
+    ),
+    "guidance: standard deviation of the batch": (
+        swap(guidance, "rescaled", lambda _: batch_rescaled),
+        GUIDED,
+    ),
+    "guidance: first timestep of the interval left out": (
+        swap(guidance, "is_guided", lambda is_guided: lambda interval, t: is_guided((interval[0] + 1, interval[1]), t)),
+        GUIDED,
+    ),
+    "guidance: last timestep of the interval left out, in samples": (
+        swap(guidance, "is_guided", lambda is_guided: lambda interval, t: is_guided((interval[0], interval[1] - 1), t)),
+        GUIDED_SAMPLES,
+    ),
+    "guidance: learned variance guided": (
+        swap(guidance, "split_prediction", lambda _: lambda prediction, x: (prediction, None)),
+        GUIDED,
+    ),
+    "guidance: halves swapped": (swap(guidance, "guided_prediction", halves_of_guidance_swapped), GUIDED_SAMPLES),
+    "guidance: halves swapped, in edits": (
+        swap(guidance, "guided_prediction", halves_of_guidance_swapped),
+        "guided edits, float64",
+    ),
+    "guidance: of the clipped x_0": (swap(guidance, "guided_prediction", guided_after_clipping), GUIDED_SAMPLES),
+    "guidance: a class for the null label": (
+        swap(
+            samplers,
+            "tensors",
+            lambda tensors: (
+                lambda labels, *a: tensors(labels._replace(none=None if labels.none is None else 0 * labels.none), *a)
+            ),
+        ),
+        GUIDED_SAMPLES,
+    ),
+    "guidance: the guide's labels swapped": (
+        swap(
+            samplers,
+            "tensors",
+            lambda tensors: (
+                lambda labels, *a: tensors(
+                    labels._replace(of_guide=None if labels.of_guide is None else labels.of_guide[::-1].copy()), *a
+                )
+            ),
+        ),
+        GUIDED_SAMPLES,
     ),
     "variance's loss teaches the mean": (
         swap(torch_ref.diffusion, "split_prediction", never_detached),

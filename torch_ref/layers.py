@@ -17,9 +17,9 @@ def label_embedding(num_classes: int, null_label: bool, features: int) -> nn.Emb
 def add_label(time: Tensor, labels: Tensor | int | None, embedding: Callable | None, null_index: int | None) -> Tensor:
     """The time vectors (B, D) plus the embeddings of the labels (Dhariwal & Nichol 2021, section 3.1).
 
-    labels: integers (B,), one integer for all, or None: the null label for all. embedding: labels -> (B, D); None for a
-    network without classes. null_index: the null label, or None if there is none. Raises UserError for labels without
-    classes, and for no labels where there is no null label.
+    labels: integers (B,), one integer for all, floats (B, rows) for mixtures of labels, or None: the null label for
+    all. embedding: labels -> (B, D); None for a network without classes. null_index: the null label, or None if there
+    is none. Raises UserError for labels without classes, and for no labels where there is no null label.
     """
     if embedding is None:
         if labels is not None:
@@ -30,6 +30,8 @@ def add_label(time: Tensor, labels: Tensor | int | None, embedding: Callable | N
             raise UserError("This network needs a label for each image, because it has no null label: give labels.")
         labels = null_index
     labels = torch.as_tensor(labels, device=time.device)
+    if isinstance(embedding, nn.Embedding) and labels.is_floating_point():
+        return time + (labels.to(embedding.weight.dtype) @ embedding.weight).to(time.dtype)
     return time + embedding(labels if labels.ndim else labels.expand(time.shape[0])).to(time.dtype)
 
 

@@ -78,6 +78,8 @@ class EvaluateFlags:
     plot: Path | None = None
     """The .png of --sweep, --checkpoints or the bound by timestep. Default: in RUN/evaluation, or sweep.png and
     bound.png here."""
+    guide: Path | None = None
+    """A weaker model, away from which the images are guided (autoguidance; Karras et al. 2024). Needs --guidance."""
     nearest: Path | None = None
     """Also the share of images that are copies of training images, and a .png of those most like one."""
     imports: ImportFlag = ()

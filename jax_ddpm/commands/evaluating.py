@@ -11,6 +11,7 @@ import numpy as np
 from jax_ddpm import load_model
 from jax_ddpm.commands.evaluate import EvaluateFlags
 from jax_ddpm.evaluation import choices
+from jax_ddpm.evaluation.classes import samples_with_labels
 from jax_ddpm.evaluation.curve import checkpoint_steps
 from jax_ddpm.evaluation.distances import Statistics, save_statistics, statistics, statistics_arrays
 from jax_ddpm.evaluation.evaluating import first_images, open_features
@@ -24,6 +25,7 @@ from jax_ddpm.evaluation.sweep import combinations, read_settings
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, cache_dir, write_text
+from jax_ddpm.spec.labels import check_guidance
 from jax_ddpm.spec.model_folder import has_model_file
 from jax_ddpm.spec.model_info import describe
 from jax_ddpm.spec.read_content import EXPECTED
@@ -47,6 +49,8 @@ class Evaluation:
     reference: Reference
     chosen: list
     """What is scored: the combinations of --sweep, or the steps of --checkpoints; else empty."""
+    guide: Model | None = None
+    """The weaker model of --guide."""
 
     def images(self) -> ImageSet:
         """The images that are evaluated."""
@@ -67,8 +71,9 @@ class Evaluation:
             done.append(number)
             progress(number)
 
-        images = draw_samples(model, count, sampler, flags.seed, flags.batch_size, folder, keep)
-        return ImageSet("samples", images), done[0] > 0
+        guide = None if sampler.guidance == 1 else self.guide
+        images = draw_samples(model, count, sampler, flags.seed, flags.batch_size, folder, keep, guide)
+        return samples_with_labels(images, model.info, self.reference), done[0] > 0
 
     def add_result(
         self, sampler: SamplerConfig, diffusion: DiffusionConfig, scores: dict, seconds: float
@@ -117,7 +122,7 @@ def run(flags: EvaluateFlags) -> None:
 
 def prepare(flags: EvaluateFlags) -> Evaluation:
     """Load the model or open the images, and the reference with its features. Prints what is taken."""
-    bars, model, given, run, chosen = Bars(), None, None, None, []
+    bars, model, given, run, chosen, guide = Bars(), None, None, None, [], None
     settings = DataConfig(**asdict(flags.data), image_size=flags.image_size or DataConfig.image_size)
     if choices.holds_model(flags.subject):
         if flags.precision == "float64":
@@ -136,7 +141,11 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
             require(fits, "--num-timesteps", flags.num_timesteps, f"expected from 2 to {timesteps}")
         if flags.sweep:
             chosen = combinations(settings_of_sweep, flags.sampling, model.info.diffusion)
+        guide = flags.guide and load_model(flags.guide, flags.image_size, flags.precision)
+        check_guidances(flags, model, guide, chosen if flags.sweep else [])
         print(describe(model.info, model.num_parameters))
+        if model.info.network.label_count:
+            print("Labels: the classes in turn.")
         shape = model.info.image_shape
     else:
         refuse_flags_of_models(flags)
@@ -159,7 +168,18 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
     if model is not None and flags.num_images is None:
         print(f"{choices.default_num_images():,} images are drawn. --num-images changes that.")
     reference = make_reference(real, extractor, settings.cache_dir, flags.batch_size, progress=bars)
-    return Evaluation(flags, bars, model, given, run, real, reference, chosen)
+    return Evaluation(flags, bars, model, given, run, real, reference, chosen, guide)
+
+
+def check_guidances(flags: EvaluateFlags, model: Model, guide: Model | None, chosen: list) -> None:
+    """UserError for guidance that the model cannot have; and a line about weights below 0."""
+    samplers = [each.sampler for each in chosen] or [flags.sampling]
+    if guide is not None and all(sampler.guidance == 1 for sampler in samplers):
+        raise UserError(f"--guide {flags.guide} has no effect at guidance 1: give another weight (--guidance 2).")
+    for sampler in samplers:
+        check_guidance(model.info, sampler, None if guide is None or sampler.guidance == 1 else guide.info)
+    for weight in sorted({sampler.guidance for sampler in samplers if sampler.guidance < 0}):
+        print(f"Guidance {weight:g} is below 0: it leads away from the label.")
 
 
 def load_subject(flags: EvaluateFlags, loading: dict) -> Model:
@@ -188,7 +208,7 @@ def picture_path(evaluation: Evaluation, name: str) -> Path:
 
 def refuse_flags_of_models(flags: EvaluateFlags) -> None:
     """UserError for flags that have no effect on images that are given."""
-    for name in ("likelihood", "sweep", "checkpoints"):
+    for name in ("likelihood", "sweep", "checkpoints", "guide"):
         if getattr(flags, name):
             raise UserError(f"--{name} needs a model, and {flags.subject} is images: leave it out.")
     for part in (flags.sampling, flags.diffusion, flags.loading):

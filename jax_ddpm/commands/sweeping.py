@@ -61,17 +61,24 @@ def sweep(evaluation: Evaluation) -> None:
 
 
 def figure(points: list[Point]):
-    """The distances by network calls, a curve for each combination of the other settings."""
+    """The distances by network calls, a curve for each combination of the other settings; or by weights of guidance, if
+    these are swept."""
+    by_weight = len({point.combination.sampler.guidance for point in points}) > 1
+    swept = "guidance" if by_weight else "num_steps"
     has_fid = points[0].scores.fid is not None
     curves: dict[str, list] = {}
     for point in points:
         if point.distance is None:
             continue
-        others = [f"{name}={value}" for name, value in point.combination.given.items() if name != "num_steps"]
+        others = [f"{name}={value}" for name, value in point.combination.given.items() if name != swept]
         interval = point.scores.fid_interval if has_fid else None
         curve = curves.setdefault(" ".join(others) or point.combination.sampler.sampler, [])
-        curve.append((point.combination.network_calls, point.distance, interval))
+        sampler = point.combination.sampler
+        curve.append((sampler.guidance if by_weight else point.combination.network_calls, point.distance, interval))
     best = [(point.combination.network_calls, point.distance) for point in best_points(points)]
     floor = points[0].scores.floor
     floor_value = None if floor is None else floor.fid if has_fid else floor.kid
-    return report.score_by_calls(curves, best, floor_value, "FID" if has_fid else "KID")
+    name = "FID" if has_fid else "KID"
+    if by_weight:
+        return report.score_by_calls(curves, (), floor_value, name, by="guidance")
+    return report.score_by_calls(curves, best, floor_value, name)

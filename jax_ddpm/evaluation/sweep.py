@@ -18,7 +18,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import SAMPLING_SETTINGS
 from jax_ddpm.weights.model import Model
 
-SAMPLER_SETTINGS = tuple(field.name for field in fields(SamplerConfig))
+SAMPLER_SETTINGS = tuple(field.name for field in fields(SamplerConfig) if field.name != "guidance_interval")
 SETTINGS = (*SAMPLER_SETTINGS, *SAMPLING_SETTINGS)
 FAR_WORSE = 1.25  # times the FID of the ancestral sampler, and intervals that do not overlap
 LEVELS = 5  # by which the mean level must be farther from that of real images to be named
@@ -39,9 +39,10 @@ class Combination:
 
     @property
     def network_calls(self) -> int:
-        """For each image."""
+        """For each image. Guidance needs two predictions for each of the sampler's."""
         steps = len(sampling_timesteps(self.diffusion, self.sampler))
-        return 2 * steps - 1 if self.sampler.sampler == "heun" else steps
+        calls = 2 * steps - 1 if self.sampler.sampler == "heun" else steps
+        return calls if self.sampler.guidance == 1 else 2 * calls
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.given.items())
@@ -120,7 +121,10 @@ def combinations(
             log(f"Skipped {each}: {error}")
             continue
         has_variance = each.sampler.sampler == "ddpm"
-        effective = each.sampler, each.diffusion if has_variance else replace(each.diffusion, variance="beta")
+        sampled = each.sampler
+        if sampled.guidance == 1:
+            sampled = replace(sampled, guidance_rescale=0.0, guidance_interval=None)
+        effective = sampled, each.diffusion if has_variance else replace(each.diffusion, variance="beta")
         if effective in found:
             log(f"Skipped {each}: the same as {found[effective]}.")
         else:
@@ -211,12 +215,14 @@ def table(points: Sequence[Point]) -> str:
     """A row for each point. * marks `best_points`. Seconds are "kept" where images were there already."""
     best = best_points(points)
     names = list(points[0].combination.given)
-    rows = [["", *names, "calls", "FID", "interval", "KID", "precision", "recall", "seconds"]]
+    accuracy = ["class accuracy"] if any(point.scores.class_accuracy is not None for point in points) else []
+    rows = [["", *names, "calls", "FID", "interval", "KID", "precision", "recall", *accuracy, "seconds"]]
     for point in points:
         scores = point.scores
         interval = "-" if scores.fid_interval is None else "{:.4g} to {:.4g}".format(*scores.fid_interval)
         numbers = [(scores.fid, "{:.4g}"), (scores.kid, "{:.3g}"), (scores.precision, "{:.3f}")]
-        texts = ["-" if value is None else form.format(value) for value, form in [*numbers, (scores.recall, "{:.3f}")]]
+        numbers += [(value, "{:.3f}") for value in (scores.recall, scores.class_accuracy)[: 1 + len(accuracy)]]
+        texts = ["-" if value is None else form.format(value) for value, form in numbers]
         given = [str(value) for value in point.combination.given.values()]
         calls = f"{point.combination.network_calls:,}"
         mark = "*" if any(point is each for each in best) else ""

@@ -98,10 +98,11 @@ class PlainNumbers(LogFormatter):
 
 
 def score_by_calls(
-    curves: dict[str, list[tuple[int, float, tuple[float, float] | None]]],
-    best: Sequence[tuple[int, float]] = (),
+    curves: dict[str, list[tuple[float, float, tuple[float, float] | None]]],
+    best: Sequence[tuple[float, float]] = (),
     floor: float | None = None,
     name: str = "FID",
+    by: str = "network calls for each image",
 ) -> Figure:
     """Plot a score against the number of network calls for each image; both axes are logarithmic.
 
@@ -110,8 +111,9 @@ def score_by_calls(
         best: points (calls, score) to mark.
         floor: the score of real images, as a line.
         name: of the score, for the axis.
+        by: "guidance" if the points have its weight in place of the calls; that axis is linear.
     """
-    figure, axes = new_axes("network calls for each image", name)
+    figure, axes = new_axes(by, name)
     for number, (label, points) in enumerate(curves.items()):
         calls, scores, intervals = zip(*sorted(points, key=lambda point: point[0]), strict=True)
         color = f"C{number % 10}"
@@ -126,12 +128,14 @@ def score_by_calls(
         )
     if floor is not None:
         axes.axhline(floor, color="tab:gray", linestyle="--", label="held-out images")
-    axes.set_xscale("log")
+    if by != "guidance":
+        axes.set_xscale("log")
     if all(score > 0 for points in curves.values() for _, score, _ in points):
         axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PlainNumbers())
-        axis.set_minor_formatter(PlainNumbers(minor_thresholds=(2, 0.5)))
+        if axis.get_scale() == "log":
+            axis.set_major_formatter(PlainNumbers())
+            axis.set_minor_formatter(PlainNumbers(minor_thresholds=(2, 0.5)))
     axes.legend()
     return figure
 

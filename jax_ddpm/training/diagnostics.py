@@ -10,8 +10,11 @@ from jax import lax
 
 from jax_ddpm import diffusion, report, rng
 from jax_ddpm.data import ImageData, to_float, to_uint8
+from jax_ddpm.sampling.guidance import guided_predict
+from jax_ddpm.sampling.samplers import ANCESTRAL
 from jax_ddpm.schedules import schedule_tables
-from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.labels import Labels
 from jax_ddpm.spec.run_config import RunConfig
 
 BIN_EDGES = np.linspace(-1.525, 1.525, 62)  # -1, 0 and 1 are bin centres; values outside go into the end bins
@@ -22,19 +25,29 @@ NUM_HELD_OUT = 100  # held-out images; their distance to the training images is 
 MAX_COMPARED_BYTES = 2**28  # largest total size of the training images that are compared with samples
 
 
-def predict_x_0(network: nnx.Module, config: DiffusionConfig, x_t: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """The network's predicted x_0 for states x_t (F, N, H, W, C) at timesteps t (F,): float32, the same shape."""
+def predict_x_0(
+    network: nnx.Module,
+    config: DiffusionConfig,
+    x_t: np.ndarray,
+    t: np.ndarray,
+    sampler: SamplerConfig = ANCESTRAL,
+    labels: Labels | None = None,
+) -> np.ndarray:
+    """The predicted x_0 for states x_t (F, N, H, W, C) at timesteps t (F,): float32, the same shape.
+
+    sampler: its guidance. labels: of the N images; None for a network without classes.
+    """
     graph, state = nnx.split(network)
     tables = schedule_tables(config, np.float32)
 
     @jax.jit
     def run(state, x_t, t):
-        network = nnx.merge(graph, state)
+        predict = guided_predict(nnx.merge(graph, state), sampler, labels)
 
         def one(frame):
             x, t = frame
             ts = jnp.full(len(x), t)
-            prediction = network(x, ts)[..., : x.shape[-1]]  # further channels: the learned variance
+            prediction = predict(x, ts)[..., : x.shape[-1]]  # further channels: the learned variance
             return diffusion.predicted_x_0(tables, config.objective, x, ts, prediction)
 
         return lax.map(one, (x_t, t))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax_ddpm import data, report, rng, unets, weights
 from jax_ddpm.spec.data_record import path_of
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.labels import check_guidance
 from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import BUILT_IN
@@ -86,6 +87,7 @@ def prepare(
     if config.training.conditional:
         labels, validation_labels, class_names = images.labels, images.validation_labels, images.class_names
     info = ModelInfo(config.network, image_shape, config.diffusion, class_names=class_names)
+    check_guidance(info, config.sampling, None)
     log(describe(info, num_parameters(state.params)))
     if class_names is not None:
         log(describe_classes(config, class_names))
@@ -137,7 +139,7 @@ def prepare(
         checkpoint_policy=CheckpointPolicy(config, total_steps),
         metrics_log=metrics_log,
         progress=progress,
-        pictures=Pictures(folder, graph, config, image_shape),
+        pictures=Pictures(folder, graph, config, image_shape, class_names),
         page=Page(folder, image_shape[2]),
         tensorboard=tensorboard,
         start_step=start,

@@ -140,7 +140,7 @@ class AttentionUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
     x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 2^(levels - 1). t: integers (B,) in [0, T).
-    `labels`, for a network with classes: integers (B,), or None for the null label.
+    `labels`, for a network with classes: integers (B,), floats (B, K) that mix labels, or None for the null label.
     Level l has channels * multipliers[0] * ... * multipliers[l] channels. `dropout`, an argument of the call, is a
     function h -> h for training. Activations have the dtype `dtype` (default: that of the parameters). The prediction
     has the dtype of the parameters.
@@ -191,7 +191,7 @@ class AttentionUNet(nnx.Module):
         self,
         x: Float[Array, "b h w c"],
         t: Int[Array, "b"],
-        labels: Int[Array, "b"] | None = None,
+        labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
         dropout: Callable = identity,
     ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype

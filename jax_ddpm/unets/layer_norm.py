@@ -82,7 +82,7 @@ class LayerNormUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
     x: (B, 28, 28, image_channels), about within [-1, 1]. t: integers (B,) in [0, table_rows).
-    `labels`, for a network with classes: integers (B,), or None for the null label.
+    `labels`, for a network with classes: integers (B,), floats (B, K) that mix labels, or None for the null label.
     Activations have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the
     parameters.
     """
@@ -116,7 +116,10 @@ class LayerNormUNet(nnx.Module):
         self.output = Conv(10, image_channels, 3)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], labels: Int[Array, "b"] | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        t: Int[Array, "b"],
+        labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
     ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype

@@ -68,7 +68,7 @@ class StridedUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
     x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 8. t: integers (B,) in [0, T).
-    `labels`, for a network with classes: integers (B,), or None for the null label.
+    `labels`, for a network with classes: integers (B,), floats (B, K) that mix labels, or None for the null label.
     Activations have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the
     parameters.
     """
@@ -87,7 +87,10 @@ class StridedUNet(nnx.Module):
         self.output = Conv(64, image_channels, 1)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], labels: Int[Array, "b"] | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        t: Int[Array, "b"],
+        labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
     ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype
