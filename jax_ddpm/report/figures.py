@@ -98,10 +98,11 @@ class PlainNumbers(LogFormatter):
 
 
 def score_by_calls(
-    curves: dict[str, list[tuple[int, float, tuple[float, float] | None]]],
-    best: Sequence[tuple[int, float]] = (),
+    curves: dict[str, list[tuple[float, float, tuple[float, float] | None]]],
+    best: Sequence[tuple[float, float]] = (),
     floor: float | None = None,
     name: str = "FID",
+    axis: str = "network calls for each image",
 ) -> Figure:
     """Plot a score against the number of network calls for each image; both axes are logarithmic.
 
@@ -110,8 +111,9 @@ def score_by_calls(
         best: points (calls, score) to mark.
         floor: the score of real images, as a line.
         name: of the score, for the axis.
+        axis: the horizontal axis, if it is not that of network calls.
     """
-    figure, axes = new_axes("network calls for each image", name)
+    figure, axes = new_axes(axis, name)
     for number, (label, points) in enumerate(curves.items()):
         calls, scores, intervals = zip(*sorted(points, key=lambda point: point[0]), strict=True)
         color = f"C{number % 10}"
