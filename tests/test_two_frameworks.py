@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 import jax_ddpm
 import torch_ref
 from jax_ddpm import weights
+from jax_ddpm.spec.ema_snapshots import find_snapshots
 from jax_ddpm.training.run_folder import load_config
 from tests.commands import FLAGS, command, refusal, succeed
 from tests.small import small
@@ -38,6 +40,16 @@ def test_both_trainers_take_the_same_steps(runs):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)
     assert load_config(runs / "jax") == load_config(runs / "torch")
     assert (runs / "torch" / "samples" / "grid.png").is_file()
+
+
+def test_both_trainers_store_the_same_averages(runs):
+    ours, theirs = (find_snapshots(runs / framework) for framework in ("jax", "torch"))
+    assert [each.path.name for each in ours] == [each.path.name for each in theirs] and len(ours) == 6
+    for a, b in zip(ours, theirs, strict=True):
+        values, wanted = load_file(a.path), load_file(b.path)
+        assert values.keys() == wanted.keys()
+        for name, value in values.items():
+            np.testing.assert_allclose(value, wanted[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
