@@ -123,9 +123,8 @@ def score_by_calls(
             at, low, high = zip(*known, strict=True)
             axes.vlines(at, low, high, color=color, linewidth=1, alpha=0.6)
     if best:
-        axes.plot(
-            *zip(*best, strict=True), "o", markersize=10, markerfacecolor="none", color="black", label="smallest so far"
-        )
+        circle = {"markersize": 10, "markerfacecolor": "none", "color": "black"}
+        axes.plot(*zip(*best, strict=True), "o", **circle, label="smallest for its calls")
     if floor is not None:
         axes.axhline(floor, color="tab:gray", linestyle="--", label="held-out images")
     axes.set_xscale("log")
