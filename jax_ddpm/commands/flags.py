@@ -130,7 +130,8 @@ class LoadingFlags:
     step: int | None = None
     """For a run: the step of the checkpoint to load. RUN/checkpoints/STEP names it, too."""
     ema_width: float | None = None
-    """For a run with --power-ema: load the average of this width, such as 0.05, made of the snapshots of the run."""
+    """For a run with --power-ema: load the average of this width, such as 0.05, made of the snapshots up to --step, or
+    of all."""
     network_setting: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE: a setting of the network that shapes do not show, such as heads=4. May be given several times."""
 
