@@ -38,10 +38,13 @@ from parity_tests.measures_sampling import (
 from parity_tests.measures_training import (
     LEARNED,
     TO_NOISE,
+    broken_at_the_end,
     ema,
     fifty_losses,
     fifty_parameters,
     optimiser_step,
+    other_widths,
+    power_ema,
     skipped_step,
     trained_parameters,
 )
@@ -81,6 +84,9 @@ RUNGS = {
         budgets.UPDATE_FLOAT64, lambda: optimiser_step(measures_training.LABELLED)
     ),
     "EMA after three steps, float64": Rung(budgets.UPDATE_FLOAT64, ema),
+    "power EMA after three steps, float64": Rung(budgets.UPDATE_FLOAT64, power_ema),
+    "power EMA with a skipped step, float64": Rung(budgets.UPDATE_FLOAT64, lambda: power_ema(broken_at_the_end)),
+    "power EMA of other widths, float64": Rung(budgets.OTHER_WIDTHS, other_widths),
     "a skipped step among three, float64": Rung(budgets.UPDATE_FLOAT64, skipped_step),
     "50 training steps, losses, float32": Rung(budgets.FIFTY_LOSSES, fifty_losses),
     "50 training steps, parameters, float32": Rung(budgets.FIFTY_PARAMETERS, fifty_parameters),

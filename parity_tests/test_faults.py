@@ -21,6 +21,9 @@ import torch_ref.schedules
 import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
+from jax_ddpm.spec import power_ema
+from jax_ddpm.spec.power_ema import gamma_of
+from jax_ddpm.spec.run_config import TrainingConfig
 from parity_tests import ladder, measures_guidance, measures_training
 from torch_ref.sampling import guidance, reverse, samplers
 from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
@@ -132,6 +135,43 @@ def stale_ema(update):
 
 def without_warmup(update):
     return lambda ema, network, step, decay: update(ema, network, 10**9, decay)
+
+
+def only_after_finite_steps(update):
+    """Leaves a step out whose parameters are those of the step before."""
+    last = {}
+
+    def faulty(ema, network, step, gamma):
+        now = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+        if not torch.equal(now, last.get(ema, now + 1)):
+            update(ema, network, step, gamma)
+        last[ema] = now
+
+    return faulty
+
+
+def swapped_averages(update):
+    """Gives the first average the exponent of the second, and the other way round."""
+    gammas = [gamma_of(width) for width in TrainingConfig().power_ema_widths]
+    return lambda ema, network, step, gamma: update(ema, network, step, sum(gammas) - gamma)
+
+
+def without_one_snapshot(coefficients):
+    def faulty(steps, *rest):
+        c = coefficients(steps, *rest)
+        c[len(steps) // 2 - 2] = 0
+        return c
+
+    return faulty
+
+
+def with_one_snapshot_late(coefficients):
+    def faulty(steps, *rest):
+        steps = steps.copy()
+        steps[len(steps) // 2 - 2] += 1
+        return coefficients(steps, *rest)
+
+    return faulty
 
 
 def optimizer_setting(**wrong):
@@ -355,6 +395,7 @@ def guided_after_clipping(guided_prediction):
 
 GUIDED, GUIDED_SAMPLES = "guided predictions, float64", "guided samples, float64"
 CLASSIFIER = "classifier, features, float32"
+POWER_EMA, OTHER_WIDTHS = "power EMA after three steps, float64", "power EMA of other widths, float64"
 BOUND, NETWORK_BOUND = "bits per dimension, float64", "bits per dimension, network and drawn t, float64"
 FLOW = "bits per dimension by the ODE, float64"
 FAULTS = {
@@ -650,6 +691,40 @@ FAULTS = {
     ),
     "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
+    "power EMA: gamma for gamma + 1": (
+        swap(torch_ref.step, "power_ema_update", lambda update: lambda *a: update(*a[:3], a[3] - 1)),
+        POWER_EMA,
+    ),
+    "power EMA: t counted from 0": (
+        swap(
+            torch_ref.step,
+            "power_ema_update",
+            lambda update: lambda e, n, step, gamma: update(e, n, max(step - 1, 0), gamma),
+        ),
+        POWER_EMA,
+    ),
+    "power EMA: averages swapped in the step": (
+        swap(torch_ref.step, "power_ema_update", swapped_averages),
+        POWER_EMA,
+    ),
+    "power EMA: a skipped step left out": (
+        swap(torch_ref.step, "power_ema_update", only_after_finite_steps),
+        "power EMA with a skipped step, float64",
+    ),
+    "power EMA: t counted from 0, in a direct average": (
+        swap(
+            torch_ref.step,
+            "power_ema_update",
+            lambda update: lambda e, n, step, gamma: update(e, n, max(step - 1, 0), gamma),
+        ),
+        OTHER_WIDTHS,
+    ),
+    "power EMA: a snapshot left out": (swap(power_ema, "coefficients", without_one_snapshot), OTHER_WIDTHS),
+    "power EMA: a snapshot one step late": (swap(power_ema, "coefficients", with_one_snapshot_late), OTHER_WIDTHS),
+    "power EMA: averages swapped": (
+        swap(power_ema, "coefficients", lambda f: lambda steps, gammas, *a: f(steps, gammas[::-1], *a)),
+        OTHER_WIDTHS,
+    ),
     "noise drawn in NCHW": (
         swap(torch_ref.step, "draw_t_and_noise", drawn_channels_first),
         "50 training steps, losses, float32",

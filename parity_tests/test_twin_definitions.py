@@ -119,7 +119,8 @@ SEQUENTIAL = "an nn.Sequential, whose forward is torch's, for the names of its p
 OTHER_ARGUMENTS = {
     "classifier": {"load_classifier": TRAINED},
     "step": dict.fromkeys(
-        ["TrainState", "make_optimizer", "ema_update", "make_train_step", "make_validation"], PYTREES
+        ["TrainState", "make_optimizer", "ema_update", "power_ema_update", "make_train_step", "make_validation"],
+        PYTREES,
     ),
     "unets/__init__": {"register": "the names of a PyTorch module need no table"},
     "unets/layer_norm": {"Stage": SEQUENTIAL},

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from torch_ref import diffusion, rng
 from torch_ref.layers import Dropout
@@ -21,12 +22,17 @@ Metrics = dict[str, float]
 
 @dataclass
 class TrainState:
-    """step: the number of optimiser steps done; ema: a copy of `network` that holds the averages, or None."""
+    """step: the number of optimiser steps done; ema: a copy of `network` that holds the averages, or None.
+
+    power_ema: copies that hold the power-function averages, one for each of `power_ema_widths`; empty without
+    --power-ema.
+    """
 
     step: int
     network: nn.Module
     ema: nn.Module | None
     optimizer: torch.optim.Optimizer
+    power_ema: tuple[nn.Module, ...] = ()
 
     @property
     def weights(self) -> nn.Module:
@@ -34,10 +40,16 @@ class TrainState:
         return self.network if self.ema is None else self.ema
 
 
-def create_state(network: nn.Module, optimizer: torch.optim.Optimizer, ema: bool, dtype=torch.float32) -> TrainState:
-    """The state at step 0 of an initialised network, which is cast to `dtype`. The EMA starts as a copy of it."""
+def create_state(
+    network: nn.Module, optimizer: torch.optim.Optimizer, ema: bool, dtype=torch.float32, power_ema: bool = False
+) -> TrainState:
+    """The state at step 0 of an initialised network, which is cast to `dtype`. All averages start as copies of it."""
     network.to(dtype)
-    return TrainState(0, network, copy.deepcopy(network).requires_grad_(False) if ema else None, optimizer)
+
+    def average() -> nn.Module:
+        return copy.deepcopy(network).requires_grad_(False)
+
+    return TrainState(0, network, average() if ema else None, optimizer, tuple(average() for _ in range(2 * power_ema)))
 
 
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
@@ -86,6 +98,17 @@ def ema_update(ema: nn.Module, network: nn.Module, step: int, decay: float) -> N
         e.copy_(d * e + (1 - d) * p)
 
 
+@torch.no_grad()
+def power_ema_update(ema: nn.Module, network: nn.Module, step: int, gamma: float) -> None:
+    """beta ema + (1 - beta) params, in place, with beta = (1 - 1/t)^(gamma + 1), t = step + 1.
+
+    Karras et al. 2024, section 3.1. 1 - beta is computed without cancellation.
+    """
+    for e, p in zip(ema.parameters(), network.parameters(), strict=True):
+        one_minus_beta = -torch.expm1((gamma + 1) * torch.log1p(-1 / torch.tensor(step + 1, dtype=e.dtype)))
+        e.copy_(e + one_minus_beta * (p - e))
+
+
 def prepare_images(images: Tensor, dtype, flip_key: np.ndarray | None) -> Tensor:
     """uint8 (B, H, W, C) to (B, C, H, W) in [-1, 1]. With a key, each is flipped left to right with probability 1/2."""
     x = (images.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
@@ -115,8 +138,9 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
 
     labels: integers (B,), for a network with classes. Those that are dropped are drawn inside.
 
-    If the loss or a gradient is not finite, the step is skipped: only `state.step` increases. Metrics: loss, grad_norm
-    (before clipping), learning_rate and skipped (0 or 1). Every random number depends only on (seed, state.step).
+    If the loss or a gradient is not finite, the step is skipped: only `state.step` increases, and the power-function
+    averages take the unchanged parameters once more. Metrics: loss, grad_norm (before clipping), learning_rate and
+    skipped (0 or 1). Every random number depends only on (seed, state.step).
     """
     training, seed = config.training, config.training.seed
     dropout = getattr(config.network, "dropout", 0.0)
@@ -170,6 +194,8 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
             state.optimizer.step()
             if state.ema is not None:
                 ema_update(state.ema, state.network, step, training.ema_decay)
+        for average, width in zip(state.power_ema, training.power_ema_widths, strict=bool(state.power_ema)):
+            power_ema_update(average, state.network, step, gamma_of(width))
         state.step += 1
         metrics = {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate, "skipped": float(not finite)}
         return state, metrics

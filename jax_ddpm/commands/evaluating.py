@@ -21,8 +21,9 @@ from jax_ddpm.evaluation.reference import Reference, make_reference
 from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, samples_folder
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import score
-from jax_ddpm.evaluation.sweep import combinations, read_settings
+from jax_ddpm.evaluation.sweep import EMA_WIDTH, combinations, read_settings, read_value
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.ema_snapshots import find_average
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, cache_dir, write_text
 from jax_ddpm.spec.labels import check_guidance
@@ -76,14 +77,24 @@ class Evaluation:
         return samples_with_labels(images, model.info, self.reference), done[0] > 0
 
     def add_result(
-        self, sampler: SamplerConfig, diffusion: DiffusionConfig, scores: dict, seconds: float
+        self,
+        sampler: SamplerConfig,
+        diffusion: DiffusionConfig,
+        scores: dict,
+        seconds: float,
+        ema_width: float | None = None,
     ) -> Path | None:
-        """Add a line to the results of the run, if there is one, and return their file."""
+        """Add a line to the results of the run, if there is one, and return their file.
+
+        ema_width: of the weights that drew the images. Default: that of --ema-width.
+        """
         if self.run is None:
             return None
-        weights = self.flags.loading.weights or ("ema" if averages_weights(self.run) else "raw")
+        loading = self.flags.loading
+        width = ema_width or loading.ema_width
+        weights = loading.weights or ("ema" if width or averages_weights(self.run) else "raw")
         step, seed = self.model.info.step, self.flags.seed
-        result = Result(step, weights, sampler, seed, scores, seconds, diffusion=diffusion)
+        result = Result(step, weights, sampler, seed, scores, seconds, diffusion=diffusion, ema_width=width)
         return append_result(self.run, result)
 
 
@@ -129,6 +140,8 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
             jax.config.update("jax_enable_x64", True)
         settings_of_sweep = read_settings(flags.sweep) if flags.sweep else {}
         loading, run = {**flags.loading.arguments, **asdict(flags.diffusion)}, choices.run_of(flags.subject)
+        for width in settings_of_sweep.get(EMA_WIDTH, ()):
+            find_average(flags.subject, read_value(EMA_WIDTH, width), flags.loading.step, flags.loading.weights)
         if flags.checkpoints:
             chosen = steps_to_score(flags, run)
             if not has_model_file(run):  # of a run that was interrupted

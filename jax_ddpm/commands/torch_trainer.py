@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from jax_ddpm import data, report
+from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, snapshot_path
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE, initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
@@ -67,7 +68,7 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     training, steps_per_epoch = config.training, len(images.train) // config.training.batch_size
     total_steps = training.steps or training.epochs * steps_per_epoch
     dtype = torch.float64 if training.precision == "float64" else torch.float32
-    state = create_state(network, make_optimizer(training, network.to(dtype)), training.ema, dtype)
+    state = create_state(network, make_optimizer(training, network.to(dtype)), training.ema, dtype, training.power_ema)
     print(describe(info, weights.num_parameters(network)))
     if info.class_names is not None:
         print(describe_classes(config, info.class_names))
@@ -101,6 +102,11 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
                 improved = keep_best and loss < best
             elif step + 1 == total_steps and metrics_log.pending:
                 progress.write_row(step + 1)
+            if intervals.snapshot(step + 1):
+                (folder / SNAPSHOTS).mkdir(exist_ok=True)
+                for average, width in zip(state.power_ema, training.power_ema_widths, strict=True):
+                    path = snapshot_path(folder, step + 1, width)
+                    write_model(path, weights.state_dict(average), replace(info, step=step + 1))
             if improved:
                 best, best_weights = loss, copy.deepcopy(state.weights)
             if improved or (intervals.checkpoint(step + 1) and not keep_best):

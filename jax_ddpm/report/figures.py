@@ -102,18 +102,20 @@ def score_by_calls(
     best: Sequence[tuple[float, float]] = (),
     floor: float | None = None,
     name: str = "FID",
-    by: str = "network calls for each image",
+    axis: str = "network calls for each image",
+    linear: bool = False,
 ) -> Figure:
-    """Plot a score against the number of network calls for each image; both axes are logarithmic.
+    """Plot a score against the number of network calls for each image, or another number; axes are logarithmic.
 
     Args:
         curves: for each name in the legend, points (calls, score, interval or None).
         best: points (calls, score) to mark.
         floor: the score of real images, as a line.
         name: of the score, for the axis.
-        by: "guidance" if the points have its weight in place of the calls; that axis is linear.
+        axis: the horizontal axis, if it is not that of network calls.
+        linear: whether that axis is linear.
     """
-    figure, axes = new_axes(by, name)
+    figure, axes = new_axes(axis, name)
     for number, (label, points) in enumerate(curves.items()):
         calls, scores, intervals = zip(*sorted(points, key=lambda point: point[0]), strict=True)
         color = f"C{number % 10}"
@@ -123,12 +125,11 @@ def score_by_calls(
             at, low, high = zip(*known, strict=True)
             axes.vlines(at, low, high, color=color, linewidth=1, alpha=0.6)
     if best:
-        axes.plot(
-            *zip(*best, strict=True), "o", markersize=10, markerfacecolor="none", color="black", label="smallest so far"
-        )
+        circle = {"markersize": 10, "markerfacecolor": "none", "color": "black"}
+        axes.plot(*zip(*best, strict=True), "o", **circle, label="smallest for its calls")
     if floor is not None:
         axes.axhline(floor, color="tab:gray", linestyle="--", label="held-out images")
-    if by != "guidance":
+    if not linear:
         axes.set_xscale("log")
     if all(score > 0 for points in curves.values() for _, score, _ in points):
         axes.set_yscale("log")

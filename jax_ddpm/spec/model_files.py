@@ -16,6 +16,7 @@ from jax_ddpm.spec.assumptions import describe_assumptions
 from jax_ddpm.spec.choose_weights import choose, describe_choice
 from jax_ddpm.spec.diffusers_folder import Folder
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.ema_snapshots import describe_average, find_average, read_average
 from jax_ddpm.spec.errors import UserError, require_one_of, users_words
 from jax_ddpm.spec.find_weights import Found, ShapesOf, find_weights
 from jax_ddpm.spec.flat_settings import check_names, plain_value
@@ -66,6 +67,7 @@ def read_model(
     *,
     weights: Weights | None = None,
     step: int | None = None,
+    ema_width: float | None = None,
     network: NetworkConfig | None = None,
     network_settings: Mapping[str, Any] | None = None,
     shapes_of: ShapesOf | None = None,
@@ -78,7 +80,7 @@ def read_model(
     Raises UserError for a file that is not a model, and for settings in conflict with it.
 
     Args:
-        path, image_size, weights, step, network, network_settings, log: as in `jax_ddpm.load_model`.
+        path, image_size, weights, step, ema_width, network, network_settings, log: as in `jax_ddpm.load_model`.
         shapes_of: the names and shapes of a network's arrays. Without it, arrays of files without our metadata are not
             compared with those of the network.
         read_checkpoint: reads a checkpoint of a run. Without it, checkpoints are refused.
@@ -92,7 +94,14 @@ def read_model(
         check_registered(network)
     path = local_path(path, log)
     settings = dict(network_settings or {})
-    loaded = load(path, weights, step, settings, None, shapes_of, read_checkpoint, log, network)
+    if ema_width is not None:
+        average = find_average(path, ema_width, step, weights)
+        values, metadata = read_average(average)
+        info = parse_metadata(metadata, average.snapshots[-1].path)
+        log(describe_average(average))
+        loaded = loaded_with(values, info, settings, path)
+    else:
+        loaded = load(path, weights, step, settings, None, shapes_of, read_checkpoint, log, network)
     if network is not None:
         require_network(loaded.network, network, path, "the one that was given")
     if loaded.diffusion is not None:
@@ -309,7 +318,7 @@ def require_no_conflict(stored: DiffusionConfig, given: dict, path: str | os.Pat
         raise UserError(f"{path} does not fit these settings: {'; '.join(wrong)}. Leave them out.")
 
 
-def parse_metadata(metadata: str, path: Path) -> ModelInfo:
+def parse_metadata(metadata: str | None, path: Path) -> ModelInfo:
     """The ModelInfo in our metadata (JSON)."""
     try:
         version = json.loads(metadata)["format_version"]

@@ -137,7 +137,7 @@ def dispatch_length(output: OutputConfig, limit: int) -> int:
     Default intervals are ignored: they are at least 500 steps long, so any dispatch length wastes almost no steps.
     """
     intervals = (output.validate_every, output.evaluate_every, output.checkpoint_every, output.sample_every)
-    shortest = min((steps for steps in intervals if steps), default=limit)
+    shortest = min((steps for steps in (*intervals, output.power_ema_every) if steps), default=limit)
     return -(-shortest // -(-shortest // limit))
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm import data, report, rng, unets, weights
 from jax_ddpm.spec.data_record import path_of
+from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, remove_snapshots_after
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.labels import check_guidance
 from jax_ddpm.spec.model_files import initial_weights
@@ -82,7 +83,7 @@ def prepare(
     steps_per_epoch, total_steps = count_steps(config, len(images.train))
     optimizer = make_optimizer(training)
     dtype = np.float64 if training.precision == "float64" else np.float32
-    graph, state = create_state(network, optimizer, training.ema, dtype)
+    graph, state = create_state(network, optimizer, training.ema, dtype, training.power_ema)
     labels, validation_labels, class_names = None, None, None
     if config.training.conditional:
         labels, validation_labels, class_names = images.labels, images.validation_labels, images.class_names
@@ -106,6 +107,7 @@ def prepare(
         start, state, record = found
         log(f"Resuming from step {start:,}.")
 
+    remove_snapshots_after(folder, start)
     evaluates = config.output.evaluate_every and start < total_steps
     evaluate = Evaluation(config, images, info, graph, log) if evaluates else None
     tensorboard = TensorBoard(folder, start, config.output.tensorboard, log)
@@ -113,6 +115,14 @@ def prepare(
     metrics_log.rewind(start, record["pending"], record["unwritten"])
     metrics_log.on_row = tensorboard.row
     intervals = Intervals(config, steps_per_epoch, total_steps, num_held_out > 0)
+
+    if every := intervals.every_snapshot:
+        widths, size = training.power_ema_widths, 4 * (num_parameters(state.params) + num_parameters(state.buffers))
+        count = -(-total_steps // every)
+        log(
+            f"Power-function averages of widths {widths[0]:g} and {widths[1]:g}: snapshots of both every {every:,} "
+            f"steps, {2 * count * size / 1e6:,.1f} MB at the end, in {folder / SNAPSHOTS}"
+        )
 
     def timesteps(step: int) -> np.ndarray:
         key = rng.key(training.seed, rng.TIMESTEPS, step)

@@ -44,9 +44,8 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
     has_checkpoint = any(step < replay_step for step in checkpoints.steps())
     network = make_network(config, images.shape[1:], has_checkpoint)
-    graph, state = create_state(
-        network, optimizer, training.ema, np.float64 if training.precision == "float64" else np.float32
-    )
+    dtype = np.float64 if training.precision == "float64" else np.float32
+    graph, state = create_state(network, optimizer, training.ema, dtype, training.power_ema)
     start = 0
     if found := checkpoints.restore_newest(state, max_step=replay_step - 1):
         start, state, _ = found

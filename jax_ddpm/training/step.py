@@ -17,6 +17,7 @@ from jax_ddpm.arrays import Array
 from jax_ddpm.layers import Dropout, remat_blocks
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.network_config import BUILT_IN
+from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from jax_ddpm.training.adam import scale_by_adam
 from jax_ddpm.training.state import TrainState
@@ -66,6 +67,16 @@ def ema_update(ema, params, step: Array, decay: float):
     """d * ema + (1 - d) * params with d = min(decay, (1 + step) / (10 + step)), which warms up the average."""
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: (d * e + (1 - d) * p).astype(e.dtype), ema, params)
+
+
+def power_ema_update(ema, params, step: Array, gamma: float):
+    """beta ema + (1 - beta) params with beta = (1 - 1/t)^(gamma + 1), t = step + 1 (Karras et al. 2024, section 3.1).
+
+    After step t this is the integral of the profile of `spec.power_ema` over parameters that are constant within each
+    step. 1 - beta is computed without cancellation.
+    """
+    one_minus_beta = -jnp.expm1((gamma + 1) * jnp.log1p(-1 / (step + 1.0)))
+    return jax.tree.map(lambda e, p: (e + one_minus_beta * (p - e)).astype(e.dtype), ema, params)
 
 
 def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
@@ -164,10 +175,12 @@ def make_train_step(
 
     labels: int32 (B,), for a network with classes. Those that are dropped are drawn inside.
 
-    If the loss or a gradient is not finite, the step is skipped: only `state.step` increases. Metrics are float
-    scalars: loss, grad_norm (before clipping), learning_rate and skipped (0 or 1).
+    If the loss or a gradient is not finite, the step is skipped: only `state.step` increases, and the power-function
+    averages take the unchanged parameters once more. Metrics are float scalars: loss, grad_norm (before clipping),
+    learning_rate and skipped (0 or 1).
     """
     training, gradients = config.training, make_gradients(graph, config, mesh, unroll_accumulation)
+    gammas = [gamma_of(width) for width in training.power_ema_widths]
 
     def train_step(state: TrainState, images: Array, labels: Array | None = None) -> tuple[TrainState, Metrics]:
         loss, grads = gradients(state, images, labels)
@@ -185,7 +198,9 @@ def make_train_step(
         if ema is not None:
             ema = if_finite(ema_update(ema, params, state.step, training.ema_decay), ema)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
-        return TrainState(state.step + 1, params, ema, optimizer_state, state.buffers), metrics
+        averages = zip(state.power_ema, gammas, strict=bool(state.power_ema))
+        power_ema = tuple(power_ema_update(average, params, state.step, gamma) for average, gamma in averages)
+        return TrainState(state.step + 1, params, ema, optimizer_state, state.buffers, power_ema), metrics
 
     return train_step
 

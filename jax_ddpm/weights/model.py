@@ -65,6 +65,7 @@ def load_model(
     *,
     weights: str | None = None,
     step: int | None = None,
+    ema_width: float | None = None,
     network: NetworkConfig | None = None,
     network_settings: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = print,
@@ -87,6 +88,8 @@ def load_model(
         weights: "ema" or "raw", for models that have both. Default: EMA weights where there are some. The raw weights
             of a run are those of its newest checkpoint.
         step: for a run, the checkpoint to load.
+        ema_width: for a run that was trained with power_ema, the width of the average to load, such as 0.05. It is
+            combined from the snapshots of the run up to `step`, or up to the newest.
         network: settings of the network in a file without our metadata, such as MyConfig(width=32), if it shall not be
             recognised. The network must be registered. Names and shapes must match exactly.
         network_settings: settings of the network that shapes do not show, such as {"heads": 4}.
@@ -105,6 +108,7 @@ def load_model(
         image_size,
         weights=weights,
         step=step,
+        ema_width=ema_width,
         network=network,
         network_settings=network_settings,
         shapes_of=array_shapes,
