@@ -102,8 +102,8 @@ def concatenated(_):
 
 
 def drawn_channels_first(_):
-    def faulty(t_key, noise_key, x_0, num_timesteps):
-        t = torch_ref.rng.timesteps(t_key, x_0.shape[0], num_timesteps)
+    def faulty(level_key, noise_key, x_0, objective):
+        t = objective.draw_level(level_key, x_0.shape[0])
         b, c, h, w = x_0.shape
         noise = torch_ref.rng.normal(noise_key, (b, h, w, c), x_0.dtype)
         return t, noise.transpose(1, 2).reshape(b, c, h, w)
@@ -532,7 +532,7 @@ FAULTS = {
     "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
     "noise drawn in NCHW": (
-        swap(torch_ref.step, "draw_t_and_noise", drawn_channels_first),
+        swap(torch_ref.step, "draw_level_and_noise", drawn_channels_first),
         "50 training steps, losses, float32",
     ),
     "batch order": (

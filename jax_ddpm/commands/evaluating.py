@@ -21,7 +21,7 @@ from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, sampl
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import score
 from jax_ddpm.evaluation.sweep import combinations, read_settings
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, cache_dir, write_text
 from jax_ddpm.spec.model_folder import has_model_file
@@ -47,10 +47,12 @@ class Evaluation:
     reference: Reference
     chosen: list
     """What is scored: the combinations of --sweep, or the steps of --checkpoints; else empty."""
+    sampler: SamplerConfig
+    """The sampler of the model, if there is one."""
 
     def images(self) -> ImageSet:
         """The images that are evaluated."""
-        return self.given or self.draw(self.model, self.flags.sampling)[0]
+        return self.given or self.draw(self.model, self.sampler)[0]
 
     def draw(self, model: Model, sampler: SamplerConfig) -> tuple[ImageSet, bool]:
         """Images of the model, or of a copy with other settings; and whether some of them were there already.
@@ -117,7 +119,7 @@ def run(flags: EvaluateFlags) -> None:
 
 def prepare(flags: EvaluateFlags) -> Evaluation:
     """Load the model or open the images, and the reference with its features. Prints what is taken."""
-    bars, model, given, run, chosen = Bars(), None, None, None, []
+    bars, model, given, run, chosen, sampler = Bars(), None, None, None, [], SamplerConfig()
     settings = DataConfig(**asdict(flags.data), image_size=flags.image_size or DataConfig.image_size)
     if choices.holds_model(flags.subject):
         if flags.precision == "float64":
@@ -129,13 +131,14 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
             if not has_model_file(run):  # of a run that was interrupted
                 loading["step"] = chosen[-1]
         model = load_subject(flags, loading)
-        timesteps = model.info.diffusion.timesteps
-        flags.sampling.check(timesteps)
+        timesteps, sampler = model.info.diffusion.timesteps, flags.sampling.fitting(model.info.diffusion)
+        if flags.likelihood:
+            require_timesteps(model.info.diffusion, "--likelihood")
         if flags.num_timesteps is not None:
             fits = flags.num_timesteps <= timesteps
             require(fits, "--num-timesteps", flags.num_timesteps, f"expected from 2 to {timesteps}")
         if flags.sweep:
-            chosen = combinations(settings_of_sweep, flags.sampling, model.info.diffusion)
+            chosen = combinations(settings_of_sweep, sampler, model.info.diffusion)
         print(describe(model.info, model.num_parameters))
         shape = model.info.image_shape
     else:
@@ -159,7 +162,7 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
     if model is not None and flags.num_images is None:
         print(f"{choices.default_num_images():,} images are drawn. --num-images changes that.")
     reference = make_reference(real, extractor, settings.cache_dir, flags.batch_size, progress=bars)
-    return Evaluation(flags, bars, model, given, run, real, reference, chosen)
+    return Evaluation(flags, bars, model, given, run, real, reference, chosen, sampler)
 
 
 def load_subject(flags: EvaluateFlags, loading: dict) -> Model:
@@ -217,7 +220,7 @@ def write(evaluation: Evaluation, images: ImageSet, scores: dict, seconds: float
             save_statistics(flags.save_reference, with_features(reference.statistics, reference))
             print(f"Wrote the statistics of the reference: {flags.save_reference}")
         model = evaluation.model
-        if model and (path := evaluation.add_result(flags.sampling, model.info.diffusion, scores, seconds)):
+        if model and (path := evaluation.add_result(evaluation.sampler, model.info.diffusion, scores, seconds)):
             print(f"Added to {path}")
     except OSError as error:
         raise UserError(f"{error.filename or flags.out} cannot be written ({error.strerror}).") from None

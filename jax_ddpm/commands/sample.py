@@ -8,8 +8,7 @@ from typing import Literal
 import tyro
 
 from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
-from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
-from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, SamplerFlags, parse
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_info import describe
@@ -51,7 +50,7 @@ class SampleFlags:
     """per-image: map each picture's own range of values to black and white, for samples that leave [-1, 1]."""
     imports: ImportFlag = ()
     editing: EditingFlags = field(default_factory=EditingFlags)
-    sampling: SamplerConfig = field(default_factory=SamplerConfig)
+    sampling: SamplerFlags = field(default_factory=SamplerFlags)
     loading: LoadingFlags = field(default_factory=LoadingFlags)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
@@ -79,7 +78,7 @@ def with_jax(flags: SampleFlags):
     model = jax_ddpm.load_model(flags.model, flags.image_size, flags.precision, **settings)
     dtype = jnp.float64 if flags.precision == "float64" else jnp.float32
     described = describe(model.info, model.num_parameters)
-    return model, jax_ddpm, {"sampler": flags.sampling, "dtype": dtype}, described
+    return model, jax_ddpm, {"sampler": flags.sampling.fitting(model.info.diffusion), "dtype": dtype}, described
 
 
 def with_torch(flags: SampleFlags):
@@ -95,4 +94,4 @@ def with_torch(flags: SampleFlags):
     model = torch_ref.load_model(flags.model, flags.image_size, flags.precision, **settings)
     dtype = torch.float64 if flags.precision == "float64" else torch.float32
     described = describe(model.info, num_parameters(model))
-    return model, torch_ref, {"sampler": flags.sampling, "dtype": dtype}, described
+    return model, torch_ref, {"sampler": flags.sampling.fitting(model.info.diffusion), "dtype": dtype}, described

@@ -18,6 +18,7 @@ from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.progress import Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog, lock_folder
 from torch_ref import rng, unets, weights
+from torch_ref.objectives import make_objective
 from torch_ref.sampling import samplers
 from torch_ref.step import create_state, make_optimizer, make_train_step, make_validation
 
@@ -67,6 +68,7 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     print(describe(info, weights.num_parameters(network)))
 
     train_step, validate = make_train_step(config, total_steps), make_validation(config)
+    objective = make_objective(config.diffusion)
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
     metrics_log = MetricsLog(folder, tqdm.write)
     progress = Progress(
@@ -76,9 +78,7 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
         metrics_log,
         steps_per_epoch,
         intervals,
-        lambda step: rng.timesteps(
-            rng.key(training.seed, rng.TIMESTEPS, step), training.batch_size, config.diffusion.timesteps
-        ).numpy(),
+        lambda step: objective.draw_level(rng.key(training.seed, rng.TIMESTEPS, step), training.batch_size).numpy(),
         tqdm.write,
     )
     best, best_weights, keep_best = math.inf, state.weights, config.output.keep_best

@@ -11,7 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm import data, report, rng, unets, weights
+from jax_ddpm.objectives import make_objective
 from jax_ddpm.spec.data_record import path_of
+from jax_ddpm.spec.diffusion_config import about_sampler
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
@@ -83,6 +85,8 @@ def prepare(
     graph, state = create_state(network, optimizer, training.ema, dtype)
     info = ModelInfo(network=config.network, image_shape=image_shape, diffusion=config.diffusion)
     log(describe(info, num_parameters(state.params)))
+    if config.diffusion.is_continuous:
+        log(about_sampler(config.sampling, config.diffusion))
     num_train, num_held_out = len(images.train), len(images.validation)
     log(f"{num_train:,} training images, {num_held_out:,} held out")
     if about_channels := report.channel_note(image_shape[2]):
@@ -106,11 +110,11 @@ def prepare(
     metrics_log.on_row = tensorboard.row
     intervals = Intervals(config, steps_per_epoch, total_steps, num_held_out > 0)
 
-    def timesteps(step: int) -> np.ndarray:
+    def levels(step: int) -> np.ndarray:
         key = rng.key(training.seed, rng.TIMESTEPS, step)
-        return np.asarray(rng.timesteps(key, training.batch_size, config.diffusion.timesteps))
+        return np.asarray(make_objective(config.diffusion).draw_level(key, training.batch_size))
 
-    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, timesteps, log)
+    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, levels, log)
     progress.skipped_in_a_row = record["skipped_in_a_row"]
     feed = Feed(images.train, config, mesh)
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)

@@ -12,10 +12,10 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm import diffusion, ops, rng
+from jax_ddpm import ops, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import Dropout, remat_blocks
-from jax_ddpm.schedules import schedule_tables
+from jax_ddpm.objectives import make_objective
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from jax_ddpm.training.adam import scale_by_adam
@@ -87,12 +87,12 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
     training, seed = config.training, config.training.seed
     rate, is_own = getattr(config.network, "dropout", 0.0), config.network.name not in BUILT_IN
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
-    tables = schedule_tables(config.diffusion, dtype)
+    objective = make_objective(config.diffusion, dtype)
 
     def shard(x, *axes):
         return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def loss_of(params, state, x_0, t, noise, image_indices):
+    def loss_of(params, state, x_0, level, noise, image_indices):
         predict, in_layers = nnx.merge(graph, params, state.buffers), nullcontext()
         if rate or is_own:
             dropout = Dropout(rate, seed, state.step, image_indices)
@@ -100,9 +100,8 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
                 in_layers = dropout_in_layers(dropout)
             if rate and (not is_own or "dropout" in inspect.signature(predict).parameters):
                 predict = partial(predict, dropout=dropout)
-        loss_settings = training.min_snr_gamma, config.diffusion.variance
         with remat_blocks(training.remat), in_layers:
-            return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
+            return objective.loss(predict, x_0, level, noise, **training.loss_settings)
 
     def accumulated(state, *batch):
         """Loss and gradients of the batch: the mean over `accumulate` parts of equal size."""
@@ -130,9 +129,9 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
         step = state.step
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = shard(prepare_images(images, dtype, flip_key), "data")
-        t = rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0], config.diffusion.timesteps)
+        level = objective.draw_level(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0])
         noise = shard(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
-        return accumulated(state, x_0, t, noise, jnp.arange(x_0.shape[0]))
+        return accumulated(state, x_0, level, noise, jnp.arange(x_0.shape[0]))
 
     return gradients
 
@@ -176,21 +175,19 @@ def make_train_step(
 def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State, Array, Array, int], Array]:
     """Returns validate(weights, buffers, images uint8 (B, H, W, C), mask bool (B,), batch_index) -> summed loss.
 
-    The sum is over the images whose mask is True. Timesteps and noise depend only on the seed and `batch_index`.
+    The sum is over the images whose mask is True. Noise levels and noise depend only on the seed and `batch_index`.
     """
     dtype = jnp.float64 if config.training.precision == "float64" else jnp.float32
-    tables = schedule_tables(config.diffusion, dtype)
+    objective = make_objective(config.diffusion, dtype)
 
     @jax.jit
     def validate(weights, buffers, images, mask, batch_index):
         x_0 = prepare_images(images, dtype, None)
         seed = config.training.seed
-        t_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index)
-        t = rng.timesteps(t_key, x_0.shape[0], config.diffusion.timesteps)
+        level = objective.draw_level(rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index), x_0.shape[0])
         noise = rng.normal(rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index), x_0.shape, dtype)
         network = nnx.merge(graph, weights, buffers)
-        loss_settings = config.training.min_snr_gamma, config.diffusion.variance
-        losses = diffusion.loss_per_image(tables, config.diffusion.objective, network, x_0, t, noise, *loss_settings)
+        losses = objective.loss_per_image(network, x_0, level, noise, **config.training.loss_settings)
         return jnp.sum(losses * mask)
 
     return validate

@@ -28,7 +28,8 @@ class Model:
 
     model(x, t) is the network's prediction of x's shape, for x float32 (B, H, W, C) and t integers (B,) in [0, T), or
     one integer for all images. The range of t is not checked. If the network also predicts the variance, the prediction
-    has twice the channels.
+    has twice the channels. For the objectives edm and flow, x and the float t are those of
+    `objectives.Continuous.network_input`.
     """
 
     network: nnx.Module
@@ -39,7 +40,11 @@ class Model:
     def __call__(self, x, t):
         """The network's prediction for x at the timesteps t. Raises UserError for a t of another shape or dtype."""
         t = jnp.asarray(t)
-        require(jnp.issubdtype(t.dtype, jnp.integer), "dtype of t", t.dtype, "expected integers from 0 to T - 1")
+        if self.info.diffusion.is_continuous:
+            expected = f"expected floats, the network's time of the objective {self.info.diffusion.objective}"
+            require(jnp.issubdtype(t.dtype, jnp.floating), "dtype of t", t.dtype, expected)
+        else:
+            require(jnp.issubdtype(t.dtype, jnp.integer), "dtype of t", t.dtype, "expected integers from 0 to T - 1")
         fits = t.shape == x.shape[:1] or t.shape in ((), (1,))
         require(fits, "shape of t", t.shape, f"expected {x.shape[:1]}, or one integer")
         return self.network(x, jnp.broadcast_to(t, x.shape[:1]))
