@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 
 from jax_ddpm.arrays import Array, upcast
 from jax_ddpm.layers import Buffer, Conv, ConvTranspose, GroupNorm, Linear, identity, remat_block
@@ -174,7 +174,7 @@ class AttentionUNet(nnx.Module):
         self.output = Conv(width, image_channels, 3)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], dropout: Callable = identity
+        self, x: Float[Array, "b h w c"], t: Real[Array, "b"], dropout: Callable = identity
     ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype

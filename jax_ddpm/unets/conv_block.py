@@ -5,7 +5,7 @@
 
 import jax
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import geometric_frequencies, interleaved_embedding
@@ -68,7 +68,7 @@ class ConvBlockUNet(nnx.Module):
         self.decoder = nnx.List([ConvBlock(w, w // 2, time_width) for w in up_widths])
         self.output = Conv(widths[0], image_channels, 1)
 
-    def __call__(self, x: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], t: Real[Array, "b"]) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype
         time = self.time_embedding(t).astype(dtype)

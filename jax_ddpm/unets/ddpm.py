@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 
 from jax_ddpm.arrays import Array, upcast
 from jax_ddpm.embeddings import concatenated_embedding, geometric_frequencies
@@ -268,7 +268,7 @@ class DDPMUNet(nnx.Module):
         self.output = Conv(width, image_channels * (2 if learned_variance else 1), 3)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Int[Array, "b"], dropout: Callable = identity
+        self, x: Float[Array, "b h w c"], t: Real[Array, "b"], dropout: Callable = identity
     ) -> Float[Array, "b h w d"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype

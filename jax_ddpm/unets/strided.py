@@ -4,7 +4,7 @@
 """
 
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
@@ -83,7 +83,7 @@ class StridedUNet(nnx.Module):
         self.up3 = UpBlock(64, 64, 64)
         self.output = Conv(64, image_channels, 1)
 
-    def __call__(self, x: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], t: Real[Array, "b"]) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype
         time = self.time_embedding(t).astype(dtype)
