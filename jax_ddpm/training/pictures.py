@@ -16,7 +16,7 @@ from jax_ddpm.sampling.reverse import sampling_levels, sampling_timesteps
 from jax_ddpm.sampling.samplers import sample_indices
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.files import atomic_path
-from jax_ddpm.spec.noise_levels import level_name, level_text, symbol
+from jax_ddpm.spec.noise_levels import level_name, symbol
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training import diagnostics
 
@@ -115,11 +115,11 @@ class Pictures:
         labels = ["x_T", *level_labels(config, t[columns[1:-1]]), "x_0"]
         pictures["reverse.png"] = (
             report.table(x_t[columns].swapaxes(0, 1), labels),
-            "the reverse process, from noise to samples",
+            f"the reverse process, from noise to samples{columns_text(config)}",
         )
         pictures["x0.png"] = (
             report.beside(x_t[columns, :4], numbers["frames_x_0"][columns, :4], labels),
-            "predicted x_0 for each x_t",
+            f"predicted x_0 for each x_t{columns_text(config)}",
         )
         if images is not None:
             shown, max_batch = samples[:STRIP_ROWS], max(STRIP_ROWS, len(samples))
@@ -164,15 +164,22 @@ def data_pictures(config: RunConfig, images: ImageData, samples: np.ndarray, num
         "data.png": (report.grid(np.asarray(images.train[:64])), "training images"),
         "forward.png": (
             report.table(strip, ["x_0", *level_labels(config, levels)]),
-            "the forward process: noise added to training images",
+            f"the forward process: noise added to training images{columns_text(config)}",
         ),
         "nearest.png": (report.table(neighbours, ["sample", *ranks]), "samples and their nearest training images"),
     }
 
 
 def level_labels(config: RunConfig, levels: np.ndarray) -> list[str]:
-    """ "t = 500" or "sigma = 2.5" for each noise level."""
-    return [f"{symbol(config.diffusion)} = {level_text(level)}" for level in levels]
+    """ "t = 500" or "t = 0.25" for each noise level; for edm the number alone, so that it fits above a small picture."""
+    if config.diffusion.objective == "edm":
+        return [f"{level:.2g}" for level in levels]
+    return [f"t = {format(level, '.2g') if config.diffusion.is_continuous else level}" for level in levels]
+
+
+def columns_text(config: RunConfig) -> str:
+    """What the numbers above the columns are, if they do not say it."""
+    return "; columns: sigma" if config.diffusion.objective == "edm" else ""
 
 
 def preview_sampler(config: RunConfig) -> SamplerConfig:
