@@ -64,6 +64,8 @@ AREAS = [
             "jax_ddpm.spec.unpickle",
             "jax_ddpm.spec.stored_array",
             "jax_ddpm.spec.run_checkpoints",
+            "jax_ddpm.spec.ema_snapshots",
+            "jax_ddpm.spec.power_ema",
             "jax_ddpm.spec.diffusers_folder",
             "jax_ddpm.spec.diffusers_network",
             "jax_ddpm.spec.diffusers_scheduler",

@@ -18,6 +18,7 @@ from flax import nnx
 from jax_ddpm import ops, rng
 from jax_ddpm.arrays import upcast_dtype
 from jax_ddpm.ops import add_bias, convolve, matmul, transpose_convolve
+from jax_ddpm.spec.errors import UserError
 
 uses_remat = ContextVar("uses_remat", default=False)
 
@@ -62,6 +63,46 @@ class Linear(nnx.Module):
 
     def __call__(self, x):
         return add_bias(matmul(x, self.kernel[...].astype(x.dtype)), self.bias[...])
+
+
+class Embedding(nnx.Module):
+    """Row number i of a table; embedding (rows, features). An integer outside [0, rows) gives zeros.
+
+    Floats (B, rows) give the sum of the rows with these weights.
+    """
+
+    def __init__(self, rows: int, features: int):
+        self.embedding = unfilled(rows, features)
+
+    def __call__(self, indices):
+        rows = self.embedding.shape[0]
+        if jnp.issubdtype(indices.dtype, jnp.floating):
+            return matmul(indices.astype(self.embedding.dtype), self.embedding[...])
+        # A one-hot product: the gradient of a gather sums in an order that changes from run to run on GPUs.
+        return matmul(jax.nn.one_hot(indices, rows, dtype=self.embedding.dtype), self.embedding[...])
+
+
+def label_embedding(num_classes: int, null_label: bool, features: int) -> Embedding | None:
+    """A row for each class and, last, one for the null label if `null_label`; None without classes."""
+    return Embedding(num_classes + null_label, features) if num_classes else None
+
+
+def add_label(time, labels, embedding: Callable | None, null_index: int | None):
+    """The time vectors (B, D) plus the embeddings of the labels (Dhariwal & Nichol 2021, section 3.1).
+
+    labels: integers (B,), floats (B, rows) for mixtures of labels, or None: then the null label for all. embedding:
+    labels -> (B, D); None for a network without classes. null_index: the null label, or None if there is none. Raises
+    UserError for labels without classes, and for no labels where there is no null label.
+    """
+    if embedding is None:
+        if labels is not None:
+            raise UserError("This network has no classes, and takes no labels: leave labels out.")
+        return time
+    if labels is None:
+        if null_index is None:
+            raise UserError("This network needs a label for each image, because it has no null label: give labels.")
+        labels = jnp.full(time.shape[:1], null_index, jnp.int32)
+    return time + embedding(labels).astype(time.dtype)
 
 
 class Conv(nnx.Module):

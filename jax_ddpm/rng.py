@@ -24,6 +24,7 @@ VALIDATION = 6  # (VALIDATION, TIMESTEPS or NOISE, batch number): fixed draws fo
 KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw, noise of the known pixels after visit v of t
 JUMP = 8  # (JUMP, image index, t + v (T + 1)): an (H, W, C) draw, noise of the jump up after visit v of t
 LIKELIHOOD = 9  # (LIKELIHOOD, image index, t): an (H, W, C) draw of eps. t = T: a (K,) draw of t. t = T + 1: of signs
+LABEL_DROPOUT = 10  # (LABEL_DROPOUT, step): a (B,) draw of which labels become the null label
 
 
 def key(seed: int, purpose: int, *address) -> jax.Array:

@@ -58,6 +58,9 @@ GRADIENT_FLOAT32 = 3e-6
 # Parameters or EMA after one to three optimiser steps in float64, in learning rates. optax computes 1 - beta^step and
 # the rate in float32, torch in float64: 6e-8 of a step each. Measured 3e-9.
 UPDATE_FLOAT64 = 5e-7
+# Averages of other widths, combined from 32 snapshots of two averages of a random walk, against direct ones, as a share
+# of the distance between the average and the last weights. It is the error of the profiles: measured 1.9e-3.
+OTHER_WIDTHS = 4e-3
 # 50 losses on real images, relative, float32: rounding grows along the training. Measured 5.5e-6.
 FIFTY_LOSSES = 5e-5
 # Parameters after them: root mean square distance as a share of the way from the start. Adam moves every parameter by
@@ -77,6 +80,10 @@ PIXELS_FLOAT32 = 1e-3
 SAMPLES_FLOAT64 = 1e-11
 # Likelihood of each image in bits per dimension, by the variational bound and by the ODE, relative. Measured 1.5e-15.
 BOUND_FLOAT64 = 1e-13
+
+# Guided predictions, and small pictures that are sampled or edited with guidance by a formula for a network, float64.
+# Measured 1.0e-14.
+GUIDED_FLOAT64 = 1e-12
 
 # Features of the evaluation's classifier, float32: the sums of three small layers in other orders. Measured 7.5e-8.
 CLASSIFIER_FLOAT32 = 5e-7

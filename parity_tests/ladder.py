@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from jax_ddpm.spec.diffusion_config import SamplerConfig
-from parity_tests import budgets, measures_classifier, measures_objectives
+from parity_tests import budgets, measures_classifier, measures_guidance, measures_objectives, measures_training
 from parity_tests.measures import (
     NETWORK,
     bits,
@@ -40,14 +40,17 @@ from parity_tests.measures_training import (
     LEARNED,
     SMALL,
     TO_NOISE,
+    broken_at_the_end,
     ema,
     fifty_losses,
     fifty_parameters,
     optimiser_step,
+    other_widths,
+    power_ema,
     skipped_step,
     trained_parameters,
 )
-from parity_tests.networks import CASES, VARIANTS
+from parity_tests.networks import CASES, LABELLED, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,13 @@ RUNGS = {
     ),
     "one Adam step, learned variance, float64": Rung(budgets.UPDATE_FLOAT64, lambda: optimiser_step(LEARNED)),
     "one Adam step, zero terminal SNR, float64": Rung(budgets.UPDATE_FLOAT64, lambda: optimiser_step(TO_NOISE)),
+    "one Adam step with label dropout, float64": Rung(
+        budgets.UPDATE_FLOAT64, lambda: optimiser_step(measures_training.LABELLED)
+    ),
     "EMA after three steps, float64": Rung(budgets.UPDATE_FLOAT64, ema),
+    "power EMA after three steps, float64": Rung(budgets.UPDATE_FLOAT64, power_ema),
+    "power EMA with a skipped step, float64": Rung(budgets.UPDATE_FLOAT64, lambda: power_ema(broken_at_the_end)),
+    "power EMA of other widths, float64": Rung(budgets.OTHER_WIDTHS, other_widths),
     "a skipped step among three, float64": Rung(budgets.UPDATE_FLOAT64, skipped_step),
     "50 training steps, losses, float32": Rung(budgets.FIFTY_LOSSES, fifty_losses),
     "50 training steps, parameters, float32": Rung(budgets.FIFTY_PARAMETERS, fifty_parameters),
@@ -103,7 +112,7 @@ for name, case in CASES.items():
     ):
         RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype, NOT_SQUARE.get(name)))
 
-for name, case in VARIANTS.items():
+for name, case in {**VARIANTS, **LABELLED}.items():
     for rung, measure, budget in (
         ("outputs, float64", network, budgets.NETWORK_FLOAT64),
         ("gradients, float64", gradients, budgets.GRADIENT_FLOAT64),
@@ -113,6 +122,10 @@ for name, case in VARIANTS.items():
 RUNGS["10-step DDPM, not square, float32"] = Rung(
     budgets.FEW_STEPS_FLOAT32, partial(reverse_process, sampler=SamplerConfig("ddpm", 10), size=(4, 12))
 )
+
+RUNGS["guided predictions, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.predictions)
+RUNGS["guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.samples)
+RUNGS["guided edits, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.edits)
 
 RUNGS["bits per dimension, float64"] = Rung(budgets.BOUND_FLOAT64, bounds)
 RUNGS["bits per dimension, network and drawn t, float64"] = Rung(budgets.BOUND_FLOAT64, network_bound)
@@ -156,8 +169,8 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
     ),
     *(
         f"{name}: {rung}, float64"
-        for name in VARIANTS
-        if name != "ddpm with groups of its middle, mish"
+        for name in (*VARIANTS, *LABELLED)
+        if name not in ("ddpm with groups of its middle, mish", "conv_block with labels")
         for rung in ("outputs", "gradients")
     ),
     *(f"one Adam step, {objective}, float64" for objective in ("edm", "flow")),

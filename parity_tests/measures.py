@@ -147,16 +147,26 @@ def inputs(batch: int, size: ImageSize, channels: int, dtype):
     return x, g.integers(0, 1000, batch)
 
 
+def label_inputs(config: NetworkConfig, batch: int, dtype) -> tuple[np.ndarray, ...]:
+    """The labels of a batch: class 1 and, where there is one, the null label, in turn. () for a network without."""
+    if not config.takes_labels:
+        return ()
+    if config.label_width is not None:
+        return (np.random.default_rng(3).standard_normal((batch, config.label_width)).astype(dtype),)
+    return (np.resize([1, 0 if config.null_index is None else config.null_index], batch),)
+
+
 @cache
 def program_of_jax(config: NetworkConfig, channels: int, dtype):
     """Compiled (parameters, buffers, x, t) -> (gradients of the mean squared output, output).
 
-    One program for outputs and gradients, and for all weights, because compiling takes most of the time.
+    Labels follow t for a network that takes some. One program for outputs and gradients, and for all weights, because
+    compiling takes most of the time.
     """
     graph, _, _ = nnx.split(unets.build(config, channels), nnx.Param, ...)
 
-    def loss(params, buffers, x, t):
-        y = nnx.merge(graph, params, buffers)(x, t)
+    def loss(params, buffers, *inputs):
+        y = nnx.merge(graph, params, buffers)(*inputs)
         return jnp.mean(jnp.square(y)), y
 
     return compiled(jax.grad(loss, has_aux=True), quick=dtype == np.float64 or config != NETWORK)
@@ -169,17 +179,21 @@ def computed_by_jax(make_values: Callable, config: NetworkConfig, channels: int,
     with jax.enable_x64(dtype == np.float64):
         weights.load_state_dict(ours, make_values(), dtype)
         graph, params, buffers = nnx.split(ours, nnx.Param, ...)
-        x, t = inputs(batch, size, channels, dtype)
-        grads, y = program_of_jax(config, channels, dtype)(params, buffers, x, t)
+        given = *inputs(batch, size, channels, dtype), *label_inputs(config, batch, dtype)
+        grads, y = program_of_jax(config, channels, dtype)(params, buffers, *given)
         assert y.dtype == dtype
         return np.asarray(y), weights.state_dict(nnx.merge(graph, grads, buffers))
+
+
+def inputs_of_torch(config: NetworkConfig, batch: int, size: ImageSize, channels: int, dtype) -> list[torch.Tensor]:
+    x, t = inputs(batch, size, channels, dtype)
+    return [channels_first(x), *map(torch.from_numpy, (t, *label_inputs(config, batch, dtype)))]
 
 
 def network(make_values: Callable, config=NETWORK, *, channels=1, size=(8, 12), batch=2, dtype=np.float32) -> float:
     """Of the network's outputs."""
     theirs = twin(make_values(), config, channels, dtype)
-    x, t = inputs(batch, size, channels, dtype)
-    y = theirs(channels_first(x), torch.from_numpy(t))
+    y = theirs(*inputs_of_torch(config, batch, size, channels, dtype))
     return relative(computed_by_jax(make_values, config, channels, size, batch, dtype)[0], channels_last(y))
 
 
@@ -197,8 +211,7 @@ def block() -> float:
 def gradients(make_values: Callable, config=NETWORK, *, channels=1, size=(8, 12), batch=2, dtype=np.float64) -> float:
     """Of every parameter's gradient, as a share of the largest gradient of all."""
     theirs = twin(make_values(), config, channels, dtype)
-    x, t = inputs(batch, size, channels, dtype)
-    torch.mean(torch.square(theirs(channels_first(x), torch.from_numpy(t)))).backward()
+    torch.mean(torch.square(theirs(*inputs_of_torch(config, batch, size, channels, dtype)))).backward()
     wanted = {n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in theirs.named_parameters()}
     largest = max(np.abs(g).max() for g in wanted.values())
     _, ours = computed_by_jax(make_values, config, channels, size, batch, dtype)

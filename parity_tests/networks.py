@@ -1,6 +1,6 @@
 """A small configuration of each network, for tests that treat them all alike."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax_ddpm.spec.network_config import (
     AttentionConfig,
@@ -64,4 +64,15 @@ CASES = {
         3,
         8,
     ),
+}
+
+LABELLED = {  # the same with labels
+    **{f"{name} with labels": replace(case, config=case.config.with_classes(5)) for name, case in CASES.items()},
+    **{
+        f"ddpm with labels as {kind}": replace(
+            VARIANTS["ddpm without middle"],
+            config=replace(VARIANTS["ddpm without middle"].config, class_embed_type=class_embed_type),
+        )
+        for kind, class_embed_type in (("timesteps", "timestep"), ("vectors", "identity"))
+    },
 }

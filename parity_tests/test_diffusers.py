@@ -1,5 +1,6 @@
 """`ddpm` against the diffusers package, whose UNet2DModel it is: outputs, gradients, sampling."""
 
+from dataclasses import replace
 from unittest import mock
 
 import jax
@@ -15,8 +16,10 @@ import jax_ddpm
 import torch_ref
 import torch_ref.rng
 from jax_ddpm import weights
+from jax_ddpm.spec.write_model import save_model
 from parity_tests import budgets
 from parity_tests.diffusers_models import FAMILY, package_model
+from parity_tests.golden_weights import rule
 from parity_tests.measures import channels_first, channels_last, relative
 
 torch.set_num_threads(1)
@@ -181,3 +184,48 @@ def test_pipelines_sample_alike(name, settings, folders, tmp_path):
             x = scheduler.step(unet(x, t).sample, t, x).prev_sample.detach()
     for package, model in models.items():
         assert relative(package.sample(model, 2, seed=5), channels_last(x)) <= budgets.DIFFUSERS_SAMPLES
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["table", pytest.param("timestep", marks=pytest.mark.slow), pytest.param("identity", marks=pytest.mark.slow)],
+)
+def test_labels_are_the_packages(kind, tmp_path):
+    """Folders with labels are read, give the package's outputs, and are written back so that the package reads them."""
+    settings = {"num_class_embeds": 5} if kind == "table" else {"class_embed_type": kind}
+    package = UNet2DModel(**FAMILY["cosines first, shifted"], **settings).eval()
+    filled = {key: torch.from_numpy(rule(key, tuple(value.shape))) for key, value in package.state_dict().items()}
+    package.load_state_dict(filled)
+    package.save_pretrained(tmp_path / "theirs")
+    x, t = inputs(FAMILY["cosines first, shifted"], np.float32)
+    labels = np.array([4, 0, 2])
+    if kind == "identity":
+        labels = np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
+
+    def predicted(network):
+        return channels_last(network(channels_first(x), torch.from_numpy(t), torch.from_numpy(labels)))
+
+    with torch.no_grad():
+        wanted = channels_last(package(channels_first(x), torch.from_numpy(t), torch.from_numpy(labels)).sample)
+        assert relative(predicted(torch_ref.load_model(tmp_path / "theirs")), wanted) <= budgets.DIFFUSERS[np.float32]
+    model = jax_ddpm.load_model(tmp_path / "theirs")
+    assert model.info.network.label_count == (5 if kind == "table" else None) and model.info.network.null_index is None
+    assert (
+        relative(jax.jit(model.__call__, compiler_options=FAST_COMPILE)(x, t, labels), wanted)
+        <= (budgets.DIFFUSERS[np.float32])
+    )
+
+    info = model.info
+    if kind == "table":  # diffusers does not know null labels and names: they are fields that it ignores
+        model = jax_ddpm.load_model(tmp_path / "theirs", network_settings={"null_label": True})
+        info = replace(model.info, class_names=("a", "b", "c", "d"))
+        assert info.network.null_index == 4
+    (tmp_path / "ours").mkdir()
+    save_model(tmp_path / "ours", weights.state_dict(model.network), info, diffusers=True)
+    again, notes = UNet2DModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(notes.values())
+    with torch.no_grad():
+        same = again.eval()(channels_first(x), torch.from_numpy(t), torch.from_numpy(labels)).sample
+    np.testing.assert_array_equal(channels_last(same), wanted)
+    read = jax_ddpm.load_model(tmp_path / "ours").info
+    assert read.network == info.network and read.class_names == info.class_names

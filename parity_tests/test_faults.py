@@ -21,9 +21,12 @@ import torch_ref.schedules
 import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
-from parity_tests import ladder, measures_training
+from jax_ddpm.spec import power_ema
+from jax_ddpm.spec.power_ema import gamma_of
+from jax_ddpm.spec.run_config import TrainingConfig
+from parity_tests import ladder, measures_guidance, measures_training
 from torch_ref.objectives import EDM, Flow
-from torch_ref.sampling import reverse, samplers, solvers
+from torch_ref.sampling import guidance, reverse, samplers, solvers
 from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
 
 
@@ -135,6 +138,43 @@ def without_warmup(update):
     return lambda ema, network, step, decay: update(ema, network, 10**9, decay)
 
 
+def only_after_finite_steps(update):
+    """Leaves a step out whose parameters are those of the step before."""
+    last = {}
+
+    def faulty(ema, network, step, gamma):
+        now = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+        if not torch.equal(now, last.get(ema, now + 1)):
+            update(ema, network, step, gamma)
+        last[ema] = now
+
+    return faulty
+
+
+def swapped_averages(update):
+    """Gives the first average the exponent of the second, and the other way round."""
+    gammas = [gamma_of(width) for width in TrainingConfig().power_ema_widths]
+    return lambda ema, network, step, gamma: update(ema, network, step, sum(gammas) - gamma)
+
+
+def without_one_snapshot(coefficients):
+    def faulty(steps, *rest):
+        c = coefficients(steps, *rest)
+        c[len(steps) // 2 - 2] = 0
+        return c
+
+    return faulty
+
+
+def with_one_snapshot_late(coefficients):
+    def faulty(steps, *rest):
+        steps = steps.copy()
+        steps[len(steps) // 2 - 2] += 1
+        return coefficients(steps, *rest)
+
+    return faulty
+
+
 def optimizer_setting(**wrong):
     def make(make_optimizer):
         def faulty(config, network):
@@ -174,6 +214,26 @@ def never_detached(split):
         return said, v
 
     return faulty
+
+
+def shifted(labels, rows):
+    """Labels of a table whose first row is the null label."""
+    return (labels + 1) % rows
+
+
+def null_row_first(add_label):
+    return lambda time, labels, table, *a: add_label(time, shifted(labels, table.num_embeddings), table, *a)
+
+
+def embedded_before_the_mlp(network):
+    (sinusoids, linear, relu), table, forward = network.time_emb, network.class_embedding, network.forward
+
+    def faulty(x, t, labels):
+        network.class_embedding = None
+        network.time_emb.forward = lambda t: relu(linear(sinusoids(t).to(linear.weight.dtype) + table(labels)))
+        return forward(x, t)
+
+    network.forward = faulty
 
 
 def one_lower(below):
@@ -320,6 +380,30 @@ def reversed_levels(levels):
     return faulty
 
 
+def batch_rescaled(guided, conditional, rescale):
+    """With one standard deviation for the batch."""
+    return rescale * (conditional.std() / guided.std()) * guided + (1 - rescale) * guided
+
+
+def halves_of_guidance_swapped(guided_prediction):
+    return lambda sampler, x_t, t, conditional, other: guided_prediction(sampler, x_t, t, other, conditional)
+
+
+def guided_after_clipping(guided_prediction):
+    """Clips the x_0 of both predictions of eps, guides these, and computes eps from the result."""
+    tables = torch_ref.schedules.schedule_tables(measures_guidance.SCHEDULE, np.float64)
+
+    def faulty(sampler, x_t, t, *predictions):
+        if sampler.sampler != "heun":  # the others have their own objectives
+            return guided_prediction(sampler, x_t, t, *predictions)
+        eps = (torch_ref.diffusion.split_prediction(each, x_t)[0] for each in predictions)
+        x_0 = (torch_ref.diffusion.predicted_x_0(tables, "eps", x_t, t, each).clamp(-1, 1) for each in eps)
+        guided = guided_prediction(sampler, x_t, t, *x_0)
+        return torch_ref.diffusion.predicted_eps(tables, "x0", x_t, t, guided)
+
+    return faulty
+
+
 def corrected_in_the_last_step(step):
     """The level 0 becomes a small one, for which there is a slope."""
 
@@ -370,7 +454,9 @@ def of_time(change):
 
 LOSSES, LOSS_GRADIENTS = "losses and loss weights, all objectives, float64", "gradients, edm and flow, float64"
 EDM_SAMPLES, FLOW_SAMPLES = "6-step heun, edm, float64", "6-step midpoint, flow, float64"
+GUIDED, GUIDED_SAMPLES = "guided predictions, float64", "guided samples, float64"
 CLASSIFIER = "classifier, features, float32"
+POWER_EMA, OTHER_WIDTHS = "power EMA after three steps, float64", "power EMA of other widths, float64"
 BOUND, NETWORK_BOUND = "bits per dimension, float64", "bits per dimension, network and drawn t, float64"
 FLOW = "bits per dimension by the ODE, float64"
 FAULTS = {
@@ -520,6 +606,56 @@ FAULTS = {
         ),
         "50-step DDIM, eta 0.5, float32",
     ),
+    "guidance: added to the labelled prediction": (
+        swap(
+            guidance, "plain", lambda _: lambda conditional, other, weight: conditional + weight * (conditional - other)
+        ),
+        GUIDED,
+    ),
+    "guidance: standard deviation of the batch": (
+        swap(guidance, "rescaled", lambda _: batch_rescaled),
+        GUIDED,
+    ),
+    "guidance: first timestep of the interval left out": (
+        swap(guidance, "is_guided", lambda is_guided: lambda interval, t: is_guided((interval[0] + 1, interval[1]), t)),
+        GUIDED,
+    ),
+    "guidance: last timestep of the interval left out, in samples": (
+        swap(guidance, "is_guided", lambda is_guided: lambda interval, t: is_guided((interval[0], interval[1] - 1), t)),
+        GUIDED_SAMPLES,
+    ),
+    "guidance: learned variance guided": (
+        swap(guidance, "split_prediction", lambda _: lambda prediction, x: (prediction, None)),
+        GUIDED,
+    ),
+    "guidance: halves swapped": (swap(guidance, "guided_prediction", halves_of_guidance_swapped), GUIDED_SAMPLES),
+    "guidance: halves swapped, in edits": (
+        swap(guidance, "guided_prediction", halves_of_guidance_swapped),
+        "guided edits, float64",
+    ),
+    "guidance: of the clipped x_0": (swap(guidance, "guided_prediction", guided_after_clipping), GUIDED_SAMPLES),
+    "guidance: a class for the null label": (
+        swap(
+            samplers,
+            "tensors",
+            lambda tensors: (
+                lambda labels, *a: tensors(labels._replace(none=None if labels.none is None else 0 * labels.none), *a)
+            ),
+        ),
+        GUIDED_SAMPLES,
+    ),
+    "guidance: the guide's labels swapped": (
+        swap(
+            samplers,
+            "tensors",
+            lambda tensors: (
+                lambda labels, *a: tensors(
+                    labels._replace(of_guide=None if labels.of_guide is None else labels.of_guide[::-1].copy()), *a
+                )
+            ),
+        ),
+        GUIDED_SAMPLES,
+    ),
     "variance's loss teaches the mean": (
         swap(torch_ref.diffusion, "split_prediction", never_detached),
         "one Adam step, learned variance, float64",
@@ -632,8 +768,66 @@ FAULTS = {
         ),
         LOSSES,
     ),
+    "null row first": (
+        swap(conv_block, "add_label", null_row_first),
+        "conv_block with labels: outputs, float64",
+    ),
+    "label added before the time MLP": (
+        changed_network(embedded_before_the_mlp),
+        "conv_block with labels: outputs, float64",
+    ),
+    "label instead of time": (
+        swap(conv_block, "add_label", lambda add: lambda time, *a: add(0 * time, *a)),
+        "conv_block with labels: gradients, float64",
+    ),
+    "label dropout drawn at another address": (
+        swap(torch_ref.rng, "LABEL_DROPOUT", lambda _: torch_ref.rng.FLIP),
+        "one Adam step with label dropout, float64",
+    ),
+    "labels kept where they should be dropped": (
+        swap(torch_ref.step, "drop_labels", lambda drop: lambda k, labels, null, rate: drop(k, labels, null, 1 - rate)),
+        "one Adam step with label dropout, float64",
+    ),
+    "class 0 for a dropped label": (
+        swap(torch_ref.step, "drop_labels", lambda drop: lambda k, labels, null, rate: drop(k, labels, 0, rate)),
+        "one Adam step with label dropout, float64",
+    ),
     "stale EMA": (swap(torch_ref.step, "ema_update", stale_ema), "EMA after three steps, float64"),
     "EMA without warm-up": (swap(torch_ref.step, "ema_update", without_warmup), "EMA after three steps, float64"),
+    "power EMA: gamma for gamma + 1": (
+        swap(torch_ref.step, "power_ema_update", lambda update: lambda *a: update(*a[:3], a[3] - 1)),
+        POWER_EMA,
+    ),
+    "power EMA: t counted from 0": (
+        swap(
+            torch_ref.step,
+            "power_ema_update",
+            lambda update: lambda e, n, step, gamma: update(e, n, max(step - 1, 0), gamma),
+        ),
+        POWER_EMA,
+    ),
+    "power EMA: averages swapped in the step": (
+        swap(torch_ref.step, "power_ema_update", swapped_averages),
+        POWER_EMA,
+    ),
+    "power EMA: a skipped step left out": (
+        swap(torch_ref.step, "power_ema_update", only_after_finite_steps),
+        "power EMA with a skipped step, float64",
+    ),
+    "power EMA: t counted from 0, in a direct average": (
+        swap(
+            torch_ref.step,
+            "power_ema_update",
+            lambda update: lambda e, n, step, gamma: update(e, n, max(step - 1, 0), gamma),
+        ),
+        OTHER_WIDTHS,
+    ),
+    "power EMA: a snapshot left out": (swap(power_ema, "coefficients", without_one_snapshot), OTHER_WIDTHS),
+    "power EMA: a snapshot one step late": (swap(power_ema, "coefficients", with_one_snapshot_late), OTHER_WIDTHS),
+    "power EMA: averages swapped": (
+        swap(power_ema, "coefficients", lambda f: lambda steps, gammas, *a: f(steps, gammas[::-1], *a)),
+        OTHER_WIDTHS,
+    ),
     "noise drawn in NCHW": (
         swap(torch_ref.step, "draw_level_and_noise", drawn_channels_first),
         "50 training steps, losses, float32",

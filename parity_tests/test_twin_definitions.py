@@ -26,6 +26,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "rng": ["rng"],
     "sampling/__init__": ["sampling/__init__"],
     "sampling/editing": ["sampling/editing"],
+    "sampling/guidance": ["sampling/guidance"],
     "sampling/inpainting": ["sampling/inpainting"],
     "sampling/reverse": ["sampling/reverse"],
     "sampling/samplers": ["sampling/samplers"],
@@ -43,7 +44,17 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
 }
 NAMES = "PyTorch's names are the module's own: nothing to translate"
 JITTED = "the jitted part of the function after it"
-LAYERS = ["Buffer", "unfilled", "Linear", "Conv", "ConvTranspose", "ConvTranspose2x2", "GroupNorm", "fan_in"]
+LAYERS = [
+    "Buffer",
+    "unfilled",
+    "Linear",
+    "Embedding",
+    "Conv",
+    "ConvTranspose",
+    "ConvTranspose2x2",
+    "GroupNorm",
+    "fan_in",
+]
 TRAINED = "jax_ddpm trains the classifier and keeps it; torch_ref reads its file"
 ONLY_IN_JAX = {  # in the order in which they stand there
     "classifier": {
@@ -98,6 +109,8 @@ ONLY_IN_TORCH = {
         **dict.fromkeys(["fold_in", "split", "bits", "uniform", "randint", "bernoulli"], "in jax.random"),
         **dict.fromkeys(["threefry2x32", "erf_inv"], "inside jax.random"),
     },
+    "sampling/samplers": {"tensors": "JAX takes the NumPy arrays of labels"},
+    "sampling/guidance": {"twice": "jnp.concatenate; networks of torch_ref take marked floats only"},
     "sampling/solvers": {"for_images": "jnp.full, which takes arrays too"},
     "sampling/steps": {"of_images": "jnp.full, which takes arrays too"},
     "step": {"draw_level_and_noise": "one line in JAX; here with the permutation of the noise"},
@@ -118,7 +131,8 @@ SEQUENTIAL = "an nn.Sequential, whose forward is torch's, for the names of its p
 OTHER_ARGUMENTS = {
     "classifier": {"load_classifier": TRAINED},
     "step": dict.fromkeys(
-        ["TrainState", "make_optimizer", "ema_update", "make_train_step", "make_validation"], PYTREES
+        ["TrainState", "make_optimizer", "ema_update", "power_ema_update", "make_train_step", "make_validation"],
+        PYTREES,
     ),
     "unets/__init__": {"register": "the names of a PyTorch module need no table"},
     "unets/layer_norm": {"Stage": SEQUENTIAL},

@@ -12,7 +12,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FLAGS = ["--widths", "32", "--time-width", "32", "--timesteps", "20", "--beta-end", "0.4", "--steps", "6"]
 FLAGS += ["--batch-size", "16", "--learning-rate", "1e-3", "--num-samples", "4", "--log-every", "2"]
-FLAGS += ["--sampler", "dpmpp", "--num-steps", "9"]
+FLAGS += ["--sampler", "dpmpp", "--num-steps", "9", "--power-ema", "--power-ema-every", "2"]
 
 
 def command(script, *arguments, **changes):

@@ -244,9 +244,10 @@ for number, config in enumerate(configs):
 """
 
 
-def test_four_devices_train_like_one(tmp_path):
+@pytest.mark.parametrize("conditional", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_four_devices_train_like_one(conditional, tmp_path):
     """With each batch in parts: losses and validation losses."""
-    configs = [small(widths=(32,), steps=8, accumulate=2)]
+    configs = [small(widths=(32,), steps=8, accumulate=2, conditional=conditional)]
     results = {}
     for count in (1, 4):
         environment = {

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from torch_ref import rng
 from torch_ref.layers import Dropout
@@ -20,12 +21,17 @@ Metrics = dict[str, float]
 
 @dataclass
 class TrainState:
-    """step: the number of optimiser steps done; ema: a copy of `network` that holds the averages, or None."""
+    """step: the number of optimiser steps done; ema: a copy of `network` that holds the averages, or None.
+
+    power_ema: copies that hold the power-function averages, one for each of `power_ema_widths`; empty without
+    --power-ema.
+    """
 
     step: int
     network: nn.Module
     ema: nn.Module | None
     optimizer: torch.optim.Optimizer
+    power_ema: tuple[nn.Module, ...] = ()
 
     @property
     def weights(self) -> nn.Module:
@@ -33,10 +39,16 @@ class TrainState:
         return self.network if self.ema is None else self.ema
 
 
-def create_state(network: nn.Module, optimizer: torch.optim.Optimizer, ema: bool, dtype=torch.float32) -> TrainState:
-    """The state at step 0 of an initialised network, which is cast to `dtype`. The EMA starts as a copy of it."""
+def create_state(
+    network: nn.Module, optimizer: torch.optim.Optimizer, ema: bool, dtype=torch.float32, power_ema: bool = False
+) -> TrainState:
+    """The state at step 0 of an initialised network, which is cast to `dtype`. All averages start as copies of it."""
     network.to(dtype)
-    return TrainState(0, network, copy.deepcopy(network).requires_grad_(False) if ema else None, optimizer)
+
+    def average() -> nn.Module:
+        return copy.deepcopy(network).requires_grad_(False)
+
+    return TrainState(0, network, average() if ema else None, optimizer, tuple(average() for _ in range(2 * power_ema)))
 
 
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
@@ -85,6 +97,17 @@ def ema_update(ema: nn.Module, network: nn.Module, step: int, decay: float) -> N
         e.copy_(d * e + (1 - d) * p)
 
 
+@torch.no_grad()
+def power_ema_update(ema: nn.Module, network: nn.Module, step: int, gamma: float) -> None:
+    """beta ema + (1 - beta) params, in place, with beta = (1 - 1/t)^(gamma + 1), t = step + 1.
+
+    Karras et al. 2024, section 3.1. 1 - beta is computed without cancellation.
+    """
+    for e, p in zip(ema.parameters(), network.parameters(), strict=True):
+        one_minus_beta = -torch.expm1((gamma + 1) * torch.log1p(-1 / torch.tensor(step + 1, dtype=e.dtype)))
+        e.copy_(e + one_minus_beta * (p - e))
+
+
 def prepare_images(images: Tensor, dtype, flip_key: np.ndarray | None) -> Tensor:
     """uint8 (B, H, W, C) to (B, C, H, W) in [-1, 1]. With a key, each is flipped left to right with probability 1/2."""
     x = (images.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
@@ -92,6 +115,11 @@ def prepare_images(images: Tensor, dtype, flip_key: np.ndarray | None) -> Tensor
         return x
     flip = rng.bernoulli(flip_key, 0.5, (x.shape[0],)).to(x.device)
     return torch.where(flip[:, None, None, None], x.flip(-1), x)
+
+
+def drop_labels(k: np.ndarray, labels: Tensor, null_index: int, rate: float) -> Tensor:
+    """Labels (B,), each replaced by the null label with probability `rate` (Ho & Salimans 2022, algorithm 1)."""
+    return torch.where(rng.bernoulli(k, rate, labels.shape).to(labels.device), null_index, labels)
 
 
 def draw_level_and_noise(
@@ -104,27 +132,30 @@ def draw_level_and_noise(
     return level.to(x_0.device), noise.to(x_0.device)
 
 
-def make_train_step(
-    config: RunConfig, total_steps: int
-) -> Callable[[TrainState, np.ndarray], tuple[TrainState, Metrics]]:
-    """Returns train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), which updates the state in place.
+def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns train_step(state, images uint8 (B, H, W, C), labels=None) -> (state, metrics); it changes the state.
 
-    If the loss or a gradient is not finite, the step is skipped: only `state.step` increases. Metrics: loss, grad_norm
-    (before clipping), learning_rate and skipped (0 or 1). Every random number depends only on (seed, state.step).
+    labels: integers (B,), for a network with classes. Those that are dropped are drawn inside.
+
+    If the loss or a gradient is not finite, the step is skipped: only `state.step` increases, and the power-function
+    averages take the unchanged parameters once more. Metrics: loss, grad_norm (before clipping), learning_rate and
+    skipped (0 or 1). Every random number depends only on (seed, state.step).
     """
     training, seed = config.training, config.training.seed
     dropout = getattr(config.network, "dropout", 0.0)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
-    objective = make_objective(config.diffusion, dtype)
+    objective, null_index = make_objective(config.diffusion, dtype), config.network.null_index
 
     def gradients(network, step, *batch):
         """Loss and gradients of the batch: the mean over `accumulate` parts of equal size."""
         total, parts = 0.0, training.accumulate
         for a in range(parts):  # part a takes images a, a + A, a + 2A, ...
-            x_0, level, noise, image_indices = (values[a::parts] for values in batch)
+            x_0, level, noise, image_indices, *labels = (values[a::parts] for values in batch)
             predict = network
             if dropout and "dropout" in inspect.signature(network.forward).parameters:
                 predict = partial(network, dropout=Dropout(dropout, seed, step, image_indices))
+            if labels:
+                predict = partial(predict, labels=labels[0])
             loss = objective.loss(predict, x_0, level, noise, **training.loss_settings)
             loss.backward()
             total = total + loss.detach()
@@ -134,14 +165,23 @@ def make_train_step(
                 p.grad.div_(parts)
         return total / parts, [p.grad for p in network.parameters()]
 
-    def train_step(state: TrainState, images: np.ndarray) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, images: np.ndarray, labels: np.ndarray | None = None
+    ) -> tuple[TrainState, Metrics]:
         step, device = state.step, next(state.network.parameters()).device
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, flip_key)
         level_key, noise_key = rng.key(seed, rng.TIMESTEPS, step), rng.key(seed, rng.NOISE, step)
         level, noise = draw_level_and_noise(level_key, noise_key, x_0, objective)
         state.optimizer.zero_grad()
-        loss, grads = gradients(state.network, step, x_0, level, noise, np.arange(len(x_0)))
+        batch = x_0, level, noise, np.arange(len(x_0))
+        if labels is not None:
+            labels = torch.as_tensor(labels, dtype=torch.int64, device=device)
+            if null_index is not None and training.label_dropout:
+                k = rng.key(seed, rng.LABEL_DROPOUT, step)
+                labels = drop_labels(k, labels, null_index, training.label_dropout)
+            batch = *batch, labels
+        loss, grads = gradients(state.network, step, *batch)
         norm, rate = global_norm(grads), learning_rate(training, step, total_steps)
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
         if finite:
@@ -152,6 +192,8 @@ def make_train_step(
             state.optimizer.step()
             if state.ema is not None:
                 ema_update(state.ema, state.network, step, training.ema_decay)
+        for average, width in zip(state.power_ema, training.power_ema_widths, strict=bool(state.power_ema)):
+            power_ema_update(average, state.network, step, gamma_of(width))
         state.step += 1
         metrics = {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate, "skipped": float(not finite)}
         return state, metrics
@@ -159,16 +201,17 @@ def make_train_step(
     return train_step
 
 
-def make_validation(config: RunConfig) -> Callable[[nn.Module, np.ndarray, np.ndarray, int], float]:
-    """Returns validate(network, images uint8 (B, H, W, C), mask bool (B,), batch_index) -> summed loss.
+def make_validation(config: RunConfig) -> Callable[..., float]:
+    """Returns validate(network, images uint8 (B, H, W, C), mask bool (B,), batch_index, labels=None) -> sum.
 
-    The sum is over the images whose mask is True. Noise levels and noise depend only on the seed and `batch_index`.
+    The sum of the losses is over the images whose mask is True. Noise levels and noise depend only on the seed and
+    `batch_index`. labels: as in `make_train_step`; none is dropped.
     """
     dtype = torch.float64 if config.training.precision == "float64" else torch.float32
     objective, seed = make_objective(config.diffusion, dtype), config.training.seed
 
     @torch.no_grad()
-    def validate(network, images, mask, batch_index):
+    def validate(network, images, mask, batch_index, labels=None):
         device = next(network.parameters()).device
         x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, None)
         level_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index)
@@ -176,7 +219,10 @@ def make_validation(config: RunConfig) -> Callable[[nn.Module, np.ndarray, np.nd
         level, noise = draw_level_and_noise(level_key, noise_key, x_0, objective)
         in_training = network.training
         network.eval()
-        losses = objective.loss_per_image(network, x_0, level, noise, **config.training.loss_settings)
+        predict = network
+        if labels is not None:
+            predict = partial(network, labels=torch.as_tensor(labels, dtype=torch.int64, device=device))
+        losses = objective.loss_per_image(predict, x_0, level, noise, **config.training.loss_settings)
         network.train(in_training)
         return torch.sum(losses * torch.as_tensor(mask, device=device)).item()
 

@@ -32,6 +32,7 @@ def load_model(
     *,
     weights: str | None = None,
     step: int | None = None,
+    ema_width: float | None = None,
     network: NetworkConfig | None = None,
     network_settings: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = print,
@@ -48,6 +49,7 @@ def load_model(
         image_size,
         weights=weights,
         step=step,
+        ema_width=ema_width,
         network=network,
         network_settings=network_settings,
         shapes_of=array_shapes,
@@ -128,6 +130,9 @@ def initialise(network: nn.Module, seed: int) -> None:
             weight.copy_(torch.from_numpy((2 * draw_uniform(seed, f"{path}.in_proj_weight", weight.shape) - 1) * bound))
             if layer.in_proj_bias is not None:
                 layer.in_proj_bias.fill_(0)
+        elif isinstance(layer, nn.Embedding):
+            u = draw_uniform(seed, f"{path}.weight", (2, *layer.weight.shape))
+            layer.weight.copy_(torch.from_numpy(box_muller(u)))
         elif isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             bound = np.float32(1 / math.sqrt(fan_in(layer)))
             for name, parameter in parameters.items():

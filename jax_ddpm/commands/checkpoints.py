@@ -33,6 +33,7 @@ def score_checkpoints(evaluation: Evaluation) -> None:
         sampler=evaluation.sampler,
         seed=flags.seed,
         batch_size=flags.batch_size,
+        guide=evaluation.guide,
         log=tqdm.write,
         progress=evaluation.bars,
         **asdict(flags.diffusion),

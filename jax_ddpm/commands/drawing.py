@@ -10,9 +10,12 @@ import tyro
 from tqdm import tqdm
 
 from jax_ddpm.commands.flags import integers
+from jax_ddpm.commands.label_flags import check_label_flags, check_labels, default_count, labels_to_draw, names_of
 from jax_ddpm.spec.diffusion_config import check_sampler, require_timesteps
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.inputs import seeds_and_indices
+from jax_ddpm.spec.labels import label_array
+from jax_ddpm.spec.model_info import ModelInfo
 
 MAX_COLUMNS = 16  # of a grid of interpolated pictures
 MAX_FRAMES = 60  # of a .gif
@@ -59,6 +62,7 @@ class EditingFlags:
 def check_together(flags) -> None:
     """UserError for flags that cannot be combined."""
     editing, kind = flags.editing, flags.editing.kind
+    check_label_flags(flags)
     if len(editing.asked) > 1:
         raise UserError(f"{' and '.join(editing.asked)} do not go together: choose one of them.")
     if editing.image is None and kind in ("--start-t", "--mask", "--invert"):
@@ -90,17 +94,17 @@ def check_together(flags) -> None:
         )
 
 
-def load_inputs(flags, image_shape: tuple[int, int, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+def load_inputs(flags, info: ModelInfo) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The images to edit, float32 (N, H, W, C), one per picture, and the mask, bool (H, W); None without them."""
     from jax_ddpm.data import to_float
     from jax_ddpm.data.user_images import read_images, read_mask
 
     if flags.editing.image is None:
         return None, None
-    images = to_float(read_images(flags.editing.image, image_shape))
-    mask = None if flags.editing.mask is None else read_mask(flags.editing.mask, image_shape)
+    images = to_float(read_images(flags.editing.image, info.image_shape))
+    mask = None if flags.editing.mask is None else read_mask(flags.editing.mask, info.image_shape)
     if len(images) == 1 and flags.editing.kind != "--invert":
-        return images.repeat(num_images(flags), axis=0), mask
+        return images.repeat(num_images(flags, info), axis=0), mask
     if flags.num_images not in (None, len(images)):
         raise UserError(
             f"num_images = {flags.num_images}: --image gives {len(images)} images, and each gives one picture. "
@@ -109,11 +113,11 @@ def load_inputs(flags, image_shape: tuple[int, int, int]) -> tuple[np.ndarray | 
     return images, mask
 
 
-def num_images(flags) -> int:
+def num_images(flags, info: ModelInfo) -> int:
     """Number of pictures that the flags ask for."""
     if flags.seeds is not None:
         return len(integers(flags.seeds))
-    count = NUM_IMAGES if flags.num_images is None else flags.num_images
+    count = default_count(flags, info) or NUM_IMAGES if flags.num_images is None else flags.num_images
     require(count >= 1, "num_images", count, "expected at least 1")
     return count
 
@@ -121,27 +125,49 @@ def num_images(flags) -> int:
 def draw(flags, model, package: ModuleType, settings: dict) -> str:
     """Draw what the flags ask for and write it. Returns a description of the output.
 
-    package: jax_ddpm or torch_ref. settings: the arguments `sampler` and `dtype` of its functions.
+    package: jax_ddpm or torch_ref. settings: the arguments `guide` and `dtype` of its functions.
     """
     from jax_ddpm import report
 
+    check_labels(flags, model.info)
+    first, *others = flags.sampling.samplers
+    samplers = [first.fitting(model.info.diffusion)]
+    samplers += [each.fitting(model.info.diffusion, log=lambda line: None) for each in others]
+    names = names_of(model.info)
+    settings = {**settings, "sampler": samplers[0]}
     if flags.out.suffix == ".gif":
-        return report.write_frames(flags.out, draw_frames(flags, model, package, settings), flags.rescale)
-    images, mask = load_inputs(flags, model.info.image_shape)
+        frames, labels = draw_frames(flags, model, package, settings)
+        return report.write_frames(flags.out, frames, flags.rescale, labels if flags.label.label_grid else None, names)
+    images, mask = load_inputs(flags, model.info)
+    if len(samplers) > 1:
+        columns = []
+        for sampler in samplers:
+            guide = None if sampler.guidance == 1 else settings["guide"]
+            of_weight = {**settings, "sampler": sampler, "guide": guide}
+            columns.append(draw_images(flags, model, package, of_weight, None, None))
+        x_0, labels = np.concatenate([x_0 for x_0, _ in columns]), columns[0][1].get("labels")
+        cells = report.as_uint8(x_0, flags.rescale).reshape(len(columns), -1, *x_0.shape[1:]).swapaxes(0, 1)
+        rows = [] if labels is None or labels.ndim > 1 else [report.label_text(label, names) for label in labels]
+        picture = report.table(cells, [f"{sampler.guidance:g}" for sampler in samplers], row_labels=rows)
+        return report.write_images(flags.out, x_0, flags.rescale, picture)
     x_0, arrays = draw_images(flags, model, package, settings, images, mask)
     if flags.editing.invert:
         error = float(np.sqrt(np.mean(np.square(x_0 - images))))
         print(f"Reconstruction: root mean square error {error:.4f} in [-1, 1], {127.5 * error:.2f} of 255 levels.")
-    picture = layout(flags, images, mask, x_0, **arrays)
+    if flags.label.label_grid:
+        picture = report.class_grid(report.as_uint8(x_0, flags.rescale), arrays["labels"], names)
+    else:
+        picture = layout(flags, images, mask, x_0, arrays.get("x_T"))
     return report.write_images(flags.out, x_0, flags.rescale, picture, **arrays)
 
 
 def draw_images(
     flags, model, package: ModuleType, settings: dict, images: np.ndarray | None, mask: np.ndarray | None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The pictures, float32 (N, H, W, C), and further arrays by name: `x_T` after an inversion."""
+    """The pictures, float32 (N, H, W, C), and further arrays by name: `x_T` after an inversion, and `labels` of
+    pictures that are drawn from noise with labels."""
     kind, editing, sampler, config = flags.editing.kind, flags.editing, settings["sampler"], model.info.diffusion
-    count = num_images(flags) if images is None else len(images)
+    count = num_images(flags, model.info) if images is None else len(images)
     repaint = {"resamplings": editing.resamplings, "jump": editing.jump}
     check_sampler(sampler, config)
     if kind in ("--start-t", "--mask", "--invert"):
@@ -155,12 +181,15 @@ def draw_images(
     elif kind == "--start-t":
         print(f"The image is noised to t = {timesteps[0]} and denoised in {len(timesteps):,} steps.")
     passes = -(-count // max(1, min(flags.batch_size, count))) * (2 if kind == "--invert" else 1)
+    labels, arrays = labels_to_draw(flags, model.info, count), {}
     with tqdm(total=len(timesteps) * passes, unit="step", delay=0.5) as bar:
         settings = {**settings, "batch_size": flags.batch_size, "progress": update_bar(bar, len(timesteps))}
+        settings["labels"] = labels
         seeded = {**settings, "seed": flags.seed, "seeds": None if flags.seeds is None else integers(flags.seeds)}
-        arrays = {}
         if kind is None:
             x_0 = package.sample(model, count, **seeded)
+            if (drawn := label_array(model.info, labels, count)) is not None:
+                arrays["labels"] = drawn
         elif kind == "--interpolate":
             x_0 = package.interpolate(model, *pair(editing.interpolate), count, **settings)
         elif kind == "--start-t":
@@ -174,11 +203,13 @@ def draw_images(
     return x_0, arrays
 
 
-def draw_frames(flags, model, package: ModuleType, settings: dict) -> np.ndarray:
-    """States from noise to images, float (F, N, H, W, C)."""
+def draw_frames(flags, model, package: ModuleType, settings: dict) -> tuple[np.ndarray, np.ndarray | None]:
+    """States from noise to images, float (F, N, H, W, C), and the labels of the images."""
     samplers = importlib.import_module(f"{package.__name__}.sampling.samplers")
     network, config, image_shape = samplers.unpack_model(model, None, None)
-    sampler, count = settings["sampler"], num_images(flags)
+    sampler, count = settings["sampler"], num_images(flags, model.info)
+    labels = labels_to_draw(flags, model.info, count)
+    arrays, guide = samplers.labels_and_guide(model, labels, count, sampler, settings["guide"])
     seeds, indices = seeds_and_indices(flags.seed, None if flags.seeds is None else integers(flags.seeds), count)
     steps = len(importlib.import_module(f"{package.__name__}.sampling.reverse").sampling_timesteps(config, sampler))
     frames = []
@@ -187,12 +218,12 @@ def draw_frames(flags, model, package: ModuleType, settings: dict) -> np.ndarray
             batch = slice(start, start + flags.batch_size)
             states = samplers.sample_indices(
                 *(network, config, image_shape, seeds if np.ndim(seeds) == 0 else seeds[batch], indices[batch]),
-                **settings,
+                **{**settings, "guide": guide, "labels": arrays and arrays.rows(batch)},
                 num_frames=min(MAX_FRAMES, steps + 1),
                 progress=update_bar(bar, steps),
             )[1]
             frames.append(np.asarray(states if package.__name__ == "jax_ddpm" else states.permute(0, 1, 3, 4, 2)))
-    return np.concatenate(frames, axis=1)
+    return np.concatenate(frames, axis=1), arrays and arrays.wanted
 
 
 def layout(flags, images: np.ndarray | None, mask: np.ndarray | None, x_0: np.ndarray, x_T: np.ndarray | None = None):

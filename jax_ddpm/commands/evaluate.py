@@ -70,13 +70,16 @@ class EvaluateFlags:
     """For --likelihood: timesteps for each image, from 2 to T. T is exact. Default: 50, which gives an estimate without
     bias, with its error."""
     sweep: tuple[str, ...] = ()
-    """Compare samplers: NAME=VALUE,VALUE ..., such as sampler=ddpm,ddim num_steps=10,50 clip=x0,state. Each combination
-    is scored, and those with the smallest FID for their number of network calls are marked."""
+    """Compare samplers: NAME=VALUE,VALUE ..., such as sampler=ddpm,ddim num_steps=10,50 clip=x0,state, or
+    ema_width=0.02,0.05,0.1 for a run with --power-ema. Each combination is scored, and those with the smallest FID for
+    their number of network calls are marked."""
     checkpoints: str | None = None
     """Score the checkpoints of a run, of which train --keep-every keeps more: all, or steps such as 500,1000."""
     plot: Path | None = None
     """The .png of --sweep, --checkpoints or the bound by timestep. Default: in RUN/evaluation, or sweep.png and
     bound.png here."""
+    guide: Path | None = None
+    """A weaker model, away from which the images are guided (autoguidance; Karras et al. 2024). Needs --guidance."""
     nearest: Path | None = None
     """Also the share of images that are copies of training images, and a .png of those most like one."""
     imports: ImportFlag = ()
@@ -130,6 +133,7 @@ def check_flags(flags: EvaluateFlags) -> None:
 def check_checkpoints(flags: EvaluateFlags) -> None:
     """UserError for flags that do not go together with --checkpoints."""
     others = {"--sweep": flags.sweep, "--likelihood": flags.likelihood, "--step": flags.loading.step is not None}
+    others["--ema-width"] = flags.loading.ema_width is not None
     for name, given in others.items():
         if given:
             raise UserError(f"--checkpoints and {name} do not go together: give one of them.")

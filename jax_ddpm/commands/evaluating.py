@@ -11,6 +11,7 @@ import numpy as np
 from jax_ddpm import load_model
 from jax_ddpm.commands.evaluate import EvaluateFlags
 from jax_ddpm.evaluation import choices
+from jax_ddpm.evaluation.classes import samples_with_labels
 from jax_ddpm.evaluation.curve import checkpoint_steps
 from jax_ddpm.evaluation.distances import Statistics, save_statistics, statistics, statistics_arrays
 from jax_ddpm.evaluation.evaluating import first_images, open_features
@@ -20,10 +21,12 @@ from jax_ddpm.evaluation.reference import Reference, make_reference
 from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, samples_folder
 from jax_ddpm.evaluation.samples import draw_samples
 from jax_ddpm.evaluation.scores import score
-from jax_ddpm.evaluation.sweep import combinations, read_settings
+from jax_ddpm.evaluation.sweep import EMA_WIDTH, combinations, read_settings, read_value
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
+from jax_ddpm.spec.ema_snapshots import find_average
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, cache_dir, write_text
+from jax_ddpm.spec.labels import check_guidance
 from jax_ddpm.spec.model_folder import has_model_file
 from jax_ddpm.spec.model_info import describe
 from jax_ddpm.spec.read_content import EXPECTED
@@ -49,6 +52,8 @@ class Evaluation:
     """What is scored: the combinations of --sweep, or the steps of --checkpoints; else empty."""
     sampler: SamplerConfig
     """The sampler of the model, if there is one."""
+    guide: Model | None = None
+    """The weaker model of --guide."""
 
     def images(self) -> ImageSet:
         """The images that are evaluated."""
@@ -69,18 +74,29 @@ class Evaluation:
             done.append(number)
             progress(number)
 
-        images = draw_samples(model, count, sampler, flags.seed, flags.batch_size, folder, keep)
-        return ImageSet("samples", images), done[0] > 0
+        guide = None if sampler.guidance == 1 else self.guide
+        images = draw_samples(model, count, sampler, flags.seed, flags.batch_size, folder, keep, guide)
+        return samples_with_labels(images, model.info, self.reference), done[0] > 0
 
     def add_result(
-        self, sampler: SamplerConfig, diffusion: DiffusionConfig, scores: dict, seconds: float
+        self,
+        sampler: SamplerConfig,
+        diffusion: DiffusionConfig,
+        scores: dict,
+        seconds: float,
+        ema_width: float | None = None,
     ) -> Path | None:
-        """Add a line to the results of the run, if there is one, and return their file."""
+        """Add a line to the results of the run, if there is one, and return their file.
+
+        ema_width: of the weights that drew the images. Default: that of --ema-width.
+        """
         if self.run is None:
             return None
-        weights = self.flags.loading.weights or ("ema" if averages_weights(self.run) else "raw")
+        loading = self.flags.loading
+        width = ema_width or loading.ema_width
+        weights = loading.weights or ("ema" if width or averages_weights(self.run) else "raw")
         step, seed = self.model.info.step, self.flags.seed
-        result = Result(step, weights, sampler, seed, scores, seconds, diffusion=diffusion)
+        result = Result(step, weights, sampler, seed, scores, seconds, diffusion=diffusion, ema_width=width)
         return append_result(self.run, result)
 
 
@@ -119,13 +135,15 @@ def run(flags: EvaluateFlags) -> None:
 
 def prepare(flags: EvaluateFlags) -> Evaluation:
     """Load the model or open the images, and the reference with its features. Prints what is taken."""
-    bars, model, given, run, chosen, sampler = Bars(), None, None, None, [], SamplerConfig()
+    bars, model, given, run, chosen, guide, sampler = Bars(), None, None, None, [], None, SamplerConfig()
     settings = DataConfig(**asdict(flags.data), image_size=flags.image_size or DataConfig.image_size)
     if choices.holds_model(flags.subject):
         if flags.precision == "float64":
             jax.config.update("jax_enable_x64", True)
         settings_of_sweep = read_settings(flags.sweep) if flags.sweep else {}
         loading, run = {**flags.loading.arguments, **asdict(flags.diffusion)}, choices.run_of(flags.subject)
+        for width in settings_of_sweep.get(EMA_WIDTH, ()):
+            find_average(flags.subject, read_value(EMA_WIDTH, width), flags.loading.step, flags.loading.weights)
         if flags.checkpoints:
             chosen = steps_to_score(flags, run)
             if not has_model_file(run):  # of a run that was interrupted
@@ -139,7 +157,11 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
             require(fits, "--num-timesteps", flags.num_timesteps, f"expected from 2 to {timesteps}")
         if flags.sweep:
             chosen = combinations(settings_of_sweep, sampler, model.info.diffusion)
+        guide = flags.guide and load_model(flags.guide, flags.image_size, flags.precision)
+        check_guidances(flags, model, guide, [each.sampler for each in chosen] if flags.sweep else [sampler])
         print(describe(model.info, model.num_parameters))
+        if model.info.network.label_count:
+            print("Labels: the classes in turn.")
         shape = model.info.image_shape
     else:
         refuse_flags_of_models(flags)
@@ -162,7 +184,17 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
     if model is not None and flags.num_images is None:
         print(f"{choices.default_num_images():,} images are drawn. --num-images changes that.")
     reference = make_reference(real, extractor, settings.cache_dir, flags.batch_size, progress=bars)
-    return Evaluation(flags, bars, model, given, run, real, reference, chosen, sampler)
+    return Evaluation(flags, bars, model, given, run, real, reference, chosen, sampler, guide)
+
+
+def check_guidances(flags: EvaluateFlags, model: Model, guide: Model | None, samplers: list) -> None:
+    """UserError for guidance that the model cannot have; and a line about weights below 0."""
+    if guide is not None and all(sampler.guidance == 1 for sampler in samplers):
+        raise UserError(f"--guide {flags.guide} has no effect at guidance 1: give another weight (--guidance 2).")
+    for sampler in samplers:
+        check_guidance(model.info, sampler, None if guide is None or sampler.guidance == 1 else guide.info)
+    for weight in sorted({sampler.guidance for sampler in samplers if sampler.guidance < 0}):
+        print(f"Guidance {weight:g} is below 0: it leads away from the label.")
 
 
 def load_subject(flags: EvaluateFlags, loading: dict) -> Model:
@@ -191,7 +223,7 @@ def picture_path(evaluation: Evaluation, name: str) -> Path:
 
 def refuse_flags_of_models(flags: EvaluateFlags) -> None:
     """UserError for flags that have no effect on images that are given."""
-    for name in ("likelihood", "sweep", "checkpoints"):
+    for name in ("likelihood", "sweep", "checkpoints", "guide"):
         if getattr(flags, name):
             raise UserError(f"--{name} needs a model, and {flags.subject} is images: leave it out.")
     for part in (flags.sampling, flags.diffusion, flags.loading):

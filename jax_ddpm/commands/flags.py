@@ -136,6 +136,9 @@ class LoadingFlags:
     """EMA or raw weights. Default: EMA weights where there are some. A run has raw ones in its checkpoints."""
     step: int | None = None
     """For a run: the step of the checkpoint to load. RUN/checkpoints/STEP names it, too."""
+    ema_width: float | None = None
+    """For a run with --power-ema: load the average of this width, such as 0.05, made of the snapshots up to --step, or
+    of all."""
     network_setting: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """NAME=VALUE: a setting of the network that shapes do not show, such as heads=4. May be given several times."""
 
@@ -145,6 +148,7 @@ class LoadingFlags:
         return {
             "weights": self.weights,
             "step": self.step,
+            "ema_width": self.ema_width,
             "network_settings": dict(map(read_setting, self.network_setting)),
         }
 

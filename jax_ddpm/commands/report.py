@@ -81,7 +81,7 @@ def draw_pictures(folder: Path, config, weights: Weights | None, step: int | Non
     print(f"Drawing the final pictures ... {channel_note(model.info.image_shape[2])}".rstrip())
     graph, params, buffers = nnx.split(model.network, nnx.Param, Buffer)
     rows = MetricsLog(folder, print).rows()
-    pictures = Pictures(folder, graph, config, model.info.image_shape)
+    pictures = Pictures(folder, graph, config, model.info.image_shape, model.info.class_names)
     for path, text in pictures.save_final(params, buffers, model.info.step, images, rows, are_raw):
         print(f"  {path}: {text}")
     return notes

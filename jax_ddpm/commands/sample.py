@@ -8,7 +8,8 @@ from typing import Literal
 import tyro
 
 from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
-from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, SamplerFlags, parse
+from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
+from jax_ddpm.commands.label_flags import GuidanceFlags, LabelFlags
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_info import describe
@@ -17,6 +18,7 @@ from jax_ddpm.spec.types import Precision
 EXAMPLES = (
     "--model runs/digits-digits --num-images 64 --out grid.png",
     "--model runs/digits-digits --sampler ddim --num-steps 50 --out arrays.npz",
+    "--model runs/clothes --labels sneaker,7,bag --guidance 2",
 )
 
 
@@ -33,7 +35,8 @@ class SampleFlags:
     """Write to --out even if it is a folder that is not empty, whose numbered pictures are then deleted, or a file that
     this command did not write."""
     num_images: int | None = None
-    """Number of pictures. Default: 16; with --seeds one per seed; with several images one per image."""
+    """Number of pictures. Default: 16; with --seeds one per seed; with several images one per image; with several
+    labels one per label, or 8 with --label-grid."""
     seed: int = 0
     """Seed of the noise. Picture i of a seed is always the same, whatever the number of pictures."""
     seeds: str | None = None
@@ -49,8 +52,9 @@ class SampleFlags:
     rescale: Literal["none", "per-image"] = "none"
     """per-image: map each picture's own range of values to black and white, for samples that leave [-1, 1]."""
     imports: ImportFlag = ()
+    label: LabelFlags = field(default_factory=LabelFlags)
     editing: EditingFlags = field(default_factory=EditingFlags)
-    sampling: SamplerFlags = field(default_factory=SamplerFlags)
+    sampling: GuidanceFlags = field(default_factory=GuidanceFlags)
     loading: LoadingFlags = field(default_factory=LoadingFlags)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
@@ -76,9 +80,10 @@ def with_jax(flags: SampleFlags):
         jax.config.update("jax_enable_x64", True)
     settings = {**flags.loading.arguments, **asdict(flags.diffusion)}
     model = jax_ddpm.load_model(flags.model, flags.image_size, flags.precision, **settings)
+    guide = flags.label.guide and jax_ddpm.load_model(flags.label.guide, flags.image_size, flags.precision)
     dtype = jnp.float64 if flags.precision == "float64" else jnp.float32
     described = describe(model.info, model.num_parameters)
-    return model, jax_ddpm, {"sampler": flags.sampling.fitting(model.info.diffusion), "dtype": dtype}, described
+    return model, jax_ddpm, {"guide": guide, "dtype": dtype}, described
 
 
 def with_torch(flags: SampleFlags):
@@ -92,6 +97,7 @@ def with_torch(flags: SampleFlags):
 
     settings = {**flags.loading.arguments, **asdict(flags.diffusion)}
     model = torch_ref.load_model(flags.model, flags.image_size, flags.precision, **settings)
+    guide = flags.label.guide and torch_ref.load_model(flags.label.guide, flags.image_size, flags.precision)
     dtype = torch.float64 if flags.precision == "float64" else torch.float32
     described = describe(model.info, num_parameters(model))
-    return model, torch_ref, {"sampler": flags.sampling.fitting(model.info.diffusion), "dtype": dtype}, described
+    return model, torch_ref, {"guide": guide, "dtype": dtype}, described

@@ -1,12 +1,15 @@
 """`jax-ddpm evaluate --sweep`: scores of many samplers, a table and a figure."""
 
 import json
+from dataclasses import asdict
+from functools import lru_cache
 
 import numpy as np
 
-from jax_ddpm import report
+from jax_ddpm import load_model, report
 from jax_ddpm.commands.evaluating import Evaluation, picture_path
 from jax_ddpm.evaluation.sweep import (
+    EMA_WIDTH,
     Combination,
     Point,
     best_points,
@@ -23,11 +26,19 @@ LEVEL_IMAGES = 1000  # of which the mean level is computed
 
 def sweep(evaluation: Evaluation) -> None:
     """Score every combination, print the table, and write the figure and the files that the flags ask for."""
-    flags, model = evaluation.flags, evaluation.model
-    chosen = evaluation.chosen
+    flags, chosen = evaluation.flags, evaluation.chosen
+    settings_of_model = {**flags.loading.arguments, **asdict(flags.diffusion)}
+
+    @lru_cache(maxsize=1)
+    def model_of(ema_width: float | None):
+        if ema_width is None:
+            return evaluation.model
+        return load_model(
+            flags.subject, flags.image_size, flags.precision, **{**settings_of_model, "ema_width": ema_width}
+        )
 
     def draw(combination: Combination):
-        return evaluation.draw(with_settings(model, combination), combination.sampler)
+        return evaluation.draw(with_settings(model_of(combination.ema_width), combination), combination.sampler)
 
     points: list[Point] = []
     settings = {"batch_size": flags.batch_size, "progress": evaluation.bars}
@@ -36,7 +47,8 @@ def sweep(evaluation: Evaluation) -> None:
         points.append(point)
         print(f"{len(points)} of {len(chosen)}: {point.combination}, FID {point.scores.value_text('fid')}")
         drawn_by = point.combination.sampler, point.combination.diffusion
-        added = evaluation.add_result(*drawn_by, point.scores.as_dict(), point.seconds or 0.0)
+        results = point.scores.as_dict(), point.seconds or 0.0
+        added = evaluation.add_result(*drawn_by, *results, point.combination.ema_width)
     print(f"\nScores of {points[0].scores.num_images:,} images each:\n{table(points)}")
     print("* no other one has a smaller FID with as many network calls for each image or fewer.")
     print("Overlapping intervals: the difference may be chance.\n")
@@ -61,17 +73,32 @@ def sweep(evaluation: Evaluation) -> None:
 
 
 def figure(points: list[Point]):
-    """The distances by network calls, a curve for each combination of the other settings."""
+    """The distances by network calls; by weights of guidance or widths of the average, if these are swept.
+
+    There is a curve for each combination of the other settings.
+    """
+    swept, axis = "num_steps", "network calls for each image"
+    if len({point.combination.sampler.guidance for point in points}) > 1:
+        swept, axis = "guidance", "weight of guidance"
+    elif EMA_WIDTH in points[0].combination.given:
+        swept, axis = EMA_WIDTH, "width of the average"
+
+    def position(point: Point) -> float:
+        combination = point.combination
+        others = {"guidance": combination.sampler.guidance, EMA_WIDTH: combination.ema_width}
+        return others.get(swept, combination.network_calls)
+
     has_fid = points[0].scores.fid is not None
     curves: dict[str, list] = {}
     for point in points:
         if point.distance is None:
             continue
-        others = [f"{name}={value}" for name, value in point.combination.given.items() if name != "num_steps"]
+        others = [f"{name}={value}" for name, value in point.combination.given.items() if name != swept]
         interval = point.scores.fid_interval if has_fid else None
         curve = curves.setdefault(" ".join(others) or point.combination.sampler.sampler, [])
-        curve.append((point.combination.network_calls, point.distance, interval))
-    best = [(point.combination.network_calls, point.distance) for point in best_points(points)]
+        curve.append((position(point), point.distance, interval))
+    is_guidance = swept == "guidance"
+    best = [] if is_guidance else [(position(point), point.distance) for point in best_points(points)]
     floor = points[0].scores.floor
     floor_value = None if floor is None else floor.fid if has_fid else floor.kid
-    return report.score_by_calls(curves, best, floor_value, "FID" if has_fid else "KID")
+    return report.score_by_calls(curves, best, floor_value, "FID" if has_fid else "KID", axis, linear=is_guidance)

@@ -10,9 +10,11 @@ import torch
 from tqdm import tqdm
 
 from jax_ddpm import data, report
+from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, snapshot_path
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE, initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
+from jax_ddpm.spec.run_classes import check_takes_labels, describe_classes, with_classes
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.progress import Intervals, Progress
@@ -41,11 +43,14 @@ def train(config: RunConfig, folder: Path) -> None:
     )
     # Raises UserError if a batch is larger than the data set.
     data.batch_indices(training.seed, 0, len(images.train), training.batch_size)
-    info = ModelInfo(network=config.network, image_shape=images.train.shape[1:], diffusion=config.diffusion)
+    config = with_classes(config, images)
+    class_names = images.class_names if training.conditional else None
+    info = ModelInfo(config.network, images.train.shape[1:], config.diffusion, class_names=class_names)
 
     network = unets.build(
         info.network, info.image_shape[2], torch.bfloat16 if training.precision == "bfloat16" else None
     )
+    check_takes_labels(config, network.forward)
     for path, layer in network.named_modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             raise UserError(f"{path} is a {type(layer).__name__}, whose statistics the training does not average.")
@@ -64,8 +69,10 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     training, steps_per_epoch = config.training, len(images.train) // config.training.batch_size
     total_steps = training.steps or training.epochs * steps_per_epoch
     dtype = torch.float64 if training.precision == "float64" else torch.float32
-    state = create_state(network, make_optimizer(training, network.to(dtype)), training.ema, dtype)
+    state = create_state(network, make_optimizer(training, network.to(dtype)), training.ema, dtype, training.power_ema)
     print(describe(info, weights.num_parameters(network)))
+    if info.class_names is not None:
+        print(describe_classes(config, info.class_names))
 
     train_step, validate = make_train_step(config, total_steps), make_validation(config)
     objective = make_objective(config.diffusion)
@@ -84,7 +91,8 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
     best, best_weights, keep_best = math.inf, state.weights, config.output.keep_best
     for step in range(total_steps):
         indices = data.batch_indices(training.seed, step, len(images.train), training.batch_size)
-        state, metrics = train_step(state, images.train[indices])
+        labels = images.labels[indices] if training.conditional else None
+        state, metrics = train_step(state, images.train[indices], labels)
         progress.update(step, 1, {name: np.asarray([value]) for name, value in metrics.items()})
         with progress.pause():
             improved = False
@@ -94,6 +102,11 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
                 improved = keep_best and loss < best
             elif step + 1 == total_steps and metrics_log.pending:
                 progress.write_row(step + 1)
+            if intervals.snapshot(step + 1):
+                (folder / SNAPSHOTS).mkdir(exist_ok=True)
+                for average, width in zip(state.power_ema, training.power_ema_widths, strict=True):
+                    path = snapshot_path(folder, step + 1, width)
+                    write_model(path, weights.state_dict(average), replace(info, step=step + 1))
             if improved:
                 best, best_weights = loss, copy.deepcopy(state.weights)
             if improved or (intervals.checkpoint(step + 1) and not keep_best):
@@ -116,5 +129,8 @@ def validation_loss(validate, network, images: data.ImageData, training) -> floa
         batch = images.validation[first : first + size]
         mask = np.arange(size) < len(batch)
         padding = np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)
-        total += validate(network, np.concatenate([batch, padding]), mask, number)
+        labels = None
+        if training.conditional:
+            labels = np.pad(images.validation_labels[first : first + size], (0, size - len(batch)))
+        total += validate(network, np.concatenate([batch, padding]), mask, number, labels)
     return total / len(images.validation)

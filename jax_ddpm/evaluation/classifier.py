@@ -281,4 +281,7 @@ def extractor(values: StateDict, info: ClassifierInfo) -> Extractor:
             raise UserError(f"The classifier was trained on images {shape}, not {images.shape[1:]}.")
         return np.asarray(apply(graph, parameters, images)[0], np.float64)
 
-    return Extractor("classifier", describe(info), digest.hexdigest(), features)
+    def classify(images) -> np.ndarray:
+        return np.concatenate([np.argmax(logits, axis=1) for _, logits in in_batches(network, images)])
+
+    return Extractor("classifier", describe(info), digest.hexdigest(), features, classify=classify)

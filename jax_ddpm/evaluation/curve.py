@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from jax_ddpm.evaluation.classes import samples_with_labels
 from jax_ddpm.evaluation.extractors import BATCH_SIZE
 from jax_ddpm.evaluation.progress import Progress, named
 from jax_ddpm.evaluation.reference import Reference
@@ -18,7 +19,7 @@ from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.run_checkpoints import find_checkpoint, steps_of
 from jax_ddpm.spec.text import some
-from jax_ddpm.weights import load_model
+from jax_ddpm.weights import Model, load_model
 
 CURVE_FILE = "curve.png"
 
@@ -56,6 +57,7 @@ def evaluate_checkpoints(
     sampler: SamplerConfig = ANCESTRAL,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
+    guide: Model | None = None,
     log: Callable[[str], None] = print,
     progress: Progress | None = None,
     **diffusion,
@@ -73,7 +75,7 @@ def evaluate_checkpoints(
         num_images: samples of each checkpoint.
         weights: "ema" or "raw". Default: EMA, if the run has them.
         precision, diffusion: as in `jax_ddpm.load_model`.
-        sampler, seed, batch_size: as in `draw_samples`.
+        sampler, seed, batch_size, guide: as in `draw_samples`.
         log: called with a line for each checkpoint.
         progress: called with what is computed, how much of it is done, and how much there is.
 
@@ -86,10 +88,11 @@ def evaluate_checkpoints(
         try:
             model = load_model(run, precision=precision, weights=weights, step=step, log=lambda line: None, **diffusion)
             drawing = named(f"step {step}", num_images, progress)
-            images = draw_samples(model, num_images, sampler, seed, batch_size, samples_folder(run), drawing)
+            images = draw_samples(model, num_images, sampler, seed, batch_size, samples_folder(run), drawing, guide)
         except UserError as error:
             log(f"Step {step:,} is left out: {error}")
             continue
+        images = samples_with_labels(images, model.info, reference)
         scores = score(images, reference, batch_size=batch_size, progress=progress)
         kind, seconds = find_checkpoint(run, weights, step).weights, time.perf_counter() - start
         used = model.info.diffusion

@@ -17,6 +17,7 @@ from jax_ddpm.evaluation.choices import (
     reference_images,
     run_of,
 )
+from jax_ddpm.evaluation.classes import samples_with_labels
 from jax_ddpm.evaluation.distances import Statistics
 from jax_ddpm.evaluation.extractors import BATCH_SIZE, Extractor, features_of_function, open_extractor
 from jax_ddpm.evaluation.image_sets import ImageSet, Shape, image_set, open_images, split_of
@@ -41,6 +42,7 @@ def evaluate(
     num_images: int | None = None,
     *,
     sampler: SamplerConfig | str = ANCESTRAL,
+    guide: Model | str | Path | None = None,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     data: DataConfig | None = None,
@@ -62,7 +64,9 @@ def evaluate(
             (B, D). Default: classifier if the data set of the reference has labels, else pixels.
         num_images: how many images to draw from a model, or to take of given ones; at least 2. Default: 1,000 of a
             model on a CPU, 10,000 on an accelerator, and all that are given.
-        sampler: its name, such as "ddim", or all its settings. Default: ddpm with T steps.
+        sampler: its name, such as "ddim", or all its settings. Default: ddpm with T steps. A model with classes draws
+            them in turn.
+        guide: a weaker model, for autoguidance, as in `jax_ddpm.sample`.
         seed: of the drawn images.
         batch_size: images at a time.
         data: where data sets lie, and which of their images are held out.
@@ -84,6 +88,7 @@ def evaluate(
     if isinstance(subject, Model):
         sampler, diffusion = sampling_settings(sampler, subject.info.diffusion, settings)
         subject = replace(subject, info=replace(subject.info, diffusion=diffusion))
+        guide = load_model(guide, log=log) if isinstance(guide, str | Path) else guide
     else:
         if settings or sampler != ANCESTRAL:
             raise UserError("Images are given, so nothing is drawn: omit the sampler and its settings.")
@@ -105,7 +110,8 @@ def evaluate(
         count, model = num_images or default_num_images(), subject
         drawing = named("images", count, progress)
         folder = folder or (samples_folder(run) if run else None)
-        subject = draw_samples(subject, count, sampler, seed, batch_size, folder, drawing)
+        drawn = draw_samples(subject, count, sampler, seed, batch_size, folder, drawing, guide)
+        subject = samples_with_labels(drawn, subject.info, reference)
     else:
         subject = first_images(subject, num_images)
     try:

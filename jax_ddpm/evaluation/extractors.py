@@ -36,6 +36,8 @@ class Extractor:
     """From uint8 images (B, H, W, C) to features, real numbers (B, D)."""
     may_cache: bool = True
     """Whether the fingerprint tells everything that decides the features, so that they may be kept on disk."""
+    classify: Callable[[np.ndarray | ShardedImages], np.ndarray] | None = None
+    """From uint8 images (N, H, W, C) to their classes, integers (N,); None for features that are of no classifier."""
 
     def __call__(
         self,

@@ -42,6 +42,10 @@ class Reference:
     """Features of other real images, likewise."""
     floors: dict[int, Any] = field(default_factory=dict)
     """`Scores` of held-out images, by their number."""
+    labels: np.ndarray | None = None
+    """Class of each image that `features` has, int32 (K,); None without labels."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes; None if unknown."""
 
 
 def make_reference(
@@ -87,6 +91,8 @@ def make_reference(
         statistics=cache.statistics(images, extractor, features, batch_size, statistics_progress) if few else None,
         features=features,
         held_out=None if images.held_out is None else kept(images.held_out, "held-out images"),
+        labels=None if images.labels is None else np.asarray(images.labels)[chosen_rows(images.count)],
+        class_names=None if images.data is None else images.data.class_names,
     )
 
 

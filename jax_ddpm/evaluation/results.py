@@ -38,6 +38,8 @@ class Result:
     """ISO 8601, UTC. Default: now."""
     diffusion: DiffusionConfig | None = None
     """The diffusion settings, of which some concern sampling."""
+    ema_width: float | None = None
+    """Width of the power-function average that was loaded, for weights "ema"; None: the run's usual weights."""
 
     def as_dict(self) -> dict:
         """As a line of the file holds it."""

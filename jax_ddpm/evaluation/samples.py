@@ -15,7 +15,7 @@ from flax import nnx
 import jax_ddpm
 from jax_ddpm import data, weights
 from jax_ddpm.sampling.reverse import sampling_timesteps
-from jax_ddpm.sampling.samplers import sample_in_batches, sample_indices
+from jax_ddpm.sampling.samplers import labels_and_guide, sample_in_batches, sample_indices
 from jax_ddpm.spec.diffusion_config import SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, write_text
@@ -34,8 +34,11 @@ def draw_samples(
     batch_size: int = 64,
     folder: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
+    guide: weights.Model | None = None,
 ) -> np.ndarray:
     """Images 0 to `num_images` - 1 of a seed, as `jax_ddpm.sample` draws them, in 8 bits.
+
+    A model with classes draws them in turn.
 
     With `folder`, each batch is written when it is complete, into a sub-folder for the settings that the images depend
     on (`settings_of`). Images that are there already are read. So a drawing that was interrupted, or a larger one, goes
@@ -49,6 +52,7 @@ def draw_samples(
         batch_size: images at a time. If the memory of the device does not hold a batch, it is halved, with a warning.
         folder: where the images are kept. None: nowhere.
         progress: called with the number of images done. Inside a batch, it grows with the steps that are done.
+        guide: a weaker model, for autoguidance.
 
     Returns:
         uint8 (N, H, W, C).
@@ -62,8 +66,8 @@ def draw_samples(
     sampler = sampler or default_sampler(model.info.diffusion)
     check_sampler(sampler, model.info.diffusion)
     if folder is None:
-        return draw_missing(model, num_images, [], sampler, seed, batch_size, None, progress)
-    settings = settings_of(model, sampler, seed)
+        return draw_missing(model, num_images, [], sampler, seed, batch_size, None, progress, guide)
+    settings = settings_of(model, sampler, seed, guide)
     inside = Path(folder) / key_of(settings)
     try:
         inside.mkdir(parents=True, exist_ok=True)
@@ -73,7 +77,7 @@ def draw_samples(
             if not (inside / SETTINGS_FILE).exists():
                 write_text(inside / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
             found = read_blocks(inside, num_images, model.info.image_shape)
-            return draw_missing(model, num_images, found, sampler, seed, batch_size, inside, progress)
+            return draw_missing(model, num_images, found, sampler, seed, batch_size, inside, progress, guide)
     except Timeout:
         raise UserError(f"Another process is drawing the same images into {inside}. Wait for it.") from None
     except OSError as error:
@@ -89,6 +93,7 @@ def draw_missing(
     batch_size: int,
     folder: Path | None,
     progress: Callable[[int], None] | None,
+    guide: weights.Model | None,
 ) -> np.ndarray:
     """The images of `found`, which are the first ones, and those after them, which are drawn and written."""
     first = sum(map(len, found))
@@ -97,6 +102,7 @@ def draw_missing(
     if first >= num_images:
         return np.concatenate(found)[:num_images]
     num_steps = len(sampling_timesteps(model.info.diffusion, sampler))
+    labels, guide = labels_and_guide(model, None, num_images, sampler, guide)
     dtype = jnp.float64 if "float64" in dtypes_of(model.network, nnx.Param) else jnp.float32
 
     def draw(batch: np.ndarray) -> np.ndarray:
@@ -115,6 +121,8 @@ def draw_missing(
             indices,
             sampler=sampler,
             dtype=dtype,
+            labels=labels and labels.rows(indices),
+            guide=guide,
             progress=None if progress is None else in_batch,
         )
         x_0 = np.asarray(x_0)
@@ -151,7 +159,7 @@ def read_blocks(folder: Path, num_images: int, image_shape: tuple[int, int, int]
     return blocks
 
 
-def settings_of(model: weights.Model, sampler: SamplerConfig, seed: int) -> dict:
+def settings_of(model: weights.Model, sampler: SamplerConfig, seed: int, guide: weights.Model | None = None) -> dict:
     """Everything that sampled images depend on, for JSON: weights, network, diffusion, precision, sampler, seed.
 
     Of a network of the user's own, also the hash of the file of its class.
@@ -164,13 +172,20 @@ def settings_of(model: weights.Model, sampler: SamplerConfig, seed: int) -> dict
         "image_shape": list(info.image_shape),
         "diffusion": asdict(info.diffusion),
         "activations": dtypes_of(network, nnx.Module),
-        "sampler": asdict(sampler),
+        "sampler": asdict(sampler) if sampler.guidance != 1 else without_guidance(sampler),
         "seed": int(seed),
     }
+    if guide is not None:
+        settings["guide"] = weights_fingerprint(guide)
     if info.network.name not in BUILT_IN:
         source = inspect.getsourcefile(type(network))
         settings["code"] = source and hashlib.sha256(Path(source).read_bytes()).hexdigest()
     return settings
+
+
+def without_guidance(sampler: SamplerConfig) -> dict:
+    """The settings that decide the images of a sampler without guidance."""
+    return {name: value for name, value in asdict(sampler).items() if not name.startswith("guidance")}
 
 
 def key_of(settings: dict) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jax_ddpm.evaluation import distances
+from jax_ddpm.evaluation.classes import ClassScores, class_rows, classes_of
 from jax_ddpm.evaluation.distances import Statistics
 from jax_ddpm.evaluation.extractors import BATCH_SIZE
 from jax_ddpm.evaluation.image_sets import ImageSet, check_shape, image_set
@@ -24,6 +25,7 @@ NAMES = {
     "recall": "recall",
     "density": "density",
     "coverage": "coverage",
+    "class_accuracy": "class accuracy",
 }
 
 
@@ -59,6 +61,10 @@ class Scores:
     """What limits these numbers, one sentence each."""
     floor: "Scores | None" = None
     """The same numbers of held-out real images: what a perfect model would get."""
+    class_accuracy: float | None = None
+    """Share of the images that the classifier gives the class they were drawn for."""
+    classes: tuple[ClassScores, ...] = ()
+    """The numbers of each class, if the images and the reference have labels."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -98,17 +104,26 @@ class Scores:
         ]
 
     def __str__(self) -> str:
-        rows = self.rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([*table, "", *self.lines()])
+        tables = [self.rows(), *([class_rows(self.classes)] if self.classes else [])]
+        return "\n".join([*(line for rows in tables for line in [*aligned(rows), ""]), *self.lines()])
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        head, *rows = ([escape(cell) for cell in row] for row in self.rows())
-        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-        top = "".join(f"<th>{cell}</th>" for cell in head)
-        return f"<table><tr>{top}</tr>{body}</table><p>{'<br>'.join(map(escape, self.lines()))}</p>"
+        tables = [self.rows(), *([class_rows(self.classes)] if self.classes else [])]
+        return f"{''.join(map(html_table, tables))}<p>{'<br>'.join(map(escape, self.lines()))}</p>"
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """A table as lines of text with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def html_table(rows: list[list[str]]) -> str:
+    head, *rows = ([escape(cell) for cell in row] for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    return f"<table><tr>{top}</tr>{body}</table>"
 
 
 def score(
@@ -134,6 +149,7 @@ def score(
             or numbers that are not finite.
     """
     same = isinstance(images, ImageSet) and images.fingerprint == reference.fingerprint
+    labels, pixels = images.labels if isinstance(images, ImageSet) else None, None
     if isinstance(images, ImageSet):
         images = images.statistics if images.images is None else images.images
     if isinstance(images, Statistics):
@@ -143,6 +159,7 @@ def score(
         same = same or found.fingerprint == reference.fingerprint
         if found.count < 2:
             raise UserError(f"images: expected at least 2, not {found.count}.")
+        pixels = found.images
         images = reference.extractor(found.images, batch_size, named("features", found.count, progress))
     features = distances.check_features(images)
     values, notes = {}, ["The images are those of the reference: a set against itself."] if same else []
@@ -153,6 +170,8 @@ def score(
         distances.check_alike(features, reference.features)
         kid_of(features, reference.features, values, notes, progress)
         manifold_of(features, reference.features, values, notes, progress)
+        if labels is not None and reference.labels is not None:
+            classes_of(pixels, labels, features, reference, values, notes, progress)
     floor = floor_of(reference, len(features), progress) if with_floor else None
     if with_floor:
         notes += floor_notes(reference, len(features), floor)

@@ -18,8 +18,9 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import SAMPLING_SETTINGS
 from jax_ddpm.weights.model import Model
 
-SAMPLER_SETTINGS = tuple(field.name for field in fields(SamplerConfig))
-SETTINGS = (*SAMPLER_SETTINGS, *SAMPLING_SETTINGS)
+SAMPLER_SETTINGS = tuple(field.name for field in fields(SamplerConfig) if field.name != "guidance_interval")
+EMA_WIDTH = "ema_width"
+SETTINGS = (*SAMPLER_SETTINGS, *SAMPLING_SETTINGS, EMA_WIDTH)
 FAR_WORSE = 1.25  # times the FID of the ancestral sampler, and intervals that do not overlap
 LEVELS = 5  # by which the mean level must be farther from that of real images to be named
 REASON = (
@@ -30,18 +31,21 @@ REASON = (
 
 @dataclass(frozen=True)
 class Combination:
-    """A sampler, and diffusion settings that only concern sampling."""
+    """A sampler, diffusion settings that only concern sampling, and the width of the averaged weights."""
 
     given: Mapping[str, Any]
     """The settings that are swept."""
     sampler: SamplerConfig
     diffusion: DiffusionConfig
+    ema_width: float | None = None
+    """None: the weights are those of the model."""
 
     @property
     def network_calls(self) -> int:
-        """For each image."""
+        """For each image. Guidance needs two predictions for each of the sampler's."""
         steps = len(sampling_timesteps(self.diffusion, self.sampler))
-        return {"heun": 2 * steps - 1, "midpoint": 2 * steps}.get(self.sampler.sampler, steps)
+        calls = {"heun": 2 * steps - 1, "midpoint": 2 * steps}.get(self.sampler.sampler, steps)
+        return calls if self.sampler.guidance == 1 else 2 * calls
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.given.items())
@@ -69,6 +73,7 @@ class Point:
         return {
             "settings": dict(c.given),
             "sampler": asdict(c.sampler),
+            "ema_width": c.ema_width,
             "network_calls": c.network_calls,
             "seconds": None if self.seconds is None else round(self.seconds, 1),
             "scores": self.scores.as_dict(),
@@ -111,8 +116,9 @@ def combinations(
     for chosen in itertools.product(*values.values()):
         given = dict(zip(values, chosen, strict=True))
         of_sampler = {name: value for name, value in given.items() if name in SAMPLER_SETTINGS}
-        of_diffusion = {name: value for name, value in given.items() if name not in SAMPLER_SETTINGS}
-        each = Combination(given, replace(sampler, **of_sampler), replace(diffusion, **of_diffusion))
+        of_diffusion = {name: value for name, value in given.items() if name in SAMPLING_SETTINGS}
+        parts = replace(sampler, **of_sampler), replace(diffusion, **of_diffusion)
+        each = Combination(given, *parts, given.get(EMA_WIDTH))
         try:
             each.diffusion.check()
             check_sampler(each.sampler, each.diffusion)
@@ -120,7 +126,11 @@ def combinations(
             log(f"Skipped {each}: {error}")
             continue
         has_variance = each.sampler.sampler == "ddpm"
-        effective = each.sampler, each.diffusion if has_variance else replace(each.diffusion, variance="beta")
+        sampled = each.sampler
+        if sampled.guidance == 1:
+            sampled = replace(sampled, guidance_rescale=0.0, guidance_interval=None)
+        effects = each.diffusion if has_variance else replace(each.diffusion, variance="beta")
+        effective = sampled, effects, each.ema_width
         if effective in found:
             log(f"Skipped {each}: the same as {found[effective]}.")
         else:
@@ -134,7 +144,8 @@ def read_value(name: str, text: str) -> Any:
     """The value of a setting in a text. UserError if it has another type."""
     import pydantic
 
-    kind = next(f.type for c in (SamplerConfig, DiffusionConfig) for f in fields(c) if f.name == name)
+    classes = (SamplerConfig, DiffusionConfig, Combination)
+    kind = next(f.type for c in classes for f in fields(c) if f.name == name)
     if text == "None" and NoneType in get_args(kind):
         return None
     try:
@@ -185,6 +196,7 @@ def warnings(points: Sequence[Point], real_level: float | None = None) -> list[s
     for point, other in itertools.product(points, points):
         c, o = point.combination, other.combination
         same = o.network_calls == c.network_calls and o.diffusion.clip == c.diffusion.clip
+        same = same and o.ema_width == c.ema_width
         if same and o.sampler.sampler == "ddpm" and c.sampler.is_deterministic and is_far_worse(point, other):
             line = f"{c} is far worse than {o}: FID {point.scores.fid:.4g} and {other.scores.fid:.4g}"
             found.append(f"{line}{levels(point, other, real_level)}.")
@@ -211,12 +223,14 @@ def table(points: Sequence[Point]) -> str:
     """A row for each point. * marks `best_points`. Seconds are "kept" where images were there already."""
     best = best_points(points)
     names = list(points[0].combination.given)
-    rows = [["", *names, "calls", "FID", "interval", "KID", "precision", "recall", "seconds"]]
+    accuracy = ["class accuracy"] if any(point.scores.class_accuracy is not None for point in points) else []
+    rows = [["", *names, "calls", "FID", "interval", "KID", "precision", "recall", *accuracy, "seconds"]]
     for point in points:
         scores = point.scores
         interval = "-" if scores.fid_interval is None else "{:.4g} to {:.4g}".format(*scores.fid_interval)
         numbers = [(scores.fid, "{:.4g}"), (scores.kid, "{:.3g}"), (scores.precision, "{:.3f}")]
-        texts = ["-" if value is None else form.format(value) for value, form in [*numbers, (scores.recall, "{:.3f}")]]
+        numbers += [(value, "{:.3f}") for value in (scores.recall, scores.class_accuracy)[: 1 + len(accuracy)]]
+        texts = ["-" if value is None else form.format(value) for value, form in numbers]
         given = [str(value) for value in point.combination.given.values()]
         calls = f"{point.combination.network_calls:,}"
         mark = "*" if any(point is each for each in best) else ""

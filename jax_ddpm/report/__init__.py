@@ -17,7 +17,7 @@ from jax_ddpm.report.figures import (
 )
 from jax_ddpm.report.files import as_uint8, check_images_path, rescale_per_image, write_frames, write_images
 from jax_ddpm.report.html_page import page
-from jax_ddpm.report.pictures import beside, grid, table, write_gif
+from jax_ddpm.report.pictures import beside, class_grid, grid, label_text, table, write_gif
 
 __all__ = [
     "as_uint8",
@@ -25,9 +25,11 @@ __all__ = [
     "bound_by_timestep",
     "channel_note",
     "check_images_path",
+    "class_grid",
     "evenly_spaced",
     "grid",
     "histogram",
+    "label_text",
     "loss_by_timestep",
     "loss_curve",
     "nearest",

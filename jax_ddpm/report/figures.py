@@ -100,20 +100,24 @@ class PlainNumbers(LogFormatter):
 
 
 def score_by_calls(
-    curves: dict[str, list[tuple[int, float, tuple[float, float] | None]]],
-    best: Sequence[tuple[int, float]] = (),
+    curves: dict[str, list[tuple[float, float, tuple[float, float] | None]]],
+    best: Sequence[tuple[float, float]] = (),
     floor: float | None = None,
     name: str = "FID",
+    axis: str = "network calls for each image",
+    linear: bool = False,
 ) -> Figure:
-    """Plot a score against the number of network calls for each image; both axes are logarithmic.
+    """Plot a score against the number of network calls for each image, or another number; axes are logarithmic.
 
     Args:
         curves: for each name in the legend, points (calls, score, interval or None).
         best: points (calls, score) to mark.
         floor: the score of real images, as a line.
         name: of the score, for the axis.
+        axis: the horizontal axis, if it is not that of network calls.
+        linear: whether that axis is linear.
     """
-    figure, axes = new_axes("network calls for each image", name)
+    figure, axes = new_axes(axis, name)
     for number, (label, points) in enumerate(curves.items()):
         calls, scores, intervals = zip(*sorted(points, key=lambda point: point[0]), strict=True)
         color = f"C{number % 10}"
@@ -123,17 +127,18 @@ def score_by_calls(
             at, low, high = zip(*known, strict=True)
             axes.vlines(at, low, high, color=color, linewidth=1, alpha=0.6)
     if best:
-        axes.plot(
-            *zip(*best, strict=True), "o", markersize=10, markerfacecolor="none", color="black", label="smallest so far"
-        )
+        circle = {"markersize": 10, "markerfacecolor": "none", "color": "black"}
+        axes.plot(*zip(*best, strict=True), "o", **circle, label="smallest for its calls")
     if floor is not None:
         axes.axhline(floor, color="tab:gray", linestyle="--", label="held-out images")
-    axes.set_xscale("log")
+    if not linear:
+        axes.set_xscale("log")
     if all(score > 0 for points in curves.values() for _, score, _ in points):
         axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PlainNumbers())
-        axis.set_minor_formatter(PlainNumbers(minor_thresholds=(2, 0.5)))
+        if axis.get_scale() == "log":
+            axis.set_major_formatter(PlainNumbers())
+            axis.set_minor_formatter(PlainNumbers(minor_thresholds=(2, 0.5)))
     axes.legend()
     return figure
 

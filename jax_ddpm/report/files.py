@@ -3,6 +3,7 @@
 import re
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +64,14 @@ def as_uint8(x: np.ndarray, rescale: str) -> np.ndarray:
     return to_uint8(rescale_per_image(x) if rescale == "per-image" else x)
 
 
-def write_frames(path: Path, frames: np.ndarray, rescale: str = "none") -> str:
-    """Write a .gif of float frames (F, N, H, W, C), from noise to images. Arguments and errors as in `write_images`."""
+def write_frames(path: Path, frames: np.ndarray, rescale: str = "none", labels=None, names: Sequence[str] = ()) -> str:
+    """Write a .gif of float frames (F, N, H, W, C), from noise to images.
+
+    labels, names: as in `class_grid`. Other arguments and errors as in `write_images`.
+    """
     shown = np.stack([as_uint8(x, rescale) for x in frames])
     try:
-        write_gif(path, shown)
+        write_gif(path, shown, labels=labels, names=names)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or one_line(error)}).") from None
     count, note = frames.shape[1], channel_note(frames.shape[-1])

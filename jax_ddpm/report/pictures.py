@@ -16,6 +16,7 @@ GAP = 2  # pixels between and around images
 BACKGROUND = 255  # gray level
 LABEL_HEIGHT = 18  # pixels for the labels of columns
 FONT_SIZE = 12  # pixels
+MAX_CLASS_ROWS = 50
 FARTHEST = 5.0  # floats beyond this are not images in [-1, 1]; samples that are not clipped stay within it
 
 
@@ -88,6 +89,36 @@ def table(
     return picture
 
 
+def class_grid(
+    images: np.ndarray, labels: np.ndarray | None, names: Sequence[str] = (), columns: int | None = None, tile: int = 48
+) -> Image.Image:
+    """Images (N, H, W, C) with a row for each label. Without labels, or with very many: the `grid` of all.
+
+    Args:
+        images: uint8, or floats around [-1, 1].
+        labels: integers (N,); other arrays count as no labels.
+        names: of the labels 0, 1, ...; a label without a name is written as "none" if it is the first beyond them, else
+            as its number.
+        columns: images per row of a `grid`.
+        tile: as in `grid`.
+    """
+    rows = [] if labels is None or np.ndim(labels) != 1 else np.unique(labels)
+    if not 2 <= len(rows) <= MAX_CLASS_ROWS:
+        return grid(images, columns, tile)
+    images = levels(images, 4)
+    groups = [images[labels == label] for label in rows]
+    blank = np.full_like(images[0], BACKGROUND)
+    cells = np.full((len(rows), max(map(len, groups)), *blank.shape), blank)
+    for row, group in enumerate(groups):
+        cells[row, : len(group)] = group
+    return table(cells, tile=tile, row_labels=[label_text(int(label), names) for label in rows])
+
+
+def label_text(label: int, names: Sequence[str]) -> str:
+    """The name of a label; "none" for the null label, which follows the named ones; else its number."""
+    return names[label] if label < len(names) else "none" if names and label == len(names) else str(label)
+
+
 def beside(x_t: np.ndarray, x_0: np.ndarray, labels: Sequence[str] = (), tile: int = 48) -> Image.Image:
     """States x_t above the x_0 predicted from them: a column per state, two rows per image.
 
@@ -102,7 +133,14 @@ def beside(x_t: np.ndarray, x_0: np.ndarray, labels: Sequence[str] = (), tile: i
     return table(pairs.swapaxes(0, 1), labels, tile, row_labels=("x_t", "predicted x_0") * count)
 
 
-def write_gif(path: Path, frames: np.ndarray, seconds: float = 5.0, hold: float = 2.0) -> None:
+def write_gif(
+    path: Path,
+    frames: np.ndarray,
+    seconds: float = 5.0,
+    hold: float = 2.0,
+    labels: np.ndarray | None = None,
+    names: Sequence[str] = (),
+) -> None:
     """Write a looping GIF of F grids of N images.
 
     Args:
@@ -110,8 +148,9 @@ def write_gif(path: Path, frames: np.ndarray, seconds: float = 5.0, hold: float 
         frames: uint8 (F, N, H, W, C), or floats around [-1, 1].
         seconds: each grid but the last is shown for seconds / F.
         hold: seconds for which the last grid is shown.
+        labels, names: as in `class_grid`.
     """
-    pictures = [grid(images, tile=32) for images in frames]
+    pictures = [class_grid(images, labels, names, tile=32) for images in frames]
     durations = [round(1000 * seconds / len(pictures))] * (len(pictures) - 1) + [round(1000 * hold)]
     with atomic_path(path) as draft:
         pictures[0].save(draft, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)

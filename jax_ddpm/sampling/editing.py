@@ -17,14 +17,18 @@ from flax import nnx
 
 from jax_ddpm import diffusion
 from jax_ddpm.arrays import Array
+from jax_ddpm.sampling.guidance import guided_predict
 from jax_ddpm.sampling.reverse import initial_carry, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.samplers import (
     ANCESTRAL,
     image_keys,
+    labels_and_guide,
     noise_at,
+    opened,
     sample,
     sample_in_batches,
     shard,
+    unless_given,
     unpack_model,
 )
 from jax_ddpm.sampling.steps import ddim_inverse_step
@@ -33,6 +37,7 @@ from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, requi
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
+from jax_ddpm.spec.labels import mixed_labels
 from jax_ddpm.spec.spacing import next_timesteps
 
 DDIM = SamplerConfig("ddim")  # all T steps
@@ -58,6 +63,8 @@ def interpolate(
     num_images: int = 16,
     batch_size: int = 64,
     *,
+    labels=None,
+    guide=None,
     sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -71,15 +78,18 @@ def interpolate(
     image are those of `sample` with these seeds.
 
     Args:
-        model, batch_size, config, image_shape, dtype, progress: as in `sample`.
+        model, batch_size, guide, config, image_shape, dtype, progress: as in `sample`.
         seed_a, seed_b: integers in [0, 2^32).
         num_images: N, at least 2.
+        labels: one for all images, or two: then the labels, too, change from the first to the second, as
+            `spec.labels.mixed_labels` does. Default: no label.
         sampler: one that draws no noise, so that x_T alone decides the image. Default: ddim with T steps.
 
     Raises:
         UserError: a sampler that draws noise, a count out of range, or settings that do not fit.
     """
-    network, config, shape = unpack_model(model, config, image_shape)
+    model = opened(model)
+    _, config, shape = unpack_model(model, config, image_shape)
     sampler, config = sampling_settings(sampler, config, settings)
     check_draws_no_noise(sampler)
     require(num_images >= 2, "num_images", num_images, "expected at least 2, for the images of both seeds")
@@ -87,18 +97,22 @@ def interpolate(
     a, b = np.asarray(noise_at(image_keys([seed_a, seed_b], [0, 0]), config.timesteps, tuple(shape), dtype))
     x_T = np.stack([a, *slerp(a, b, np.linspace(0, 1, num_images)[1:-1]), b])
     x_T = x_T * config.initial_sigma if config.is_continuous else x_T
+    if hasattr(model, "info") and np.ndim(labels) == 1 and len(labels) == 2:
+        labels = mixed_labels(model.info, *labels, num_images)
     options = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
-    return sample(network, batch_size=batch_size, x_T=x_T, **options)
+    conditions = {"labels": unless_given(model, labels), "guide": guide}
+    return sample(model, batch_size=batch_size, x_T=x_T, **conditions, **options)
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "sampler"))
-def _invert(graph, state, carry, xs, config, sampler):
-    network, chain = nnx.merge(graph, state), sampling_timesteps(config, sampler)
+def _invert(graph, state, labels, carry, xs, config, sampler):
+    network, guide = nnx.merge(graph, state)
+    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, sampler, labels, guide)
     tables = schedule_tables(config, carry[0].dtype, chain)
     next_t = jnp.asarray(np.maximum(next_timesteps(chain, config.timesteps), chain[-1]))
 
     def eps_at_next_timestep(x, t):
-        prediction, _ = diffusion.split_prediction(network(x, next_t[t]), x)
+        prediction, _ = diffusion.split_prediction(predict(x, next_t[t]), x)
         return diffusion.predicted_eps(tables, config.objective, x, next_t[t], prediction)
 
     return scan_steps(partial(ddim_inverse_step, tables), eps_at_next_timestep, lambda t: None, carry, xs)
@@ -109,6 +123,8 @@ def invert(
     images: Array,
     batch_size: int = 64,
     *,
+    labels=None,
+    guide=None,
     sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     dtype=jnp.float32,
@@ -122,13 +138,15 @@ def invert(
     first step has no such state: it uses eps predicted from the images at the lowest timestep.
 
     Args:
-        model, batch_size, config, dtype, progress: as in `sample`.
+        model, batch_size, guide, config, dtype, progress: as in `sample`.
         images: float (N, H, W, C) in [-1, 1].
+        labels: as in `sample`. Default: no label.
         sampler: ddim with eta = 0. Default: T steps.
 
     Raises:
         UserError: another sampler, a wrong shape, or settings that do not fit.
     """
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, dtype)
@@ -136,13 +154,15 @@ def invert(
     require_timesteps(config, "inversion")
     sampler.check(config.timesteps)
     check_invertible(sampler)
+    labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)
 
     def draw(indices):
-        graph, state, x_0 = shard(network, images[indices])
+        of_images = labels and labels.rows(indices)
+        graph, state, x_0, of_images = shard((network, guide), images[indices], of_images)
         carry, xs = initial_carry(jnp.asarray(x_0), sampling_timesteps(config, sampler)[::-1])
 
         def run(carry, xs):
-            return _invert(graph, state, carry, xs, config, sampler)
+            return _invert(graph, state, of_images, carry, xs, config, sampler)
 
         return run_with_progress(run, carry, xs, progress)[0]
 
@@ -154,6 +174,8 @@ def reconstruct(
     x_T: Array,
     batch_size: int = 64,
     *,
+    labels=None,
+    guide=None,
     sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     dtype=jnp.float32,
@@ -163,8 +185,9 @@ def reconstruct(
     """Reconstruct images from the x_T of `invert`: `sample` without clipping, because clipping cannot be inverted.
 
     Args:
-        model, batch_size, config, dtype, progress: as in `sample`.
+        model, batch_size, guide, config, dtype, progress: as in `sample`.
         x_T: float (N, H, W, C).
+        labels: as in `sample`. Default: no label.
         sampler: the one that was given to `invert`. Default: ddim with T steps.
 
     Returns:
@@ -173,10 +196,12 @@ def reconstruct(
     Raises:
         UserError: a wrong shape, or settings that do not fit.
     """
-    network, config, _ = unpack_model(model, config, None)
+    model = opened(model)
+    _, config, _ = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
     options = {"config": replace(config, clip="none"), "image_shape": np.shape(x_T)[1:], "dtype": dtype}
-    return sample(network, batch_size=batch_size, x_T=x_T, sampler=sampler, **options, progress=progress)
+    options |= {"labels": unless_given(model, labels), "guide": guide}
+    return sample(model, batch_size=batch_size, x_T=x_T, sampler=sampler, **options, progress=progress)
 
 
 def img2img(
@@ -187,6 +212,8 @@ def img2img(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
+    labels=None,
+    guide=None,
     sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
     dtype=jnp.float32,
@@ -196,10 +223,11 @@ def img2img(
     """Vary images: noise them to start_t and sample from there (SDEdit, Meng et al. 2022, section 3).
 
     Args:
-        model, batch_size, sampler, config, dtype, progress: as in `sample`.
+        model, batch_size, guide, sampler, config, dtype, progress: as in `sample`.
         images: float (N, H, W, C) in [-1, 1].
         start_t: integer in [0, T). A larger start_t changes the images more. The images are noised to the first
             timestep of the sampler that is at most start_t.
+        labels: as in `sample`. Default: no label.
         seed, seeds: as in `sample`. Image i is noised with the noise that `sample` uses as x_T of image i.
 
     Returns:
@@ -208,7 +236,8 @@ def img2img(
     Raises:
         UserError: a wrong shape, a start_t out of range, or settings that do not fit.
     """
-    network, config, image_shape = unpack_model(model, config, None)
+    model = opened(model)
+    _, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, dtype)
     config.check()
@@ -219,6 +248,7 @@ def img2img(
     t = np.full(len(images), sampling_timesteps(config, sampler, start_t)[0])
     x_t = diffusion.q_sample(schedule_tables(config, images.dtype), images, t, noise)
     start = {"x_T": x_t, "start_t": start_t, "seeds": seeds, "image_shape": images.shape[1:]}
+    start |= {"labels": unless_given(model, labels), "guide": guide}
     return sample(
-        network, len(images), seed, batch_size, **start, sampler=sampler, config=config, dtype=dtype, progress=progress
+        model, len(images), seed, batch_size, **start, sampler=sampler, config=config, dtype=dtype, progress=progress
     )

@@ -11,14 +11,18 @@ from flax import nnx
 
 from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
+from jax_ddpm.sampling.guidance import guided_predict
 from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.samplers import (
     ANCESTRAL,
     compiled_noise_at,
     image_keys,
+    labels_and_guide,
     noise_at,
+    opened,
     sample_in_batches,
     shard,
+    unless_given,
     unpack_model,
 )
 from jax_ddpm.schedules import Tables, schedule_tables
@@ -38,20 +42,22 @@ def jump_alpha_ratios(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "sampler", "resamplings", "jump"))
-def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, carry, xs, config, sampler, resamplings, jump):
-    network, chain = nnx.merge(graph, state), sampling_timesteps(config, sampler)
+def _inpaint(graph, state, images, keys, labels, mask, carry, xs, config, sampler, resamplings, jump):
+    network, guide = nnx.merge(graph, state)
+    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, sampler, labels, guide)
+    sampling_keys, known_keys, jump_keys = keys
     tables = schedule_tables(config, images.dtype, chain)
     timesteps, visits = repaint_schedule(chain, resamplings, jump)
     ratios = jump_alpha_ratios(schedule_tables(config, np.float64, chain), timesteps)
     signal_scale, noise_scale = (jnp.asarray(np.sqrt(ratio), images.dtype) for ratio in (ratios, 1 - ratios))
     noise_index, ts = jnp.asarray(timesteps + visits * (config.timesteps + 1)), jnp.asarray(timesteps)
-    ancestral_step = make_step(tables, config, sampler, chain, network)
+    ancestral_step = make_step(tables, config, sampler, chain, predict)
 
     def draw(keys, n):
         return noise_at(keys, noise_index[n], images.shape[1:], images.dtype)
 
     def draw_noise(n):
-        return draw(keys, n), draw(known_keys, n)
+        return draw(sampling_keys, n), draw(known_keys, n)
 
     def step(x_t, prediction, n, noise):
         t = jnp.full((x_t.shape[0],), ts[n])
@@ -64,7 +70,7 @@ def _inpaint(graph, state, images, keys, known_keys, jump_keys, mask, carry, xs,
 
         return jax.lax.cond(signal_scale[n] < 1, jump_up, lambda: x)
 
-    return scan_steps(step, lambda x, n: network(x, ts[n]), draw_noise, carry, xs)
+    return scan_steps(step, lambda x, n: predict(x, ts[n]), draw_noise, carry, xs)
 
 
 def inpaint(
@@ -75,6 +81,8 @@ def inpaint(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
+    labels=None,
+    guide=None,
     resamplings: int = 10,
     jump: int = 10,
     sampler: SamplerConfig | str = ANCESTRAL,
@@ -89,9 +97,10 @@ def inpaint(
     of `sample`.
 
     Args:
-        model, seed, batch_size, seeds, config, dtype, progress: as in `sample`.
+        model, seed, batch_size, seeds, guide, config, dtype, progress: as in `sample`.
         images: float (N, H, W, C) in [-1, 1].
         mask: (H, W), nonzero where a pixel is known.
+        labels: as in `sample`. Default: no label.
         resamplings: how often each segment of the timesteps is denoised, at least 1. Multiplies the number of network
             calls by about this; their exact number is the length of `spec.spacing.repaint_schedule`.
         jump: steps per segment, from 1 to the number of steps - 1.
@@ -103,6 +112,7 @@ def inpaint(
     Raises:
         UserError: another sampler, a wrong shape, or settings that do not fit.
     """
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, dtype)
@@ -111,14 +121,15 @@ def inpaint(
     require_timesteps(config, "inpainting")
     sampler.check(config.timesteps)
     check_ancestral(sampler)
+    labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)
     steps = len(repaint_schedule(sampling_timesteps(config, sampler), resamplings, jump)[0])
     images_drawn = seeds_and_indices(seed, seeds, len(images))
     keys = [image_keys(*images_drawn, purpose) for purpose in (rng.SAMPLING, rng.KNOWN, rng.JUMP)]
 
     def draw(indices):
-        arrays = shard(network, images[indices], *(k[indices] for k in keys))
-        _, _, _, sampling_keys, *_ = arrays
-        x_T = compiled_noise_at(sampling_keys, config.timesteps, tuple(images.shape[1:]), images.dtype)
+        of_images = labels and labels.rows(indices)
+        arrays = shard((network, guide), images[indices], tuple(k[indices] for k in keys), of_images)
+        x_T = compiled_noise_at(arrays[3][0], config.timesteps, tuple(images.shape[1:]), images.dtype)
         carry, xs = initial_carry(x_T, np.arange(steps))
 
         def run(carry, xs):

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from jax_ddpm import rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.objectives import make_objective
+from jax_ddpm.sampling.guidance import guided_predict
 from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.solvers import make_solver
 from jax_ddpm.sampling.steps import first_history
@@ -22,7 +23,8 @@ from jax_ddpm.spec.batches import in_batches
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
-from jax_ddpm.spec.inputs import EXPECTED_MODEL, check_images, seeds_and_indices
+from jax_ddpm.spec.inputs import EXPECTED_GUIDE, EXPECTED_MODEL, check_images, seeds_and_indices
+from jax_ddpm.spec.labels import NONE, Labels, labels_of_images, labels_of_network
 from jax_ddpm.weights.model import Model, load_model
 
 Images = Float[Array, "b h w c"]
@@ -38,17 +40,18 @@ compiled_noise_at = jax.jit(noise_at, static_argnames=("shape", "dtype"))
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "sampler", "dtype"))
-def _sample(graph, state, keys, carry, xs, config, sampler, dtype):
-    network, chain = nnx.merge(graph, state), sampling_timesteps(config, sampler)
+def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype):
+    network, guide = nnx.merge(graph, state)
+    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, sampler, labels, guide)
     if config.is_continuous:
-        step, predict = make_solver(make_objective(config, dtype), sampler, network)
+        step, predict = make_solver(make_objective(config, dtype), sampler, predict)
         return scan_steps(step, predict, lambda i: None, carry, xs)
-    step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, network)
+    step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, predict)
 
     def draw_noise(t):
         return None if sampler.is_deterministic else noise_at(keys, t, carry[0].shape[1:], dtype)
 
-    return scan_steps(step, network, draw_noise, carry, xs)
+    return scan_steps(step, predict, draw_noise, carry, xs)
 
 
 def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:
@@ -59,14 +62,14 @@ def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) 
     return jnp.stack([rng.key(s, purpose, int(i)) for s, i in zip(seed, indices, strict=True)])
 
 
-def shard(network: nnx.Module, *arrays: Array | None) -> tuple:
-    """Split the network into graph and state, and put state and arrays on the devices: (graph, state, *arrays).
+def shard(networks: nnx.Module | tuple[nnx.Module | None, ...], *arrays: Array | tuple | None) -> tuple:
+    """Split the networks into graph and state, and put state and arrays on the devices: (graph, state, *arrays).
 
     The arrays have one row per image. If the number of devices divides the number of images, they are sharded over all
     devices. On one device they get the placement of the state. The sampler's results have the same placement, and are
     the inputs of its next call: with another placement of the arrays, the sampler would be compiled twice.
     """
-    graph, state = nnx.split(network)
+    graph, state = nnx.split(networks)
     state = jax.device_put(state)  # once for all calls
     devices = jax.local_devices()
     if len(devices) > 1 and len(arrays[0]) % len(devices) == 0:
@@ -91,8 +94,12 @@ def sample_indices(
     progress: Callable | None = None,
     x_T: Images | None = None,
     start_t: int | None = None,
+    labels: Labels | None = None,
+    guide: nnx.Module | None = None,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
     """Sample one batch: images `indices` of a seed, or image indices[k] of seed[k].
+
+    labels: of these images, from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance.
 
     Image i takes its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler and objective;
     for edm, x_T is sigma_max times that noise. So an image does not depend on its batch or on the number of devices, up
@@ -107,7 +114,7 @@ def sample_indices(
     config.check()
     sampler = sampler or default_sampler(config)
     check_sampler(sampler, config)
-    graph, state, keys, x_T = shard(network, image_keys(seed, indices), x_T)
+    graph, state, keys, x_T, labels = shard((network, guide), image_keys(seed, indices), x_T, labels)
     shape, dtype = tuple(image_shape), jnp.dtype(dtype)
     if x_T is None:
         x_T = compiled_noise_at(keys, config.timesteps, shape, dtype)
@@ -118,7 +125,7 @@ def sample_indices(
     carry, xs = initial_carry(x_T, sampling_timesteps(config, sampler, start_t), num_frames, history)
 
     def run(carry, xs):
-        return _sample(graph, state, keys, carry, xs, config, sampler, dtype)
+        return _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype)
 
     return run_with_progress(run, carry, xs, progress)
 
@@ -140,6 +147,8 @@ def sample(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
+    labels=None,
+    guide=None,
     x_T: Array | None = None,
     start_t: int | None = None,
     sampler: SamplerConfig | str | None = None,
@@ -162,6 +171,11 @@ def sample(
         seed: integer in [0, 2^32).
         batch_size: images at a time, at least 1.
         seeds: N seeds, to sample image 0 of each of them instead.
+        labels: for a model with classes, one label for all images, or N of them: the name of a class, its number, or
+            None or "none" for no label. Default: the classes in turn, so that image i has class i mod K. Or floats
+            (N, D), as in `spec.labels.labels_of_images`.
+        guide: a weaker `Model`, or the path of one, away from which the images are guided (autoguidance), in place of
+            the model without labels. Needs guidance.
         x_T: float (N, H, W, C), initial states instead of drawn ones: states at the first timestep of the sampler.
         start_t: integer in [0, T). Start at the sampler's first timestep that is at most start_t. Needs x_T, which are
             then states at that timestep.
@@ -171,8 +185,9 @@ def sample(
         image_shape: (H, W, C). Default: that of the `Model`.
         dtype: of the states x_t: float32, or float64 (needs jax_enable_x64).
         progress: called with the number of steps done, about fifty times per batch.
-        settings: single settings of the sampler (num_steps, spacing, eta) and of the diffusion (variance, clip,
-            clip_percentile, clip_range, clip_max, sigma_min, sigma_max, rho), over those in `sampler` and `config`.
+        settings: single settings of the sampler (num_steps, spacing, eta, guidance, guidance_rescale,
+            guidance_interval) and of the diffusion (variance, clip, clip_percentile, clip_range, clip_max, sigma_min,
+            sigma_max, rho), over those in `sampler` and `config`.
 
     Returns:
         NumPy array (N, H, W, C), about within [-1, 1].
@@ -180,6 +195,7 @@ def sample(
     Raises:
         UserError: a count below 1, a wrong shape, or settings that do not fit.
     """
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, image_shape)
     sampler, config = sampling_settings(sampler, config, settings)
     require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T too, the states at start_t")
@@ -189,9 +205,11 @@ def sample(
     elif seeds is not None:
         num_images = len(seeds)
     seeds, image_indices = seeds_and_indices(seed, seeds, num_images)
+    labels, guide = labels_and_guide(model, labels, num_images, sampler, guide)
 
     def draw(indices):
-        options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
+        options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t, "guide": guide}
+        options["labels"] = labels and labels.rows(indices)
         states = None if x_T is None else x_T[indices]
         batch_seeds = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
         batch = image_indices[indices]
@@ -200,14 +218,41 @@ def sample(
     return sample_in_batches(draw, num_images, batch_size)
 
 
+def opened(model):
+    """The model of a path; anything else as it is."""
+    return load_model(model) if isinstance(model, str | os.PathLike) else model
+
+
 def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
     """Network, diffusion settings and image shape of a `Model`, the path of one, or a bare network.
 
     Arguments override the model's. Raises UserError for anything else.
     """
-    model = load_model(model) if isinstance(model, str | os.PathLike) else model
+    model = opened(model)
     if isinstance(model, nnx.Module):
         return model, config, image_shape
     require(isinstance(model, Model), "model", type(model).__name__, EXPECTED_MODEL)
     info = model.info
     return model.network, config or info.diffusion, image_shape or info.image_shape
+
+
+def labels_and_guide(
+    model, labels, num_images: int, sampler: SamplerConfig, guide
+) -> tuple[Labels | None, nnx.Module | None]:
+    """The arrays of `labels` for N images, and the network of the guide, both as in `sample`.
+
+    A bare network takes integers (N,) or one. Raises UserError as `labels_of_images` does.
+    """
+    guide = opened(guide)
+    require(guide is None or isinstance(guide, Model), "guide", type(guide).__name__, EXPECTED_GUIDE)
+    if isinstance(model, Model):
+        infos = model.info, None if guide is None else guide.info
+        labels = labels_of_images(infos[0], labels, num_images, sampler, infos[1])
+    else:
+        labels = labels_of_network(labels, num_images, sampler, getattr(model, "null_index", None), guide is not None)
+    return labels, None if guide is None else guide.network
+
+
+def unless_given(model, labels):
+    """Labels of images that are edited: no label, unless labels are given."""
+    return NONE if labels is None and isinstance(model, Model) and model.info.network.takes_labels else labels

@@ -1,10 +1,13 @@
 """data.json in the folder of a run: which images it is trained on. A resumed run must have the same ones."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import write_text
@@ -20,6 +23,9 @@ class Images(Protocol):
     fingerprint: str
     train: Any
     validation: Any
+    labels: Any
+    validation_labels: Any
+    class_names: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,10 @@ class DataRecord:
     """(H, W, C)."""
     place: str | None = None
     """The absolute path that the name led to, for images of a folder or file."""
+    labels: str | None = None
+    """`labels_fingerprint`; None without labels, or if a run of an earlier version did not record it."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, likewise."""
 
     def describe(self) -> str:
         height, width, channels = self.image_shape
@@ -50,7 +60,19 @@ class DataRecord:
 def record_of(images: Images) -> DataRecord:
     shape, path = tuple(map(int, images.train.shape[1:])), path_of(images.name)
     place = None if path is None else str(path.absolute())
-    return DataRecord(images.name, images.fingerprint, len(images.train), len(images.validation), shape, place)
+    counts = len(images.train), len(images.validation)
+    labels = labels_fingerprint(images), images.class_names
+    return DataRecord(images.name, images.fingerprint, *counts, shape, place, *labels)
+
+
+def labels_fingerprint(images: Images) -> str | None:
+    """SHA-256 (hex) of the labels of all images and the names of the classes; None without labels."""
+    if images.labels is None:
+        return None
+    digest = hashlib.sha256(json.dumps([list(images.class_names or ()), len(images.labels)]).encode())
+    for labels in (images.labels, images.validation_labels):
+        digest.update(b"" if labels is None else np.ascontiguousarray(labels, np.int32).data)
+    return digest.hexdigest()
 
 
 def path_of(dataset: str) -> Path | None:
@@ -79,11 +101,14 @@ def read_record(folder: Path) -> DataRecord | None:
 
 def write_record(folder: Path, images: Images) -> None:
     """Write data.json for a run that starts now. Raises OSError."""
-    write_text(folder / DATA_FILE, json.dumps(asdict(record_of(images)), indent=2) + "\n")
+    record = asdict(record_of(images))
+    if images.labels is None:
+        del record["labels"], record["class_names"]
+    write_text(folder / DATA_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def check_same_images(folder: Path, images: Images, log: Callable[[str], None]) -> None:
-    """Check that these are the images that the run in `folder` was trained on.
+def check_same_images(folder: Path, images: Images, log: Callable[[str], None], with_labels: bool = False) -> None:
+    """Check that these are the images that the run in `folder` was trained on. with_labels: and its labels.
 
     Logs a line if they have another name than before, or if the run has no record. Raises UserError for other images.
     """
@@ -92,6 +117,11 @@ def check_same_images(folder: Path, images: Images, log: Callable[[str], None]) 
         log(f"{folder} has no {DATA_FILE}, as a run of an earlier version: its images are taken to be the same as now.")
         return
     if old.fingerprint == new.fingerprint:
+        if with_labels and old.labels != new.labels:
+            raise UserError(
+                f"{new.dataset} holds the images of this run, but their labels or the classes' names have changed.\n"
+                "Name the place of the same labels, or start another run with another --out."
+            )
         if old.dataset != new.dataset:
             log(f"{new.dataset} holds the same images as {old.dataset} did.")
         return

@@ -7,6 +7,7 @@ scheduler in the same folder or in unet/ and scheduler/.
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jax_ddpm.spec.diffusers_network import read_network, write_network
 from jax_ddpm.spec.diffusers_scheduler import read_diffusion, write_diffusion
@@ -35,6 +36,14 @@ class Folder:
     """None if there is no scheduler."""
     notes: tuple[str, ...]
     """Lines that say what was taken from the folder in another way than diffusers takes it."""
+    class_names: tuple[str, ...] | None
+    """Names of the classes, if this package wrote the folder."""
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The network's settings that the folder tells. Only this package's folders tell of a null label."""
+        settings = self.network.arguments
+        return settings if self.network.null_label else {k: v for k, v in settings.items() if k != "null_label"}
 
 
 def is_diffusers_folder(folder: Path) -> bool:
@@ -88,10 +97,10 @@ def read_folder(folder: Path, model: Path) -> Folder:
 
     Raises UserError that names what is missing, damaged or not supported by `ddpm`.
     """
-    network, channels, size = read_network(model / "config.json")
+    network, channels, size, class_names = read_network(model / "config.json")
     schedulers = (folder / "scheduler" / SCHEDULER, folder / SCHEDULER)
     diffusion, notes = next((read_diffusion(path) for path in schedulers if path.is_file()), (None, []))
-    return Folder(network, channels, size, diffusion, tuple(notes))
+    return Folder(network, channels, size, diffusion, tuple(notes), class_names)
 
 
 def settings_beside(file: Path) -> Folder | None:

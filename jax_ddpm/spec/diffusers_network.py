@@ -24,6 +24,8 @@ SHARED_FIELDS = {
     "time_embedding_dim": None,
     "add_attention": True,
     "attn_norm_num_groups": None,
+    "num_class_embeds": None,
+    "class_embed_type": None,
 }
 # Other fields of UNet2DModel that are converted, with the defaults of diffusers.
 CONVERTED_FIELDS = {
@@ -42,8 +44,7 @@ SUPPORTED_VALUES = {
     "downsample_type": ("conv", "resnet", None),
     "upsample_type": ("conv", "resnet", None),
     "act_fn": ("silu", "swish", "gelu", "mish", "relu"),
-    "class_embed_type": (None,),
-    "num_class_embeds": (None,),
+    "class_embed_type": (None, "timestep", "identity"),
 }
 # num_train_timesteps matters only for a learned time embedding. The other fields are saved by EMAModel of diffusers.
 IGNORED_FIELDS = (
@@ -52,8 +53,12 @@ IGNORED_FIELDS = (
 )
 
 
-def read_network(path: Path) -> tuple[DDPMConfig, int, tuple[int, int] | None]:
-    """Network, image channels and image size (None if unknown) of a UNet2DModel's config.json."""
+# Fields that `write_network` adds. diffusers ignores fields whose names begin with an underscore.
+NULL_LABEL, CLASS_NAMES = "_null_label", "_class_names"
+
+
+def read_network(path: Path) -> tuple[DDPMConfig, int, tuple[int, int] | None, tuple[str, ...] | None]:
+    """Network, image channels, image size and names of classes (None: unknown) of a UNet2DModel's config.json."""
     given = read_object(path)
     require_supported(path, {"_class_name": ("UNet2DModel",)}, {"_class_name": None, **given})
     config = {
@@ -88,10 +93,17 @@ def read_network(path: Path) -> tuple[DDPMConfig, int, tuple[int, int] | None]:
         "learned_variance": outputs == 2 * inputs,
         "mid_block": config["mid_block_type"] is not None,
         "act_fn": "silu" if config["act_fn"] == "swish" else config["act_fn"],
+        "null_label": given.get(NULL_LABEL, False),
     }
+    if config["class_embed_type"] == "identity":
+        converted["num_class_embeds"] = None  # diffusers does not use it
     network = from_json(DDPMConfig, json.dumps(without_repeated_defaults(converted)), str(path))
     network.check()
-    return network, inputs, None if sizes is None else (sizes[0], sizes[1])
+    names = given.get(CLASS_NAMES)
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names is not None and not (is_list and len(names) == network.label_count):
+        raise UserError(f"{path}: {CLASS_NAMES} is not a list of {network.label_count} names, one for each class.")
+    return network, inputs, None if sizes is None else (sizes[0], sizes[1]), names and tuple(names)
 
 
 def block_types(direction: str) -> dict[str, tuple[bool, bool | None]]:
@@ -153,6 +165,8 @@ def write_network(info: ModelInfo) -> dict:
         "mid_block_type": "UNetMidBlock2D" if network.mid_block else None,
         "act_fn": network.act_fn,
         **{name: getattr(network, name) for name in SHARED_FIELDS},
+        **({NULL_LABEL: True} if network.null_label else {}),
+        **({CLASS_NAMES: info.class_names} if info.class_names else {}),
     }
 
 

@@ -145,6 +145,12 @@ class SamplerConfig:
     """How num_steps < T timesteps are chosen: evenly in t (linspace, leading, trailing) or in log SNR (logsnr)."""
     eta: float = 0.0
     """For ddim: the noise per step, from 0 (none) to 1 (that of the posterior)."""
+    guidance: float = 1.0
+    """Weight w of guidance: no label + w (label - no label); Ho & Salimans 2022. 1: none. More: closer to the label."""
+    guidance_rescale: float = 0.0
+    """Give guided predictions the standard deviation of those without, from 0 (no) to 1 (yes); Lin et al. 2023."""
+    guidance_interval: tuple[int, int] | None = None
+    """First and last timestep to guide, both inclusive (Kynkaanniemi et al. 2024). Default: all timesteps."""
 
     @property
     def is_deterministic(self) -> bool:
@@ -160,6 +166,12 @@ class SamplerConfig:
         require(steps is None or 1 <= steps <= timesteps, "num_steps", steps, f"expected 1 to T = {timesteps}")
         require(0 <= self.eta <= 1, "eta", self.eta, "expected 0 to 1")
         require(self.eta == 0 or self.sampler == "ddim", "eta", self.eta, f"only ddim has eta, not {self.sampler}")
+        require(math.isfinite(self.guidance), "guidance", self.guidance, "expected a finite number")
+        require(0 <= self.guidance_rescale <= 1, "guidance_rescale", self.guidance_rescale, "expected 0 to 1")
+        if self.guidance_interval is not None:
+            first, last = self.guidance_interval
+            expected = f"expected first <= last, both from 0 to T - 1 = {timesteps - 1}"
+            require(0 <= first <= last < timesteps, "guidance_interval", f"{first} {last}", expected)
 
 
 def check_sampler(sampler: SamplerConfig, diffusion: DiffusionConfig) -> None:
@@ -176,6 +188,8 @@ def check_sampler(sampler: SamplerConfig, diffusion: DiffusionConfig) -> None:
     sampler.check(max(diffusion.timesteps, sampler.num_steps or 1))
     steps = f"the steps of the objective {objective} are set by {'rho' if objective == 'edm' else 'num_steps'}"
     require(sampler.spacing == SamplerConfig.spacing, "spacing", sampler.spacing, f"{steps}; leave it out")
+    interval, expected = sampler.guidance_interval, f"is in timesteps, which the objective {objective} does not have"
+    require(interval is None, "guidance_interval", interval, f"it {expected}; leave it out")
 
 
 def default_sampler(diffusion: DiffusionConfig) -> SamplerConfig:

@@ -22,6 +22,9 @@ class SamplingSettings(TypedDict, total=False):
     num_steps: int | None
     spacing: Spacing
     eta: float
+    guidance: float
+    guidance_rescale: float
+    guidance_interval: tuple[int, int] | None
     variance: Variance
     clip: Clip
     clip_percentile: float

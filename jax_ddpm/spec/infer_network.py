@@ -28,18 +28,27 @@ class Recognised:
     kind: type[NetworkConfig]
     image_channels: int
     settings: dict[str, Any]
+    label_rows: int | None = None
+    """Rows of the label embedding, of which shapes do not show whether the last is the null label; None without one."""
+
+    def completed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that shapes show, over those in `settings`, and the number of classes that follows from both."""
+        completed = {**settings, **self.settings}
+        if self.label_rows is not None and hasattr(self.kind, "num_classes"):
+            completed["num_classes"] = self.label_rows - bool(completed.get("null_label", self.kind.null_label))
+        return completed
 
     @property
     def config(self) -> NetworkConfig:
         """The network with its default for each setting that is not shown."""
-        return self.kind(**self.settings)
+        return self.kind(**self.completed({}))
 
     def with_settings(self, settings: Mapping[str, Any]) -> NetworkConfig:
         """The network with further settings, of which those that shapes show are ignored.
 
         Raises UserError for an unknown or mistyped setting, and for one that the network cannot have.
         """
-        text = json.dumps({**settings, **self.settings}, default=str)
+        text = json.dumps(self.completed(settings), default=str)
         config = from_json(self.kind, text, "The network")
         config.check()
         check_size(config)
@@ -47,9 +56,13 @@ class Recognised:
 
     @property
     def not_shown(self) -> list[str]:
-        """Names of the settings that shapes do not show and that change what the network computes."""
-        names = [field.name for field in fields(self.kind)]
-        return [name for name in names if name not in ("name", "dropout", *self.settings)]
+        """Names of the settings that shapes do not show and that change what the network computes.
+
+        Without class_embed_type: a network without a label embedding is taken to be one without labels.
+        """
+        known = ("name", "dropout", "num_classes", "class_embed_type", *self.settings)
+        names = [field.name for field in fields(self.kind) if field.name not in known]
+        return [name for name in names if name != "null_label" or self.label_rows is not None]
 
 
 def check_size(network: NetworkConfig) -> None:
@@ -73,18 +86,30 @@ def count_numbered(values: Arrays, name: str, ndim: int) -> int:
     return number
 
 
+def label_rows(values: Arrays) -> int | None:
+    """Rows of the label embedding; None if there is none."""
+    table = shape_of(values, "class_embedding.weight", 2)
+    return None if table is None else table[0]
+
+
+def with_labels(kind: type[NetworkConfig], image_channels: int, settings: dict[str, Any], values: Arrays) -> Recognised:
+    """A network whose settings have num_classes, which is 0 if there is no label embedding."""
+    rows = label_rows(values)
+    return Recognised(kind, image_channels, {**settings, "num_classes": 0} if rows is None else settings, rows)
+
+
 def recognise_conv_block(values: Arrays) -> Recognised | None:
     first, time = shape_of(values, "enc_convs.0.seq1.0.weight", 4), shape_of(values, "time_emb.1.weight", 2)
     if first is None or time is None:
         return None
     levels = count_numbered(values, "enc_convs.{}.seq1.0.weight", 4)
     widths = tuple(values[f"enc_convs.{level}.seq1.0.weight"].shape[0] for level in range(levels))
-    return Recognised(ConvBlockConfig, first[1], {"widths": widths, "time_width": time[0]})
+    return with_labels(ConvBlockConfig, first[1], {"widths": widths, "time_width": time[0]}, values)
 
 
 def recognise_strided(values: Arrays) -> Recognised | None:
     first, time = shape_of(values, "down1.conv.0.weight", 4), shape_of(values, "time_embed.embed.0.weight", 2)
-    return None if first is None or time is None else Recognised(StridedConfig, first[1], {})
+    return None if first is None or time is None else with_labels(StridedConfig, first[1], {}, values)
 
 
 def recognise_attention(values: Arrays) -> Recognised | None:
@@ -107,16 +132,18 @@ def recognise_attention(values: Arrays) -> Recognised | None:
         return None
     multipliers, has_attention, blocks = zip(*levels, strict=True)
     settings = {"channels": first[0], "multipliers": multipliers, "attention": has_attention, "blocks": blocks[0]}
-    return Recognised(AttentionConfig, first[1], settings)
+    return with_labels(AttentionConfig, first[1], settings, values)
 
 
 def recognise_layer_norm(values: Arrays) -> Recognised | None:
     table, first = shape_of(values, "time_embed.weight", 2), shape_of(values, "b1.0.conv1.weight", 4)
-    return None if table is None or first is None else Recognised(LayerNormConfig, first[1], {"table_rows": table[0]})
+    if table is None or first is None:
+        return None
+    return with_labels(LayerNormConfig, first[1], {"table_rows": table[0]}, values)
 
 
 def recognise_ddpm(values: Arrays) -> Recognised | None:
-    """Shapes do not show heads, groups, epsilon, padding, activation, and the order of sines and cosines."""
+    """Shapes do not show heads, groups, epsilon, padding, activation, order of sines and cosines, and null labels."""
     first, last = shape_of(values, "conv_in.weight", 4), shape_of(values, "conv_out.weight", 4)
     time = shape_of(values, "time_embedding.linear_1.weight", 2)
     block = "down_blocks.0.resnets.0"
@@ -149,7 +176,14 @@ def recognise_ddpm(values: Arrays) -> Recognised | None:
     }
     if has_scale and "mid_block.attentions.0.group_norm.weight" not in values:
         settings["attn_norm_num_groups"] = None
-    return Recognised(DDPMConfig, first[1], settings)
+    rows = label_rows(values)
+    if rows is not None:
+        settings |= {"num_class_embeds": rows, "class_embed_type": None}
+    elif "class_embedding.linear_1.weight" in values:
+        settings |= {"class_embed_type": "timestep", "null_label": False}
+    else:
+        settings |= {"num_class_embeds": None, "null_label": False}
+    return Recognised(DDPMConfig, first[1], settings, rows)
 
 
 RECOGNISERS: dict[str, Callable[[Arrays], Recognised | None]] = {

@@ -9,6 +9,7 @@ from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
 
 EXPECTED_MODEL = "expected what load_model returns, the path of a model, or a network of this framework"
+EXPECTED_GUIDE = "expected what load_model returns, or the path of a model"
 
 
 def check_seed(seed: int) -> int:

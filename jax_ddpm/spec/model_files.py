@@ -5,14 +5,18 @@ No code from a file is executed: safetensors contains only data, and pickles are
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jax_ddpm.spec.assumptions import describe_assumptions
 from jax_ddpm.spec.choose_weights import choose, describe_choice
+from jax_ddpm.spec.diffusers_folder import Folder
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.ema_snapshots import describe_average, find_average, read_average
 from jax_ddpm.spec.errors import UserError, require_one_of, users_words
 from jax_ddpm.spec.find_weights import Found, ShapesOf, find_weights
 from jax_ddpm.spec.flat_settings import check_names, plain_value
@@ -56,6 +60,8 @@ class Loaded:
     """Where the weights were, in a file without our metadata."""
     layout: Layout | None = None
     """How such a file was built, also if it was converted since."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, if they are known."""
 
 
 def read_model(
@@ -64,6 +70,7 @@ def read_model(
     *,
     weights: Weights | None = None,
     step: int | None = None,
+    ema_width: float | None = None,
     network: NetworkConfig | None = None,
     network_settings: Mapping[str, Any] | None = None,
     shapes_of: ShapesOf | None = None,
@@ -76,7 +83,7 @@ def read_model(
     Raises UserError for a file that is not a model, and for settings in conflict with it.
 
     Args:
-        path, image_size, weights, step, network, network_settings, log: as in `jax_ddpm.load_model`.
+        path, image_size, weights, step, ema_width, network, network_settings, log: as in `jax_ddpm.load_model`.
         shapes_of: the names and shapes of a network's arrays. Without it, arrays of files without our metadata are not
             compared with those of the network.
         read_checkpoint: reads a checkpoint of a run. Without it, checkpoints are refused.
@@ -90,7 +97,14 @@ def read_model(
         check_registered(network)
     path = local_path(path, log)
     settings = dict(network_settings or {})
-    loaded = load(path, weights, step, settings, None, shapes_of, read_checkpoint, log, network)
+    if ema_width is not None:
+        average = find_average(path, ema_width, step, weights)
+        values, metadata = read_average(average)
+        info = parse_metadata(metadata, average.snapshots[-1].path)
+        log(describe_average(average))
+        loaded = loaded_with(values, info, settings, path)
+    else:
+        loaded = load(path, weights, step, settings, None, shapes_of, read_checkpoint, log, network)
     if network is not None:
         require_network(loaded.network, network, path, "the one that was given")
     if loaded.diffusion is not None:
@@ -103,6 +117,7 @@ def read_model(
         diffusion=replace(loaded.diffusion or default_diffusion(loaded.network), **given),
         step=loaded.step,
         layout=loaded.layout,
+        class_names=loaded.class_names,
     )
     info.diffusion.check()
     info.network.check(shortest(size), info.diffusion.timesteps)
@@ -153,17 +168,19 @@ def load(
             log(users_words(f"Took the EMA weights in {source.file}. The newest checkpoint has the raw ones: {raw}."))
         return loaded_with(read_arrays(file.own_arrays, source.file), info, settings, path)
     folder = source.folder
-    by_network = settings_by_network((supposed, folder and folder.network), settings)
+    by_network = settings_by_network(supposed, folder, settings)
     found = find_weights(file.content, shapes_of, by_network, given)
     chosen = choose(source.file, file.content, found, None if source.is_ema else weights, shapes_of, given)
     known = dict(chosen.recognised.settings)
+    if chosen.recognised.label_rows is not None and hasattr(chosen.network, "num_classes"):
+        known["num_classes"] = chosen.network.num_classes
     if folder is not None and (type(folder.network) is not type(chosen.network) or differing(folder.network, known)):
         if source.is_folder:
             what = differing(folder.network, known) or [f"the network is {chosen.network.name}"]
             raise UserError(f"{source.file} has another network than config.json says: {', '.join(what[:3])}.")
         log(f"{source.file.parent / 'config.json'} is of another network and is not used.")
         folder = None
-        found = find_weights(file.content, shapes_of, settings_by_network((supposed,), settings), given)
+        found = find_weights(file.content, shapes_of, settings_by_network(supposed, None, settings), given)
         chosen = choose(source.file, file.content, found, weights, shapes_of, given)
     line = describe_choice(source.file, file.content, found, chosen, source.is_ema, source.left_out)
     log(
@@ -172,7 +189,7 @@ def load(
         else f"{line} The network's settings are those of config.json beside it."
     )
     if folder is not None:
-        known |= folder.network.arguments
+        known |= folder.told
         for note in folder.notes:
             log(note)
     require_settings(known, settings, path)
@@ -185,6 +202,7 @@ def load(
         assumed=tuple(name for name in chosen.recognised.not_shown if name not in (*known, *settings)),
         found=chosen,
         layout=record_layout(file, found, chosen),
+        class_names=None if folder is None else folder.class_names,
     )
 
 
@@ -197,15 +215,19 @@ def loaded_with(values: StateDict, info: ModelInfo, settings: dict[str, Any], pa
     require_settings(info.network.arguments, settings, path)
     height, width, channels = info.image_shape
     size = (height, width)
-    return Loaded(values, info.network, channels, size, info.diffusion, info.step, layout=info.layout)
+    known = values, info.network, channels, size, info.diffusion, info.step
+    return Loaded(*known, layout=info.layout, class_names=info.class_names)
 
 
-def settings_by_network(networks: Iterable[NetworkConfig | None], settings: Mapping[str, Any]) -> dict[str, dict]:
-    """By the network's name, its settings: those of `networks`, and over them those that were given."""
+def settings_by_network(
+    supposed: NetworkConfig | None, folder: Folder | None, settings: Mapping[str, Any]
+) -> dict[str, dict]:
+    """By the network's name, its settings: those of `supposed`, over them the folder's, over all those given."""
     by_network: dict[str, dict[str, Any]] = {name: {} for name in NETWORKS}
-    for network in networks:
-        if network is not None:
-            by_network[network.name] |= network.arguments
+    if supposed is not None:
+        by_network[supposed.name] |= supposed.arguments
+    if folder is not None:
+        by_network[folder.network.name] |= folder.told
     return {name: {**known, **settings} for name, known in by_network.items()}
 
 
@@ -247,7 +269,8 @@ def initial_weights(
 ) -> StateDict:
     """The arrays of a model file from which to start training `network`. Raises UserError for another network.
 
-    Settings that the file does not tell, such as heads, are taken to be those of `network`.
+    Settings that the file does not tell, such as heads, are taken to be those of `network`. If only the file's network
+    has no classes, the label embedding is zero, so that the network starts as the one in the file.
     """
     path = local_path(path, log)
     given = None if network.name in BUILT_IN else network
@@ -258,17 +281,31 @@ def initial_weights(
             f"{path} holds the network {found}, but this run has {network.name}.\n"
             f"Give another file, or choose this network: --preset {found} (in Python: preset({found!r}))."
         )
-    require_network(loaded.network, network, path, "this run")
-    return loaded.values
+    if not (network.takes_labels and not loaded.network.takes_labels):
+        require_network(loaded.network, network, path, "this run")
+        return loaded.values
+    require_network(loaded.network, network.without_classes(), path, "this run")
+    shapes = shapes_of(network, loaded.image_channels) if shapes_of else {}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name not in loaded.values}
+    rows = network.label_count + (network.null_index is not None) if network.label_count else None
+    if not zeros or any(array.ndim != 2 or len(array) != rows for array in zeros.values()):
+        raise UserError(
+            f"{path} has no classes, and this run's network has no table of labels that could start at zero: "
+            f"{', '.join(zeros) or 'no array'}.\nGive a file of a network with the same classes."
+        )
+    log(f"{path} has no classes: {', '.join(zeros)} starts at zero in every row, so the network starts as the file's.")
+    return {**loaded.values, **zeros}
 
 
 def require_network(stored: NetworkConfig, network: NetworkConfig, path: str | os.PathLike, whose: str) -> None:
     """Raise UserError if the network of a file differs from `network`, which is `whose`. The dropout may differ."""
-    found = asdict(stored)
+    found, ignored = asdict(stored), ["dropout"]
+    if not (stored.takes_labels or network.takes_labels):
+        ignored.append("null_label")
     wrong = [
         f"{name} = {found.get(name)} (expected {value})"
         for name, value in asdict(network).items()
-        if name != "dropout" and found.get(name) != value
+        if name not in ignored and found.get(name) != value
     ]
     if wrong:
         raise UserError(f"{path} has another network than {whose}: {', '.join(wrong[:3])}.")
@@ -285,7 +322,7 @@ def require_no_conflict(stored: DiffusionConfig, given: dict, path: str | os.Pat
         raise UserError(f"{path} does not fit these settings: {'; '.join(wrong)}. Leave them out.")
 
 
-def parse_metadata(metadata: str, path: Path) -> ModelInfo:
+def parse_metadata(metadata: str | None, path: Path) -> ModelInfo:
     """The ModelInfo in our metadata (JSON)."""
     try:
         version = json.loads(metadata)["format_version"]
@@ -293,4 +330,8 @@ def parse_metadata(metadata: str, path: Path) -> ModelInfo:
         version = None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; expected version {FORMAT_VERSION}.")
-    return from_json(ModelInfo, metadata, f"The metadata of {path}", recorded_imports(path.parent))
+    info = from_json(ModelInfo, metadata, f"The metadata of {path}", recorded_imports(path.parent))
+    if info.class_names is not None and len(info.class_names) != info.network.label_count:
+        classes = f"{len(info.class_names)} names of classes, but {info.network.label_count} classes"
+        raise UserError(f"The metadata of {path} has {classes}: expected a name for each class.")
+    return info

@@ -8,6 +8,8 @@ from jax_ddpm.spec.layout import Layout
 from jax_ddpm.spec.network_config import NetworkConfig
 
 FORMAT_VERSION = 1
+LABEL_SETTINGS = ("num_classes", "num_class_embeds", "class_embed_type", "null_label")
+"""Settings of a network that concern labels."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,15 @@ class ModelInfo:
     """Version of this metadata."""
     layout: Layout | None = None
     """For weights from somebody's checkpoint: its layout, in which they can be written back."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes in the order of their labels, without the null label; None if unknown or without classes."""
 
 
 def describe(info: ModelInfo, num_parameters: int) -> str:
     """One line that describes a model: network, number of parameters, image shape, diffusion."""
     height, width, channels = info.image_shape
-    fields = {key: value for key, value in asdict(info.network).items() if key != "name" and value not in (None, ())}
+    skipped = ("name",) if info.network.takes_labels else ("name", *LABEL_SETTINGS)
+    fields = {k: value for k, value in asdict(info.network).items() if k not in skipped and value not in (None, ())}
     settings = ", ".join(f"{key} {value}" for key, value in fields.items())
     return (
         f"{info.network.name} ({settings}), {num_parameters:,} parameters, {height}x{width}x{channels}, "

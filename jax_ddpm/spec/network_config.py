@@ -1,11 +1,11 @@
 """Settings of the networks: one dataclass for each network."""
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, ClassVar, Literal, Union
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, ClassVar, Literal, Self, Union
 
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
-from jax_ddpm.spec.types import Activation, TimeScaleShift
+from jax_ddpm.spec.types import Activation, ClassEmbedType, TimeScaleShift
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,44 @@ class NetworkConfig:
         """Keyword arguments for the network's class: all fields except the name."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the network has classes, and is called with labels: network(x, t, labels)."""
+        return bool(getattr(self, "num_classes", 0))
+
+    @property
+    def label_count(self) -> int | None:
+        """Number of classes, without the null label; 0 for a network without classes, None where any label is taken."""
+        return getattr(self, "num_classes", 0)
+
+    @property
+    def null_index(self) -> int | None:
+        """The label that stands for "no label", the last row of the label embedding; None if there is none."""
+        return self.num_classes if self.takes_labels and getattr(self, "null_label", False) else None
+
+    @property
+    def label_width(self) -> int | None:
+        """Length of a label that is a vector; None where labels are integers."""
+        return None
+
+    def with_classes(self, count: int, null_label: bool | None = None) -> Self:
+        """A copy with `count` classes. null_label: whether it has a null label; None: as its settings say.
+
+        Raises UserError for a network that cannot have classes: its settings have no field num_classes.
+        """
+        names = {field.name for field in fields(self)}
+        if "num_classes" not in names:
+            raise UserError(
+                f"The network {self.name} takes no labels: its settings have no num_classes.\n"
+                "Omit --conditional, or give its settings a field num_classes and its call an argument labels."
+            )
+        null = {"null_label": null_label} if "null_label" in names and null_label is not None else {}
+        return replace(self, num_classes=count, **null)
+
+    def without_classes(self) -> Self:
+        """A copy that takes no labels."""
+        return replace(self, num_classes=0) if self.takes_labels else self
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):
         """For fields of type NetworkConfig, pydantic chooses the subclass by `name`, also among registered networks."""
@@ -48,6 +86,10 @@ class ConvBlockConfig(NetworkConfig):
     """Channels per level, each twice the previous one. Each level after the first halves height and width."""
     time_width: int = 256
     """Width of the time embedding."""
+    num_classes: int = 0
+    """Number of classes. 0: the network takes no labels. --conditional sets it from the data."""
+    null_label: bool = True
+    """With classes, the label embedding has one more row, the last, which stands for "no label"."""
 
     def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
@@ -64,6 +106,7 @@ class ConvBlockConfig(NetworkConfig):
         require(
             self.time_width > 0 and self.time_width % 2 == 0, "time_width", self.time_width, "expected an even number"
         )
+        require(self.num_classes >= 0, "num_classes", self.num_classes, "expected 0 or more")
         if image_size is not None:
             halvings = len(self.widths) - 1
             require_divisible_size(image_size, halvings, "; or fewer levels (--widths)")
@@ -71,12 +114,17 @@ class ConvBlockConfig(NetworkConfig):
 
 @dataclass(frozen=True)
 class StridedConfig(NetworkConfig):
-    """Settings of `strided`, the UNet with strided convolutions. It has no arguments."""
+    """Settings of `strided`, the UNet with strided convolutions."""
 
     name: Literal["strided"] = "strided"
+    num_classes: int = 0
+    """Number of classes. 0: the network takes no labels. --conditional sets it from the data."""
+    null_label: bool = True
+    """With classes, the label embedding has one more row, the last, which stands for "no label"."""
 
     def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
-        """Raise UserError for a height or width that is not a multiple of 8."""
+        """Raise UserError for a wrong field, and for a height or width that is not a multiple of 8."""
+        require(self.num_classes >= 0, "num_classes", self.num_classes, "expected 0 or more")
         if image_size is not None:
             require_divisible_size(image_size, 3)
 
@@ -98,6 +146,10 @@ class AttentionConfig(NetworkConfig):
     """Heads of self-attention."""
     dropout: float = 0.1
     """Dropout rate during training."""
+    num_classes: int = 0
+    """Number of classes. 0: the network takes no labels. --conditional sets it from the data."""
+    null_label: bool = True
+    """With classes, the label embedding has one more row, the last, which stands for "no label"."""
 
     def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
@@ -122,6 +174,7 @@ class AttentionConfig(NetworkConfig):
             f"expected a divisor of the channels, {self.channels}",
         )
         require(0 <= self.dropout < 1, "dropout", self.dropout, "expected 0 to below 1")
+        require(self.num_classes >= 0, "num_classes", self.num_classes, "expected 0 or more")
         if image_size is not None:
             require_divisible_size(image_size, len(self.multipliers) - 1, "; or fewer levels (--multipliers)")
 
@@ -133,9 +186,14 @@ class LayerNormConfig(NetworkConfig):
     name: Literal["layer_norm"] = "layer_norm"
     table_rows: int = 1000
     """Rows of the fixed table of time embeddings, at least T."""
+    num_classes: int = 0
+    """Number of classes. 0: the network takes no labels. --conditional sets it from the data."""
+    null_label: bool = True
+    """With classes, the label embedding has one more row, the last, which stands for "no label"."""
 
     def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for fewer rows than timesteps, and for an image size other than 28."""
+        require(self.num_classes >= 0, "num_classes", self.num_classes, "expected 0 or more")
         rows = timesteps or 1
         require(self.table_rows >= rows, "table_rows", self.table_rows, f"expected at least {rows}, one per timestep")
         fits = image_size is None or height_and_width(image_size) == (28, 28)
@@ -147,7 +205,7 @@ class DDPMConfig(NetworkConfig):
     """Settings of `ddpm`, the network of Ho et al. 2020. The defaults are those of the paper for CIFAR-10.
 
     These fields have the names of the arguments of UNet2DModel in the diffusers package, except widths, down_attention,
-    up_attention, learned_variance, mid_block, resnet_downsample and resnet_upsample.
+    up_attention, learned_variance, mid_block, resnet_downsample, resnet_upsample and null_label.
     """
 
     name: Literal["ddpm"] = "ddpm"
@@ -193,6 +251,52 @@ class DDPMConfig(NetworkConfig):
     """Per level, whether a residual block with average pooling halves the size, not a convolution. Default: none."""
     resnet_upsample: tuple[bool, ...] = ()
     """Per level on the way up, whether a residual block doubles the size, not a convolution. Default: none."""
+    num_class_embeds: int | None = None
+    """Rows of the label embedding: the classes, and the null label if there is one. --conditional sets it."""
+    class_embed_type: ClassEmbedType | None = None
+    """timestep embeds labels like timesteps; identity adds vectors of the time embedding's width. Default: a table."""
+    null_label: bool = False
+    """The last of the num_class_embeds rows stands for "no label"."""
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the network has classes, and is called with labels."""
+        return self.num_class_embeds is not None or self.class_embed_type is not None
+
+    @property
+    def label_count(self) -> int | None:
+        """Number of classes, without the null label; 0 for a network without classes, None where any label is taken."""
+        if self.class_embed_type == "identity" or (self.class_embed_type and self.num_class_embeds is None):
+            return None
+        return (self.num_class_embeds or 0) - self.null_label
+
+    @property
+    def null_index(self) -> int | None:
+        """The label that stands for "no label", the last row of the label embedding; None if there is none."""
+        return self.num_class_embeds - 1 if self.null_label and self.num_class_embeds else None
+
+    @property
+    def label_width(self) -> int | None:
+        """Length of a label that is a vector (class_embed_type identity); None where labels are integers."""
+        is_vector = self.class_embed_type == "identity"
+        return (self.time_embedding_dim or 4 * self.widths[0]) if is_vector else None
+
+    def with_classes(self, count: int, null_label: bool | None = None) -> Self:
+        """A copy with `count` classes. null_label: whether it has a null label; None: if it has a table of labels.
+
+        Raises UserError if labels are vectors.
+        """
+        if self.class_embed_type == "identity":
+            raise UserError(
+                "class_embed_type = identity: the network takes vectors, and the data set has classes.\n"
+                "Omit --class-embed-type."
+            )
+        null_label = null_label is not False and self.class_embed_type is None
+        return replace(self, num_class_embeds=count + null_label, null_label=null_label)
+
+    def without_classes(self) -> Self:
+        """A copy that takes no labels."""
+        return replace(self, num_class_embeds=None, class_embed_type=None, null_label=False)
 
     def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for a wrong field, and, if given, for an image size that the network cannot take."""
@@ -237,6 +341,14 @@ class DDPMConfig(NetworkConfig):
         require(self.norm_eps > 0, "norm_eps", self.norm_eps, "expected more than 0, such as 1e-6")
         require(self.downsample_padding in (0, 1), "downsample_padding", self.downsample_padding, "expected 0 or 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "expected 0 to below 1")
+        if self.class_embed_type is not None:
+            require_one_of("class_embed_type", self.class_embed_type, ClassEmbedType)
+        rows = self.num_class_embeds
+        require(rows is None or rows > self.null_label, "num_class_embeds", rows, "expected at least one class")
+        has_table = rows is not None and self.class_embed_type is None
+        require(
+            has_table or not self.null_label, "null_label", self.null_label, "expected False without a label embedding"
+        )
         if image_size is not None:
             require_divisible_size(image_size, len(self.widths) - 1, "; or fewer levels (--widths)")
 

@@ -9,11 +9,12 @@ from typing import Literal
 
 from jax_ddpm.spec.check_types import check_types
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler, default_sampler
-from jax_ddpm.spec.errors import require, require_one_of
+from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.flat_settings import with_settings
 from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
+from jax_ddpm.spec.power_ema import check_width
 from jax_ddpm.spec.types import LossKind, Precision
 
 MAX_SEED = 2**32 - 1
@@ -91,6 +92,11 @@ class TrainingConfig:
     """Keep an exponential moving average (EMA) of the weights, and sample and export it instead of the weights."""
     ema_decay: float = 0.9999
     """Decay of the EMA. Early steps use (1 + step) / (10 + step) if it is smaller."""
+    power_ema: bool = False
+    """Also keep two power-function averages and store snapshots of them, from which any other width can be made after
+    the training (--ema-width; Karras et al. 2024)."""
+    power_ema_widths: tuple[float, float] = (0.05, 0.1)
+    """For --power-ema: the widths of the two averages, relative to the length of the training."""
     max_skipped: int = 20
     """Stop the run after this many consecutive steps with a non-finite loss or gradient. Such steps are skipped."""
     precision: Precision = "float32"
@@ -99,6 +105,10 @@ class TrainingConfig:
     """Seed of the initial weights, order of images, timesteps, noise and samples: an integer from 0 to 2^32 - 1."""
     init_from: str | None = None
     """Start from the weights in this run folder, diffusers folder, .safetensors, .pt, .pth or .bin file."""
+    conditional: bool = False
+    """Train on the labels of the images, so that samples of a class can be drawn."""
+    label_dropout: float = 0.1
+    """Probability that a training image counts as one without a label, which classifier-free guidance needs."""
 
     @property
     def loss_settings(self) -> dict:
@@ -145,7 +155,12 @@ class TrainingConfig:
         require(not both, "p2_gamma", self.p2_gamma, "expected one kind of loss weights; min_snr_gamma is given, too")
         require_one_of("loss_kind", self.loss_kind, LossKind)
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "expected 0 to below 1, such as 0.9999")
+        for width in self.power_ema_widths:
+            check_width("power_ema_widths", width)
+        widths = self.power_ema_widths
+        require(widths[0] < widths[1], "power_ema_widths", widths, "expected two widths, the smaller one first")
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"expected an integer from 0 to {MAX_SEED}")
+        require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "expected 0 to below 1, such as 0.1")
 
 
 @dataclass(frozen=True)
@@ -179,6 +194,8 @@ class OutputConfig:
     evaluate_features: str | None = None
     """Features of an evaluation: classifier, pixels or inception:FILE. Default: classifier if there are labels, else
     pixels."""
+    power_ema_every: int = 0
+    """For --power-ema: steps between snapshots of the averages. 0: as many as give at most 32 snapshots in the run."""
     num_samples: int = 64
     """Maximum number of images in a sample grid. Fewer are drawn if the network is slow."""
     gif_frames: int = 0
@@ -192,7 +209,7 @@ class OutputConfig:
         for name in ("log_every", "keep_checkpoints", "num_samples"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "expected at least 1")
         intervals = ("validate_every", "checkpoint_every", "keep_every", "sample_every", "sample_every_epochs")
-        for name in (*intervals, "evaluate_every"):
+        for name in (*intervals, "evaluate_every", "power_ema_every"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "expected 0 or more")
         require(self.evaluate_images >= 2, "evaluate_images", self.evaluate_images, "expected at least 2")
         require(self.evaluate_steps >= 1, "evaluate_steps", self.evaluate_steps, "expected at least 1")
@@ -244,6 +261,8 @@ class RunConfig:
         require(fits, "value_range", limits, "expected two numbers, the smaller one first")
         require(fraction is None or 0 <= fraction < 1, "validation_fraction", fraction, "expected 0 to below 1")
         self.network.check(self.data.image_size, self.diffusion.timesteps)
+        if self.network.takes_labels and not self.training.conditional:
+            raise UserError(f"The network {self.network.name} has classes: add --conditional to train on labels.")
         learned, variance = getattr(self.network, "learned_variance", False), self.diffusion.variance
         if learned:
             expected = "expected learned_range (--variance learned_range), because the network has learned_variance"
@@ -253,6 +272,8 @@ class RunConfig:
         for section in (self.diffusion, self.training, self.output):
             section.check()
         self.diffusion.check_training()
+        every = self.output.power_ema_every
+        require(every == 0 or self.training.power_ema, "power_ema_every", every, "only for a run with --power-ema")
         check_time(self.network, self.diffusion)
         check_sampler(self.sampling, self.diffusion)
 

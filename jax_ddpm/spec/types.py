@@ -14,6 +14,7 @@ FlowTime = Literal["logit_normal", "uniform"]
 Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
 Activation = Literal["silu", "gelu", "mish", "relu"]
 TimeScaleShift = Literal["default", "scale_shift"]
+ClassEmbedType = Literal["timestep", "identity"]
 Weights = Literal["ema", "raw"]
 Precision = Literal["float32", "bfloat16", "float64"]
 

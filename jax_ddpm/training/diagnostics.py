@@ -1,5 +1,7 @@
 """Analysis of a trained network: predicted x_0 along the reverse process, loss by t, nearest training images."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,10 @@ from jax_ddpm import report, rng
 from jax_ddpm.data import ImageData, to_float, to_uint8
 from jax_ddpm.objectives import make_objective
 from jax_ddpm.objectives.figures import even_levels
-from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.sampling.guidance import guided_predict
+from jax_ddpm.sampling.samplers import ANCESTRAL
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.labels import Labels
 from jax_ddpm.spec.run_config import RunConfig
 
 BIN_EDGES = np.linspace(-1.525, 1.525, 62)  # -1, 0 and 1 are bin centres; values outside go into the end bins
@@ -21,19 +26,29 @@ NUM_HELD_OUT = 100  # held-out images; their distance to the training images is 
 MAX_COMPARED_BYTES = 2**28  # largest total size of the training images that are compared with samples
 
 
-def predict_x_0(network: nnx.Module, config: DiffusionConfig, x_t: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """The network's predicted x_0 for states x_t (F, N, H, W, C) at noise levels (F,): float32, the same shape."""
+def predict_x_0(
+    network: nnx.Module,
+    config: DiffusionConfig,
+    x_t: np.ndarray,
+    level: np.ndarray,
+    sampler: SamplerConfig = ANCESTRAL,
+    labels: Labels | None = None,
+) -> np.ndarray:
+    """The predicted x_0 for states x_t (F, N, H, W, C) at noise levels (F,): float32, the same shape.
+
+    sampler: its guidance. labels: of the N images; None for a network without classes.
+    """
     graph, state = nnx.split(network)
     objective = make_objective(config)
 
     @jax.jit
     def run(state, x_t, level):
-        network = nnx.merge(graph, state)
+        predict = guided_predict(nnx.merge(graph, state), sampler, labels)
 
         def one(frame):
             x, level = frame
             level = jnp.full(len(x), level)
-            return objective.predicted_x_0(x, level, network(*objective.network_input(x, level)))
+            return objective.predicted_x_0(x, level, predict(*objective.network_input(x, level)))
 
         return lax.map(one, (x_t, level))
 
@@ -48,7 +63,9 @@ def data_statistics(
     samples: uint8 (N, H, W, C). max_batch: largest batch for the network.
     """
     held_out = images.validation if len(images.validation) else images.train
-    t, losses = loss_by_t(network, config, np.asarray(held_out[: min(NUM_LOSS_IMAGES, max_batch)]))
+    labels = images.validation_labels if len(images.validation) else images.labels
+    labels = labels if config.training.conditional else None
+    t, losses = loss_by_t(network, config, np.asarray(held_out[: min(NUM_LOSS_IMAGES, max_batch)]), labels)
     train = images.train[: max(1, MAX_COMPARED_BYTES // images.train[0].nbytes)]
     indices, distances = report.nearest(samples, train, NUM_NEIGHBOURS)
     numbers = {
@@ -67,24 +84,29 @@ def data_statistics(
     return numbers
 
 
-def loss_by_t(network: nnx.Module, config: RunConfig, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def loss_by_t(
+    network: nnx.Module, config: RunConfig, images: np.ndarray, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(level (K,), loss (K,)): the mean loss of images uint8 (N, H, W, C) at each of K noise levels.
 
     The loss is the plain mean squared error, without further weights. Uses at most a batch of the images, with the
-    noise of the first validation batch.
+    noise of the first validation batch. labels: int32, of at least these images; None for a network without classes.
     """
     images = images[: config.training.batch_size]
+    labels = None if labels is None else labels[: len(images)]
     graph, state = nnx.split(network)
     objective, levels = make_objective(config.diffusion), even_levels(config.diffusion, NUM_LOSS_LEVELS)
     key = rng.key(config.training.seed, rng.VALIDATION, rng.NOISE, 0)
     noise = rng.normal(key, (config.training.batch_size, *images.shape[1:]))[: len(images)]
 
     @jax.jit
-    def run(state, x_0, noise, levels):
+    def run(state, x_0, noise, levels, labels=None):
         network = nnx.merge(graph, state)
+        if labels is not None:
+            network = partial(network, labels=labels)
         return lax.map(lambda level: objective.loss(network, x_0, jnp.full(len(x_0), level), noise), levels)
 
-    return levels, np.asarray(run(state, to_float(images), noise, levels))
+    return levels, np.asarray(run(state, to_float(images), noise, levels, labels))
 
 
 def bin_fractions(x: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from jax_ddpm.data import ImageData
 from jax_ddpm.evaluation.choices import default_features
+from jax_ddpm.evaluation.classes import samples_with_labels
 from jax_ddpm.evaluation.extractors import open_extractor
 from jax_ddpm.evaluation.image_sets import split_of
 from jax_ddpm.evaluation.reference import make_reference
@@ -82,7 +83,7 @@ class Evaluation:
                 min(output.evaluate_images, max(64, self.config.training.batch_size)),
                 progress=lambda done: bar.update(done - bar.n),
             )
-        return score(images, self.reference)
+        return score(samples_with_labels(images, self.info, self.reference), self.reference)
 
 
 def evaluation_sampler(config: RunConfig) -> SamplerConfig:

@@ -49,14 +49,18 @@ class Feed:
     dispatch are sent; a thread reads those of the next dispatch in the meantime.
     """
 
-    def __init__(self, images: np.ndarray | ShardedImages, config: RunConfig, mesh: Mesh):
-        self.images, self.config = images, config
+    def __init__(
+        self, images: np.ndarray | ShardedImages, config: RunConfig, mesh: Mesh, labels: np.ndarray | None = None
+    ):
+        """labels: class of each image, int32 (N,); None for a network without classes."""
+        self.images, self.labels, self.config = images, labels, config
         self.on_cpu = on_cpu()
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self.batch_sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
-        self.resident = None
+        self.resident = self.resident_labels = None
         if images.nbytes <= MAX_RESIDENT_BYTES:
             self.resident = jax.device_put(np.asarray(images), self.replicated)
+            self.resident_labels = None if labels is None else jax.device_put(labels, self.replicated)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self.read_ahead: tuple[tuple[int, int], Future] | None = None
         """Step and number of steps of the dispatch whose images are being read, and these images."""
@@ -73,13 +77,19 @@ class Feed:
         self.unroll_accumulation = not fast_in_loops(config.network)
         """Argument of `make_train_step`."""
 
-    def batches(self, step: int, n: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(images (N, H, W, C), int32 indices (K, B), n) for the n steps from `step` on; the last row is repeated."""
+    def batches(self, step: int, n: int) -> tuple[jax.Array, ...]:
+        """(images (N, H, W, C), int32 indices (K, B), n) for the n steps from `step` on; the last row is repeated.
+
+        With labels, these follow as a fourth: int32 (N,).
+        """
         indices, images = self.indices(step, n), self.resident
+        labels = () if self.labels is None else (self.resident_labels,)
         if images is None:
             images = jax.device_put(self.read(step, n), self.replicated)
+            if labels:
+                labels = (jax.device_put(self.labels[indices.ravel()], self.replicated),)
             indices = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
-        return images, *jax.device_put((indices, np.int32(n)), (self.batch_sharding, self.replicated))
+        return images, *jax.device_put((indices, np.int32(n)), (self.batch_sharding, self.replicated)), *labels
 
     def indices(self, step: int, n: int) -> np.ndarray:
         """Indices of the images of the n steps from `step` on, int32 (K, B); the last row is repeated."""
@@ -127,15 +137,23 @@ def dispatch_length(output: OutputConfig, limit: int) -> int:
     Default intervals are ignored: they are at least 500 steps long, so any dispatch length wastes almost no steps.
     """
     intervals = (output.validate_every, output.evaluate_every, output.checkpoint_every, output.sample_every)
-    shortest = min((steps for steps in intervals if steps), default=limit)
+    shortest = min((steps for steps in (*intervals, output.power_ema_every) if steps), default=limit)
     return -(-shortest // -(-shortest // limit))
 
 
 class Validation:
     """Mean loss of the held-out images. Timesteps and noise are the same in every validation."""
 
-    def __init__(self, graph, config: RunConfig, images: np.ndarray | ShardedImages, mesh: Mesh):
-        self.images, self.batch_size = images, config.training.batch_size
+    def __init__(
+        self,
+        graph,
+        config: RunConfig,
+        images: np.ndarray | ShardedImages,
+        mesh: Mesh,
+        labels: np.ndarray | None = None,
+    ):
+        """labels: class of each image, int32 (M,); None for a network without classes."""
+        self.images, self.labels, self.batch_size = images, labels, config.training.batch_size
         self.validate = make_validation(graph, config)
         self.batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -148,18 +166,22 @@ class Validation:
             mask = np.arange(self.batch_size) < len(batch)
             batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
             batch, mask = jax.device_put((batch, mask), self.batch_sharding)
+            labels = ()
+            if self.labels is not None:
+                padded = np.pad(self.labels[first : first + self.batch_size], (0, missing))
+                labels = (jax.device_put(padded, self.batch_sharding),)
             # Wait for the batch before the last, so that the bar counts finished batches. The last one keeps running.
             jax.block_until_ready(previous_total)
-            loss = self.validate(state.weights, state.buffers, batch, mask, np.int32(batch_index))
+            loss = self.validate(state.weights, state.buffers, batch, mask, np.int32(batch_index), *labels)
             previous_total, total = total, total + loss
         return float(total) / len(self.images)
 
 
 def make_dispatch(train_step: Callable, steps_per_dispatch: int, fixed_length: bool | None = None) -> Callable:
-    """Returns dispatch(state, images (N, H, W, C), indices (K, B), n) -> (state, metrics): jitted, the state donated.
+    """Returns dispatch(state, images (N, H, W, C), indices (K, B), n, labels=None) -> (state, metrics).
 
-    One device program runs n <= K = `steps_per_dispatch` steps, step i on images[indices[i]]. Each metric is an array
-    (K,), 0 after the first n.
+    One device program runs n <= K = `steps_per_dispatch` steps, step i on images[indices[i]] and labels[indices[i]]. It
+    is jitted, and the state is donated. Each metric is an array (K,), 0 after the first n.
 
     fixed_length: always loop K times and discard the steps after n, because a dynamic loop bound makes a GPU
     synchronise with the host at every iteration. Default: False on CPUs, where the discarded steps would cost time and
@@ -167,17 +189,20 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int, fixed_length: b
     """
     fixed_length = not on_cpu() if fixed_length is None else fixed_length
 
-    def single_step(state, images, indices, n):
-        state, metrics = train_step(state, images[indices[0]])
+    def step_on(state, rows, images, labels):
+        return train_step(state, images[rows]) if labels is None else train_step(state, images[rows], labels[rows])
+
+    def single_step(state, images, indices, n, labels=None):
+        state, metrics = step_on(state, indices[0], images, labels)
         return state, {name: value[None] for name, value in metrics.items()}
 
-    def multi_step(state, images, indices, n):
-        shapes = jax.eval_shape(train_step, state, images[indices[0]])[1]
+    def multi_step(state, images, indices, n, labels=None):
+        shapes = jax.eval_shape(step_on, state, indices[0], images, labels)[1]
         buffer = {name: jnp.zeros((steps_per_dispatch,), value.dtype) for name, value in shapes.items()}
 
         def body(i, carry):
             state, buffer = carry
-            new, metrics = train_step(state, images[indices[i]])
+            new, metrics = step_on(state, indices[i], images, labels)
             if fixed_length:
                 new = jax.tree.map(partial(jnp.where, i < n), new, state)
                 metrics = {name: jnp.where(i < n, value, 0) for name, value in metrics.items()}

@@ -17,9 +17,11 @@ from tqdm import tqdm
 from jax_ddpm import weights
 from jax_ddpm.process import check_devices
 from jax_ddpm.spec.data_record import check_same_images, find_images
+from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, snapshot_path
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE
 from jax_ddpm.spec.own_networks import import_flags
+from jax_ddpm.spec.run_classes import with_classes, with_classes_of_run
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.write_model import write_model
@@ -44,7 +46,7 @@ def train(
     """Train a model, and return the folder of the run.
 
     Writes `config.json`, `metrics.jsonl`, `checkpoints/`, `samples/`, `model.safetensors` (the weights, in float32),
-    `report.html` and `tensorboard/` into the folder.
+    `report.html` and `tensorboard/` into the folder, and with `power_ema` also `power_ema/`.
 
     Args:
         config: the settings of the run; `jax_ddpm.preset(name)` gives those of a preset.
@@ -54,7 +56,7 @@ def train(
         log: called with each line of text that the run reports.
         images: an array of images, as `jax_ddpm.data.from_arrays` takes it, or a `jax_ddpm.data.ImageData`. The
             settings in `config.data` hold for an array too. None: the data set that `config.data` names.
-        labels: class of each image of an array, integers or texts (N,); kept, but not used by today's networks.
+        labels: class of each image of an array, integers or texts (N,). `conditional` trains on them.
 
     Returns:
         The path of the folder; `jax_ddpm.load_model` takes it.
@@ -71,6 +73,7 @@ def train(
     if config.training.precision == "float64":
         jax.config.update("jax_enable_x64", True)
     folder = Path(out) if out is not None else default_out(config)
+    config = with_classes_of_run(config, folder) if resume else config
     check_folder(folder, config, resume)
     if resume:
         config = replace(config, data=replace(config.data, dataset=find_images(folder, config.data.dataset)))
@@ -78,8 +81,9 @@ def train(
         check_devices()
         mesh = make_mesh(config.training.batch_size // config.training.accumulate)
         images = load_images(config, log, resume, given)
+        config = with_classes(config, images)
         if resume:
-            check_same_images(folder, images, log)
+            check_same_images(folder, images, log, config.training.conditional)
         checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
         has_checkpoint = resume and bool(checkpoints.steps())
         network = make_network(config, images.train.shape[1:], has_checkpoint, log)
@@ -122,7 +126,7 @@ def take_steps(run: Run, signals: SignalHandler) -> None:
 
 
 def validate_sample_save(run: Run) -> None:
-    """Validate, evaluate, draw a sample grid, update the page, export and save: what of these is due at this step."""
+    """Validate, evaluate, store averages, draw, update the page, export and save: what of these is due at this step."""
     output, step, improved, measured = run.config.output, run.step, False, {}
     if run.intervals.validation(step):
         loss = measured["validation_loss"] = run.validate(run.state)
@@ -132,6 +136,9 @@ def validate_sample_save(run: Run) -> None:
         measured |= run.evaluate(run.state, step)
     if measured or (step == run.total_steps and run.metrics_log.pending):
         run.progress.write_row(step, **measured)
+    if run.intervals.snapshot(step):
+        with log_write_errors("A snapshot of the averages", run.log):
+            save_snapshots(run)
     if run.intervals.samples(step):
         with log_write_errors("The sample grid", run.log):
             grid = run.pictures.save_grid(run.state.weights, run.state.buffers, step)
@@ -192,9 +199,20 @@ def finish(run: Run) -> None:
 
 def export(run: Run) -> None:
     """Write model.safetensors: the weights used for sampling (the EMA if there is one), in float32."""
-    values = weights.state_dict(nnx.merge(run.graph, run.state.weights, run.state.buffers))
+    write_weights(run, run.state.weights, run.folder / MODEL_FILE)
+
+
+def save_snapshots(run: Run) -> None:
+    """Write the power-function averages of this step, a file each, in float32."""
+    (run.folder / SNAPSHOTS).mkdir(exist_ok=True)
+    for average, width in zip(run.state.power_ema, run.config.training.power_ema_widths, strict=True):
+        write_weights(run, average, snapshot_path(run.folder, run.step, width))
+
+
+def write_weights(run: Run, parameters: nnx.State, path: Path) -> None:
+    values = weights.state_dict(nnx.merge(run.graph, parameters, run.state.buffers))
     values = {name: value.astype(np.float32) for name, value in values.items()}
-    write_model(run.folder / MODEL_FILE, values, replace(run.info, step=run.step))
+    write_model(path, values, replace(run.info, step=run.step))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The pictures of a run: sample grids during the training, and the final pictures at its end."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,10 +13,13 @@ from tqdm import tqdm
 from jax_ddpm import report
 from jax_ddpm.data import ImageData, to_uint8
 from jax_ddpm.objectives.figures import log_snr
+from jax_ddpm.sampling.guidance import with_labels
 from jax_ddpm.sampling.reverse import sampling_levels, sampling_timesteps
 from jax_ddpm.sampling.samplers import sample_indices
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.files import atomic_path
+from jax_ddpm.spec.labels import Labels, label_array, labels_of_images
+from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.noise_levels import level_name, symbol
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training import diagnostics
@@ -31,23 +35,36 @@ MAX_SAMPLING_SECONDS = 50.0  # for a sample grid, without compilation: a slow ne
 class Pictures:
     """Draws samples of a run. Their noise depends only on the seed, so grids of different steps can be compared."""
 
-    def __init__(self, folder: Path, graph, config: RunConfig, image_shape: tuple[int, int, int]):
+    def __init__(
+        self,
+        folder: Path,
+        graph,
+        config: RunConfig,
+        image_shape: tuple[int, int, int],
+        class_names: tuple[str, ...] | None = None,
+    ):
         self.folder, self.graph, self.config, self.image_shape = folder / "samples", graph, config, image_shape
+        self.info = ModelInfo(config.network, image_shape, config.diffusion, class_names=class_names)
+        self.names = class_names or ()
         self.seconds: float | None = None  # per image and network call; None until measured
 
     def sample(
         self, network: nnx.Module, sampler: SamplerConfig, frame_steps: tuple[int, ...] = ()
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(samples (N, H, W, C), frames (F, N, H, W, C)), both float.
+    ) -> tuple[np.ndarray, np.ndarray, Labels | None]:
+        """(samples (N, H, W, C), frames (F, N, H, W, C)), both float, and the labels of the samples.
 
-        N is `num_samples`, or fewer if sampling is slow. Frame f is the state after frame_steps[f] steps.
+        N is `num_samples`, or fewer if sampling is slow; with K classes, a multiple of K if it is more than K. Frame f
+        is the state after frame_steps[f] steps.
         """
         config, num_samples = self.config, self.config.output.num_samples
         if self.seconds is None:
-            self.seconds = seconds_per_image(network, min(8, num_samples), self.image_shape)
+            self.seconds = seconds_per_image(network, min(8, num_samples), self.image_shape, self.info)
         steps = len(sampling_timesteps(config.diffusion, sampler))
-        calls = 2 * steps if sampler.sampler in ("heun", "midpoint") else steps
+        calls = (2 * steps if sampler.sampler in ("heun", "midpoint") else steps) * (1 if sampler.guidance == 1 else 2)
         count = max(1, min(num_samples, int(MAX_SAMPLING_SECONDS / (calls * self.seconds))))
+        classes = config.network.label_count or 1
+        count -= count % classes if count > classes else 0
+        labels = labels_of_images(self.info, None, count, sampler)
         with tqdm(total=steps, desc=f"sampling {count}", unit="step", leave=False, mininterval=1) as bar:
             x, frames = sample_indices(
                 network,
@@ -57,16 +74,21 @@ class Pictures:
                 np.arange(count),
                 sampler=sampler,
                 num_frames=frame_steps,
+                labels=labels,
                 progress=lambda done: bar.update(done - bar.n),
             )
-        return np.asarray(x), np.asarray(frames)
+        return np.asarray(x), np.asarray(frames), labels
+
+    def grid(self, samples: np.ndarray, labels: Labels | None):
+        """The samples in one picture, with a row for each class if there are classes."""
+        return report.class_grid(samples, labels and labels.wanted, self.names)
 
     def save_grid(self, weights: nnx.State, buffers: nnx.State, step: int) -> Path:
         """Draw a sample grid with `preview_sampler`, and save it as step-NNNNNNN.png."""
-        samples, _ = self.sample(nnx.merge(self.graph, weights, buffers), preview_sampler(self.config))
+        samples, _, labels = self.sample(nnx.merge(self.graph, weights, buffers), preview_sampler(self.config))
         path = self.folder / f"step-{step:07d}.png"
         with atomic_path(path) as draft:
-            report.grid(to_uint8(samples)).save(draft, "PNG")
+            self.grid(to_uint8(samples), labels).save(draft, "PNG")
         return path
 
     def save_final(
@@ -89,11 +111,14 @@ class Pictures:
         # logSNR of the states after 0, 1, ... steps; the last state, x_0, has none.
         log_snrs = log_snr(config.diffusion, levels)  # -inf in pure noise
         frame_steps = report.evenly_spaced(np.maximum(log_snrs, -20), max(NUM_FRAMES, gif_frames) - 1)
-        x_0, all_frames = self.sample(network, config.sampling, (*frame_steps.tolist(), len(levels)))
+        x_0, all_frames, labels = self.sample(network, config.sampling, (*frame_steps.tolist(), len(levels)))
         chosen = evenly_spaced_indices(len(all_frames), NUM_FRAMES)
         frames, steps = all_frames[chosen, :STRIP_ROWS], frame_steps[chosen[:-1]]
         t = levels[steps]
-        predicted = np.concatenate([diagnostics.predict_x_0(network, config.diffusion, frames[:-1], t), frames[-1:]])
+        shown = labels and labels.rows(slice(STRIP_ROWS))
+        drawn_with = config.sampling, shown
+        before = diagnostics.predict_x_0(network, config.diffusion, frames[:-1], t, *drawn_with)
+        predicted = np.concatenate([before, frames[-1:]])
         x_t = to_uint8(frames)
         numbers: dict[str, np.ndarray] = {
             "step": np.int64(step),
@@ -109,22 +134,23 @@ class Pictures:
             "sampled_shares": diagnostics.bin_fractions(x_0),
         }
         samples = to_uint8(x_0)
-        pictures = {"grid.png": (report.grid(samples), f"{len(samples)} samples")}
+        pictures = {"grid.png": (self.grid(samples, labels), f"{len(samples)} samples")}
         self.save_grid(weights, buffers, step)
         columns = evenly_spaced_indices(len(x_t), STRIP_COLUMNS)
-        labels = ["x_T", *level_labels(config, t[columns[1:-1]]), "x_0"]
+        heads = ["x_T", *level_labels(config, t[columns[1:-1]]), "x_0"]
+        names = [report.label_text(label, self.names) for label in shown.wanted] if shown else []
         pictures["reverse.png"] = (
-            report.table(x_t[columns].swapaxes(0, 1), labels),
+            report.table(x_t[columns].swapaxes(0, 1), heads, row_labels=names),
             f"the reverse process, from noise to samples{columns_text(config)}",
         )
         pictures["x0.png"] = (
-            report.beside(x_t[columns, :4], numbers["frames_x_0"][columns, :4], labels),
+            report.beside(x_t[columns, :4], numbers["frames_x_0"][columns, :4], heads),
             f"predicted x_0 for each x_t{columns_text(config)}",
         )
         if images is not None:
-            shown, max_batch = samples[:STRIP_ROWS], max(STRIP_ROWS, len(samples))
-            numbers |= diagnostics.data_statistics(network, config, images, shown, max_batch)
-            pictures |= data_pictures(config, images, shown, numbers)
+            compared, max_batch = samples[:STRIP_ROWS], max(STRIP_ROWS, len(samples))
+            numbers |= diagnostics.data_statistics(network, config, images, compared, max_batch)
+            pictures |= data_pictures(config, images, compared, numbers)
         for name, (picture, _) in pictures.items():
             picture.save(self.folder / name)
         curves = {}
@@ -145,7 +171,7 @@ class Pictures:
         paths = [(self.folder / name, text) for name, (_, text) in {**pictures, **curves}.items()]
         if gif_frames:
             gif = to_uint8(all_frames[evenly_spaced_indices(len(all_frames), gif_frames)])
-            report.write_gif(self.folder / "reverse.gif", gif)
+            report.write_gif(self.folder / "reverse.gif", gif, labels=labels and labels.wanted, names=self.names)
             paths.append((self.folder / "reverse.gif", f"the reverse process, {len(gif)} frames"))
         return paths
 
@@ -171,7 +197,7 @@ def data_pictures(config: RunConfig, images: ImageData, samples: np.ndarray, num
 
 
 def level_labels(config: RunConfig, levels: np.ndarray) -> list[str]:
-    """ "t = 500" or "t = 0.25" for each noise level; for edm the number alone, so that it fits above a small picture."""
+    """A text for each noise level: t = 500 or t = 0.25. For edm the number alone: it fits above small pictures."""
     if config.diffusion.objective == "edm":
         return [f"{level:.2g}" for level in levels]
     return [f"t = {format(level, '.2g') if config.diffusion.is_continuous else level}" for level in levels]
@@ -189,13 +215,17 @@ def preview_sampler(config: RunConfig) -> SamplerConfig:
     """
     if config.sampling.num_steps is not None or config.diffusion.is_continuous:
         return config.sampling
-    return SamplerConfig(sampler="ddim", num_steps=min(PREVIEW_STEPS, config.diffusion.timesteps))
+    steps = min(PREVIEW_STEPS, config.diffusion.timesteps)
+    return replace(config.sampling, sampler="ddim", num_steps=steps, spacing=SamplerConfig.spacing, eta=0.0)
 
 
-def seconds_per_image(network: nnx.Module, batch_size: int, image_shape: tuple[int, int, int]) -> float:
+def seconds_per_image(
+    network: nnx.Module, batch_size: int, image_shape: tuple[int, int, int], info: ModelInfo
+) -> float:
     """Seconds per image of one network call on a batch."""
     graph, state = nnx.split(network)
-    call = jax.jit(lambda state, x, t: nnx.merge(graph, state)(x, t))
+    labels = label_array(info, None, batch_size)
+    call = jax.jit(lambda state, x, t: with_labels(nnx.merge(graph, state), labels)(x, t))
     x, t = jnp.zeros((batch_size, *image_shape), jnp.float32), jnp.zeros(batch_size, jnp.int32)
     call(state, x, t).block_until_ready()
     seconds = []

@@ -14,10 +14,13 @@ from jax_ddpm import data, report, rng, unets, weights
 from jax_ddpm.objectives import make_objective
 from jax_ddpm.spec.data_record import path_of
 from jax_ddpm.spec.diffusion_config import about_sampler
+from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, remove_snapshots_after
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.labels import check_guidance
 from jax_ddpm.spec.model_files import initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import BUILT_IN
+from jax_ddpm.spec.run_classes import check_takes_labels, describe_classes
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.evaluate import Evaluation
@@ -82,11 +85,17 @@ def prepare(
     steps_per_epoch, total_steps = count_steps(config, len(images.train))
     optimizer = make_optimizer(training)
     dtype = np.float64 if training.precision == "float64" else np.float32
-    graph, state = create_state(network, optimizer, training.ema, dtype)
-    info = ModelInfo(network=config.network, image_shape=image_shape, diffusion=config.diffusion)
+    graph, state = create_state(network, optimizer, training.ema, dtype, training.power_ema)
+    labels, validation_labels, class_names = None, None, None
+    if config.training.conditional:
+        labels, validation_labels, class_names = images.labels, images.validation_labels, images.class_names
+    info = ModelInfo(config.network, image_shape, config.diffusion, class_names=class_names)
+    check_guidance(info, config.sampling, None)
     log(describe(info, num_parameters(state.params)))
     if config.diffusion.is_continuous:
         log(about_sampler(config.sampling, config.diffusion))
+    if class_names is not None:
+        log(describe_classes(config, class_names))
     num_train, num_held_out = len(images.train), len(images.validation)
     log(f"{num_train:,} training images, {num_held_out:,} held out")
     if about_channels := report.channel_note(image_shape[2]):
@@ -102,6 +111,7 @@ def prepare(
         start, state, record = found
         log(f"Resuming from step {start:,}.")
 
+    remove_snapshots_after(folder, start)
     evaluates = config.output.evaluate_every and start < total_steps
     evaluate = Evaluation(config, images, info, graph, log) if evaluates else None
     tensorboard = TensorBoard(folder, start, config.output.tensorboard, log)
@@ -110,13 +120,21 @@ def prepare(
     metrics_log.on_row = tensorboard.row
     intervals = Intervals(config, steps_per_epoch, total_steps, num_held_out > 0)
 
+    if every := intervals.every_snapshot:
+        widths, size = training.power_ema_widths, 4 * (num_parameters(state.params) + num_parameters(state.buffers))
+        count = -(-total_steps // every)
+        log(
+            f"Power-function averages of widths {widths[0]:g} and {widths[1]:g}: snapshots of both every {every:,} "
+            f"steps, {2 * count * size / 1e6:,.1f} MB at the end, in {folder / SNAPSHOTS}"
+        )
+
     def levels(step: int) -> np.ndarray:
         key = rng.key(training.seed, rng.TIMESTEPS, step)
         return np.asarray(make_objective(config.diffusion).draw_level(key, training.batch_size))
 
     progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, levels, log)
     progress.skipped_in_a_row = record["skipped_in_a_row"]
-    feed = Feed(images.train, config, mesh)
+    feed = Feed(images.train, config, mesh, labels)
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
     return Run(
         config=config,
@@ -127,7 +145,7 @@ def prepare(
         graph=graph,
         feed=feed,
         dispatch=make_dispatch(train_step, feed.steps_per_dispatch),
-        validate=Validation(graph, config, images.validation, mesh),
+        validate=Validation(graph, config, images.validation, mesh, validation_labels),
         evaluate=evaluate,
         total_steps=total_steps,
         intervals=intervals,
@@ -135,7 +153,7 @@ def prepare(
         checkpoint_policy=CheckpointPolicy(config, total_steps),
         metrics_log=metrics_log,
         progress=progress,
-        pictures=Pictures(folder, graph, config, image_shape),
+        pictures=Pictures(folder, graph, config, image_shape, class_names),
         page=Page(folder, image_shape[2]),
         tensorboard=tensorboard,
         start_step=start,
@@ -249,6 +267,7 @@ def make_network(
     network = unets.build(config.network, image_shape[2], dtype)
     if config.network.name not in BUILT_IN:
         check_training(network)
+        check_takes_labels(config, network)
     if config.training.init_from is None or has_checkpoint:
         weights.initialise(network, config.training.seed)
     else:

@@ -14,12 +14,13 @@ from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.run_folder import MetricsLog
 
 MIN_DEFAULT_INTERVAL = 500  # steps between two validations or checkpoints, unless the user sets an interval
+DEFAULT_SNAPSHOTS = 32  # of the power-function averages in a run, at most, unless the user sets an interval
 MAX_CHECKPOINT_TIME_FRACTION = 0.1  # of the time for writing checkpoints, unless the user sets an interval
 SPIKE_FACTOR = 5.0  # a loss this many times its running mean is logged
 
 
 class Intervals:
-    """The steps after which a validation, an evaluation, a checkpoint or a sample grid is due."""
+    """The steps after which a validation, evaluation, checkpoint, snapshot of averages or sample grid is due."""
 
     def __init__(self, config: RunConfig, steps_per_epoch: int, total_steps: int, validates: bool):
         output = config.output
@@ -28,6 +29,9 @@ class Intervals:
         self.every_validation = (output.validate_every or default_interval) if validates else 0
         self.every_evaluation = output.evaluate_every
         self.every_checkpoint = output.checkpoint_every or default_interval
+        self.every_snapshot = 0
+        if config.training.power_ema:
+            self.every_snapshot = output.power_ema_every or -(-total_steps // DEFAULT_SNAPSHOTS)
         self.every_samples = [e for e in (output.sample_every, output.sample_every_epochs * steps_per_epoch) if e]
 
     def validation(self, step: int) -> bool:
@@ -43,16 +47,19 @@ class Intervals:
     def checkpoint(self, step: int) -> bool:
         return step % self.every_checkpoint == 0 or step == self.total
 
+    def snapshot(self, step: int) -> bool:
+        return bool(self.every_snapshot) and (step % self.every_snapshot == 0 or step == self.total)
+
     def samples(self, step: int) -> bool:
         return any(step % every == 0 for every in self.every_samples) and step != self.total
 
     def is_due(self, step: int) -> bool:
-        return self.row(step) or self.checkpoint(step) or self.samples(step)
+        return self.row(step) or self.checkpoint(step) or self.snapshot(step) or self.samples(step)
 
     def next(self, step: int) -> int:
         """The next step > `step` at which something is due; at most the last step of the run."""
-        every = (self.every_validation, self.every_evaluation, self.every_checkpoint, *self.every_samples)
-        return min([self.total, *(step - step % e + e for e in every if e)])
+        every = (self.every_validation, self.every_evaluation, self.every_checkpoint, self.every_snapshot)
+        return min([self.total, *(step - step % e + e for e in (*every, *self.every_samples) if e)])
 
 
 class CheckpointPolicy:

@@ -37,8 +37,8 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     check_devices()
     folder, training = out or default_out(config), config.training
     data_set = load_images(config, log, resumed=True)
-    check_same_images(folder, data_set, log)
-    images = data_set.train
+    check_same_images(folder, data_set, log, training.conditional)
+    images, labels = data_set.train, data_set.labels if training.conditional else None
     total_steps = count_steps(config, len(images))[1]
     if not 1 <= replay_step <= total_steps:
         raise UserError(f"replay_step = {replay_step}: expected 1 to {total_steps}, the steps of this run.")
@@ -46,16 +46,15 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
     has_checkpoint = any(step < replay_step for step in checkpoints.steps())
     network = make_network(config, images.shape[1:], has_checkpoint)
-    graph, state = create_state(
-        network, optimizer, training.ema, np.float64 if training.precision == "float64" else np.float32
-    )
+    dtype = np.float64 if training.precision == "float64" else np.float32
+    graph, state = create_state(network, optimizer, training.ema, dtype, training.power_ema)
     start = 0
     if found := checkpoints.restore_newest(state, max_step=replay_step - 1):
         start, state, _ = found
     log(f"Repeating the steps after step {start:,} ...")
 
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))  # one device is enough, and works for any batch size
-    feed = Feed(images, config, mesh)
+    feed = Feed(images, config, mesh, labels)
     state = jax.device_put(state, feed.replicated)
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
     dispatch = make_dispatch(train_step, feed.steps_per_dispatch)
@@ -66,7 +65,8 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
         step += n
     indices = data.batch_indices(training.seed, replay_step - 1, len(images), training.batch_size)
     gradients = jax.jit(make_gradients(graph, config, mesh, feed.unroll_accumulation))
-    loss, grads = gradients(state, images[indices])
+    batch = (images[indices],) if labels is None else (images[indices], labels[indices])
+    loss, grads = gradients(state, *batch)
     key = rng.key(training.seed, rng.TIMESTEPS, replay_step - 1)
     levels = np.asarray(make_objective(config.diffusion).draw_level(key, training.batch_size))
     finite = bool(np.isfinite(loss) & np.isfinite(global_norm(grads)))
@@ -74,12 +74,14 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     log(f"Step {replay_step:,}: loss {loss:.6g}, gradient norm {global_norm(grads):.6g}: {result}.")
     log(f"{symbol(config.diffusion)}: {' '.join(map(level_text, levels))}")
     log(f"Training images: {' '.join(map(str, indices))}")
+    if labels is not None:
+        log(f"Labels, before some are dropped: {' '.join(map(str, labels[indices]))}")
     arrays = weights.torch_arrays(nnx.merge(graph, grads, state.buffers))
     values = {array.name: array.read() for array in arrays if isinstance(array.variable, nnx.Param)}
     for group, norm in norms_by_group(values).items():
         log(f"  gradient norm of {group}: {norm:.4g}")
     if not finite:
-        log(f"First operation that gave nan or inf: {first_cause(gradients, state, images[indices])}.")
+        log(f"First operation that gave nan or inf: {first_cause(gradients, state, *batch)}.")
 
 
 def norms_by_group(gradients: dict[str, np.ndarray]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from jax_ddpm.spec.data_record import DATA_FILE, write_record
+from jax_ddpm.spec.ema_snapshots import SNAPSHOTS
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import write_text
 from jax_ddpm.spec.network_config import BUILT_IN
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 RUN_FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html")
-RUN_FILES += ("tensorboard", "evaluation")
+RUN_FILES += ("tensorboard", "evaluation", SNAPSHOTS)
 
 # Settings that may change when a run is resumed; so may everything in `output` and `sampling`.
 CHANGEABLE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
@@ -88,7 +89,8 @@ def lock_folder(folder: Path, config: RunConfig, resume: bool, images: "ImageDat
         check_folder(folder, config, resume)  # again: another process may have trained here since the first check
         try:
             drafts = [path for name in RUN_FILES for path in folder.glob(f".{name}.*")]
-            for draft in [*drafts, *(folder / "samples").glob(".*")]:  # temporary files of a killed run
+            drafts += [path for name in ("samples", SNAPSHOTS) for path in (folder / name).glob(".*")]
+            for draft in drafts:  # temporary files of a killed run
                 draft.unlink()
             write_text(folder / CONFIG_FILE, config_json(folder, config) + "\n")
             write_record(folder, images)

@@ -143,7 +143,16 @@ def about_grids(config: RunConfig) -> str:
     return (
         "All grids start from the same noise; only the weights differ. "
         f"Drawn in {sampler.num_steps or CONTINUOUS_STEPS} steps with the sampler {sampler.sampler}."
+        f"{about_labels(config)}"
     )
+
+
+def about_labels(config: RunConfig) -> str:
+    """What to know about the samples of a run with classes; "" for others."""
+    if not config.network.label_count:
+        return ""
+    weight = config.sampling.guidance
+    return " A row for each class" + ("." if weight == 1 else f", with guidance {weight:g}.")
 
 
 def grids(folder: Path, config: RunConfig, rows: list[dict]) -> list[dict]:
@@ -230,6 +239,7 @@ def pictures(folder: Path, config: RunConfig, numbers: dict | None, report_comma
     for name, (title, text) in PICTURES.items():
         picture = read_picture(folder / "samples" / name)
         if picture is not None:
+            text += about_labels(config) if name == "grid.png" else ""
             image = html_page.image(picture, PICTURE_BYTES, f"{title}. {text}")
             result.append({**image, "title": title, "text": text, "command": commands.get(name, report_command)})
     return result
@@ -285,12 +295,14 @@ def sample_command(config: RunConfig, folder: Path, count: int) -> str:
     default = dataclasses.asdict(SamplerConfig())
     sampler = {name: value for name, value in dataclasses.asdict(config.sampling).items() if value != default[name]}
     flags = flags_of({**sampler, "num_images": count, "seed": config.training.seed, "out": "grid.png"})
+    flags += ["--label-grid"] if config.network.label_count else []
     return command("sample", "--model", folder, *import_flags(recorded_imports(folder)), *flags)
 
 
 def flags_of(fields: dict) -> list:
     """Fields of a settings class as flags and values."""
-    return [part for name, value in fields.items() for part in (f"--{name.replace('_', '-')}", value)]
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in fields.items()}
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", *value)]
 
 
 def command(name: str, *arguments) -> str:

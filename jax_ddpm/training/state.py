@@ -16,6 +16,7 @@ class TrainState:
     """The training state.
 
     step: int32, the number of optimiser steps done. ema: None without EMA. buffers: arrays that are not trained.
+    power_ema: the power-function averages, one for each of `power_ema_widths`; empty without --power-ema.
     """
 
     step: jax.Array | jax.ShapeDtypeStruct
@@ -23,6 +24,7 @@ class TrainState:
     ema: nnx.State | None
     optimizer: optax.OptState
     buffers: nnx.State
+    power_ema: tuple[nnx.State, ...] = ()
 
     @property
     def weights(self) -> nnx.State:
@@ -30,8 +32,10 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-def create_state(network: nnx.Module, optimizer: optax.GradientTransformation, ema: bool, dtype=jnp.float32):
-    """Split an initialised network into (graph, state at step 0). The EMA starts as a copy of the parameters."""
+def create_state(
+    network: nnx.Module, optimizer: optax.GradientTransformation, ema: bool, dtype=jnp.float32, power_ema: bool = False
+):
+    """Split an initialised network into (graph, state at step 0). All averages start as copies of the parameters."""
     graph, params, buffers = nnx.split(network, nnx.Param, Buffer)
     params, buffers = jax.tree.map(lambda x: jnp.array(x, dtype), (params, buffers))
     return graph, TrainState(
@@ -40,6 +44,7 @@ def create_state(network: nnx.Module, optimizer: optax.GradientTransformation, e
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         optimizer=optimizer.init(params),
         buffers=buffers,
+        power_ema=tuple(jax.tree.map(jnp.copy, params) for _ in range(2 * power_ema)),
     )
 
 

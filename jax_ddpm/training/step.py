@@ -17,6 +17,7 @@ from jax_ddpm.arrays import Array
 from jax_ddpm.layers import Dropout, remat_blocks
 from jax_ddpm.objectives import make_objective
 from jax_ddpm.spec.network_config import BUILT_IN
+from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from jax_ddpm.training.adam import scale_by_adam
 from jax_ddpm.training.state import TrainState
@@ -68,6 +69,16 @@ def ema_update(ema, params, step: Array, decay: float):
     return jax.tree.map(lambda e, p: (d * e + (1 - d) * p).astype(e.dtype), ema, params)
 
 
+def power_ema_update(ema, params, step: Array, gamma: float):
+    """beta ema + (1 - beta) params with beta = (1 - 1/t)^(gamma + 1), t = step + 1 (Karras et al. 2024, section 3.1).
+
+    After step t this is the integral of the profile of `spec.power_ema` over parameters that are constant within each
+    step. 1 - beta is computed without cancellation.
+    """
+    one_minus_beta = -jnp.expm1((gamma + 1) * jnp.log1p(-1 / (step + 1.0)))
+    return jax.tree.map(lambda e, p: (e + one_minus_beta * (p - e)).astype(e.dtype), ema, params)
+
+
 def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
     """uint8 (B, H, W, C) to [-1, 1]. With a key, each image is flipped left to right with probability 1/2."""
     x = images.astype(dtype) / 127.5 - 1
@@ -78,28 +89,37 @@ def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
     return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
 
 
-def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_accumulation: bool = False) -> Callable:
-    """Returns gradients(state, images uint8 (B, H, W, C)) -> (loss, gradients).
+def drop_labels(k: Array, labels: Array, null_index: int, rate: float) -> Array:
+    """Labels (B,), each replaced by the null label with probability `rate` (Ho & Salimans 2022, algorithm 1)."""
+    # float32: with x64 a Python float would be float64 and give other draws.
+    return jnp.where(jax.random.bernoulli(k, jnp.float32(rate), labels.shape), null_index, labels)
 
-    Every random number in it depends only on (seed, state.step). mesh: shards the batch over its devices.
-    unroll_accumulation: unroll the loop over the parts of an accumulated batch.
+
+def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_accumulation: bool = False) -> Callable:
+    """Returns gradients(state, images uint8 (B, H, W, C), labels int32 (B,) or None) -> (loss, gradients).
+
+    Every random number in it depends only on (seed, state.step). labels: None for a network without classes. mesh:
+    shards the batch over its devices. unroll_accumulation: unroll the loop over the parts of an accumulated batch.
     """
     training, seed = config.training, config.training.seed
     rate, is_own = getattr(config.network, "dropout", 0.0), config.network.name not in BUILT_IN
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
-    objective = make_objective(config.diffusion, dtype)
+    objective, null_index = make_objective(config.diffusion, dtype), config.network.null_index
 
     def shard(x, *axes):
         return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def loss_of(params, state, x_0, level, noise, image_indices):
+    def loss_of(params, state, x_0, level, noise, image_indices, labels=None):
         predict, in_layers = nnx.merge(graph, params, state.buffers), nullcontext()
+        parameters = inspect.signature(predict).parameters if is_own else ()
         if rate or is_own:
             dropout = Dropout(rate, seed, state.step, image_indices)
             if is_own:
                 in_layers = dropout_in_layers(dropout)
-            if rate and (not is_own or "dropout" in inspect.signature(predict).parameters):
+            if rate and (not is_own or "dropout" in parameters):
                 predict = partial(predict, dropout=dropout)
+        if labels is not None:
+            predict = partial(predict, labels=labels)
         with remat_blocks(training.remat), in_layers:
             return objective.loss(predict, x_0, level, noise, **training.loss_settings)
 
@@ -125,13 +145,19 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
         total, _ = lax.scan(add, zero, jax.tree.map(split, batch), unroll=unroll_accumulation)
         return jax.tree.map(lambda x: x / training.accumulate, total)
 
-    def gradients(state: TrainState, images: Array):
+    def gradients(state: TrainState, images: Array, labels: Array | None = None):
         step = state.step
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = shard(prepare_images(images, dtype, flip_key), "data")
         level = objective.draw_level(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0])
         noise = shard(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
-        return accumulated(state, x_0, level, noise, jnp.arange(x_0.shape[0]))
+        batch = x_0, level, noise, jnp.arange(x_0.shape[0])
+        if labels is None:
+            return accumulated(state, *batch)
+        if null_index is not None and training.label_dropout:
+            k = rng.key(seed, rng.LABEL_DROPOUT, step)
+            labels = drop_labels(k, labels, null_index, training.label_dropout)
+        return accumulated(state, *batch, shard(labels, "data"))
 
     return gradients
 
@@ -143,16 +169,20 @@ def make_train_step(
     total_steps: int,
     mesh: Mesh | None = None,
     unroll_accumulation: bool = False,
-) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    """Returns train_step(state, images uint8 (B, H, W, C)) -> (state, metrics), a pure function.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns train_step(state, images uint8 (B, H, W, C), labels=None) -> (state, metrics), a pure function.
 
-    If the loss or a gradient is not finite, the step is skipped: only `state.step` increases. Metrics are float
-    scalars: loss, grad_norm (before clipping), learning_rate and skipped (0 or 1).
+    labels: int32 (B,), for a network with classes. Those that are dropped are drawn inside.
+
+    If the loss or a gradient is not finite, the step is skipped: only `state.step` increases, and the power-function
+    averages take the unchanged parameters once more. Metrics are float scalars: loss, grad_norm (before clipping),
+    learning_rate and skipped (0 or 1).
     """
     training, gradients = config.training, make_gradients(graph, config, mesh, unroll_accumulation)
+    gammas = [gamma_of(width) for width in training.power_ema_widths]
 
-    def train_step(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
-        loss, grads = gradients(state, images)
+    def train_step(state: TrainState, images: Array, labels: Array | None = None) -> tuple[TrainState, Metrics]:
+        loss, grads = gradients(state, images, labels)
         norm, rate = global_norm(grads), learning_rate(training, state.step, total_steps)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -167,26 +197,31 @@ def make_train_step(
         if ema is not None:
             ema = if_finite(ema_update(ema, params, state.step, training.ema_decay), ema)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
-        return TrainState(state.step + 1, params, ema, optimizer_state, state.buffers), metrics
+        averages = zip(state.power_ema, gammas, strict=bool(state.power_ema))
+        power_ema = tuple(power_ema_update(average, params, state.step, gamma) for average, gamma in averages)
+        return TrainState(state.step + 1, params, ema, optimizer_state, state.buffers, power_ema), metrics
 
     return train_step
 
 
-def make_validation(graph, config: RunConfig) -> Callable[[nnx.State, nnx.State, Array, Array, int], Array]:
-    """Returns validate(weights, buffers, images uint8 (B, H, W, C), mask bool (B,), batch_index) -> summed loss.
+def make_validation(graph, config: RunConfig) -> Callable[..., Array]:
+    """Returns validate(weights, buffers, images uint8 (B, H, W, C), mask bool (B,), batch_index, labels=None) -> sum.
 
-    The sum is over the images whose mask is True. Noise levels and noise depend only on the seed and `batch_index`.
+    The sum of the losses is over the images whose mask is True. Noise levels and noise depend only on the seed and
+    `batch_index`. labels: as in `make_train_step`; none is dropped.
     """
     dtype = jnp.float64 if config.training.precision == "float64" else jnp.float32
     objective = make_objective(config.diffusion, dtype)
 
     @jax.jit
-    def validate(weights, buffers, images, mask, batch_index):
+    def validate(weights, buffers, images, mask, batch_index, labels=None):
         x_0 = prepare_images(images, dtype, None)
         seed = config.training.seed
         level = objective.draw_level(rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index), x_0.shape[0])
         noise = rng.normal(rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index), x_0.shape, dtype)
         network = nnx.merge(graph, weights, buffers)
+        if labels is not None:
+            network = partial(network, labels=labels)
         losses = objective.loss_per_image(network, x_0, level, noise, **config.training.loss_settings)
         return jnp.sum(losses * mask)
 

@@ -30,7 +30,8 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Mod
     """Build the network of `config`. Its parameters are NaN: fill them with `weights.initialise` or `load_state_dict`.
 
     The network is called as network(x, t) with x (B, H, W, C) and t integers (B,) in [0, T), and returns a prediction
-    of x's shape. With learned_variance, the prediction has twice the channels.
+    of x's shape. With learned_variance, the prediction has twice the channels. A network with classes is called as
+    network(x, t, labels) with labels integers (B,); None stands for its null label.
 
     Args:
         config: settings of the network, such as `ConvBlockConfig`.

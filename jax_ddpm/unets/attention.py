@@ -9,10 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Real
+from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array, upcast
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose, GroupNorm, Linear, identity, remat_block
+from jax_ddpm.layers import (
+    Buffer,
+    Conv,
+    ConvTranspose,
+    GroupNorm,
+    Linear,
+    add_label,
+    identity,
+    label_embedding,
+    remat_block,
+)
 from jax_ddpm.ops import add_to_pixels, concatenate_channels, einsum, silu
 
 
@@ -130,6 +140,7 @@ class AttentionUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
     x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 2^(levels - 1). t: integers (B,) in [0, T).
+    `labels`, for a network with classes: integers (B,), floats (B, K) that mix labels, or None for the null label.
     Level l has channels * multipliers[0] * ... * multipliers[l] channels. `dropout`, an argument of the call, is a
     function h -> h for training. Activations have the dtype `dtype` (default: that of the parameters). The prediction
     has the dtype of the parameters.
@@ -144,12 +155,15 @@ class AttentionUNet(nnx.Module):
         blocks: int = 2,
         heads: int = 8,
         dropout: float = 0.1,
+        num_classes: int = 0,
+        null_label: bool = True,
         dtype=None,
     ):
-        self.dtype = dtype
+        self.dtype, self.null_index = dtype, num_classes if null_label else None
         width, time_width = channels, 4 * channels
         self.image_projection = Conv(image_channels, channels, 3)
         self.time_embedding = TimeEmbedding(channels)
+        self.class_embedding = label_embedding(num_classes, null_label, time_width)
         levels = list(zip(multipliers, (heads if on else None for on in attention), strict=True))
         down, up, skips = [], [], [channels]
         for level, (multiplier, level_heads) in enumerate(levels):
@@ -174,11 +188,15 @@ class AttentionUNet(nnx.Module):
         self.output = Conv(width, image_channels, 3)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Real[Array, "b"], dropout: Callable = identity
+        self,
+        x: Float[Array, "b h w c"],
+        t: Real[Array, "b"],
+        labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
+        dropout: Callable = identity,
     ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype
-        time = self.time_embedding(t).astype(dtype)
+        time = add_label(self.time_embedding(t), labels, self.class_embedding, self.null_index).astype(dtype)
         h = self.image_projection(x.astype(dtype))
         skips = [h]
         for layer in self.down:

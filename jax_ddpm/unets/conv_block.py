@@ -5,11 +5,20 @@
 
 import jax
 from flax import nnx
-from jaxtyping import Float, Real
+from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import geometric_frequencies, interleaved_embedding
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
+from jax_ddpm.layers import (
+    Buffer,
+    Conv,
+    ConvTranspose2x2,
+    GroupNorm,
+    Linear,
+    add_label,
+    label_embedding,
+    remat_block,
+)
 from jax_ddpm.ops import add_to_pixels, concatenate_channels, max_pool_2x2, silu
 
 
@@ -48,6 +57,7 @@ class ConvBlockUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
     x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 2^(levels - 1). t: integers (B,) in [0, T).
+    `labels`, for a network with classes: integers (B,), floats (B, K) that mix labels, or None for the null label.
     Activations have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the
     parameters.
     """
@@ -57,10 +67,13 @@ class ConvBlockUNet(nnx.Module):
         image_channels: int = 1,
         widths: tuple[int, ...] = (64, 128, 256, 512, 1024),
         time_width: int = 256,
+        num_classes: int = 0,
+        null_label: bool = True,
         dtype=None,
     ):
-        self.dtype = dtype
+        self.dtype, self.null_index = dtype, num_classes if null_label else None
         self.time_embedding = TimeEmbedding(time_width)
+        self.class_embedding = label_embedding(num_classes, null_label, time_width)
         in_channels = (image_channels, *widths[:-1])
         self.encoder = nnx.List([ConvBlock(i, o, time_width) for i, o in zip(in_channels, widths, strict=True)])
         up_widths = widths[:0:-1]  # from the deepest level to the second one
@@ -68,10 +81,15 @@ class ConvBlockUNet(nnx.Module):
         self.decoder = nnx.List([ConvBlock(w, w // 2, time_width) for w in up_widths])
         self.output = Conv(widths[0], image_channels, 1)
 
-    def __call__(self, x: Float[Array, "b h w c"], t: Real[Array, "b"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Real[Array, "b"],
+        labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
+    ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype
-        time = self.time_embedding(t).astype(dtype)
+        time = add_label(self.time_embedding(t), labels, self.class_embedding, self.null_index).astype(dtype)
         h = self.encoder[0](x.astype(dtype), time)
         skips = []
         for block in self.encoder[1:]:

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Real
+from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array, upcast
 from jax_ddpm.embeddings import concatenated_embedding, geometric_frequencies
-from jax_ddpm.layers import Conv, GroupNorm, Linear, identity, remat_block
+from jax_ddpm.layers import Conv, Embedding, GroupNorm, Linear, add_label, identity, remat_block
 from jax_ddpm.ops import (
     add_to_pixels,
     average_pool_2x2,
@@ -194,6 +194,8 @@ class DDPMUNet(nnx.Module):
     """(x, t) -> prediction of x's shape. With `learned_variance` it has twice the channels: [prediction, v].
 
     x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 2^(levels - 1). t: integers (B,) in [0, T).
+    `labels`, for a network with classes: integers (B,), or None for the null label; vectors (B, time width) with
+    class_embed_type "identity".
     The settings are those of `DDPMConfig`. `dropout`, an argument of the call, is a function h -> h for training.
     Activations have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the
     parameters.
@@ -223,9 +225,13 @@ class DDPMUNet(nnx.Module):
         attn_norm_num_groups: int | None = None,
         resnet_downsample: tuple[bool, ...] = (),
         resnet_upsample: tuple[bool, ...] = (),
+        num_class_embeds: int | None = None,
+        class_embed_type: str | None = None,
+        null_label: bool = False,
         dtype=None,
     ):
         self.dtype, self.center_input_sample = dtype, center_input_sample
+        self.null_index = num_class_embeds - 1 if null_label else None
         scale_shift, time_width = resnet_time_scale_shift == "scale_shift", time_embedding_dim or 4 * widths[0]
         block = partial(
             ResidualBlock,
@@ -237,7 +243,16 @@ class DDPMUNet(nnx.Module):
         )
         attention = partial(SelfAttention, head_dim=attention_head_dim, groups=norm_num_groups, epsilon=norm_eps)
         self.input = Conv(image_channels, widths[0], 3)
-        self.time_embedding = TimeEmbedding(widths[0], time_width, flip_sin_to_cos, freq_shift)
+        embed_time = partial(TimeEmbedding, widths[0], time_width, flip_sin_to_cos, freq_shift)
+        self.time_embedding = embed_time()
+        if class_embed_type == "timestep":
+            self.class_embedding = embed_time()
+        elif class_embed_type == "identity":
+            self.class_embedding = identity
+        elif num_class_embeds is not None:
+            self.class_embedding = Embedding(num_class_embeds, time_width)
+        else:
+            self.class_embedding = None
         width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
         by_convolution = (False,) * len(widths)
         down, up = [], []
@@ -268,11 +283,15 @@ class DDPMUNet(nnx.Module):
         self.output = Conv(width, image_channels * (2 if learned_variance else 1), 3)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Real[Array, "b"], dropout: Callable = identity
-    ) -> Float[Array, "b h w d"]:
+        self,
+        x: Float[Array, "b h w c"],
+        t: Real[Array, "b"],
+        labels: Int[Array, "b"] | Float[Array, "b d"] | None = None,
+        dropout: Callable = identity,
+    ) -> Float[Array, "b h w e"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype
-        time = self.time_embedding(t).astype(dtype)
+        time = add_label(self.time_embedding(t), labels, self.class_embedding, self.null_index).astype(dtype)
         h = self.input((2 * x - 1 if self.center_input_sample else x).astype(dtype))
         skips = [h]
         for level in self.down:

@@ -9,7 +9,16 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array, upcast_dtype
 from jax_ddpm.embeddings import sinusoid_table
-from jax_ddpm.layers import Buffer, Conv, ConvTranspose, Linear, remat_block, unfilled
+from jax_ddpm.layers import (
+    Buffer,
+    Conv,
+    ConvTranspose,
+    Linear,
+    add_label,
+    label_embedding,
+    remat_block,
+    unfilled,
+)
 from jax_ddpm.ops import add_to_pixels, concatenate_channels, layer_norm, silu
 
 TIME_WIDTH = 100
@@ -72,13 +81,23 @@ class Stage(nnx.Module):
 class LayerNormUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
-    x: (B, 28, 28, image_channels), about within [-1, 1]. t: integers (B,) in [0, table_rows). Activations have the
-    dtype `dtype` (default: that of the parameters). The prediction has the dtype of the parameters.
+    x: (B, 28, 28, image_channels), about within [-1, 1]. t: integers (B,) in [0, table_rows).
+    `labels`, for a network with classes: integers (B,), floats (B, K) that mix labels, or None for the null label.
+    Activations have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the
+    parameters.
     """
 
-    def __init__(self, image_channels: int = 1, table_rows: int = 1000, dtype=None):
-        self.dtype = dtype
+    def __init__(
+        self,
+        image_channels: int = 1,
+        table_rows: int = 1000,
+        num_classes: int = 0,
+        null_label: bool = True,
+        dtype=None,
+    ):
+        self.dtype, self.null_index = dtype, num_classes if null_label else None
         self.time_table = Buffer(sinusoid_table(table_rows, TIME_WIDTH))
+        self.class_embedding = label_embedding(num_classes, null_label, TIME_WIDTH)
         self.stage1 = Stage(28, (image_channels, 10, 10, 10))
         self.down1 = Conv(10, 10, 4, stride=2, padding=1)
         self.stage2 = Stage(14, (10, 20, 20, 20))
@@ -96,10 +115,16 @@ class LayerNormUNet(nnx.Module):
         self.stage6 = Stage(28, (20, 10, 10, 10), normalize_last=False)
         self.output = Conv(10, image_channels, 3)
 
-    def __call__(self, x: Float[Array, "b h w c"], t: Int[Array, "b"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Int[Array, "b"],
+        labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
+    ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype
         time = jnp.asarray(self.time_table[...], dtype)[t]
+        time = add_label(time, labels, self.class_embedding, self.null_index)
         h1 = self.stage1(x.astype(dtype), time)
         h2 = self.stage2(self.down1(h1), time)
         h3 = self.stage3(self.down2(h2), time)

@@ -4,10 +4,10 @@
 """
 
 from flax import nnx
-from jaxtyping import Float, Real
+from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, remat_block
+from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, add_label, label_embedding, remat_block
 from jax_ddpm.ops import add_to_pixels, concatenate_channels, silu
 
 TIME_WIDTH = 256
@@ -67,13 +67,16 @@ class UpBlock(nnx.Module):
 class StridedUNet(nnx.Module):
     """(x, t) -> prediction of x's shape.
 
-    x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 8. t: integers (B,) in [0, T). Activations
-    have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the parameters.
+    x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 8. t: integers (B,) in [0, T).
+    `labels`, for a network with classes: integers (B,), floats (B, K) that mix labels, or None for the null label.
+    Activations have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the
+    parameters.
     """
 
-    def __init__(self, image_channels: int = 3, dtype=None):
-        self.dtype = dtype
+    def __init__(self, image_channels: int = 3, num_classes: int = 0, null_label: bool = True, dtype=None):
+        self.dtype, self.null_index = dtype, num_classes if null_label else None
         self.time_embedding = TimeEmbedding()
+        self.class_embedding = label_embedding(num_classes, null_label, TIME_WIDTH)
         self.down1 = DownBlock(image_channels, 64)
         self.down2 = DownBlock(64, 128)
         self.down3 = DownBlock(128, 256)
@@ -83,10 +86,15 @@ class StridedUNet(nnx.Module):
         self.up3 = UpBlock(64, 64, 64)
         self.output = Conv(64, image_channels, 1)
 
-    def __call__(self, x: Float[Array, "b h w c"], t: Real[Array, "b"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Real[Array, "b"],
+        labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
+    ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype
-        time = self.time_embedding(t).astype(dtype)
+        time = add_label(self.time_embedding(t), labels, self.class_embedding, self.null_index).astype(dtype)
         h1, half1 = self.down1(x.astype(dtype), time)
         _, half2 = self.down2(half1, time)
         _, half3 = self.down3(half2, time)

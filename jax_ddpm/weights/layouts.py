@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from flax import nnx
 
-from jax_ddpm.layers import Conv, ConvTranspose, ConvTranspose2x2, GroupNorm, Linear
+from jax_ddpm.layers import Conv, ConvTranspose, ConvTranspose2x2, Embedding, GroupNorm, Linear
 from jax_ddpm.unets.attention import AttentionOutput, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
 
@@ -70,6 +70,7 @@ NORM = (("weight", "scale", VECTOR), ("bias", "bias", VECTOR))
 # The parameters of each of our layers: PyTorch's name, ours, and the layout.
 OURS = {
     Linear: (("weight", "kernel", Axes((1, 0))), ("bias", "bias", VECTOR)),
+    Embedding: (("weight", "embedding", Axes((0, 1))),),
     Conv: (("weight", "kernel", Axes((3, 2, 0, 1))), ("bias", "bias", VECTOR)),  # HWIO to OIHW
     ConvTranspose2x2: (("weight", "kernel", Axes((2, 3, 0, 1))), ("bias", "bias", VECTOR)),  # HWIO to IOHW, not flipped
     ConvTranspose: (("weight", "kernel", Axes((2, 3, 0, 1))), ("bias", "bias", VECTOR)),

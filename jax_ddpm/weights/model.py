@@ -28,6 +28,8 @@ class Model:
 
     model(x, t) is the network's prediction of x's shape, for x float32 (B, H, W, C) and t integers (B,) in [0, T), or
     one integer for all images. The range of t is not checked. If the network also predicts the variance, the prediction
+    has twice the channels. A network with classes is called as model(x, t, labels): labels are integers (B,), or one
+    integer for all images, and None is the null label.
     has twice the channels. For the objectives edm and flow, x and the float t are those of
     `objectives.Continuous.network_input`.
     """
@@ -37,8 +39,8 @@ class Model:
     info: ModelInfo
     """Network settings, image shape and diffusion settings."""
 
-    def __call__(self, x, t):
-        """The network's prediction for x at the timesteps t. Raises UserError for a t of another shape or dtype."""
+    def __call__(self, x, t, labels=None):
+        """The network's prediction for x at the timesteps t. Raises UserError for another shape or dtype."""
         t = jnp.asarray(t)
         if self.info.diffusion.is_continuous:
             expected = f"expected floats, the network's time of the objective {self.info.diffusion.objective}"
@@ -47,7 +49,11 @@ class Model:
             require(jnp.issubdtype(t.dtype, jnp.integer), "dtype of t", t.dtype, "expected integers from 0 to T - 1")
         fits = t.shape == x.shape[:1] or t.shape in ((), (1,))
         require(fits, "shape of t", t.shape, f"expected {x.shape[:1]}, or one integer")
-        return self.network(x, jnp.broadcast_to(t, x.shape[:1]))
+        t = jnp.broadcast_to(t, x.shape[:1])
+        if labels is None:
+            return self.network(x, t)
+        labels = jnp.asarray(labels)
+        return self.network(x, t, labels if labels.ndim else jnp.broadcast_to(labels, x.shape[:1]))
 
     def __repr__(self) -> str:
         return f"Model: {describe(self.info, self.num_parameters)}"
@@ -65,6 +71,7 @@ def load_model(
     *,
     weights: str | None = None,
     step: int | None = None,
+    ema_width: float | None = None,
     network: NetworkConfig | None = None,
     network_settings: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = print,
@@ -87,6 +94,8 @@ def load_model(
         weights: "ema" or "raw", for models that have both. Default: EMA weights where there are some. The raw weights
             of a run are those of its newest checkpoint.
         step: for a run, the checkpoint to load.
+        ema_width: for a run that was trained with power_ema, the width of the average to load, such as 0.05. It is
+            combined from the snapshots of the run up to `step`, or up to the newest.
         network: settings of the network in a file without our metadata, such as MyConfig(width=32), if it shall not be
             recognised. The network must be registered. Names and shapes must match exactly.
         network_settings: settings of the network that shapes do not show, such as {"heads": 4}.
@@ -105,6 +114,7 @@ def load_model(
         image_size,
         weights=weights,
         step=step,
+        ema_width=ema_width,
         network=network,
         network_settings=network_settings,
         shapes_of=array_shapes,

@@ -11,6 +11,7 @@ from flax import nnx
 
 from jax_ddpm import unets
 from jax_ddpm.layers import Buffer
+from jax_ddpm.spec.data_record import read_record
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import height_and_width
@@ -43,11 +44,13 @@ def read_checkpoint(checkpoint: Checkpoint) -> tuple[StateDict, ModelInfo]:
     for channels in (1, 3, *range(2, MAX_CHANNELS + 1)):
         filled = fill(unets.build(config, channels), arrays, checkpoint.weights)
         if filled is not None:
+            record = read_record(checkpoint.run) if config.takes_labels else None
             info = ModelInfo(
                 network=config,
                 image_shape=(*height_and_width(size), channels),
                 diffusion=from_json(DiffusionConfig, json.dumps(diffusion), str(path)),
                 step=checkpoint.step,
+                class_names=record and record.class_names,
             )
             values = {name: value.astype(np.float32) for name, value in state_dict(filled).items()}
             return values, info

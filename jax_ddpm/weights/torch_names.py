@@ -23,6 +23,7 @@ def parse(text: str) -> dict[str, str]:
 CONV_BLOCK = parse("""
     time_emb.0.J                    time_embedding.frequencies
     time_emb.1                      time_embedding.linear
+    class_embedding                 class_embedding
     enc_convs.{}.seq1.0             encoder.{}.conv1
     enc_convs.{}.seq1.1             encoder.{}.norm1
     enc_convs.{}.time_emb_linear    encoder.{}.time_linear
@@ -42,6 +43,7 @@ CONV_BLOCK = parse("""
 STRIDED = parse("""
     time_embed.embed.0    time_embedding.linear1
     time_embed.embed.2    time_embedding.linear2
+    class_embedding       class_embedding
     down{}.conv.0         down{}.conv.conv1
     down{}.conv.1         down{}.conv.norm1
     down{}.conv.3         down{}.conv.conv2
@@ -66,6 +68,7 @@ ATTENTION = parse("""
     time_emb.freqs                 time_embedding.frequencies
     time_emb.linear_seq.0          time_embedding.linear1
     time_emb.linear_seq.2          time_embedding.linear2
+    class_embedding                class_embedding
     down.{}.res.norm1              down.{}.residual.norm1
     down.{}.res.conv1              down.{}.residual.conv1
     down.{}.res.time_emb           down.{}.residual.time_linear
@@ -97,6 +100,7 @@ ATTENTION = parse("""
 
 LAYER_NORM = parse("""
     time_embed.weight    time_table
+    class_embedding      class_embedding
     te_out.0             stage6.time.linear1
     te_out.2             stage6.time.linear2
     b_out.0.ln           stage6.block1.norm
@@ -145,6 +149,9 @@ DDPM = parse("""
     conv_in                                        input
     time_embedding.linear_1                        time_embedding.linear1
     time_embedding.linear_2                        time_embedding.linear2
+    class_embedding                                class_embedding
+    class_embedding.linear_1                       class_embedding.linear1
+    class_embedding.linear_2                       class_embedding.linear2
     down_blocks.{}.resnets.{}.norm1                down.{}.residuals.{}.norm1
     down_blocks.{}.resnets.{}.conv1                down.{}.residuals.{}.conv1
     down_blocks.{}.resnets.{}.time_emb_proj        down.{}.residuals.{}.time_linear

@@ -17,11 +17,24 @@ from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, requi
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
+from jax_ddpm.spec.labels import mixed_labels
 from jax_ddpm.spec.spacing import next_timesteps
 from torch_ref import diffusion
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
+from torch_ref.sampling.guidance import guided_predict
 from torch_ref.sampling.reverse import reverse_process, sampling_timesteps
-from torch_ref.sampling.samplers import ANCESTRAL, image_keys, noise_at, sample, sample_in_batches, unpack_model
+from torch_ref.sampling.samplers import (
+    ANCESTRAL,
+    image_keys,
+    labels_and_guide,
+    noise_at,
+    opened,
+    sample,
+    sample_in_batches,
+    tensors,
+    unless_given,
+    unpack_model,
+)
 from torch_ref.sampling.steps import ddim_inverse_step
 from torch_ref.schedules import schedule_tables
 
@@ -47,6 +60,8 @@ def interpolate(
     num_images: int = 16,
     batch_size: int = 64,
     *,
+    labels=None,
+    guide=None,
     sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
@@ -55,7 +70,8 @@ def interpolate(
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Interpolate between image 0 of two seeds, at equal angles between their x_T: Song et al. 2021, section 5.3."""
-    network, config, shape = unpack_model(model, config, image_shape)
+    model = opened(model)
+    _, config, shape = unpack_model(model, config, image_shape)
     sampler, config = sampling_settings(sampler, config, settings)
     check_draws_no_noise(sampler)
     require(num_images >= 2, "num_images", num_images, "expected at least 2, for the images of both seeds")
@@ -64,8 +80,11 @@ def interpolate(
     a, b = noise.permute(0, 2, 3, 1).numpy()
     x_T = np.stack([a, *slerp(a, b, np.linspace(0, 1, num_images)[1:-1]), b])
     x_T = x_T * config.initial_sigma if config.is_continuous else x_T
+    if hasattr(model, "info") and np.ndim(labels) == 1 and len(labels) == 2:
+        labels = mixed_labels(model.info, *labels, num_images)
     options = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
-    return sample(network, batch_size=batch_size, x_T=x_T, **options)
+    conditions = {"labels": unless_given(model, labels), "guide": guide}
+    return sample(model, batch_size=batch_size, x_T=x_T, **conditions, **options)
 
 
 @torch.no_grad()
@@ -74,6 +93,8 @@ def invert(
     images: np.ndarray,
     batch_size: int = 64,
     *,
+    labels=None,
+    guide=None,
     sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
@@ -85,6 +106,7 @@ def invert(
     The step up to t uses eps predicted from the state at the next lower timestep that the sampler visits. The first
     step has no such state: it uses eps predicted from the images at the lowest timestep.
     """
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
@@ -92,18 +114,21 @@ def invert(
     require_timesteps(config, "inversion")
     sampler.check(config.timesteps)
     check_invertible(sampler)
+    labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)
 
     chain = sampling_timesteps(config, sampler)
     tables = schedule_tables(config, images.dtype, chain)
     next_t = torch.from_numpy(np.maximum(next_timesteps(chain, config.timesteps), chain[-1])).long()
 
-    def eps_at_next_timestep(x, t):
-        s = next_t.to(t.device)[t]
-        prediction, _ = diffusion.split_prediction(network(x, s), x)
-        return diffusion.predicted_eps(tables, config.objective, x, s, prediction)
-
     def draw(indices):
         x = channels_first(images[indices], device_of(network))
+        predict = guided_predict(network, sampler, tensors(labels, indices, x.device), guide)
+
+        def eps_at_next_timestep(x, t):
+            s = next_t.to(t.device)[t]
+            prediction, _ = diffusion.split_prediction(predict(x, s), x)
+            return diffusion.predicted_eps(tables, config.objective, x, s, prediction)
+
         step = partial(ddim_inverse_step, tables)
         return reverse_process(step, eps_at_next_timestep, x, chain[::-1], lambda t: None, progress=progress)[0]
 
@@ -115,6 +140,8 @@ def reconstruct(
     x_T: np.ndarray,
     batch_size: int = 64,
     *,
+    labels=None,
+    guide=None,
     sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
@@ -122,10 +149,12 @@ def reconstruct(
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Reconstruct images from the x_T of `invert`: `sample` without clipping, because clipping cannot be inverted."""
-    network, config, _ = unpack_model(model, config, None)
+    model = opened(model)
+    _, config, _ = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
     options = {"config": replace(config, clip="none"), "image_shape": np.shape(x_T)[1:], "dtype": dtype}
-    return sample(network, batch_size=batch_size, x_T=x_T, sampler=sampler, **options, progress=progress)
+    options |= {"labels": unless_given(model, labels), "guide": guide}
+    return sample(model, batch_size=batch_size, x_T=x_T, sampler=sampler, **options, progress=progress)
 
 
 def img2img(
@@ -136,6 +165,8 @@ def img2img(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
+    labels=None,
+    guide=None,
     sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
@@ -143,7 +174,8 @@ def img2img(
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Vary images: noise them to start_t and sample from there (SDEdit, Meng et al. 2022, section 3)."""
-    network, config, image_shape = unpack_model(model, config, None)
+    model = opened(model)
+    _, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
     config.check()
@@ -156,4 +188,5 @@ def img2img(
     x_t = diffusion.q_sample(schedule_tables(config, images.dtype), channels_first(images, None), t, noise)
     x_T = x_t.permute(0, 2, 3, 1).numpy()
     options = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
-    return sample(network, seed=seed, batch_size=batch_size, seeds=seeds, x_T=x_T, start_t=start_t, **options)
+    options |= {"labels": unless_given(model, labels), "guide": guide}
+    return sample(model, seed=seed, batch_size=batch_size, seeds=seeds, x_T=x_T, start_t=start_t, **options)

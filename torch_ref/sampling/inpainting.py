@@ -13,8 +13,19 @@ from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seed
 from jax_ddpm.spec.spacing import repaint_schedule
 from torch_ref import diffusion, rng
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
+from torch_ref.sampling.guidance import guided_predict
 from torch_ref.sampling.reverse import make_step, reverse_process, sampling_timesteps
-from torch_ref.sampling.samplers import ANCESTRAL, image_keys, noise_at, sample_in_batches, unpack_model
+from torch_ref.sampling.samplers import (
+    ANCESTRAL,
+    image_keys,
+    labels_and_guide,
+    noise_at,
+    opened,
+    sample_in_batches,
+    tensors,
+    unless_given,
+    unpack_model,
+)
 from torch_ref.schedules import Tables, schedule_tables
 
 
@@ -33,6 +44,8 @@ def inpaint(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
+    labels=None,
+    guide=None,
     resamplings: int = 10,
     jump: int = 10,
     sampler: SamplerConfig | str = ANCESTRAL,
@@ -42,6 +55,7 @@ def inpaint(
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
     """Draw the unknown pixels of images so that they fit the known ones: RePaint, Lugmayr et al. 2022, Algorithm 1."""
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
@@ -51,18 +65,20 @@ def inpaint(
     require_timesteps(config, "inpainting")
     sampler.check(config.timesteps)
     check_ancestral(sampler)
+    labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)
     chain = sampling_timesteps(config, sampler)
     tables = schedule_tables(config, images.dtype, chain)
     timesteps, visits = repaint_schedule(chain, resamplings, jump)
     ratios = jump_alpha_ratios(schedule_tables(config, np.float64, chain), timesteps)
     signal_scale, noise_scale = (np.sqrt(ratio).astype(images.dtype).tolist() for ratio in (ratios, 1 - ratios))
     noise_index = timesteps + visits * (config.timesteps + 1)
-    ancestral_step = make_step(tables, config, sampler, chain, network)
     images_drawn = seeds_and_indices(seed, seeds, len(images))
     keys, known_keys, jump_keys = (image_keys(*images_drawn, p) for p in (rng.SAMPLING, rng.KNOWN, rng.JUMP))
 
     def draw(indices):
         batch = channels_first(images[indices], device)
+        guided = guided_predict(network, sampler, tensors(labels, indices, device), guide)
+        ancestral_step = make_step(tables, config, sampler, chain, guided)
 
         def noise_of(keys, number):
             return noise_at(keys[indices], number, images.shape[1:], dtype).to(device)
@@ -82,7 +98,7 @@ def inpaint(
             return signal_scale[n] * x + noise_scale[n] * noise_of(jump_keys, noise_index[n])  # line 10
 
         def predict(x, n):
-            return network(x, torch.from_numpy(timesteps).to(x.device)[n].long())
+            return guided(x, torch.from_numpy(timesteps).to(x.device)[n].long())
 
         x_T, steps = noise_of(keys, config.timesteps), np.arange(len(timesteps))
         return reverse_process(step, predict, x_T, steps, draw_noise, progress=progress)[0]

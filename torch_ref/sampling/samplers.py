@@ -12,10 +12,12 @@ from jax_ddpm.spec.batches import in_batches
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
-from jax_ddpm.spec.inputs import EXPECTED_MODEL, check_images, seeds_and_indices
+from jax_ddpm.spec.inputs import EXPECTED_GUIDE, EXPECTED_MODEL, check_images, seeds_and_indices
+from jax_ddpm.spec.labels import NONE, Labels, labels_of_images, labels_of_network
 from torch_ref import rng
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
 from torch_ref.objectives import make_objective
+from torch_ref.sampling.guidance import guided_predict
 from torch_ref.sampling.reverse import make_step, reverse_process, sampling_timesteps
 from torch_ref.sampling.solvers import make_solver
 from torch_ref.sampling.steps import first_history
@@ -51,9 +53,12 @@ def sample_indices(
     progress: Callable | None = None,
     x_T: Tensor | None = None,
     start_t: int | None = None,
+    labels: Labels | None = None,
+    guide: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample one batch: images `indices` of a seed, or image indices[k] of seed[k]; on the device of the network.
 
+    labels: of these images, from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance.
     image_shape: (H, W, C). Returns images (B, C, H, W), about within [-1, 1], and frames (F, B, C, H, W). Image i takes
     its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler and objective; for edm, x_T
     is sigma_max times that noise.
@@ -63,11 +68,11 @@ def sample_indices(
     check_sampler(sampler, config)
     keys, device = image_keys(seed, indices), device_of(network)
     chain, visited = sampling_timesteps(config, sampler), sampling_timesteps(config, sampler, start_t)
-    predict = network
+    predict = guided_predict(network, sampler, tensors(labels, slice(None), device), guide)
     if config.is_continuous:
-        step, predict = make_solver(make_objective(config, dtype), sampler, network)
+        step, predict = make_solver(make_objective(config, dtype), sampler, predict)
     else:
-        step = make_step(schedule_tables(config, numpy_dtype(dtype), chain), config, sampler, chain, network)
+        step = make_step(schedule_tables(config, numpy_dtype(dtype), chain), config, sampler, chain, predict)
 
     def draw_noise(t):
         return noise_at(keys, t, image_shape, dtype).to(device)
@@ -96,6 +101,8 @@ def sample(
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
+    labels=None,
+    guide=None,
     x_T: np.ndarray | None = None,
     start_t: int | None = None,
     sampler: SamplerConfig | str | None = None,
@@ -109,6 +116,7 @@ def sample(
 
     model: what `load_model` returns or takes, or a module (x, t) -> prediction, which needs `config` and `image_shape`.
     """
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, image_shape)
     sampler, config = sampling_settings(sampler, config, settings)
     require(start_t is None or x_T is not None, "start_t", start_t, "expected x_T too, the states at start_t")
@@ -118,9 +126,11 @@ def sample(
     elif seeds is not None:
         num_images = len(seeds)
     seeds, image_indices = seeds_and_indices(seed, seeds, num_images)
+    labels, guide = labels_and_guide(model, labels, num_images, sampler, guide)
 
     def draw(indices):
-        options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t}
+        options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t, "guide": guide}
+        options["labels"] = labels and labels.rows(indices)
         states = None if x_T is None else channels_first(x_T[indices], device_of(network))
         batch_seeds = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
         batch = image_indices[indices]
@@ -129,14 +139,43 @@ def sample(
     return sample_in_batches(draw, num_images, batch_size)
 
 
+def opened(model):
+    """The model of a path; anything else as it is."""
+    return load_model(model) if isinstance(model, str | os.PathLike) else model
+
+
 def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, int, int] | None) -> tuple:
     """Network, diffusion settings and image shape of a loaded model, the path of one, or a network.
 
     Arguments override the model's. Raises UserError for anything else.
     """
-    model = load_model(model) if isinstance(model, str | os.PathLike) else model
+    model = opened(model)
     require(isinstance(model, nn.Module), "model", type(model).__name__, EXPECTED_MODEL)
     info = getattr(model, "info", None)
     if info is None:
         return model, config, image_shape
     return model, config or info.diffusion, image_shape or info.image_shape
+
+
+def labels_and_guide(
+    model, labels, num_images: int, sampler: SamplerConfig, guide
+) -> tuple[Labels | None, nn.Module | None]:
+    """The arrays of `labels` for N images, and the network of the guide, both as in `sample`."""
+    guide = opened(guide)
+    require(guide is None or hasattr(guide, "info"), "guide", type(guide).__name__, EXPECTED_GUIDE)
+    if hasattr(model, "info"):
+        infos = model.info, None if guide is None else guide.info
+        labels = labels_of_images(infos[0], labels, num_images, sampler, infos[1])
+    else:
+        labels = labels_of_network(labels, num_images, sampler, getattr(model, "null_index", None), guide is not None)
+    return labels, guide
+
+
+def unless_given(model, labels):
+    """Labels of images that are edited: no label, unless labels are given."""
+    return NONE if labels is None and hasattr(model, "info") and model.info.network.takes_labels else labels
+
+
+def tensors(labels: Labels | None, indices, device) -> Labels | None:
+    """The labels of some images on the device of the network."""
+    return labels and labels.map(lambda of_images: torch.from_numpy(of_images[indices]).to(device))

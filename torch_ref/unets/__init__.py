@@ -1,8 +1,9 @@
 """Registry of networks by name: those of `jax_ddpm.unets`, with the parameter names of existing checkpoints.
 
 The docstrings in `jax_ddpm.unets` describe the settings and the allowed image sizes. Here x is (B, image_channels, H,
-W), and t integers (B,), or one integer for all images. A network with dropout takes `dropout`, a function h -> h for
-training, as an argument of the call.
+W), and t integers (B,), or one integer for all images; so are labels, the third argument, for a network with classes
+(None: the null label). A network with dropout takes `dropout`, a function h -> h for training, as an argument of the
+call.
 
 The networks are used like other modules of PyTorch: in `torch.autocast`, in half precision, with torch.compile and
 torch.export. Whatever the precision, t and its frequencies are not rounded, and the prediction has the dtype of the
@@ -11,6 +12,7 @@ networks compute with any t, except `layer_norm`, which looks t up in a table: t
 negative t counts from the end.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -60,9 +62,10 @@ def with_autocast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The network, which from now on computes in autocast; the prediction has the dtype of x."""
     forward = network.forward
 
-    def in_autocast(x, t):
+    @functools.wraps(forward)
+    def in_autocast(x, t, **labels):
         with activations(x, dtype):
-            return forward(x, t).to(x.dtype)
+            return forward(x, t, **labels).to(x.dtype)
 
     network.forward = in_autocast
     return network
@@ -79,7 +82,8 @@ def register(
     Args:
         config_class, recipe: as in `jax_ddpm.register`, which registers the Flax module of the same network.
         network_class: called as network_class(image_channels, **other_fields), a class or a function. Returns a module
-            (x, t) -> prediction, with x float (B, C, H, W) and t int64 (B,).
+            (x, t) -> prediction, with x float (B, C, H, W) and t int64 (B,). One with classes is called as
+            module(x, t, labels=labels), with labels int64 (B,).
 
     Raises:
         UserError: as in `jax_ddpm.register`.

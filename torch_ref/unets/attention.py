@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from torch_ref.dtypes import ExactBuffers, activations, timesteps, without_autocast
-from torch_ref.layers import identity
+from torch_ref.layers import add_label, identity, label_embedding
 
 
 class TimeEmbedding(ExactBuffers):
@@ -115,13 +115,16 @@ class AttentionUNet(nn.Module):
         blocks: int = 2,
         heads: int = 8,
         dropout: float = 0.1,
+        num_classes: int = 0,
+        null_label: bool = True,
         dtype=None,
     ):
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.null_index = dtype, num_classes if null_label else None
         width, time_width = channels, 4 * channels
         self.image_proj = nn.Conv2d(image_channels, channels, 3, padding=1)
         self.time_emb = TimeEmbedding(channels)
+        self.class_embedding = label_embedding(num_classes, null_label, time_width)
         levels = list(zip(multipliers, (heads if on else None for on in attention), strict=True))
         down, up, skips = [], [], [channels]
         for level, (multiplier, level_heads) in enumerate(levels):
@@ -145,9 +148,11 @@ class AttentionUNet(nn.Module):
         self.norm = nn.GroupNorm(8, width, eps=1e-5)
         self.final = nn.Conv2d(width, image_channels, 3, padding=1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = identity) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None, dropout: Callable = identity
+    ) -> torch.Tensor:
         with without_autocast(x):
-            time = self.time_emb(timesteps(x, t))
+            time = add_label(self.time_emb(timesteps(x, t)), labels, self.class_embedding, self.null_index)
         with activations(x, self.dtype):
             h = self.image_proj(x.to(self.final.weight.dtype))
             skips = [h]

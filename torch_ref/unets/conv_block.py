@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from torch_ref.dtypes import ExactBuffers, activations, timesteps, without_autocast
 from torch_ref.embeddings import geometric_frequencies, interleaved_embedding
+from torch_ref.layers import add_label, label_embedding
 
 
 class Sinusoids(ExactBuffers):
@@ -59,11 +60,14 @@ class ConvBlockUNet(nn.Module):
         image_channels: int = 1,
         widths: tuple[int, ...] = (64, 128, 256, 512, 1024),
         time_width: int = 256,
+        num_classes: int = 0,
+        null_label: bool = True,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.null_index = dtype, num_classes if null_label else None
         self.time_emb = TimeEmbedding(time_width)
+        self.class_embedding = label_embedding(num_classes, null_label, time_width)
         in_channels = (image_channels, *widths[:-1])
         self.enc_convs = nn.ModuleList([ConvBlock(i, o, time_width) for i, o in zip(in_channels, widths, strict=True)])
         up_widths = widths[:0:-1]  # from the deepest level to the second one
@@ -71,9 +75,9 @@ class ConvBlockUNet(nn.Module):
         self.dec_convs = nn.ModuleList([ConvBlock(w, w // 2, time_width) for w in up_widths])
         self.output = nn.Conv2d(widths[0], image_channels, 1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         with without_autocast(x):
-            time = self.time_emb(timesteps(x, t))
+            time = add_label(self.time_emb(timesteps(x, t)), labels, self.class_embedding, self.null_index)
         with activations(x, self.dtype):
             h = self.enc_convs[0](x.to(self.output.weight.dtype), time)
             skips = []

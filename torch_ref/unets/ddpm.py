@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from torch_ref.dtypes import ExactBuffers, activations, timesteps, without_autocast
 from torch_ref.embeddings import concatenated_embedding, geometric_frequencies
-from torch_ref.layers import identity
+from torch_ref.layers import add_label, identity
 
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "mish": F.mish, "relu": F.relu}
 
@@ -216,10 +216,14 @@ class DDPMUNet(nn.Module):
         attn_norm_num_groups: int | None = None,
         resnet_downsample: tuple[bool, ...] = (),
         resnet_upsample: tuple[bool, ...] = (),
+        num_class_embeds: int | None = None,
+        class_embed_type: str | None = None,
+        null_label: bool = False,
         dtype=None,
     ):
         super().__init__()
         self.dtype, self.center_input_sample = dtype, center_input_sample
+        self.null_index = num_class_embeds - 1 if null_label else None
         scale_shift, time_width = resnet_time_scale_shift == "scale_shift", time_embedding_dim or 4 * widths[0]
         block = partial(
             ResidualBlock,
@@ -231,7 +235,16 @@ class DDPMUNet(nn.Module):
         )
         attention = partial(SelfAttention, head_dim=attention_head_dim, groups=norm_num_groups, epsilon=norm_eps)
         self.conv_in = nn.Conv2d(image_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(widths[0], time_width, flip_sin_to_cos, freq_shift)
+        embed_time = partial(TimeEmbedding, widths[0], time_width, flip_sin_to_cos, freq_shift)
+        self.time_embedding = embed_time()
+        if class_embed_type == "timestep":
+            self.class_embedding = embed_time()
+        elif class_embed_type == "identity":
+            self.class_embedding = identity
+        elif num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(num_class_embeds, time_width)
+        else:
+            self.class_embedding = None
         width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
         by_convolution = (False,) * len(widths)
         down, up = [], []
@@ -261,9 +274,11 @@ class DDPMUNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
         self.conv_out = nn.Conv2d(width, image_channels * (2 if learned_variance else 1), 3, padding=1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = identity) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None, dropout: Callable = identity
+    ) -> torch.Tensor:
         with without_autocast(x):
-            time = self.time_embedding(timesteps(x, t))
+            time = add_label(self.time_embedding(timesteps(x, t)), labels, self.class_embedding, self.null_index)
         with activations(x, self.dtype):
             x = x.to(self.conv_out.weight.dtype)
             h = self.conv_in(2 * x - 1 if self.center_input_sample else x)

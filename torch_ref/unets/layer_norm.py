@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from torch_ref.dtypes import activations, timesteps
 from torch_ref.embeddings import sinusoid_table
+from torch_ref.layers import add_label, label_embedding
 
 TIME_WIDTH = 100
 
@@ -57,10 +58,18 @@ class Stage(nn.Sequential):
 class LayerNormUNet(nn.Module):
     """(x, t) -> prediction of x's shape."""
 
-    def __init__(self, image_channels: int = 1, table_rows: int = 1000, dtype=None):
+    def __init__(
+        self,
+        image_channels: int = 1,
+        table_rows: int = 1000,
+        num_classes: int = 0,
+        null_label: bool = True,
+        dtype=None,
+    ):
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.null_index = dtype, num_classes if null_label else None
         self.time_embed = TimeTable(table_rows, TIME_WIDTH)
+        self.class_embedding = label_embedding(num_classes, null_label, TIME_WIDTH)
         self.te1, self.b1 = TimeMLP(image_channels), Stage(28, (image_channels, 10, 10, 10))
         self.down1 = nn.Conv2d(10, 10, 4, stride=2, padding=1)
         self.te2, self.b2 = TimeMLP(10), Stage(14, (10, 20, 20, 20))
@@ -78,8 +87,8 @@ class LayerNormUNet(nn.Module):
         self.te_out, self.b_out = TimeMLP(20), Stage(28, (20, 10, 10, 10), normalize_last=False)
         self.conv_out = nn.Conv2d(10, image_channels, 3, padding=1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time = self.time_embed(timesteps(x, t))
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        time = add_label(self.time_embed(timesteps(x, t)), labels, self.class_embedding, self.null_index)
         with activations(x, self.dtype):
             h1 = self.b1(x.to(self.conv_out.weight.dtype) + self.te1(time))
             h = self.down1(h1)

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from torch_ref.dtypes import activations, timesteps, without_autocast
+from torch_ref.layers import add_label, label_embedding
 
 TIME_WIDTH = 256
 
@@ -65,10 +66,11 @@ class UpBlock(nn.Module):
 class StridedUNet(nn.Module):
     """(x, t) -> prediction of x's shape."""
 
-    def __init__(self, image_channels: int = 3, dtype=None):
+    def __init__(self, image_channels: int = 3, num_classes: int = 0, null_label: bool = True, dtype=None):
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.null_index = dtype, num_classes if null_label else None
         self.time_embed = TimeEmbedding()
+        self.class_embedding = label_embedding(num_classes, null_label, TIME_WIDTH)
         self.down1 = DownBlock(image_channels, 64)
         self.down2 = DownBlock(64, 128)
         self.down3 = DownBlock(128, 256)
@@ -78,9 +80,9 @@ class StridedUNet(nn.Module):
         self.up3 = UpBlock(64, 64, 64)
         self.final = nn.Conv2d(64, image_channels, 1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         with without_autocast(x):
-            time = self.time_embed(timesteps(x, t))
+            time = add_label(self.time_embed(timesteps(x, t)), labels, self.class_embedding, self.null_index)
         with activations(x, self.dtype):
             h1, half1 = self.down1(x.to(self.final.weight.dtype), time)
             _, half2 = self.down2(half1, time)

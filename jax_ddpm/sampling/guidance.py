@@ -1,0 +1,97 @@
+"""Guidance: one prediction from that for a label and that for no label, or from those of two models.
+
+The network's own prediction is guided, before it is limited: eps, x_0 or v. At one x_t each of them is an affine
+function of the others, and the two weights of plain guidance add up to 1: it does not matter which is guided.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Real
+
+from jax_ddpm.arrays import Array
+from jax_ddpm.diffusion import split_prediction
+from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.labels import Labels
+
+Images = Float[Array, "b h w c"]
+Prediction = Float[Array, "b h w p"]  # p = c, or 2 c if the network also predicts a variance
+
+
+def plain(conditional: Images, unconditional: Images, guidance: float) -> Images:
+    """Ho & Salimans 2022, eq. 6, whose w is guidance - 1. 1: the conditional prediction, 0: the unconditional one."""
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def rescaled(guided: Images, conditional: Images, rescale: float) -> Images:
+    """Lin et al. 2023, section 3.4: a guided prediction with the standard deviation of the conditional one.
+
+    rescale: phi, from 0 (unchanged) to 1 (the same standard deviation), of each image.
+    """
+    std, guided_std = (jnp.std(x, axis=(1, 2, 3), keepdims=True) for x in (conditional, guided))
+    factor = std / jnp.where(guided_std > 0, guided_std, 1)  # eq. 15
+    return rescale * (factor * guided) + (1 - rescale) * guided  # eq. 16
+
+
+def is_guided(interval: tuple[int, int], t: Int[Array, "b"]) -> Bool[Array, "b 1 1 1"]:
+    """Whether t is in the interval, whose ends belong to it: Kynkaanniemi et al. 2024, in timesteps."""
+    first, last = interval
+    return ((first <= t) & (t <= last)).reshape(-1, 1, 1, 1)
+
+
+def guided_prediction(
+    sampler: SamplerConfig, x_t: Images, t: Real[Array, "b"], conditional: Prediction, unconditional: Prediction
+) -> Prediction:
+    """One prediction from two, by the guidance of the sampler.
+
+    Args:
+        x_t: states (B, H, W, C).
+        t: integers (B,); for the objectives edm and flow the network's time (B,).
+        conditional: of the network, for the labels.
+        unconditional: of the network without labels; for autoguidance (Karras et al. 2024) that of a weaker
+            model.
+
+    Returns:
+        A prediction of the shape of `conditional`. A learned variance is that of `conditional`.
+    """
+    prediction, v = split_prediction(conditional, x_t)
+    other, _ = split_prediction(unconditional, x_t)
+    guided = plain(prediction, other, sampler.guidance)
+    if sampler.guidance_rescale > 0:
+        guided = rescaled(guided, prediction, sampler.guidance_rescale)
+    if sampler.guidance_interval is not None:
+        guided = jnp.where(is_guided(sampler.guidance_interval, t), guided, prediction)
+    return guided if v is None else jnp.concatenate([guided, v], axis=-1)
+
+
+def guided_predict(
+    network: Callable, sampler: SamplerConfig, labels: Labels | None = None, guide: Callable | None = None
+) -> Callable:
+    """predict(x, t) for `reverse_process`: the network with labels, guided as the sampler's settings say.
+
+    Both predictions come from one call, of a batch of two halves: x with labels, and x without. With a guide they come
+    from a call of each model. Without guidance there is a single prediction.
+
+    Args:
+        network: (x, t) -> prediction, or (x, t, labels) -> prediction.
+        labels: of the images, from `spec.labels.labels_of_images`. None: the network takes none.
+        guide: a weaker model, in place of the network without labels.
+    """
+    labels = labels or Labels()
+    conditional = with_labels(network, labels.wanted)
+    if sampler.guidance == 1:
+        return conditional
+
+    def predict(x, t):
+        if guide is not None:
+            return guided_prediction(sampler, x, t, conditional(x, t), with_labels(guide, labels.of_guide)(x, t))
+        both_labels = jnp.concatenate([labels.wanted, labels.none])
+        both = network(jnp.concatenate([x, x]), jnp.concatenate([t, t]), labels=both_labels)
+        return guided_prediction(sampler, x, t, *jnp.split(both, 2))
+
+    return predict
+
+
+def with_labels(network: Callable | None, labels: Array | None) -> Callable | None:
+    """The network as (x, t) -> prediction, for these labels. None: the network itself."""
+    return network if labels is None else lambda x, t: network(x, t, labels=labels)
