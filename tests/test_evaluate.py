@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import urllib.error
+from dataclasses import replace
 
 import numpy as np
 import pytest
