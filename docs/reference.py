@@ -26,7 +26,7 @@ AREAS = [
         "diffusion",
         "Diffusion",
         "The forward process: noise schedules, training objectives, and the addresses of random numbers.",
-        ["jax_ddpm.schedules", "jax_ddpm.diffusion", "jax_ddpm.rng"],
+        ["jax_ddpm.schedules", "jax_ddpm.diffusion", "jax_ddpm.objectives", "jax_ddpm.objectives.*", "jax_ddpm.rng"],
     ),
     (
         "sampling",

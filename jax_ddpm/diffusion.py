@@ -1,4 +1,4 @@
-"""The forward process, its posterior, the three objectives, and the loss.
+"""The forward process, its posterior, the three objectives with timesteps, and the loss.
 
 `tables` are `schedules.Tables`. Arrays x are (B, H, W, C), and t are integers (B,) in [0, T), one timestep per image.
 Timesteps are not checked: these functions run inside jit, where an index out of range is silently clamped.
@@ -99,6 +99,25 @@ def loss_weights(tables: Tables, objective: str, t: Timesteps, min_snr_gamma: fl
     return {"eps": clipped / snr, "x0": clipped, "v": clipped / (snr + 1)}[objective]
 
 
+def p2_weights(snr: Float[Array, "b"], p2_gamma: float, p2_k: float) -> Float[Array, "b"]:
+    """Factors of the usual loss weights that make it learn less at low noise: Choi et al. 2022, eq. 8. snr: (B,)."""
+    return (p2_k + snr) ** -p2_gamma
+
+
+def pixel_loss(error: Images, loss_kind: str, huber_delta: float) -> Images:
+    """The loss of each value: error^2 (l2), |error| (l1), or Huber's.
+
+    Huber's is e^2 / (2 delta) for |e| < delta, and |e| - delta / 2 beyond: `torch.nn.functional.smooth_l1_loss` with
+    beta = delta. With delta = 1 it is `huber_loss`, too.
+    """
+    if loss_kind == "l2":
+        return jnp.square(error)
+    size = jnp.abs(error)
+    if loss_kind == "l1":
+        return size
+    return jnp.where(size < huber_delta, jnp.square(error) / (2 * huber_delta), size - huber_delta / 2)
+
+
 def variational_bound(
     tables: Tables, x_0: Images, x_t: Images, t: Timesteps, x_0_pred: Images, log_variance: Images
 ) -> Float[Array, "b"]:
@@ -142,19 +161,26 @@ def loss_per_image(
     noise: Images,
     min_snr_gamma: float | None = None,
     variance: str = "beta",
+    loss_kind: str = "l2",
+    huber_delta: float = 1.0,
+    p2_gamma: float | None = None,
+    p2_k: float = 1.0,
 ) -> Float[Array, "b"]:
     """The loss of each image: squared error of `predict(x_t, t)`, mean over pixels, Ho et al. 2020, eq. 14.
 
-    min_snr_gamma: if given, multiply by `loss_weights`. variance: "learned_range" adds 0.001 L_vlb, the hybrid loss of
-    Nichol & Dhariwal 2021, eq. 16. L_vlb is T times the term of the bound at t, in bits per dimension. Its gradient
-    trains only the variance, not the mean.
+    loss_kind, huber_delta: what is taken of the errors, as in `pixel_loss`. min_snr_gamma: if given, multiply by
+    `loss_weights`. p2_gamma, p2_k: if p2_gamma is given, multiply by `p2_weights`. variance: "learned_range" adds 0.001
+    L_vlb, the hybrid loss of Nichol & Dhariwal 2021, eq. 16. L_vlb is T times the term of the bound at t, in bits per
+    dimension. Its gradient trains only the variance, not the mean.
     """
     x_t = q_sample(tables, x_0, t, noise)
     prediction, v = split_prediction(predict(x_t, t), x_t)
     target = objective_target(tables, objective, x_0, t, noise)
-    errors = jnp.mean(jnp.square(prediction - target), axis=(1, 2, 3))
+    errors = jnp.mean(pixel_loss(prediction - target, loss_kind, huber_delta), axis=(1, 2, 3))
     if min_snr_gamma is not None:
         errors = loss_weights(tables, objective, t, min_snr_gamma) * errors
+    if p2_gamma is not None:
+        errors = p2_weights(extract(tables.snr, t).reshape(-1), p2_gamma, p2_k) * errors
     if variance != "learned_range":
         return errors
     x_0_pred = predicted_x_0(tables, objective, x_t, t, lax.stop_gradient(prediction))
@@ -162,8 +188,6 @@ def loss_per_image(
     return errors + 0.001 * tables.timesteps * bound
 
 
-def loss(
-    tables: Tables, objective: str, predict, x_0, t, noise, min_snr_gamma: float | None = None, variance: str = "beta"
-) -> Float[Array, ""]:
-    """The mean of `loss_per_image` over the batch."""
-    return jnp.mean(loss_per_image(tables, objective, predict, x_0, t, noise, min_snr_gamma, variance))
+def loss(tables: Tables, objective: str, predict, x_0, t, noise, *settings, **named_settings) -> Float[Array, ""]:
+    """The mean of `loss_per_image`, which has the same arguments, over the batch."""
+    return jnp.mean(loss_per_image(tables, objective, predict, x_0, t, noise, *settings, **named_settings))

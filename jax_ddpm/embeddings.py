@@ -1,8 +1,8 @@
-"""Time embeddings: from an integer t to a vector."""
+"""Time embeddings: from a time t to a vector."""
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 
 from jax_ddpm.arrays import Array
 
@@ -28,14 +28,14 @@ def sinusoid_table(rows: int, width: int) -> np.ndarray:
     return np.stack([np.sin(phase), np.cos(phase)], axis=-1).reshape(rows, width).astype(np.float32)
 
 
-def interleaved_embedding(t: Int[Array, "b"], frequencies: Float[Array, "k"]) -> Float[Array, "b 2*k"]:
+def interleaved_embedding(t: Real[Array, "b"], frequencies: Float[Array, "k"]) -> Float[Array, "b 2*k"]:
     """[sin f_0 t, cos f_0 t, sin f_1 t, cos f_1 t, ...] (Vaswani et al. 2017, section 3.5), in frequencies' dtype."""
     phase = t.astype(frequencies.dtype)[:, None] * frequencies
     return jnp.stack([jnp.sin(phase), jnp.cos(phase)], axis=-1).reshape(t.shape[0], -1)
 
 
 def concatenated_embedding(
-    t: Int[Array, "b"], frequencies: Float[Array, "k"], flip_sin_to_cos: bool
+    t: Real[Array, "b"], frequencies: Float[Array, "k"], flip_sin_to_cos: bool
 ) -> Float[Array, "b 2*k"]:
     """All sines of frequencies * t, then all cosines; cosines first with `flip_sin_to_cos`. In frequencies' dtype."""
     phase = t.astype(frequencies.dtype)[:, None] * frequencies

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from jax_ddpm.spec.diffusion_config import SamplerConfig
-from parity_tests import budgets, measures_classifier, measures_guidance, measures_training
+from parity_tests import budgets, measures_classifier, measures_guidance, measures_objectives, measures_training
 from parity_tests.measures import (
     NETWORK,
     bits,
@@ -26,6 +26,7 @@ from parity_tests.measures import (
     random,
     tables,
 )
+from parity_tests.measures_objectives import EDM, FLOW
 from parity_tests.measures_sampling import (
     bounds,
     flow,
@@ -37,6 +38,7 @@ from parity_tests.measures_sampling import (
 )
 from parity_tests.measures_training import (
     LEARNED,
+    SMALL,
     TO_NOISE,
     broken_at_the_end,
     ema,
@@ -135,6 +137,18 @@ RUNGS["classifier, features, float32"] = Rung(
 RUNGS["classifier, features, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_classifier.features)
 RUNGS["classifier, gradients, float64"] = Rung(budgets.GRADIENT_FLOAT64, measures_classifier.gradients)
 
+RUNGS["losses and loss weights, all objectives, float64"] = Rung(budgets.LOSS[np.float64], measures_objectives.losses)
+RUNGS["gradients, edm and flow, float64"] = Rung(budgets.GRADIENT_FLOAT64, measures_objectives.gradients)
+RUNGS["one solver step, edm and flow"] = Rung(budgets.REVERSE_STEP_FLOAT32, measures_objectives.solver_steps)
+for config in (EDM, FLOW):
+    RUNGS[f"one Adam step, {config.objective}, float64"] = Rung(
+        budgets.UPDATE_FLOAT64, partial(optimiser_step, replace(SMALL, diffusion=config))
+    )
+    for sampler in (SamplerConfig("heun", 6), SamplerConfig("midpoint", 6), SamplerConfig("euler", 6)):
+        RUNGS[f"6-step {sampler.sampler}, {config.objective}, float64"] = Rung(
+            budgets.SAMPLING[np.float64], partial(measures_objectives.samples, config, sampler)
+        )
+
 for name, sampler in {
     "50-step DDPM": SamplerConfig("ddpm", 50),
     "50-step DDIM": SamplerConfig("ddim", 50, "linspace"),
@@ -159,6 +173,8 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
         if name not in ("ddpm with groups of its middle, mish", "conv_block with labels")
         for rung in ("outputs", "gradients")
     ),
+    *(f"one Adam step, {objective}, float64" for objective in ("edm", "flow")),
+    *(f"6-step {sampler}, float64" for sampler in ("midpoint, edm", "euler, edm", "heun, flow", "euler, flow")),
     "1000-step samples, 8-bit pixels, float32",
     "one Adam step, learned variance, float64",
     "1000-step samples, float64",

@@ -25,7 +25,8 @@ from jax_ddpm.spec import power_ema
 from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import TrainingConfig
 from parity_tests import ladder, measures_guidance, measures_training
-from torch_ref.sampling import guidance, reverse, samplers
+from torch_ref.objectives import EDM, Flow
+from torch_ref.sampling import guidance, reverse, samplers, solvers
 from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
 
 
@@ -105,8 +106,8 @@ def concatenated(_):
 
 
 def drawn_channels_first(_):
-    def faulty(t_key, noise_key, x_0, num_timesteps):
-        t = torch_ref.rng.timesteps(t_key, x_0.shape[0], num_timesteps)
+    def faulty(level_key, noise_key, x_0, objective):
+        t = objective.draw_level(level_key, x_0.shape[0])
         b, c, h, w = x_0.shape
         noise = torch_ref.rng.normal(noise_key, (b, h, w, c), x_0.dtype)
         return t, noise.transpose(1, 2).reshape(b, c, h, w)
@@ -369,6 +370,16 @@ def aligned_right_and_below(x):
     return nn.functional.max_pool2d(x[..., x.shape[-2] % 2 :, x.shape[-1] % 2 :], 2)
 
 
+def reversed_levels(levels):
+    """The noise levels above 0 in the other order."""
+
+    def faulty(self, num_steps):
+        grid = levels(self, num_steps)
+        return np.append(grid[:1], grid[:0:-1])
+
+    return faulty
+
+
 def batch_rescaled(guided, conditional, rescale):
     """With one standard deviation for the batch."""
     return rescale * (conditional.std() / guided.std()) * guided + (1 - rescale) * guided
@@ -393,6 +404,56 @@ def guided_after_clipping(guided_prediction):
     return faulty
 
 
+def corrected_in_the_last_step(step):
+    """The level 0 becomes a small one, for which there is a slope."""
+
+    def faulty(objective, levels, predict, x, prediction, i, noise):
+        levels = torch.cat([levels[:1], levels.clamp(min=1e-4)])
+        return step(objective, levels, predict, x, prediction, i + 1, noise)
+
+    return faulty
+
+
+def a_quarter_into_the_step(step):
+    """The slope after a quarter of the step in place of that in its middle."""
+
+    def faulty(objective, levels, predict, x, prediction, i, noise):
+        half_step = torch.stack([(levels[i] + levels[i + 1]) / 2, levels[i + 1]])
+        return x + 2 * (step(objective, half_step, predict, x, prediction, 0, noise) - x)
+
+    return faulty
+
+
+def unweighted(loss_per_image):
+    """The squared error of D, without its weight 1 / c_out^2."""
+
+    def faulty(self, predict, x_0, level, noise, **settings):
+        return loss_per_image(self, predict, x_0, level, noise, **settings) * self.output_scale(level) ** 2
+
+    return faulty
+
+
+def swapped_scales():
+    """c_skip and c_out change places."""
+    skip, out = EDM.skip_scale, EDM.output_scale
+    return mock.patch.multiple(EDM, skip_scale=out, output_scale=skip)
+
+
+def of_time(change):
+    """The network's time changed."""
+
+    def make(input_scale_and_time):
+        def faulty(self, level):
+            scale, time = input_scale_and_time(self, level)
+            return scale, change(time)
+
+        return faulty
+
+    return make
+
+
+LOSSES, LOSS_GRADIENTS = "losses and loss weights, all objectives, float64", "gradients, edm and flow, float64"
+EDM_SAMPLES, FLOW_SAMPLES = "6-step heun, edm, float64", "6-step midpoint, flow, float64"
 GUIDED, GUIDED_SAMPLES = "guided predictions, float64", "guided samples, float64"
 CLASSIFIER = "classifier, features, float32"
 POWER_EMA, OTHER_WIDTHS = "power EMA after three steps, float64", "power EMA of other widths, float64"
@@ -665,6 +726,48 @@ FAULTS = {
         swap(torch_ref.classifier, "loss", lambda f: lambda network, *a: f(network, *a) * len(a[1])),
         "classifier, gradients, float64",
     ),
+    "edm: c_skip and c_out swapped": (swapped_scales, EDM_SAMPLES),
+    "edm: error of D without its weight": (swap(EDM, "loss_per_image", unweighted), LOSSES),
+    "edm: input not scaled": (
+        swap(EDM, "input_scale_and_time", lambda f: lambda self, level: (level * 0 + 1, f(self, level)[1])),
+        LOSS_GRADIENTS,
+    ),
+    "edm: ln(sigma) for ln(sigma) / 4": (swap(EDM, "input_scale_and_time", of_time(lambda time: 4 * time)), LOSSES),
+    "edm: ln(sigma) stretched": (
+        swap(EDM, "draw_level", lambda f: lambda self, *a: f(self, *a) ** 1.2),
+        LOSSES,
+    ),
+    "edm: noise levels reversed": (swap(EDM, "levels", reversed_levels), EDM_SAMPLES),
+    "edm: even noise levels": (
+        swap(EDM, "levels", lambda f: lambda self, n: np.linspace(0, self.config.sigma_max, n + 1)),
+        EDM_SAMPLES,
+    ),
+    "edm: Heun's correction in the last step": (swap(solvers, "heun_step", corrected_in_the_last_step), EDM_SAMPLES),
+    "edm: Euler for Heun": (swap(solvers, "heun_step", lambda _: solvers.euler_step), EDM_SAMPLES),
+    "flow: x_0 - noise for noise - x_0": (swap(Flow, "target", lambda f: lambda *a: -f(*a)), LOSSES),
+    "flow: x + t v for x - t v": (
+        swap(Flow, "predicted_x_0", lambda f: lambda self, x, level, v: f(self, x, level, -v)),
+        FLOW_SAMPLES,
+    ),
+    "flow: time not scaled": (swap(Flow, "input_scale_and_time", of_time(lambda time: time / 1000)), LOSSES),
+    "flow: t = 1 at the image": (swap(Flow, "draw_level", lambda f: lambda *a: 1 - f(*a)), LOSSES),
+    "flow: slope after a quarter of the step": (
+        swap(solvers, "midpoint_step", a_quarter_into_the_step),
+        FLOW_SAMPLES,
+    ),
+    "min-SNR of the prediction for that of x_0": (
+        swap(EDM, "output_scale", lambda _: lambda self, level: level * 0 + 1),
+        LOSSES,
+    ),
+    "P2 without k": (swap(torch_ref.diffusion, "p2_weights", lambda f: lambda snr, g, k: f(snr, g, 0.0)), LOSSES),
+    "Huber's loss times delta": (
+        swap(
+            torch_ref.diffusion,
+            "pixel_loss",
+            lambda f: lambda error, kind, d: f(error, kind, d) * (d if kind == "huber" else 1),
+        ),
+        LOSSES,
+    ),
     "null row first": (
         swap(conv_block, "add_label", null_row_first),
         "conv_block with labels: outputs, float64",
@@ -726,7 +829,7 @@ FAULTS = {
         OTHER_WIDTHS,
     ),
     "noise drawn in NCHW": (
-        swap(torch_ref.step, "draw_t_and_noise", drawn_channels_first),
+        swap(torch_ref.step, "draw_level_and_noise", drawn_channels_first),
         "50 training steps, losses, float32",
     ),
     "batch order": (

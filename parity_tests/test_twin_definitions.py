@@ -18,6 +18,11 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "layouts": [],
     "flow": ["evaluation/flow"],
     "likelihood": ["evaluation/likelihood"],
+    "objectives/__init__": ["objectives/__init__"],
+    "objectives/continuous": ["objectives/continuous"],
+    "objectives/discrete": ["objectives/discrete"],
+    "objectives/edm": ["objectives/edm"],
+    "objectives/flow": ["objectives/flow"],
     "rng": ["rng"],
     "sampling/__init__": ["sampling/__init__"],
     "sampling/editing": ["sampling/editing"],
@@ -25,6 +30,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "sampling/inpainting": ["sampling/inpainting"],
     "sampling/reverse": ["sampling/reverse"],
     "sampling/samplers": ["sampling/samplers"],
+    "sampling/solvers": ["sampling/solvers"],
     "sampling/steps": ["sampling/steps"],
     "schedules": ["schedules"],
     "step": ["training/state", "training/step"],
@@ -66,9 +72,12 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     "likelihood": {"_terms": JITTED},
     "sampling/editing": {"_invert": JITTED},
     "sampling/inpainting": {"_inpaint": JITTED},
-    "sampling/reverse": dict.fromkeys(
-        ["initial_carry", "scan_steps", "run_with_progress"], "the parts of reverse_process, whose scan is jitted"
-    ),
+    "sampling/reverse": {
+        "sampling_levels": "for the pictures of a run",
+        **dict.fromkeys(
+            ["initial_carry", "scan_steps", "run_with_progress"], "the parts of reverse_process, whose scan is jitted"
+        ),
+    },
     "sampling/samplers": {"_sample": JITTED, "shard": "several devices are JAX's"},
     "step": {
         "num_parameters": "in weights.py, where load_model's network is",
@@ -91,6 +100,7 @@ ONLY_IN_TORCH = {
     "classifier": {"flatten": "in the order of JAX, channels last", "features": "in extractor in JAX"},
     "dtypes": {
         "timesteps": "in jax_ddpm, Model does it, and networks take t as it is",
+        "float_time": "networks of JAX take floats as they are",
         **dict.fromkeys(["without_autocast", "activations"], "autocast is torch's"),
         "ExactBuffers": "a module's dtype is changed in torch only",
     },
@@ -100,8 +110,10 @@ ONLY_IN_TORCH = {
         **dict.fromkeys(["threefry2x32", "erf_inv"], "inside jax.random"),
     },
     "sampling/samplers": {"tensors": "JAX takes the NumPy arrays of labels"},
+    "sampling/guidance": {"twice": "jnp.concatenate; networks of torch_ref take marked floats only"},
+    "sampling/solvers": {"for_images": "jnp.full, which takes arrays too"},
     "sampling/steps": {"of_images": "jnp.full, which takes arrays too"},
-    "step": {"draw_t_and_noise": "one line in JAX; here with the permutation of the noise"},
+    "step": {"draw_level_and_noise": "one line in JAX; here with the permutation of the noise"},
     "unets/__init__": {"with_autocast": "a Flax module of the user's own takes dtype itself"},
     "unets/conv_block": {"Sinusoids": "a module, for the name of its array"},
     "unets/ddpm": dict.fromkeys(["average_pool_2x2", "repeat_2x2"], "in ops.py in JAX; torch has functions for both"),

@@ -12,7 +12,8 @@ import jax_ddpm
 PACKAGE = Path(jax_ddpm.__file__).parent
 ORDER = (
     *("spec", "arrays", "cpu", "process", "ops", "rng", "schedules", "embeddings", "layers", "unets", "diffusion"),
-    *("weights", "sampling", "data", "report", "evaluation", "training", "doctor", "benchmark", "commands"),
+    *("objectives", "weights", "sampling", "data", "report", "evaluation", "training", "doctor", "benchmark"),
+    "commands",
 )
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 ALLOWED: dict[tuple[str, str], str] = {}

@@ -1,4 +1,4 @@
-"""The forward process, its posterior, the three objectives, and the loss.
+"""The forward process, its posterior, the three objectives with timesteps, and the loss.
 
 `tables` are `schedules.Tables`. Tensors x are (B, C, H, W), and t are integers (B,) in [0, T), one timestep per image.
 """
@@ -89,6 +89,25 @@ def loss_weights(tables: Tables, objective: str, t: Tensor, min_snr_gamma: float
     return {"eps": clipped / snr, "x0": clipped, "v": clipped / (snr + 1)}[objective]
 
 
+def p2_weights(snr: Tensor, p2_gamma: float, p2_k: float) -> Tensor:
+    """Factors of the usual loss weights that make it learn less at low noise: Choi et al. 2022, eq. 8. snr: (B,)."""
+    return (p2_k + snr) ** -p2_gamma
+
+
+def pixel_loss(error: Tensor, loss_kind: str, huber_delta: float) -> Tensor:
+    """The loss of each value: error^2 (l2), |error| (l1), or Huber's.
+
+    Huber's is e^2 / (2 delta) for |e| < delta, and |e| - delta / 2 beyond: `torch.nn.functional.smooth_l1_loss` with
+    beta = delta. With delta = 1 it is `huber_loss`, too.
+    """
+    if loss_kind == "l2":
+        return torch.square(error)
+    size = torch.abs(error)
+    if loss_kind == "l1":
+        return size
+    return torch.where(size < huber_delta, torch.square(error) / (2 * huber_delta), size - huber_delta / 2)
+
+
 def variational_bound(
     tables: Tables, x_0: Tensor, x_t: Tensor, t: Tensor, x_0_pred: Tensor, log_variance: Tensor
 ) -> Tensor:
@@ -132,18 +151,25 @@ def loss_per_image(
     noise: Tensor,
     min_snr_gamma: float | None = None,
     variance: str = "beta",
+    loss_kind: str = "l2",
+    huber_delta: float = 1.0,
+    p2_gamma: float | None = None,
+    p2_k: float = 1.0,
 ) -> Tensor:
     """The loss of each image: squared error of `predict(x_t, t)`, mean over pixels, Ho et al. 2020, eq. 14.
 
-    min_snr_gamma: if given, multiply by `loss_weights`. variance: "learned_range" adds 0.001 L_vlb, the hybrid loss of
-    Nichol & Dhariwal 2021, eq. 16.
+    loss_kind, huber_delta: what is taken of the errors, as in `pixel_loss`. min_snr_gamma: if given, multiply by
+    `loss_weights`. p2_gamma, p2_k: if p2_gamma is given, multiply by `p2_weights`. variance: "learned_range" adds 0.001
+    L_vlb, the hybrid loss of Nichol & Dhariwal 2021, eq. 16.
     """
     x_t = q_sample(tables, x_0, t, noise)
     prediction, v = split_prediction(predict(x_t, t), x_t)
     target = objective_target(tables, objective, x_0, t, noise)
-    errors = torch.mean(torch.square(prediction - target), dim=(1, 2, 3))
+    errors = torch.mean(pixel_loss(prediction - target, loss_kind, huber_delta), dim=(1, 2, 3))
     if min_snr_gamma is not None:
         errors = loss_weights(tables, objective, t, min_snr_gamma) * errors
+    if p2_gamma is not None:
+        errors = p2_weights(extract(tables.snr, t).reshape(-1), p2_gamma, p2_k) * errors
     if variance != "learned_range":
         return errors
     x_0_pred = predicted_x_0(tables, objective, x_t, t, prediction.detach())
@@ -151,8 +177,6 @@ def loss_per_image(
     return errors + 0.001 * tables.timesteps * bound  # L_hybrid, eq. 16; L_vlb trains only the variance, not the mean
 
 
-def loss(
-    tables: Tables, objective: str, predict, x_0, t, noise, min_snr_gamma: float | None = None, variance: str = "beta"
-) -> Tensor:
-    """The mean of `loss_per_image` over the batch."""
-    return torch.mean(loss_per_image(tables, objective, predict, x_0, t, noise, min_snr_gamma, variance))
+def loss(tables: Tables, objective: str, predict, x_0, t, noise, *settings, **named_settings) -> Tensor:
+    """The mean of `loss_per_image`, which has the same arguments, over the batch."""
+    return torch.mean(loss_per_image(tables, objective, predict, x_0, t, noise, *settings, **named_settings))

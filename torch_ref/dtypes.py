@@ -11,11 +11,13 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def timesteps(x: Tensor, t: int | Tensor) -> Tensor:
-    """The timesteps of a batch as int64 (B,), on the device of x (B, C, H, W).
+    """The timesteps of a batch as int64 (B,), on the device of x (B, C, H, W). `float_time`s stay as they are.
 
     t: integers (B,), or one integer for all images, in a tensor or not. Their range is not checked: a check of values
     would stop torch.compile and torch.export. Raises UserError for floats and for other shapes.
     """
+    if getattr(t, "is_float_time", False):
+        return t
     t = torch.as_tensor(t, device=x.device)
     if t.dtype not in INTEGERS:
         raise UserError(f"t has the dtype {t.dtype}: expected integers from 0 to T - 1, such as torch.int64.")
@@ -24,6 +26,16 @@ def timesteps(x: Tensor, t: int | Tensor) -> Tensor:
             f"t has the shape {tuple(t.shape)}: expected one integer, or one for each of the {x.shape[0]} images."
         )
     return t.long().expand(x.shape[0])
+
+
+def float_time(t: Tensor) -> Tensor:
+    """Times (B,) of the objectives edm and flow, which are no integers, as the argument t of a network.
+
+    They are marked, so that a network refuses other floats, such as t / T.
+    """
+    t = t.view_as(t)
+    t.is_float_time = True
+    return t
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:

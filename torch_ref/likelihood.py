@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jax_ddpm.spec.batches import in_batches
-from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig
+from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig, require_timesteps
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.likelihood import Bound, check_levels, strata, timesteps_in
 from torch_ref import diffusion, rng
@@ -105,6 +105,7 @@ def bits_per_dimension(
     """
     network, config, image_shape = unpack_model(model, config, None)
     config.check()
+    require_timesteps(config, "the variational bound")
     images, edges = check_levels(images, image_shape), strata(config.timesteps, num_timesteps)
     tables = schedule_tables(config, np.float64)
     require(config.objective != "eps" or tables.alpha_bars[-1] > 0, "objective", config.objective, NO_SIGNAL)

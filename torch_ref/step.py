@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
-from torch_ref import diffusion, rng
+from torch_ref import rng
 from torch_ref.layers import Dropout
-from torch_ref.layouts import numpy_dtype
-from torch_ref.schedules import schedule_tables
+from torch_ref.objectives import Continuous, Discrete, make_objective
 
 Metrics = dict[str, float]
 
@@ -123,14 +122,14 @@ def drop_labels(k: np.ndarray, labels: Tensor, null_index: int, rate: float) -> 
     return torch.where(rng.bernoulli(k, rate, labels.shape).to(labels.device), null_index, labels)
 
 
-def draw_t_and_noise(
-    t_key: np.ndarray, noise_key: np.ndarray, x_0: Tensor, num_timesteps: int
+def draw_level_and_noise(
+    level_key: np.ndarray, noise_key: np.ndarray, x_0: Tensor, objective: Discrete | Continuous
 ) -> tuple[Tensor, Tensor]:
-    """Timesteps (B,) and noise (B, C, H, W) for a batch. The noise is drawn channels last."""
+    """Noise levels (B,) and noise (B, C, H, W) for a batch. The noise is drawn channels last."""
     b, c, h, w = x_0.shape
-    t = rng.timesteps(t_key, b, num_timesteps)
+    level = objective.draw_level(level_key, b)
     noise = rng.normal(noise_key, (b, h, w, c), x_0.dtype).permute(0, 3, 1, 2).contiguous()
-    return t.to(x_0.device), noise.to(x_0.device)
+    return level.to(x_0.device), noise.to(x_0.device)
 
 
 def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -145,20 +144,19 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
     training, seed = config.training, config.training.seed
     dropout = getattr(config.network, "dropout", 0.0)
     dtype = torch.float64 if training.precision == "float64" else torch.float32
-    tables, null_index = schedule_tables(config.diffusion, numpy_dtype(dtype)), config.network.null_index
+    objective, null_index = make_objective(config.diffusion, dtype), config.network.null_index
 
     def gradients(network, step, *batch):
         """Loss and gradients of the batch: the mean over `accumulate` parts of equal size."""
         total, parts = 0.0, training.accumulate
         for a in range(parts):  # part a takes images a, a + A, a + 2A, ...
-            x_0, t, noise, image_indices, *labels = (values[a::parts] for values in batch)
+            x_0, level, noise, image_indices, *labels = (values[a::parts] for values in batch)
             predict = network
             if dropout and "dropout" in inspect.signature(network.forward).parameters:
                 predict = partial(network, dropout=Dropout(dropout, seed, step, image_indices))
             if labels:
                 predict = partial(predict, labels=labels[0])
-            loss_settings = training.min_snr_gamma, config.diffusion.variance
-            loss = diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
+            loss = objective.loss(predict, x_0, level, noise, **training.loss_settings)
             loss.backward()
             total = total + loss.detach()
         for p in network.parameters():
@@ -173,10 +171,10 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
         step, device = state.step, next(state.network.parameters()).device
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, flip_key)
-        t_key, noise_key = rng.key(seed, rng.TIMESTEPS, step), rng.key(seed, rng.NOISE, step)
-        t, noise = draw_t_and_noise(t_key, noise_key, x_0, config.diffusion.timesteps)
+        level_key, noise_key = rng.key(seed, rng.TIMESTEPS, step), rng.key(seed, rng.NOISE, step)
+        level, noise = draw_level_and_noise(level_key, noise_key, x_0, objective)
         state.optimizer.zero_grad()
-        batch = x_0, t, noise, np.arange(len(x_0))
+        batch = x_0, level, noise, np.arange(len(x_0))
         if labels is not None:
             labels = torch.as_tensor(labels, dtype=torch.int64, device=device)
             if null_index is not None and training.label_dropout:
@@ -206,26 +204,25 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
 def make_validation(config: RunConfig) -> Callable[..., float]:
     """Returns validate(network, images uint8 (B, H, W, C), mask bool (B,), batch_index, labels=None) -> sum.
 
-    The sum of the losses is over the images whose mask is True. Timesteps and noise depend only on the seed and
+    The sum of the losses is over the images whose mask is True. Noise levels and noise depend only on the seed and
     `batch_index`. labels: as in `make_train_step`; none is dropped.
     """
     dtype = torch.float64 if config.training.precision == "float64" else torch.float32
-    tables, seed = schedule_tables(config.diffusion, numpy_dtype(dtype)), config.training.seed
+    objective, seed = make_objective(config.diffusion, dtype), config.training.seed
 
     @torch.no_grad()
     def validate(network, images, mask, batch_index, labels=None):
         device = next(network.parameters()).device
         x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, None)
-        t_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index)
+        level_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index)
         noise_key = rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index)
-        t, noise = draw_t_and_noise(t_key, noise_key, x_0, config.diffusion.timesteps)
-        loss_settings = config.training.min_snr_gamma, config.diffusion.variance
+        level, noise = draw_level_and_noise(level_key, noise_key, x_0, objective)
         in_training = network.training
         network.eval()
         predict = network
         if labels is not None:
             predict = partial(network, labels=torch.as_tensor(labels, dtype=torch.int64, device=device))
-        losses = diffusion.loss_per_image(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
+        losses = objective.loss_per_image(predict, x_0, level, noise, **config.training.loss_settings)
         network.train(in_training)
         return torch.sum(losses * torch.as_tensor(mask, device=device)).item()
 

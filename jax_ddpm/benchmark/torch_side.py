@@ -23,9 +23,10 @@ from jax_ddpm.benchmark.job import SEED, TORCH_SETTINGS, Contender, Job, Unavail
 from jax_ddpm.data import batch_indices
 from jax_ddpm.spec.model_info import ModelInfo
 from torch_ref import diffusion, rng, unets, weights
+from torch_ref.objectives import Discrete
 from torch_ref.sampling import reverse, samplers
 from torch_ref.schedules import Tables, schedule_tables
-from torch_ref.step import draw_t_and_noise, learning_rate, prepare_images
+from torch_ref.step import draw_level_and_noise, learning_rate, prepare_images
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 torch.backends.cudnn.benchmark = True
@@ -189,7 +190,7 @@ def train(job: Job) -> Contender:
     flip = rng.key(training.seed, rng.FLIP, 0) if job.run.data.flip else None
     x_0 = prepare_images(batch(0), torch.float32, flip)
     keys = rng.key(training.seed, rng.TIMESTEPS, 0), rng.key(training.seed, rng.NOISE, 0)
-    t, noise = draw_t_and_noise(*keys, x_0, config.timesteps)
+    t, noise = draw_level_and_noise(*keys, x_0, Discrete(config))
     start = time.perf_counter()
     loss, norm = gradients(x_0, t, noise, False)
     check = {"loss": loss.detach().cpu().numpy(), "grad_norm": norm.detach().cpu().numpy()}

@@ -30,7 +30,7 @@ def score_checkpoints(evaluation: Evaluation) -> None:
         flags.num_images or default_num_images(),
         weights=flags.loading.weights,
         precision=flags.precision,
-        sampler=flags.sampling,
+        sampler=evaluation.sampler,
         seed=flags.seed,
         batch_size=flags.batch_size,
         guide=evaluation.guide,

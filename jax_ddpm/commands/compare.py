@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from jax_ddpm.commands.flags import ImportFlag, parse
-from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.commands.flags import ImportFlag, SamplerFlags, parse
+from jax_ddpm.spec.diffusion_config import CONTINUOUS_STEPS, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import write_text
 
@@ -37,7 +37,7 @@ class CompareFlags:
     batch_size: int = 64
     """Pictures drawn at a time."""
     imports: ImportFlag = ()
-    sampling: SamplerConfig = field(default_factory=SamplerConfig)
+    sampling: SamplerFlags = field(default_factory=SamplerFlags)
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
@@ -47,19 +47,19 @@ def main(arguments: Sequence[str], prog: str) -> None:
     from jax_ddpm.training import compare  # imported here so that --help and flag errors appear at once
 
     runs = compare.open_runs(flags.runs)
+    samplers = {}
     for run in runs:
         if run.model and flags.num_images:
-            flags.sampling.check(run.model.info.diffusion.timesteps)
+            samplers[run.name] = flags.sampling.fitting(run.model.info.diffusion, lambda line: None)
     notes = compare.notes_on(runs)
     for title, rows in (("", compare.figures_table(runs)), ("Settings that differ", compare.settings_table(runs))):
         print(f"\n{text_table([title, *(run.name for run in runs)], rows)}")
     drawn = {}
     if flags.num_images:
-        drawn, left_out = draw(flags, runs)
+        drawn, left_out = draw(flags, runs, samplers)
         notes += left_out
     print("", compare.ABOUT_FIGURES, *notes, sep="\n")
-    steps = flags.sampling.num_steps
-    about = f"Drawn with the sampler {flags.sampling.sampler} in {steps or 'all'} steps, seed {flags.seed}."
+    about = about_samplers(runs, samplers, flags.seed)
     page = compare.comparison_page(runs, drawn, notes, about, command_of(flags))
     try:
         flags.out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     print(f"Wrote {flags.out}, {flags.out.stat().st_size / 1000:,.0f} kB")
 
 
-def draw(flags: CompareFlags, runs) -> tuple[dict, list[str]]:
+def draw(flags: CompareFlags, runs, samplers: dict[str, SamplerConfig]) -> tuple[dict, list[str]]:
     """`compare.draw_same_seeds`, with a progress bar."""
     from jax_ddpm.training import compare
 
@@ -82,8 +82,21 @@ def draw(flags: CompareFlags, runs) -> tuple[dict, list[str]]:
             bar.update(sum(done_of.values()) - bar.n)
 
         return compare.draw_same_seeds(
-            runs, flags.num_images, flags.sampling, flags.seed, flags.batch_size, progress=progress
+            runs, flags.num_images, samplers, flags.seed, flags.batch_size, progress=progress
         )
+
+
+def about_samplers(runs, samplers: dict[str, SamplerConfig], seed: int) -> str:
+    """How the pictures are drawn: a sentence, or one for the runs of each sampler if they have several."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        if run.name in samplers:
+            diffusion, sampler = run.model.info.diffusion, samplers[run.name]
+            steps = sampler.num_steps or (CONTINUOUS_STEPS if diffusion.is_continuous else "all")
+            names.setdefault(f"the sampler {sampler.sampler} in {steps} steps, seed {seed}", []).append(run.name)
+    if len(names) == 1:
+        return f"Drawn with {next(iter(names))}."
+    return " ".join(f"{', '.join(of_sampler)}: drawn with {how}." for how, of_sampler in names.items())
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -98,7 +111,7 @@ def command_of(flags: CompareFlags) -> str:
     values = {name: getattr(flags, name) for name in ("out", "num_images", "seed", "batch_size")}
     values |= asdict(flags.sampling)
     defaults = {name: getattr(CompareFlags, name) for name in ("num_images", "seed", "batch_size")}
-    defaults |= asdict(SamplerConfig())
+    defaults |= asdict(SamplerFlags())
     changed = {name: value for name, value in values.items() if value != defaults.get(name, object())}
     words = [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     imports = [word for name in flags.imports for word in ("--import", name)]

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from jax_ddpm.commands.flags import integers
 from jax_ddpm.commands.label_flags import check_label_flags, check_labels, default_count, labels_to_draw, names_of
+from jax_ddpm.spec.diffusion_config import check_sampler, require_timesteps
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.inputs import seeds_and_indices
 from jax_ddpm.spec.labels import label_array
@@ -86,7 +87,7 @@ def check_together(flags) -> None:
     for name, (value, kinds) in unused.items():
         if value is not None and kind in kinds:
             raise UserError(f"{name} {value} has no effect with {kind}: leave it out.")
-    if flags.sampling.sampler != "ddpm" and flags.diffusion.variance is not None:
+    if flags.sampling.sampler not in (None, "ddpm") and flags.diffusion.variance is not None:
         raise UserError(
             f"variance = {flags.diffusion.variance}: {flags.sampling.sampler} has none (ddim's noise is set by --eta). "
             "Leave --variance out, or use --sampler ddpm."
@@ -129,7 +130,10 @@ def draw(flags, model, package: ModuleType, settings: dict) -> str:
     from jax_ddpm import report
 
     check_labels(flags, model.info)
-    names, samplers = names_of(model.info), flags.sampling.samplers
+    first, *others = flags.sampling.samplers
+    samplers = [first.fitting(model.info.diffusion)]
+    samplers += [each.fitting(model.info.diffusion, log=lambda line: None) for each in others]
+    names = names_of(model.info)
     settings = {**settings, "sampler": samplers[0]}
     if flags.out.suffix == ".gif":
         frames, labels = draw_frames(flags, model, package, settings)
@@ -165,7 +169,9 @@ def draw_images(
     kind, editing, sampler, config = flags.editing.kind, flags.editing, settings["sampler"], model.info.diffusion
     count = num_images(flags, model.info) if images is None else len(images)
     repaint = {"resamplings": editing.resamplings, "jump": editing.jump}
-    sampler.check(config.timesteps)
+    check_sampler(sampler, config)
+    if kind in ("--start-t", "--mask", "--invert"):
+        require_timesteps(config, kind)
     reverse = importlib.import_module(f"{package.__name__}.sampling.reverse")
     timesteps = reverse.sampling_timesteps(config, sampler, editing.start_t)
     if kind == "--mask":
@@ -205,7 +211,7 @@ def draw_frames(flags, model, package: ModuleType, settings: dict) -> tuple[np.n
     labels = labels_to_draw(flags, model.info, count)
     arrays, guide = samplers.labels_and_guide(model, labels, count, sampler, settings["guide"])
     seeds, indices = seeds_and_indices(flags.seed, None if flags.seeds is None else integers(flags.seeds), count)
-    steps = sampler.num_steps or config.timesteps
+    steps = len(importlib.import_module(f"{package.__name__}.sampling.reverse").sampling_timesteps(config, sampler))
     frames = []
     with tqdm(total=steps * -(-count // flags.batch_size), unit="step", delay=0.5) as bar:
         for start in range(0, count, flags.batch_size):

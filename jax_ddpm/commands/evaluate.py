@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
-from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, SamplerFlags, parse
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.types import Precision
@@ -85,7 +84,7 @@ class EvaluateFlags:
     """Also the share of images that are copies of training images, and a .png of those most like one."""
     imports: ImportFlag = ()
     data: DataFlags = field(default_factory=DataFlags)
-    sampling: SamplerConfig = field(default_factory=SamplerConfig)
+    sampling: SamplerFlags = field(default_factory=SamplerFlags)
     loading: LoadingFlags = field(default_factory=LoadingFlags)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 

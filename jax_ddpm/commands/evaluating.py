@@ -22,7 +22,7 @@ from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, sampl
 from jax_ddpm.evaluation.samples import draw_samples, name_of_guide
 from jax_ddpm.evaluation.scores import score
 from jax_ddpm.evaluation.sweep import EMA_WIDTH, combinations, read_settings, read_value
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.ema_snapshots import find_average
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, cache_dir, write_text
@@ -50,12 +50,14 @@ class Evaluation:
     reference: Reference
     chosen: list
     """What is scored: the combinations of --sweep, or the steps of --checkpoints; else empty."""
+    sampler: SamplerConfig
+    """The sampler of the model, if there is one."""
     guide: Model | None = None
     """The weaker model of --guide."""
 
     def images(self) -> ImageSet:
         """The images that are evaluated."""
-        return self.given or self.draw(self.model, self.flags.sampling)[0]
+        return self.given or self.draw(self.model, self.sampler)[0]
 
     def draw(self, model: Model, sampler: SamplerConfig) -> tuple[ImageSet, bool]:
         """Images of the model, or of a copy with other settings; and whether some of them were there already.
@@ -134,29 +136,31 @@ def run(flags: EvaluateFlags) -> None:
 
 def prepare(flags: EvaluateFlags) -> Evaluation:
     """Load the model or open the images, and the reference with its features. Prints what is taken."""
-    bars, model, given, run, chosen, guide = Bars(), None, None, None, [], None
+    bars, model, given, run, chosen, guide, sampler = Bars(), None, None, None, [], None, SamplerConfig()
     settings = DataConfig(**asdict(flags.data), image_size=flags.image_size or DataConfig.image_size)
     if choices.holds_model(flags.subject):
         if flags.precision == "float64":
             jax.config.update("jax_enable_x64", True)
         settings_of_sweep = read_settings(flags.sweep) if flags.sweep else {}
         loading, run = {**flags.loading.arguments, **asdict(flags.diffusion)}, choices.run_of(flags.subject)
-        for width in settings_of_sweep.get(EMA_WIDTH, ()):
-            find_average(flags.subject, read_value(EMA_WIDTH, width), flags.loading.step, flags.loading.weights)
+        for text in settings_of_sweep.get(EMA_WIDTH, ()):
+            if (width := read_value(EMA_WIDTH, text)) is not None:
+                find_average(flags.subject, width, flags.loading.step, flags.loading.weights)
         if flags.checkpoints:
             chosen = steps_to_score(flags, run)
             if not has_model_file(run):  # of a run that was interrupted
                 loading["step"] = chosen[-1]
         model = load_subject(flags, loading)
-        timesteps = model.info.diffusion.timesteps
-        flags.sampling.check(timesteps)
+        timesteps, sampler = model.info.diffusion.timesteps, flags.sampling.fitting(model.info.diffusion)
+        if flags.likelihood:
+            require_timesteps(model.info.diffusion, "--likelihood")
         if flags.num_timesteps is not None:
             fits = flags.num_timesteps <= timesteps
             require(fits, "--num-timesteps", flags.num_timesteps, f"expected from 2 to {timesteps}")
         if flags.sweep:
-            chosen = combinations(settings_of_sweep, flags.sampling, model.info.diffusion)
+            chosen = combinations(settings_of_sweep, sampler, model.info.diffusion)
         guide = flags.guide and load_model(flags.guide, flags.image_size, flags.precision)
-        check_guidances(flags, model, guide, chosen if flags.sweep else [])
+        check_guidances(flags, model, guide, [each.sampler for each in chosen] if flags.sweep else [sampler])
         print(describe(model.info, model.num_parameters))
         if model.info.network.label_count:
             print("Labels: the classes in turn.")
@@ -182,12 +186,11 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
     if model is not None and flags.num_images is None:
         print(f"{choices.default_num_images():,} images are drawn. --num-images changes that.")
     reference = make_reference(real, extractor, settings.cache_dir, flags.batch_size, progress=bars)
-    return Evaluation(flags, bars, model, given, run, real, reference, chosen, guide)
+    return Evaluation(flags, bars, model, given, run, real, reference, chosen, sampler, guide)
 
 
-def check_guidances(flags: EvaluateFlags, model: Model, guide: Model | None, chosen: list) -> None:
+def check_guidances(flags: EvaluateFlags, model: Model, guide: Model | None, samplers: list) -> None:
     """UserError for guidance that the model cannot have; and a line about weights below 0."""
-    samplers = [each.sampler for each in chosen] or [flags.sampling]
     if guide is not None and all(sampler.guidance == 1 for sampler in samplers):
         raise UserError(f"--guide {flags.guide} has no effect at guidance 1: give another weight (--guidance 2).")
     for sampler in samplers:
@@ -251,7 +254,7 @@ def write(evaluation: Evaluation, images: ImageSet, scores: dict, seconds: float
             save_statistics(flags.save_reference, with_features(reference.statistics, reference))
             print(f"Wrote the statistics of the reference: {flags.save_reference}")
         model = evaluation.model
-        if model and (path := evaluation.add_result(flags.sampling, model.info.diffusion, scores, seconds)):
+        if model and (path := evaluation.add_result(evaluation.sampler, model.info.diffusion, scores, seconds)):
             print(f"Added to {path}")
     except OSError as error:
         raise UserError(f"{error.filename or flags.out} cannot be written ({error.strerror}).") from None

@@ -2,8 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -18,10 +18,17 @@ from tyro.constructors import (
     UnsupportedTypeAnnotationError,
 )
 
+from jax_ddpm.spec.diffusion_config import (
+    DiffusionConfig,
+    SamplerConfig,
+    about_sampler,
+    check_sampler,
+    default_sampler,
+)
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize, shortest
 from jax_ddpm.spec.network_config import NetworkConfig
-from jax_ddpm.spec.types import Clip, Objective, Schedule, Variance, Weights
+from jax_ddpm.spec.types import Clip, Objective, Sampler, Schedule, Variance, Weights
 
 
 def parse(kind, arguments: Sequence[str], prog: str, examples: Sequence[str], default=None, config: tuple = ()):
@@ -158,6 +165,26 @@ def read_setting(text: str) -> tuple[str, Any]:
 
 
 @dataclass(frozen=True)
+class SamplerFlags(SamplerConfig):
+    """Settings of the sampler."""
+
+    sampler: Sampler | None = None
+    """ddpm (ancestral), ddim (Song et al. 2021), dpmpp (DPM-Solver++ 2M; Lu et al. 2022), heun or euler (EDM). Models
+    with the objective edm or flow have heun, euler and midpoint. Default: ddpm; for edm and flow, heun."""
+
+    def fitting(self, diffusion: DiffusionConfig, log: Callable[[str], None] = print) -> SamplerConfig:
+        """The sampler for a model, which is said if the user named none and it is not ddpm.
+
+        Raises UserError for settings that do not fit.
+        """
+        chosen = SamplerConfig(**{**asdict(self), "sampler": self.sampler or default_sampler(diffusion).sampler})
+        check_sampler(chosen, diffusion)
+        if self.sampler is None and diffusion.is_continuous:
+            log(about_sampler(chosen, diffusion))
+        return chosen
+
+
+@dataclass(frozen=True)
 class DiffusionFlags:
     """Settings of the diffusion. Default: what the model file says, else the preset of its network."""
 
@@ -170,7 +197,7 @@ class DiffusionFlags:
     beta_end: float | None = None
     """beta_T of linear and scaled_linear; the upper limit of sigmoid_betas."""
     objective: Objective | None = None
-    """What the network predicts: the noise (eps), the clean image (x0), or v."""
+    """What the network predicts: the noise (eps), the clean image (x0), v, or what edm and flow do."""
     variance: Variance | None = None
     """Variance of a reverse step: beta_t, that of the posterior, or a learned one between them."""
     clip: Clip | None = None
@@ -185,6 +212,14 @@ class DiffusionFlags:
     """For clip x0: clip to [-clip_range, clip_range]."""
     clip_max: float | None = None
     """For dynamic thresholding: the largest threshold."""
+    sigma_min: float | None = None
+    """For edm: the smallest noise level of sampling above 0."""
+    sigma_max: float | None = None
+    """For edm: the noise level at which sampling starts."""
+    sigma_data: float | None = None
+    """For edm: standard deviation of the data, for the scales of the network's input and output."""
+    rho: float | None = None
+    """For edm: exponent of the grid of noise levels."""
 
 
 def read_size(words: list[str]) -> ImageSize:

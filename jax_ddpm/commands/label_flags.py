@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.commands.flags import SamplerFlags
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.labels import NONE
 from jax_ddpm.spec.model_info import ModelInfo
@@ -39,7 +39,7 @@ class LabelFlags:
 
 
 @dataclass(frozen=True)
-class GuidanceFlags(SamplerConfig):
+class GuidanceFlags(SamplerFlags):
     """Settings of the sampler."""
 
     guidance: tuple[float, ...] = (1.0,)
@@ -47,12 +47,12 @@ class GuidanceFlags(SamplerConfig):
     with less variety. Several weights: a column for each, in a .png."""
 
     @property
-    def samplers(self) -> list[SamplerConfig]:
+    def samplers(self) -> list[SamplerFlags]:
         """The settings for each weight."""
         if not self.guidance:
             raise UserError("--guidance: expected a weight, such as 2.")
         others = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "guidance"}
-        return [SamplerConfig(**others, guidance=weight) for weight in self.guidance]
+        return [SamplerFlags(**others, guidance=weight) for weight in self.guidance]
 
 
 def check_label_flags(flags) -> None:

@@ -20,6 +20,7 @@ from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.progress import Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog, lock_folder
 from torch_ref import rng, unets, weights
+from torch_ref.objectives import make_objective
 from torch_ref.sampling import samplers
 from torch_ref.step import create_state, make_optimizer, make_train_step, make_validation
 
@@ -74,6 +75,7 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
         print(describe_classes(config, info.class_names))
 
     train_step, validate = make_train_step(config, total_steps), make_validation(config)
+    objective = make_objective(config.diffusion)
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
     metrics_log = MetricsLog(folder, tqdm.write)
     progress = Progress(
@@ -83,9 +85,7 @@ def run(config: RunConfig, folder: Path, images: data.ImageData, network: torch.
         metrics_log,
         steps_per_epoch,
         intervals,
-        lambda step: rng.timesteps(
-            rng.key(training.seed, rng.TIMESTEPS, step), training.batch_size, config.diffusion.timesteps
-        ).numpy(),
+        lambda step: objective.draw_level(rng.key(training.seed, rng.TIMESTEPS, step), training.batch_size).numpy(),
         tqdm.write,
     )
     best, best_weights, keep_best = math.inf, state.weights, config.output.keep_best

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +91,8 @@ def parse_run(
     if flags.list_presets:
         print(table_of_presets())
         sys.exit()
+    if value_of("sampler", arguments) is None:
+        flags = replace(flags, config=flags.config.with_fitting_sampler())
     preset(flags.config.preset)  # raises UserError with the list of presets if the name is unknown
     flags.config.check()
     if replayed:

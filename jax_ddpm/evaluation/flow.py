@@ -24,7 +24,7 @@ from jax_ddpm.diffusion import extract
 from jax_ddpm.evaluation.likelihood import term_bits
 from jax_ddpm.sampling.samplers import image_keys, noise_at, sample_in_batches, shard, unpack_model
 from jax_ddpm.schedules import Tables, schedule_tables
-from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, require_timesteps
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.likelihood import FlowLikelihood, check_levels
 from jax_ddpm.spec.spacing import spaced_timesteps
@@ -141,6 +141,7 @@ def flow_bits_per_dimension(
     """
     network, config, image_shape = unpack_model(model, config, None)
     config.check()
+    require_timesteps(config, "the likelihood by the ODE")
     images, alpha_bars = check_levels(images, image_shape), schedule_tables(config, np.float64).alpha_bars
     require(alpha_bars[-1] > 0, "last alpha_bar", 0, "expected more than 0, since x_T must depend on the image")
     num_steps = config.timesteps if num_steps is None else num_steps

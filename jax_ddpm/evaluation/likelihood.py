@@ -21,7 +21,7 @@ from jax_ddpm.diffusion import extract
 from jax_ddpm.sampling.samplers import image_keys, sample_in_batches, shard, unpack_model
 from jax_ddpm.sampling.steps import clipped_x_0
 from jax_ddpm.schedules import Tables, schedule_tables
-from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig
+from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig, require_timesteps
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.likelihood import Bound, check_levels, strata, timesteps_in
 
@@ -139,6 +139,7 @@ def bits_per_dimension(
     """
     network, config, image_shape = unpack_model(model, config, None)
     config.check()
+    require_timesteps(config, "the variational bound")
     images, edges = check_levels(images, image_shape), strata(config.timesteps, num_timesteps)
     tables = schedule_tables(config, np.float64)
     require(config.objective != "eps" or tables.alpha_bars[-1] > 0, "objective", config.objective, NO_SIGNAL)

@@ -15,8 +15,8 @@ from flax import nnx
 import jax_ddpm
 from jax_ddpm import data, weights
 from jax_ddpm.sampling.reverse import sampling_timesteps
-from jax_ddpm.sampling.samplers import ANCESTRAL, labels_and_guide, sample_in_batches, sample_indices
-from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.sampling.samplers import labels_and_guide, sample_in_batches, sample_indices
+from jax_ddpm.spec.diffusion_config import SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, write_text
 from jax_ddpm.spec.network_config import BUILT_IN
@@ -29,7 +29,7 @@ BLOCK_FILE = "images-{:08d}.npy"
 def draw_samples(
     model: weights.Model,
     num_images: int,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | None = None,
     seed: int = 0,
     batch_size: int = 64,
     folder: str | Path | None = None,
@@ -47,7 +47,7 @@ def draw_samples(
     Args:
         model: from `jax_ddpm.load_model`.
         num_images: N, at least 1.
-        sampler: method and number of steps. Default: ddpm with T steps.
+        sampler: method and number of steps. Default: that of `jax_ddpm.sample`.
         seed: integer in [0, 2^32).
         batch_size: images at a time. If the memory of the device does not hold a batch, it is halved, with a warning.
         folder: where the images are kept. None: nowhere.
@@ -63,7 +63,8 @@ def draw_samples(
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         require(value >= 1, name, value, "expected at least 1")
-    sampler.check(model.info.diffusion.timesteps)
+    sampler = sampler or default_sampler(model.info.diffusion)
+    check_sampler(sampler, model.info.diffusion)
     if folder is None:
         return draw_missing(model, num_images, [], sampler, seed, batch_size, None, progress, guide)
     settings = settings_of(model, sampler, seed, guide)

@@ -13,7 +13,7 @@ from jax_ddpm.evaluation.image_sets import ImageSet
 from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.evaluation.scores import Scores, score
 from jax_ddpm.sampling.reverse import sampling_timesteps
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import SAMPLING_SETTINGS
 from jax_ddpm.weights.model import Model
@@ -44,7 +44,7 @@ class Combination:
     def network_calls(self) -> int:
         """For each image. Guidance needs two predictions for each of the sampler's."""
         steps = len(sampling_timesteps(self.diffusion, self.sampler))
-        calls = 2 * steps - 1 if self.sampler.sampler == "heun" else steps
+        calls = {"heun": 2 * steps - 1, "midpoint": 2 * steps}.get(self.sampler.sampler, steps)
         return calls if self.sampler.guidance == 1 else 2 * calls
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ def combinations(
         each = Combination(given, *parts, given.get(EMA_WIDTH))
         try:
             each.diffusion.check()
-            each.sampler.check(diffusion.timesteps)
+            check_sampler(each.sampler, each.diffusion)
         except UserError as error:
             log(f"Skipped {each}: {error}")
             continue

@@ -40,11 +40,13 @@ def loss_curve(rows: Sequence[dict]) -> Figure:
     return figure
 
 
-def loss_by_timestep(t: np.ndarray, losses: np.ndarray) -> Figure:
-    """Plot the mean loss by timestep: t and losses, both (K,). The loss axis is logarithmic."""
-    figure, axes = new_axes("t", "loss")
+def loss_by_timestep(t: np.ndarray, losses: np.ndarray, symbol: str = "t") -> Figure:
+    """Plot the mean loss by noise level: t and losses, both (K,). The axes of the loss and of sigma are logarithmic."""
+    figure, axes = new_axes(symbol, "loss")
     axes.plot(t, losses, color="tab:blue", marker="o", markersize=3)
     axes.set_yscale("log")
+    if symbol == "sigma":
+        axes.set_xscale("log")
     return figure
 
 

@@ -33,7 +33,7 @@ from jax_ddpm.sampling.samplers import (
 )
 from jax_ddpm.sampling.steps import ddim_inverse_step
 from jax_ddpm.schedules import schedule_tables
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
@@ -96,6 +96,7 @@ def interpolate(
     config.check()
     a, b = np.asarray(noise_at(image_keys([seed_a, seed_b], [0, 0]), config.timesteps, tuple(shape), dtype))
     x_T = np.stack([a, *slerp(a, b, np.linspace(0, 1, num_images)[1:-1]), b])
+    x_T = x_T * config.initial_sigma if config.is_continuous else x_T
     if hasattr(model, "info") and np.ndim(labels) == 1 and len(labels) == 2:
         labels = mixed_labels(model.info, *labels, num_images)
     options = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
@@ -150,6 +151,7 @@ def invert(
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, dtype)
     config.check()
+    require_timesteps(config, "inversion")
     sampler.check(config.timesteps)
     check_invertible(sampler)
     labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)
@@ -239,6 +241,7 @@ def img2img(
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, dtype)
     config.check()
+    require_timesteps(config, "img2img")
     sampler.check(config.timesteps)
     keys = image_keys(*seeds_and_indices(seed, seeds, len(images)))
     noise = noise_at(keys, config.timesteps, images.shape[1:], dtype)

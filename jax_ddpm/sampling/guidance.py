@@ -7,7 +7,7 @@ function of the others, and the two weights of plain guidance add up to 1: it do
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import split_prediction
@@ -40,13 +40,13 @@ def is_guided(interval: tuple[int, int], t: Int[Array, "b"]) -> Bool[Array, "b 1
 
 
 def guided_prediction(
-    sampler: SamplerConfig, x_t: Images, t: Int[Array, "b"], conditional: Prediction, unconditional: Prediction
+    sampler: SamplerConfig, x_t: Images, t: Real[Array, "b"], conditional: Prediction, unconditional: Prediction
 ) -> Prediction:
     """One prediction from two, by the guidance of the sampler.
 
     Args:
         x_t: states (B, H, W, C).
-        t: integers (B,).
+        t: integers (B,); for the objectives edm and flow the network's time (B,).
         conditional: of the network, for the labels.
         unconditional: of the network without labels; for autoguidance (Karras et al. 2024) that of a weaker
             model.

@@ -26,7 +26,7 @@ from jax_ddpm.sampling.samplers import (
     unpack_model,
 )
 from jax_ddpm.schedules import Tables, schedule_tables
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seeds_and_indices
 from jax_ddpm.spec.spacing import repaint_schedule
@@ -118,6 +118,7 @@ def inpaint(
     images = check_images("images", images, image_shape, dtype)
     known = jnp.asarray(check_mask(mask, images))[..., None]
     config.check()
+    require_timesteps(config, "inpainting")
     sampler.check(config.timesteps)
     check_ancestral(sampler)
     labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)

@@ -9,9 +9,16 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_ddpm.arrays import Array
+from jax_ddpm.objectives import make_objective
 from jax_ddpm.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step
 from jax_ddpm.schedules import Tables, schedule_tables
-from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import (
+    CONTINUOUS_STEPS,
+    NO_SIGNAL,
+    DiffusionConfig,
+    SamplerConfig,
+    require_timesteps,
+)
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps, timesteps_from
 
@@ -40,14 +47,26 @@ def make_step(
 def sampling_timesteps(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
     """The timesteps that a sampler visits: descending integers in [0, T). With start_t: only those <= start_t.
 
+    For the objectives edm and flow: the numbers of the steps, from num_steps - 1 down to 0, as in `solvers`.
+
     Raises UserError unless start_t is from the last timestep of the sampler to T - 1, and for the objective eps if the
     first timestep has no signal (alpha_bar = 0).
     """
+    if config.is_continuous:
+        if start_t is not None:
+            require_timesteps(config, "start_t")
+        return np.arange(sampler.num_steps or CONTINUOUS_STEPS, dtype=np.int32)[::-1]
     alpha_bars = schedule_tables(config, np.float64).alpha_bars
     chain = spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
     chain = chain if start_t is None else timesteps_from(chain, start_t, config.timesteps)
     require(config.objective != "eps" or alpha_bars[chain[0]] > 0, "objective", config.objective, NO_SIGNAL)
     return chain
+
+
+def sampling_levels(config: DiffusionConfig, sampler: SamplerConfig) -> np.ndarray:
+    """The noise levels at which a sampler's steps start, descending: timesteps, or floats (edm, flow)."""
+    chain = sampling_timesteps(config, sampler)
+    return make_objective(config).levels(len(chain))[chain + 1].astype(np.float32) if config.is_continuous else chain
 
 
 def reverse_process(

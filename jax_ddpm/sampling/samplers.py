@@ -13,12 +13,14 @@ from jaxtyping import Float
 
 from jax_ddpm import rng
 from jax_ddpm.arrays import Array
+from jax_ddpm.objectives import make_objective
 from jax_ddpm.sampling.guidance import guided_predict
 from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
+from jax_ddpm.sampling.solvers import make_solver
 from jax_ddpm.sampling.steps import first_history
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.batches import in_batches
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import EXPECTED_GUIDE, EXPECTED_MODEL, check_images, seeds_and_indices
@@ -41,6 +43,9 @@ compiled_noise_at = jax.jit(noise_at, static_argnames=("shape", "dtype"))
 def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype):
     network, guide = nnx.merge(graph, state)
     chain, predict = sampling_timesteps(config, sampler), guided_predict(network, sampler, labels, guide)
+    if config.is_continuous:
+        step, predict = make_solver(make_objective(config, dtype), sampler, predict)
+        return scan_steps(step, predict, lambda i: None, carry, xs)
     step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, predict)
 
     def draw_noise(t):
@@ -83,7 +88,7 @@ def sample_indices(
     seed: int | Sequence[int],
     indices,
     *,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | None = None,
     num_frames: int | tuple[int, ...] = 0,
     dtype=jnp.float32,
     progress: Callable | None = None,
@@ -96,9 +101,9 @@ def sample_indices(
 
     labels: of these images, from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance.
 
-    Image i takes its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler. So it does not
-    depend on its batch or on the number of devices, up to rounding. The batch is sharded over all devices if their
-    number divides it.
+    Image i takes its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler and objective;
+    for edm, x_T is sigma_max times that noise. So an image does not depend on its batch or on the number of devices, up
+    to rounding. The batch is sharded over all devices if their number divides it. sampler: by default that of `sample`.
 
     Returns:
         Images (B, H, W, C), about within [-1, 1], and frames (F, B, H, W, C) as in `reverse_process`.
@@ -107,10 +112,15 @@ def sample_indices(
         UserError: settings that do not fit.
     """
     config.check()
-    sampler.check(config.timesteps)
+    sampler = sampler or default_sampler(config)
+    check_sampler(sampler, config)
     graph, state, keys, x_T, labels = shard((network, guide), image_keys(seed, indices), x_T, labels)
     shape, dtype = tuple(image_shape), jnp.dtype(dtype)
-    x_T = compiled_noise_at(keys, config.timesteps, shape, dtype) if x_T is None else jnp.asarray(x_T)
+    if x_T is None:
+        x_T = compiled_noise_at(keys, config.timesteps, shape, dtype)
+        x_T = x_T * config.initial_sigma if config.is_continuous else x_T
+    else:
+        x_T = jnp.asarray(x_T)
     history = first_history(x_T) if sampler.sampler == "dpmpp" else None
     carry, xs = initial_carry(x_T, sampling_timesteps(config, sampler, start_t), num_frames, history)
 
@@ -141,7 +151,7 @@ def sample(
     guide=None,
     x_T: Array | None = None,
     start_t: int | None = None,
-    sampler: SamplerConfig | str = ANCESTRAL,
+    sampler: SamplerConfig | str | None = None,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
     dtype=jnp.float32,
@@ -169,14 +179,15 @@ def sample(
         x_T: float (N, H, W, C), initial states instead of drawn ones: states at the first timestep of the sampler.
         start_t: integer in [0, T). Start at the sampler's first timestep that is at most start_t. Needs x_T, which are
             then states at that timestep.
-        sampler: its name, such as "ddim", or all its settings. Default: ddpm with T steps.
+        sampler: its name, such as "ddim", or all its settings. Default: ddpm with T steps; for the objectives edm and
+            flow, heun with 32 steps.
         config: diffusion settings. Default: those of the `Model`.
         image_shape: (H, W, C). Default: that of the `Model`.
         dtype: of the states x_t: float32, or float64 (needs jax_enable_x64).
         progress: called with the number of steps done, about fifty times per batch.
         settings: single settings of the sampler (num_steps, spacing, eta, guidance, guidance_rescale,
-            guidance_interval) and of the diffusion (variance, clip, clip_percentile, clip_range, clip_max), over those
-            in `sampler` and `config`.
+            guidance_interval) and of the diffusion (variance, clip, clip_percentile, clip_range, clip_max, sigma_min,
+            sigma_max, rho), over those in `sampler` and `config`.
 
     Returns:
         NumPy array (N, H, W, C), about within [-1, 1].

@@ -7,6 +7,10 @@ from jax_ddpm.spec.errors import settings_text, users_words
 from jax_ddpm.spec.model_info import ModelInfo
 
 HARDLY_EVER_CHANGED = ("clip_percentile", "clip_range", "clip_max")
+OF_OBJECTIVE = {  # settings that only one objective has
+    "edm": ("sigma_min", "sigma_max", "sigma_data", "rho", "p_mean", "p_std"),
+    "flow": ("flow_time",),
+}
 
 
 def describe_assumptions(
@@ -35,6 +39,8 @@ def describe_assumptions(
     if diffusion_settings is not None:
         values = asdict(info.diffusion)
         names = [name for name in values if name not in (*diffusion_settings, *HARDLY_EVER_CHANGED)]
+        other = [name for kind, of_kind in OF_OBJECTIVE.items() if kind != info.diffusion.objective for name in of_kind]
+        names = [name for name in names if name not in other]
         if info.diffusion.schedule not in ("linear", "scaled_linear", "sigmoid_betas"):
             names = [name for name in names if not name.startswith("beta_")]
         shown = {name: values[name] for name in names if values[name] not in (None, False, ())}

@@ -2,11 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 from jax_ddpm.spec.check_types import check_types
-from jax_ddpm.spec.errors import require, require_one_of
+from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.json_text import STRICT
-from jax_ddpm.spec.types import Clip, Objective, Sampler, Schedule, Spacing, Variance
+from jax_ddpm.spec.types import Clip, FlowTime, Objective, Sampler, Schedule, Spacing, Variance
+
+CONTINUOUS = ("edm", "flow")  # objectives whose noise level is a number, not one of T timesteps
+SOLVERS = ("heun", "euler", "midpoint")  # samplers of these objectives
+CONTINUOUS_STEPS = 32  # their steps from noise to image, unless num_steps is set
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class DiffusionConfig:
     beta_end: float = 0.02
     """beta_T of linear and scaled_linear; the upper limit of sigmoid_betas."""
     objective: Objective = "eps"
-    """What the network predicts: the noise (eps), the clean image (x0) or v (Salimans & Ho 2022)."""
+    """What the network predicts: the noise (eps), the clean image (x0) or v (Salimans & Ho 2022), at T timesteps. Or,
+    at any noise level: edm (Karras et al. 2022), or flow (noise - x_0 on a straight path; Liu et al. 2023)."""
     variance: Variance = "beta"
     """Variance of a ddpm step: beta_t, the posterior's, or predicted (learned_range; Nichol & Dhariwal 2021)."""
     clip: Clip = "x0"
@@ -40,6 +46,30 @@ class DiffusionConfig:
     """For clip x0: clip to [-clip_range, clip_range]."""
     clip_max: float | None = None
     """For dynamic thresholding: the largest threshold. Default: no limit."""
+    sigma_min: float = 0.002
+    """For edm: the smallest noise level of sampling above 0."""
+    sigma_max: float = 80.0
+    """For edm: the noise level at which sampling starts."""
+    sigma_data: float = 0.5
+    """For edm: standard deviation of the data, for the scales of the network's input and output."""
+    rho: float = 7.0
+    """For edm: exponent of the grid of noise levels; larger ones put more steps at low noise."""
+    p_mean: float = -1.2
+    """For edm: mean of ln(sigma) in training."""
+    p_std: float = 1.2
+    """For edm: standard deviation of ln(sigma) in training."""
+    flow_time: FlowTime = "logit_normal"
+    """For flow: distribution of t in training, logit_normal (Esser et al. 2024; mean 0, deviation 1) or uniform."""
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether the noise level is a number (edm, flow), and not one of T timesteps."""
+        return self.objective in CONTINUOUS
+
+    @property
+    def initial_sigma(self) -> float:
+        """The standard deviation of x_T: sigma_max for edm, else 1."""
+        return self.sigma_max if self.objective == "edm" else 1.0
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
@@ -54,6 +84,18 @@ class DiffusionConfig:
         )
         require(self.clip_range > 0, "clip_range", self.clip_range, "expected more than 0")
         require(self.clip_max is None or self.clip_max >= 1, "clip_max", self.clip_max, "expected at least 1")
+        require_one_of("flow_time", self.flow_time, FlowTime)
+        levels, expected = (self.sigma_min, self.sigma_max), "expected 0 < sigma_min < sigma_max, such as 0.002 and 80"
+        require(0 < self.sigma_min < self.sigma_max < math.inf, "sigma_min, sigma_max", levels, expected)
+        for name in ("sigma_data", "rho", "p_std"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, name, value, "expected more than 0")
+        require(math.isfinite(self.p_mean), "p_mean", self.p_mean, "expected a number")
+        if self.is_continuous:
+            expected = f"the objective {self.objective} has no timesteps, whose variance could be predicted"
+            require(self.variance != "learned_range", "variance", self.variance, f"{expected}; leave it out")
+            expected = f"the states of the objective {self.objective} leave [-1, 1]; expected x0 (--clip x0)"
+            require(self.clip != "state", "clip", self.clip, expected)
 
     def check_training(self) -> None:
         """Raise UserError for the objective eps with a schedule that ends in pure noise."""
@@ -95,9 +137,10 @@ class SamplerConfig:
     __pydantic_config__ = STRICT
 
     sampler: Sampler = "ddpm"
-    """ddpm (ancestral), ddim (Song et al. 2021), dpmpp (DPM-Solver++ 2M; Lu et al. 2022), heun or euler (EDM)."""
+    """ddpm (ancestral), ddim (Song et al. 2021), dpmpp (DPM-Solver++ 2M; Lu et al. 2022), heun or euler (EDM). The
+    objectives edm and flow have heun, euler and midpoint."""
     num_steps: int | None = None
-    """Steps from noise to image, from 1 to T. Default: T."""
+    """Steps from noise to image, from 1 to T. Default: T; 32 for the objectives edm and flow."""
     spacing: Spacing = "trailing"
     """How num_steps < T timesteps are chosen: evenly in t (linspace, leading, trailing) or in log SNR (logsnr)."""
     eta: float = 0.0
@@ -129,3 +172,42 @@ class SamplerConfig:
             first, last = self.guidance_interval
             expected = f"expected first <= last, both from 0 to T - 1 = {timesteps - 1}"
             require(0 <= first <= last < timesteps, "guidance_interval", f"{first} {last}", expected)
+
+
+def check_sampler(sampler: SamplerConfig, diffusion: DiffusionConfig) -> None:
+    """Raise UserError for a sampler with a wrong field, or one that does not fit the objective."""
+    objective, name = diffusion.objective, sampler.sampler
+    if not diffusion.is_continuous:
+        expected = f"the objective {objective} has ddpm, ddim, dpmpp, heun and euler; heun is of second order, too"
+        require(name != "midpoint", "sampler", name, f"{expected} (--sampler heun)")
+        sampler.check(diffusion.timesteps)
+        return
+    require_one_of("sampler", name, Sampler)
+    expected = f"the objective {objective} has no timesteps; expected heun, euler or midpoint (--sampler heun)"
+    require(name in SOLVERS, "sampler", name, expected)
+    sampler.check(max(diffusion.timesteps, sampler.num_steps or 1))
+    steps = f"the steps of the objective {objective} are set by {'rho' if objective == 'edm' else 'num_steps'}"
+    require(sampler.spacing == SamplerConfig.spacing, "spacing", sampler.spacing, f"{steps}; leave it out")
+    interval, expected = sampler.guidance_interval, f"is in timesteps, which the objective {objective} does not have"
+    require(interval is None, "guidance_interval", interval, f"it {expected}; leave it out")
+
+
+def default_sampler(diffusion: DiffusionConfig) -> SamplerConfig:
+    """The sampler of a model unless the user names one: ddpm with T steps; for edm and flow, heun with 32 steps."""
+    return SamplerConfig("heun") if diffusion.is_continuous else SamplerConfig()
+
+
+def about_sampler(sampler: SamplerConfig, diffusion: DiffusionConfig) -> str:
+    """A sentence on the sampler of a model with the objective edm or flow, and what changes it."""
+    steps, others = sampler.num_steps or CONTINUOUS_STEPS, ", ".join(SOLVERS)
+    return f"Pictures: sampler {sampler.sampler}, {steps} steps. --sampler ({others}) and --num-steps change that."
+
+
+def require_timesteps(diffusion: DiffusionConfig, what: str) -> None:
+    """Raise UserError for the objectives edm and flow. what: the function that needs timesteps, as a subject."""
+    if diffusion.is_continuous:
+        discrete = ", ".join(name for name in get_args(Objective) if name not in CONTINUOUS)
+        raise UserError(
+            f"objective = {diffusion.objective}: {what} needs the T timesteps of a noise schedule, which this "
+            f"objective does not have.\nUse a model with one of the objectives {discrete}."
+        )

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from jax_ddpm.spec.check_types import check_types
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, default_sampler
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.types import Clip, Spacing, Variance
@@ -30,15 +30,18 @@ class SamplingSettings(TypedDict, total=False):
     clip_percentile: float
     clip_range: float
     clip_max: float | None
+    sigma_min: float
+    sigma_max: float
+    rho: float
 
 
 def sampling_settings(
-    sampler: SamplerConfig | str, config: DiffusionConfig | None, settings: Mapping[str, Any]
+    sampler: SamplerConfig | str | None, config: DiffusionConfig | None, settings: Mapping[str, Any]
 ) -> tuple[SamplerConfig, DiffusionConfig]:
     """The sampler and the diffusion settings, with single settings replaced.
 
     Args:
-        sampler: a `SamplerConfig`, or a name such as "ddim".
+        sampler: a `SamplerConfig`, or a name such as "ddim". None: the `default_sampler` of the model.
         config: the diffusion settings of the model.
         settings: `SamplingSettings`.
 
@@ -46,13 +49,14 @@ def sampling_settings(
         UserError: an unknown sampler or setting, a wrong type, or no `config`.
     """
     sampler = SamplerConfig(sampler) if isinstance(sampler, str) else sampler
-    if not isinstance(sampler, SamplerConfig):
+    if not isinstance(sampler, SamplerConfig | None):
         raise UserError(f"sampler = {sampler!r}: expected a name, such as 'ddim', or a SamplerConfig.")
     if not isinstance(config, DiffusionConfig):
         raise UserError(
             f"config = {config!r}: expected a DiffusionConfig.\n"
             "A network alone does not have one: give config=DiffusionConfig(...) and image_shape=(H, W, C)."
         )
+    sampler = default_sampler(config) if sampler is None else sampler
     check_names(settings, SamplingSettings.__annotations__)
     given = {name: plain_value(value) for name, value in settings.items()}
     of_sampler = {name: value for name, value in given.items() if name in names_of(sampler)}

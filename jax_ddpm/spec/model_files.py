@@ -33,11 +33,14 @@ from jax_ddpm.spec.presets import preset
 from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, open_model, read_arrays
 from jax_ddpm.spec.record_layout import record_layout
 from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_own_weights, find_checkpoint, steps_of
+from jax_ddpm.spec.run_config import check_time
 from jax_ddpm.spec.types import StateDict, Weights
 
 __all__ = ["METADATA_KEY", "MODEL_FILE", "initial_weights", "read_file", "read_model"]
 
-SAMPLING_SETTINGS = ("variance", "clip", "clip_percentile", "clip_range", "clip_max")  # may differ from the file's
+SAMPLING_SETTINGS = (  # may differ from the file's
+    *("variance", "clip", "clip_percentile", "clip_range", "clip_max", "sigma_min", "sigma_max", "rho"),
+)
 ReadCheckpoint = Callable[[Checkpoint], tuple[StateDict, ModelInfo]]
 
 
@@ -118,6 +121,7 @@ def read_model(
     )
     info.diffusion.check()
     info.network.check(shortest(size), info.diffusion.timesteps)
+    check_time(info.network, info.diffusion)
     check_size(info.network)
     if loaded.found is not None:
         line = describe_assumptions(info, loaded.assumed, known_size is not None, None if loaded.diffusion else given)

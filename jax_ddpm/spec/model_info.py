@@ -37,13 +37,22 @@ class ModelInfo:
 def describe(info: ModelInfo, num_parameters: int) -> str:
     """One line that describes a model: network, number of parameters, image shape, diffusion."""
     height, width, channels = info.image_shape
-    d = info.diffusion
-    betas = f" {d.beta_start:g} to {d.beta_end:g}" if d.schedule in ("linear", "scaled_linear", "sigmoid_betas") else ""
-    betas += ", zero terminal SNR" if d.zero_terminal_snr else ""
     skipped = ("name",) if info.network.takes_labels else ("name", *LABEL_SETTINGS)
     fields = {k: value for k, value in asdict(info.network).items() if k not in skipped and value not in (None, ())}
     settings = ", ".join(f"{key} {value}" for key, value in fields.items())
     return (
         f"{info.network.name} ({settings}), {num_parameters:,} parameters, {height}x{width}x{channels}, "
-        f"T = {d.timesteps}, {d.schedule}{betas}, predicts {d.objective}"
+        f"{describe_diffusion(info.diffusion)}"
     )
+
+
+def describe_diffusion(d: DiffusionConfig) -> str:
+    """The noise levels, and what the network predicts."""
+    if d.objective == "edm":
+        training = f"ln(sigma) in training N({d.p_mean:g}, {d.p_std:g}^2)"
+        return f"edm, sigma {d.sigma_min:g} to {d.sigma_max:g}, sigma_data {d.sigma_data:g}, {training}"
+    if d.objective == "flow":
+        return f"flow, predicts noise - x_0, t in training {d.flow_time}"
+    betas = f" {d.beta_start:g} to {d.beta_end:g}" if d.schedule in ("linear", "scaled_linear", "sigmoid_betas") else ""
+    betas += ", zero terminal SNR" if d.zero_terminal_snr else ""
+    return f"T = {d.timesteps}, {d.schedule}{betas}, predicts {d.objective}"

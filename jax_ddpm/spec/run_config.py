@@ -4,20 +4,21 @@ The flags of `jax-ddpm train` are the fields of the parts of `RunConfig`. A run'
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jax_ddpm.spec.check_types import check_types
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.flat_settings import with_settings
 from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
 from jax_ddpm.spec.power_ema import check_width
-from jax_ddpm.spec.types import Precision
+from jax_ddpm.spec.types import LossKind, Precision
 
 MAX_SEED = 2**32 - 1
+LOSS_SETTINGS = ("min_snr_gamma", "loss_kind", "huber_delta", "p2_gamma", "p2_k")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,14 @@ class TrainingConfig:
     """Clip gradients to this global norm. Default: no clipping."""
     min_snr_gamma: float | None = None
     """gamma of the min-SNR-gamma loss weights (Hang et al. 2023; 5 is usual). Default: no weights."""
+    p2_gamma: float | None = None
+    """gamma of the P2 loss weights (k + SNR)^-gamma (Choi et al. 2022; 0.5 or 1). Default: no weights."""
+    p2_k: float = 1.0
+    """k of the P2 loss weights."""
+    loss_kind: LossKind = "l2"
+    """Loss of a pixel's error: l2 (squared), l1 (absolute) or huber (squared below huber_delta, absolute above)."""
+    huber_delta: float = 1.0
+    """For huber: the error at which it becomes linear."""
     ema: bool = True
     """Keep an exponential moving average (EMA) of the weights, and sample and export it instead of the weights."""
     ema_decay: float = 0.9999
@@ -100,6 +109,11 @@ class TrainingConfig:
     """Train on the labels of the images, so that samples of a class can be drawn."""
     label_dropout: float = 0.1
     """Probability that a training image counts as one without a label, which classifier-free guidance needs."""
+
+    @property
+    def loss_settings(self) -> dict:
+        """The settings of the loss, as arguments of an objective's `loss`."""
+        return {name: getattr(self, name) for name in LOSS_SETTINGS}
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
@@ -132,9 +146,14 @@ class TrainingConfig:
                 f"expected 0 to the learning rate, {self.learning_rate}",
             )
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "expected 0 or more")
-        for name in ("clip_norm", "min_snr_gamma"):
+        for name in ("clip_norm", "min_snr_gamma", "p2_gamma"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "expected more than 0")
+        for name in ("p2_k", "huber_delta"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "expected more than 0")
+        both = self.min_snr_gamma is not None and self.p2_gamma is not None
+        require(not both, "p2_gamma", self.p2_gamma, "expected one kind of loss weights; min_snr_gamma is given, too")
+        require_one_of("loss_kind", self.loss_kind, LossKind)
         require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "expected 0 to below 1, such as 0.9999")
         for width in self.power_ema_widths:
             check_width("power_ema_widths", width)
@@ -223,7 +242,14 @@ class RunConfig:
         Raises:
             UserError: an unknown name, or a value of another type.
         """
-        return with_settings(self, settings)
+        changed = with_settings(self, settings)
+        return changed if {"sampler", "sampling"} & set(settings) else changed.with_fitting_sampler()
+
+    def with_fitting_sampler(self) -> "RunConfig":
+        """A copy with the `default_sampler` of the objective, if the sampler is ddpm and the objective has no ddpm."""
+        if self.diffusion.is_continuous and self.sampling.sampler == SamplerConfig.sampler:
+            return replace(self, sampling=replace(self.sampling, sampler=default_sampler(self.diffusion).sampler))
+        return self
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
@@ -252,7 +278,15 @@ class RunConfig:
         self.diffusion.check_training()
         every = self.output.power_ema_every
         require(every == 0 or self.training.power_ema, "power_ema_every", every, "only for a run with --power-ema")
-        self.sampling.check(self.diffusion.timesteps)
+        check_time(self.network, self.diffusion)
+        check_sampler(self.sampling, self.diffusion)
+
+
+def check_time(network: NetworkConfig, diffusion: DiffusionConfig) -> None:
+    """Raise UserError for a network that takes integer timesteps only, with an objective that has other times."""
+    has_table, objective = hasattr(network, "table_rows"), diffusion.objective
+    expected = f"expected eps, x0 or v, as the network {network.name} has a table of integer timesteps"
+    require(not (diffusion.is_continuous and has_table), "objective", objective, f"{expected} (--objective v)")
 
 
 def slug(dataset: str) -> str:

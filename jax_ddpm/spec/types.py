@@ -5,10 +5,12 @@ from typing import Literal
 import numpy as np
 
 Schedule = Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "trained"]
-Objective = Literal["eps", "x0", "v"]
+Objective = Literal["eps", "x0", "v", "edm", "flow"]
 Variance = Literal["beta", "posterior", "learned_range"]
 Clip = Literal["x0", "dynamic", "state", "none"]
-Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "euler"]
+Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "euler", "midpoint"]
+LossKind = Literal["l2", "l1", "huber"]
+FlowTime = Literal["logit_normal", "uniform"]
 Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
 Activation = Literal["silu", "gelu", "mish", "relu"]
 TimeScaleShift = Literal["default", "scale_shift"]

@@ -1,6 +1,6 @@
 """Several runs side by side: settings that differ, losses, scores, speed, and pictures of the same seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_folder import has_model_file
 from jax_ddpm.spec.read_run import CONFIG_FILE, read_config
 from jax_ddpm.spec.run_checkpoints import steps_of
-from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.spec.run_config import LOSS_SETTINGS, RunConfig
 from jax_ddpm.training.compare_scores import NONE, at_step, notes_on_scores, scores_by_step, scores_table
 from jax_ddpm.training.progress import duration
 from jax_ddpm.training.run_charts import chart, evaluated_features
@@ -30,9 +30,10 @@ ABOUT_FIGURES = (
     "A training loss is the mean over 1/25 of the training. Images per second: the median, so compilation does not "
     "count. Training time: of all optimiser steps with compilation, without validation, pictures and checkpoints."
 )
-LOSS_SETTINGS = (
+SETTINGS_OF_LOSSES = (
     *("diffusion.objective", "diffusion.schedule", "diffusion.timesteps", "diffusion.beta_start", "diffusion.beta_end"),
-    *("diffusion.trained_betas", "diffusion.zero_terminal_snr", "training.min_snr_gamma"),
+    *("diffusion.trained_betas", "diffusion.zero_terminal_snr", "diffusion.sigma_data", "diffusion.p_mean"),
+    *("diffusion.p_std", "diffusion.flow_time", *(f"training.{name}" for name in LOSS_SETTINGS)),
 )
 
 
@@ -165,7 +166,7 @@ def notes_on(runs: Sequence[ComparedRun]) -> list[str]:
         each = "; ".join(f"{run.name}: {text}" for run, text in zip(runs, images, strict=True))
         notes.append(f"The runs have different images, so their losses and scores do not compare. {each}.")
     settings = [flatten(run.config) for run in runs]
-    unlike = [name.split(".")[1] for name in LOSS_SETTINGS if len({str(each.get(name)) for each in settings}) > 1]
+    unlike = [name.split(".")[1] for name in SETTINGS_OF_LOSSES if len({str(each.get(name)) for each in settings}) > 1]
     if unlike:
         notes.append(f"The runs differ in {', '.join(unlike)}, so their losses do not compare.")
     notes += notes_on_scores(runs)
@@ -185,12 +186,14 @@ def image_text(run: ComparedRun, recorded: bool) -> str:
 def draw_same_seeds(
     runs: Sequence[ComparedRun],
     num_images: int,
-    sampler: SamplerConfig,
+    sampler: SamplerConfig | Mapping[str, SamplerConfig],
     seed: int = 0,
     batch_size: int = 64,
     progress: Callable[[str, int], None] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Images 0 to N - 1 of a seed from each model that has the image size of the first one.
+
+    sampler: one for all runs, or one for each by the name of the run.
 
     Returns:
         uint8 (N, H, W, C) by the name of the run, and a sentence for each run that is left out.
@@ -204,7 +207,8 @@ def draw_same_seeds(
             notes.append(f"No pictures of {run.name}: its images are {sizes[0]}, those of {loaded[0].name} {sizes[1]}.")
             continue
         said = None if progress is None else lambda done, run=run: progress(run.name, done)
-        drawn[run.name] = draw_samples(run.model, num_images, sampler, seed, batch_size, progress=said)
+        chosen = sampler if isinstance(sampler, SamplerConfig) else sampler[run.name]
+        drawn[run.name] = draw_samples(run.model, num_images, chosen, seed, batch_size, progress=said)
     return drawn, notes
 
 

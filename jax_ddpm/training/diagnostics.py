@@ -8,17 +8,18 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jax_ddpm import diffusion, report, rng
+from jax_ddpm import report, rng
 from jax_ddpm.data import ImageData, to_float, to_uint8
+from jax_ddpm.objectives import make_objective
+from jax_ddpm.objectives.figures import even_levels
 from jax_ddpm.sampling.guidance import guided_predict
 from jax_ddpm.sampling.samplers import ANCESTRAL
-from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.labels import Labels
 from jax_ddpm.spec.run_config import RunConfig
 
 BIN_EDGES = np.linspace(-1.525, 1.525, 62)  # -1, 0 and 1 are bin centres; values outside go into the end bins
-NUM_LOSS_TIMESTEPS = 20
+NUM_LOSS_LEVELS = 20
 NUM_LOSS_IMAGES = 64
 NUM_NEIGHBOURS = 5
 NUM_HELD_OUT = 100  # held-out images; their distance to the training images is the baseline for the samples' distance
@@ -29,30 +30,29 @@ def predict_x_0(
     network: nnx.Module,
     config: DiffusionConfig,
     x_t: np.ndarray,
-    t: np.ndarray,
+    level: np.ndarray,
     sampler: SamplerConfig = ANCESTRAL,
     labels: Labels | None = None,
 ) -> np.ndarray:
-    """The predicted x_0 for states x_t (F, N, H, W, C) at timesteps t (F,): float32, the same shape.
+    """The predicted x_0 for states x_t (F, N, H, W, C) at noise levels (F,): float32, the same shape.
 
     sampler: its guidance. labels: of the N images; None for a network without classes.
     """
     graph, state = nnx.split(network)
-    tables = schedule_tables(config, np.float32)
+    objective = make_objective(config)
 
     @jax.jit
-    def run(state, x_t, t):
+    def run(state, x_t, level):
         predict = guided_predict(nnx.merge(graph, state), sampler, labels)
 
         def one(frame):
-            x, t = frame
-            ts = jnp.full(len(x), t)
-            prediction = predict(x, ts)[..., : x.shape[-1]]  # further channels: the learned variance
-            return diffusion.predicted_x_0(tables, config.objective, x, ts, prediction)
+            x, level = frame
+            level = jnp.full(len(x), level)
+            return objective.predicted_x_0(x, level, predict(*objective.network_input(x, level)))
 
-        return lax.map(one, (x_t, t))
+        return lax.map(one, (x_t, level))
 
-    return np.asarray(run(state, jnp.asarray(x_t, jnp.float32), jnp.asarray(t, jnp.int32)))
+    return np.asarray(run(state, jnp.asarray(x_t, jnp.float32), jnp.asarray(level)))
 
 
 def data_statistics(
@@ -87,27 +87,26 @@ def data_statistics(
 def loss_by_t(
     network: nnx.Module, config: RunConfig, images: np.ndarray, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(t (K,), loss (K,)): the mean loss of images uint8 (N, H, W, C) at each of K timesteps.
+    """(level (K,), loss (K,)): the mean loss of images uint8 (N, H, W, C) at each of K noise levels.
 
-    The loss is the plain mean squared error, without min-SNR weights. Uses at most a batch of the images, with the
+    The loss is the plain mean squared error, without further weights. Uses at most a batch of the images, with the
     noise of the first validation batch. labels: int32, of at least these images; None for a network without classes.
     """
     images = images[: config.training.batch_size]
     labels = None if labels is None else labels[: len(images)]
     graph, state = nnx.split(network)
-    d, tables = config.diffusion, schedule_tables(config.diffusion, np.float32)
-    t = np.unique(np.round(np.linspace(0, d.timesteps - 1, NUM_LOSS_TIMESTEPS)).astype(np.int32))
+    objective, levels = make_objective(config.diffusion), even_levels(config.diffusion, NUM_LOSS_LEVELS)
     key = rng.key(config.training.seed, rng.VALIDATION, rng.NOISE, 0)
     noise = rng.normal(key, (config.training.batch_size, *images.shape[1:]))[: len(images)]
 
     @jax.jit
-    def run(state, x_0, noise, t, labels=None):
+    def run(state, x_0, noise, levels, labels=None):
         network = nnx.merge(graph, state)
         if labels is not None:
             network = partial(network, labels=labels)
-        return lax.map(lambda t: diffusion.loss(tables, d.objective, network, x_0, jnp.full(len(x_0), t), noise), t)
+        return lax.map(lambda level: objective.loss(network, x_0, jnp.full(len(x_0), level), noise), levels)
 
-    return t, np.asarray(run(state, to_float(images), noise, t, labels))
+    return levels, np.asarray(run(state, to_float(images), noise, levels, labels))
 
 
 def bin_fractions(x: np.ndarray) -> np.ndarray:
@@ -115,12 +114,18 @@ def bin_fractions(x: np.ndarray) -> np.ndarray:
     return np.histogram(np.clip(x, BIN_EDGES[0], BIN_EDGES[-1]), BIN_EDGES)[0] / x.size
 
 
-def forward_process(images: np.ndarray, config: RunConfig, columns: int) -> tuple[np.ndarray, list[int]]:
-    """(uint8 (N, columns, H, W, C), t): each of N images, followed by samples of q(x_t | x_0) at increasing t."""
-    d = config.diffusion
-    tables = schedule_tables(d, np.float32)
-    ts = sorted({round(t) for t in np.linspace(0, d.timesteps - 1, columns)[1:]} or {0})
+def forward_process(images: np.ndarray, config: RunConfig, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 (N, columns, H, W, C), levels): each of N images, followed by its noisy versions at increasing levels."""
+    objective, levels = make_objective(config.diffusion), forward_levels(config.diffusion, columns - 1)
     x_0 = jnp.asarray(to_float(images))
     noise = rng.normal(rng.key(config.training.seed, rng.NOISE, 0), x_0.shape)
-    noisy = [diffusion.q_sample(tables, x_0, jnp.full(len(images), t), noise) for t in ts]
-    return np.stack([images, *(to_uint8(np.asarray(x)) for x in noisy)], axis=1), ts
+    noisy = [objective.noised(x_0, jnp.full(len(images), level), noise) for level in levels]
+    return np.stack([images, *(to_uint8(np.asarray(x)) for x in noisy)], axis=1), levels
+
+
+def forward_levels(config: DiffusionConfig, count: int) -> np.ndarray:
+    """At most `count` increasing noise levels up to the highest one, without that of t = 0."""
+    if config.is_continuous:
+        return even_levels(config, count)
+    ts = np.linspace(0, config.timesteps - 1, count + 1)[1:]
+    return np.asarray(sorted({round(t) for t in ts} or {0}))

@@ -12,14 +12,15 @@ from tqdm import tqdm
 
 from jax_ddpm import report
 from jax_ddpm.data import ImageData, to_uint8
+from jax_ddpm.objectives.figures import log_snr
 from jax_ddpm.sampling.guidance import with_labels
-from jax_ddpm.sampling.reverse import sampling_timesteps
+from jax_ddpm.sampling.reverse import sampling_levels, sampling_timesteps
 from jax_ddpm.sampling.samplers import sample_indices
-from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.files import atomic_path
 from jax_ddpm.spec.labels import Labels, label_array, labels_of_images
 from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.noise_levels import level_name, symbol
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training import diagnostics
 
@@ -58,8 +59,8 @@ class Pictures:
         config, num_samples = self.config, self.config.output.num_samples
         if self.seconds is None:
             self.seconds = seconds_per_image(network, min(8, num_samples), self.image_shape, self.info)
-        steps = sampler.num_steps or config.diffusion.timesteps
-        calls = (2 * steps if sampler.sampler == "heun" else steps) * (1 if sampler.guidance == 1 else 2)
+        steps = len(sampling_timesteps(config.diffusion, sampler))
+        calls = (2 * steps if sampler.sampler in ("heun", "midpoint") else steps) * (1 if sampler.guidance == 1 else 2)
         count = max(1, min(num_samples, int(MAX_SAMPLING_SECONDS / (calls * self.seconds))))
         classes = config.network.label_count or 1
         count -= count % classes if count > classes else 0
@@ -106,15 +107,14 @@ class Pictures:
         the run has an average of them.
         """
         network, config = nnx.merge(self.graph, weights, buffers), self.config
-        gif_frames, timesteps = config.output.gif_frames, sampling_timesteps(config.diffusion, config.sampling)
+        gif_frames, levels = config.output.gif_frames, sampling_levels(config.diffusion, config.sampling)
         # logSNR of the states after 0, 1, ... steps; the last state, x_0, has none.
-        with np.errstate(divide="ignore"):
-            log_snr = np.log(schedule_tables(config.diffusion, np.float64).snr)[timesteps]  # -inf at zero terminal SNR
-        frame_steps = report.evenly_spaced(np.maximum(log_snr, -20), max(NUM_FRAMES, gif_frames) - 1)
-        x_0, all_frames, labels = self.sample(network, config.sampling, (*frame_steps.tolist(), len(timesteps)))
+        log_snrs = log_snr(config.diffusion, levels)  # -inf in pure noise
+        frame_steps = report.evenly_spaced(np.maximum(log_snrs, -20), max(NUM_FRAMES, gif_frames) - 1)
+        x_0, all_frames, labels = self.sample(network, config.sampling, (*frame_steps.tolist(), len(levels)))
         chosen = evenly_spaced_indices(len(all_frames), NUM_FRAMES)
         frames, steps = all_frames[chosen, :STRIP_ROWS], frame_steps[chosen[:-1]]
-        t = timesteps[steps]
+        t = levels[steps]
         shown = labels and labels.rows(slice(STRIP_ROWS))
         drawn_with = config.sampling, shown
         before = diagnostics.predict_x_0(network, config.diffusion, frames[:-1], t, *drawn_with)
@@ -125,8 +125,9 @@ class Pictures:
             "are_raw": np.bool_(are_raw),
             "num_parameters": np.int64(sum(leaf.size for leaf in jax.tree.leaves(weights))),
             "num_samples": np.int64(len(x_0)),
+            "level_symbol": np.str_(symbol(config.diffusion)),
             "frames_t": t,
-            "frames_log_snr": log_snr[steps],
+            "frames_log_snr": log_snrs[steps],
             "frames_x_t": x_t,
             "frames_x_0": to_uint8(predicted),
             "bins": diagnostics.BIN_EDGES,
@@ -136,15 +137,15 @@ class Pictures:
         pictures = {"grid.png": (self.grid(samples, labels), f"{len(samples)} samples")}
         self.save_grid(weights, buffers, step)
         columns = evenly_spaced_indices(len(x_t), STRIP_COLUMNS)
-        heads = ["x_T", *(f"t = {t[column]}" for column in columns[1:-1]), "x_0"]
+        heads = ["x_T", *level_labels(config, t[columns[1:-1]]), "x_0"]
         names = [report.label_text(label, self.names) for label in shown.wanted] if shown else []
         pictures["reverse.png"] = (
             report.table(x_t[columns].swapaxes(0, 1), heads, row_labels=names),
-            "the reverse process, from noise to samples",
+            f"the reverse process, from noise to samples{columns_text(config)}",
         )
         pictures["x0.png"] = (
             report.beside(x_t[columns, :4], numbers["frames_x_0"][columns, :4], heads),
-            "predicted x_0 for each x_t",
+            f"predicted x_0 for each x_t{columns_text(config)}",
         )
         if images is not None:
             compared, max_batch = samples[:STRIP_ROWS], max(STRIP_ROWS, len(samples))
@@ -152,22 +153,22 @@ class Pictures:
             pictures |= data_pictures(config, images, compared, numbers)
         for name, (picture, _) in pictures.items():
             picture.save(self.folder / name)
-        figures = {}
+        curves = {}
         if rows:
-            figures["loss.png"] = report.loss_curve(rows), "training and validation loss"
+            curves["loss.png"] = report.loss_curve(rows), "training and validation loss"
         if "loss_by_t" in numbers:
-            figure = report.loss_by_timestep(numbers["loss_t"], numbers["loss_by_t"])
-            figures["timesteps.png"] = figure, "loss by timestep"
+            figure = report.loss_by_timestep(numbers["loss_t"], numbers["loss_by_t"], symbol(config.diffusion))
+            curves["timesteps.png"] = figure, f"loss by {level_name(config.diffusion)}"
         fractions = {"samples": numbers["sampled_shares"], "data": numbers.get("data_shares")}
-        figures["histogram.png"] = (
+        curves["histogram.png"] = (
             report.histogram(diagnostics.BIN_EDGES, {name: x for name, x in fractions.items() if x is not None}),
             "histogram of the pixel values",
         )
-        for name, (figure, _) in figures.items():
+        for name, (figure, _) in curves.items():
             figure.savefig(self.folder / name, dpi=120)
         with atomic_path(self.folder / NUMBERS_FILE) as draft, open(draft, "wb") as file:
             np.savez_compressed(file, **numbers)
-        paths = [(self.folder / name, text) for name, (_, text) in {**pictures, **figures}.items()]
+        paths = [(self.folder / name, text) for name, (_, text) in {**pictures, **curves}.items()]
         if gif_frames:
             gif = to_uint8(all_frames[evenly_spaced_indices(len(all_frames), gif_frames)])
             report.write_gif(self.folder / "reverse.gif", gif, labels=labels and labels.wanted, names=self.names)
@@ -182,22 +183,37 @@ def evenly_spaced_indices(length: int, count: int) -> np.ndarray:
 
 def data_pictures(config: RunConfig, images: ImageData, samples: np.ndarray, numbers: dict) -> dict[str, tuple]:
     """(picture, text) by file name: training images, the forward process, nearest training images of the samples."""
-    strip, ts = diagnostics.forward_process(np.asarray(images.train[:STRIP_ROWS]), config, STRIP_COLUMNS)
+    strip, levels = diagnostics.forward_process(np.asarray(images.train[:STRIP_ROWS]), config, STRIP_COLUMNS)
     neighbours = np.concatenate([samples[:, None], numbers["nearest_images"]], axis=1)
     ranks = ["nearest", *(f"#{i}" for i in range(2, neighbours.shape[1]))]
     return {
         "data.png": (report.grid(np.asarray(images.train[:64])), "training images"),
         "forward.png": (
-            report.table(strip, ["x_0", *(f"t = {t}" for t in ts)]),
-            "the forward process: noise added to training images",
+            report.table(strip, ["x_0", *level_labels(config, levels)]),
+            f"the forward process: noise added to training images{columns_text(config)}",
         ),
         "nearest.png": (report.table(neighbours, ["sample", *ranks]), "samples and their nearest training images"),
     }
 
 
+def level_labels(config: RunConfig, levels: np.ndarray) -> list[str]:
+    """A text for each noise level: t = 500 or t = 0.25. For edm the number alone: it fits above small pictures."""
+    if config.diffusion.objective == "edm":
+        return [f"{level:.2g}" for level in levels]
+    return [f"t = {format(level, '.2g') if config.diffusion.is_continuous else level}" for level in levels]
+
+
+def columns_text(config: RunConfig) -> str:
+    """What the numbers above the columns are, if they do not say it."""
+    return "; columns: sigma" if config.diffusion.objective == "edm" else ""
+
+
 def preview_sampler(config: RunConfig) -> SamplerConfig:
-    """Sampler of the grids during the training: the run's own if it sets `num_steps`, else DDIM in PREVIEW_STEPS."""
-    if config.sampling.num_steps is not None:
+    """Sampler of the grids during the training.
+
+    The run's own if it sets `num_steps` or its objective is edm or flow, else DDIM in PREVIEW_STEPS.
+    """
+    if config.sampling.num_steps is not None or config.diffusion.is_continuous:
         return config.sampling
     steps = min(PREVIEW_STEPS, config.diffusion.timesteps)
     return replace(config.sampling, sampler="ddim", num_steps=steps, spacing=SamplerConfig.spacing, eta=0.0)

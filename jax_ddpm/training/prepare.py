@@ -11,7 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm import data, report, rng, unets, weights
+from jax_ddpm.objectives import make_objective
 from jax_ddpm.spec.data_record import path_of
+from jax_ddpm.spec.diffusion_config import about_sampler
 from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, remove_snapshots_after
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.labels import check_guidance
@@ -90,6 +92,8 @@ def prepare(
     info = ModelInfo(config.network, image_shape, config.diffusion, class_names=class_names)
     check_guidance(info, config.sampling, None)
     log(describe(info, num_parameters(state.params)))
+    if config.diffusion.is_continuous:
+        log(about_sampler(config.sampling, config.diffusion))
     if class_names is not None:
         log(describe_classes(config, class_names))
     num_train, num_held_out = len(images.train), len(images.validation)
@@ -124,11 +128,11 @@ def prepare(
             f"steps, {2 * count * size / 1e6:,.1f} MB at the end, in {folder / SNAPSHOTS}"
         )
 
-    def timesteps(step: int) -> np.ndarray:
+    def levels(step: int) -> np.ndarray:
         key = rng.key(training.seed, rng.TIMESTEPS, step)
-        return np.asarray(rng.timesteps(key, training.batch_size, config.diffusion.timesteps))
+        return np.asarray(make_objective(config.diffusion).draw_level(key, training.batch_size))
 
-    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, timesteps, log)
+    progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, levels, log)
     progress.skipped_in_a_row = record["skipped_in_a_row"]
     feed = Feed(images.train, config, mesh, labels)
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.noise_levels import level_text, symbol
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.run_folder import MetricsLog
 
@@ -103,10 +104,10 @@ class Progress:
         metrics_log: MetricsLog,
         steps_per_epoch: int,
         intervals: Intervals,
-        timesteps: Callable[[int], np.ndarray],
+        levels: Callable[[int], np.ndarray],
         log: Callable[[str], None],
     ):
-        self.timesteps = timesteps  # timesteps(step): the t drawn in that step, counted from 0
+        self.levels = levels  # levels(step): the noise levels drawn in that step, counted from 0
         self.skipped_in_a_row = 0
         self.config, self.metrics_log, self.log = config, metrics_log, log
         self.steps_per_epoch, self.intervals, self.total = steps_per_epoch, intervals, total
@@ -165,9 +166,10 @@ class Progress:
             self.mean_loss = 0.95 * mean + 0.05 * loss
             return
         self.skipped_in_a_row += 1
-        t = np.sort(self.timesteps(step))
-        found = f"loss {loss:g}, gradient norm {metrics['grad_norm']:g}, t = {' '.join(map(str, t[:8]))}"
-        found += f" ... {t[-1]}" if len(t) > 8 else ""
+        levels = list(map(level_text, np.sort(self.levels(step))))
+        found = f"loss {loss:g}, gradient norm {metrics['grad_norm']:g}, "
+        found += f"{symbol(self.config.diffusion)} = {' '.join(levels[:8])}"
+        found += f" ... {levels[-1]}" if len(levels) > 8 else ""
         self.log(f"Step {step + 1:,} was skipped because its loss or gradient is not finite: {found}.")
         if self.skipped_in_a_row >= self.config.training.max_skipped:
             raise UserError(

@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 
 import jax_ddpm
 from jax_ddpm import data, rng, weights
+from jax_ddpm.objectives import make_objective
 from jax_ddpm.process import check_devices
 from jax_ddpm.spec.data_record import check_same_images
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.noise_levels import level_text, symbol
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.feed import Feed, make_dispatch
@@ -66,11 +68,11 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     batch = (images[indices],) if labels is None else (images[indices], labels[indices])
     loss, grads = gradients(state, *batch)
     key = rng.key(training.seed, rng.TIMESTEPS, replay_step - 1)
-    t = np.asarray(rng.timesteps(key, training.batch_size, config.diffusion.timesteps))
+    levels = np.asarray(make_objective(config.diffusion).draw_level(key, training.batch_size))
     finite = bool(np.isfinite(loss) & np.isfinite(global_norm(grads)))
     result = "finite" if finite else "not finite"
     log(f"Step {replay_step:,}: loss {loss:.6g}, gradient norm {global_norm(grads):.6g}: {result}.")
-    log(f"t: {' '.join(map(str, t))}")
+    log(f"{symbol(config.diffusion)}: {' '.join(map(level_text, levels))}")
     log(f"Training images: {' '.join(map(str, indices))}")
     if labels is not None:
         log(f"Labels, before some are dropped: {' '.join(map(str, labels[indices]))}")

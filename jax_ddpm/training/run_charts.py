@@ -73,9 +73,12 @@ def final_charts(numbers: dict) -> list[dict]:
     charts = []
     if "loss_by_t" in numbers:
         split = "held-out" if numbers["num_held_out"] else "training"
-        line = html_page.curve("loss", numbers["loss_t"], numbers["loss_by_t"], style="points", log=True)
-        text = f"Mean squared error on {split} images, with the same noise at every t."
-        charts.append(chart("Loss by timestep", text, [line], x="t"))
+        symbol, levels = str(numbers.get("level_symbol", "t")), numbers["loss_t"]  # earlier versions have timesteps
+        x, x_name = (np.log10(levels), "log10 sigma") if symbol == "sigma" else (levels, symbol)
+        line = html_page.curve("loss", x, numbers["loss_by_t"], style="points", log=True)
+        text = f"Mean squared error on {split} images, with the same noise at every {symbol}."
+        title = "Loss by timestep" if levels.dtype.kind == "i" else "Loss by noise level"
+        charts.append(chart(title, text, [line], x=x_name))
     sampled = numbers["sampled_shares"]
     fractions = {"samples": sampled, "data": numbers.get("data_shares", 0 * sampled)}
     used = np.flatnonzero(sum(fractions.values()))

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from jax_ddpm.report import channel_note, html_page
-from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.diffusion_config import CONTINUOUS_STEPS, SamplerConfig
 from jax_ddpm.spec.files import write_text
 from jax_ddpm.spec.network_config import BUILT_IN
+from jax_ddpm.spec.noise_levels import level_text
 from jax_ddpm.spec.own_networks import import_flags, recorded_imports
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.pictures import NUMBERS_FILE, evenly_spaced_indices, preview_sampler
@@ -141,7 +142,7 @@ def about_grids(config: RunConfig) -> str:
     sampler = preview_sampler(config)
     return (
         "All grids start from the same noise; only the weights differ. "
-        f"Drawn in {sampler.num_steps} steps with the sampler {sampler.sampler}."
+        f"Drawn in {sampler.num_steps or CONTINUOUS_STEPS} steps with the sampler {sampler.sampler}."
         f"{about_labels(config)}"
     )
 
@@ -180,7 +181,8 @@ def reverse(numbers: dict, report_command: str) -> dict:
     """The states of the reverse process and the predicted x_0, as one image each, and a text per state."""
     sheets = (("x_t", "frames_x_t"), ("predicted x_0", "frames_x_0"))
     pairs = zip(numbers["frames_t"], numbers["frames_log_snr"], strict=True)
-    frames = [f"t = {t}, logSNR {log_snr:+.1f}" for t, log_snr in pairs]
+    symbol = numbers.get("level_symbol", "t")  # files of earlier versions have timesteps
+    frames = [f"{symbol} = {level_text(t)}, logSNR {log_snr:+.1f}" for t, log_snr in pairs]
     frames[0] += " (x_T, pure noise)"
     return {
         "sheets": [

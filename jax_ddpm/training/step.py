@@ -12,10 +12,10 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm import diffusion, ops, rng
+from jax_ddpm import ops, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import Dropout, remat_blocks
-from jax_ddpm.schedules import schedule_tables
+from jax_ddpm.objectives import make_objective
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
@@ -104,12 +104,12 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
     training, seed = config.training, config.training.seed
     rate, is_own = getattr(config.network, "dropout", 0.0), config.network.name not in BUILT_IN
     dtype = jnp.float64 if training.precision == "float64" else jnp.float32
-    tables, null_index = schedule_tables(config.diffusion, dtype), config.network.null_index
+    objective, null_index = make_objective(config.diffusion, dtype), config.network.null_index
 
     def shard(x, *axes):
         return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def loss_of(params, state, x_0, t, noise, image_indices, labels=None):
+    def loss_of(params, state, x_0, level, noise, image_indices, labels=None):
         predict, in_layers = nnx.merge(graph, params, state.buffers), nullcontext()
         parameters = inspect.signature(predict).parameters if is_own else ()
         if rate or is_own:
@@ -120,9 +120,8 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
                 predict = partial(predict, dropout=dropout)
         if labels is not None:
             predict = partial(predict, labels=labels)
-        loss_settings = training.min_snr_gamma, config.diffusion.variance
         with remat_blocks(training.remat), in_layers:
-            return diffusion.loss(tables, config.diffusion.objective, predict, x_0, t, noise, *loss_settings)
+            return objective.loss(predict, x_0, level, noise, **training.loss_settings)
 
     def accumulated(state, *batch):
         """Loss and gradients of the batch: the mean over `accumulate` parts of equal size."""
@@ -150,9 +149,9 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
         step = state.step
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = shard(prepare_images(images, dtype, flip_key), "data")
-        t = rng.timesteps(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0], config.diffusion.timesteps)
+        level = objective.draw_level(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0])
         noise = shard(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
-        batch = x_0, t, noise, jnp.arange(x_0.shape[0])
+        batch = x_0, level, noise, jnp.arange(x_0.shape[0])
         if labels is None:
             return accumulated(state, *batch)
         if null_index is not None and training.label_dropout:
@@ -208,24 +207,22 @@ def make_train_step(
 def make_validation(graph, config: RunConfig) -> Callable[..., Array]:
     """Returns validate(weights, buffers, images uint8 (B, H, W, C), mask bool (B,), batch_index, labels=None) -> sum.
 
-    The sum of the losses is over the images whose mask is True. Timesteps and noise depend only on the seed and
+    The sum of the losses is over the images whose mask is True. Noise levels and noise depend only on the seed and
     `batch_index`. labels: as in `make_train_step`; none is dropped.
     """
     dtype = jnp.float64 if config.training.precision == "float64" else jnp.float32
-    tables = schedule_tables(config.diffusion, dtype)
+    objective = make_objective(config.diffusion, dtype)
 
     @jax.jit
     def validate(weights, buffers, images, mask, batch_index, labels=None):
         x_0 = prepare_images(images, dtype, None)
         seed = config.training.seed
-        t_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index)
-        t = rng.timesteps(t_key, x_0.shape[0], config.diffusion.timesteps)
+        level = objective.draw_level(rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index), x_0.shape[0])
         noise = rng.normal(rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index), x_0.shape, dtype)
         network = nnx.merge(graph, weights, buffers)
         if labels is not None:
             network = partial(network, labels=labels)
-        loss_settings = config.training.min_snr_gamma, config.diffusion.variance
-        losses = diffusion.loss_per_image(tables, config.diffusion.objective, network, x_0, t, noise, *loss_settings)
+        losses = objective.loss_per_image(network, x_0, level, noise, **config.training.loss_settings)
         return jnp.sum(losses * mask)
 
     return validate

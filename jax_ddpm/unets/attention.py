@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array, upcast
 from jax_ddpm.layers import (
@@ -190,7 +190,7 @@ class AttentionUNet(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Int[Array, "b"],
+        t: Real[Array, "b"],
         labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
         dropout: Callable = identity,
     ) -> Float[Array, "b h w c"]:

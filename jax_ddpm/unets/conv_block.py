@@ -5,7 +5,7 @@
 
 import jax
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.embeddings import geometric_frequencies, interleaved_embedding
@@ -84,7 +84,7 @@ class ConvBlockUNet(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Int[Array, "b"],
+        t: Real[Array, "b"],
         labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
     ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array, upcast
 from jax_ddpm.embeddings import concatenated_embedding, geometric_frequencies
@@ -285,7 +285,7 @@ class DDPMUNet(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Int[Array, "b"],
+        t: Real[Array, "b"],
         labels: Int[Array, "b"] | Float[Array, "b d"] | None = None,
         dropout: Callable = identity,
     ) -> Float[Array, "b h w e"]:

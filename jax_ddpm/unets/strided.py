@@ -4,7 +4,7 @@
 """
 
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import Conv, ConvTranspose2x2, GroupNorm, Linear, add_label, label_embedding, remat_block
@@ -89,7 +89,7 @@ class StridedUNet(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        t: Int[Array, "b"],
+        t: Real[Array, "b"],
         labels: Int[Array, "b"] | Float[Array, "b k"] | None = None,
     ) -> Float[Array, "b h w c"]:
         result_dtype = self.output.kernel.dtype

@@ -30,6 +30,8 @@ class Model:
     one integer for all images. The range of t is not checked. If the network also predicts the variance, the prediction
     has twice the channels. A network with classes is called as model(x, t, labels): labels are integers (B,), or one
     integer for all images, and None is the null label.
+    has twice the channels. For the objectives edm and flow, x and the float t are those of
+    `objectives.Continuous.network_input`.
     """
 
     network: nnx.Module
@@ -40,7 +42,11 @@ class Model:
     def __call__(self, x, t, labels=None):
         """The network's prediction for x at the timesteps t. Raises UserError for another shape or dtype."""
         t = jnp.asarray(t)
-        require(jnp.issubdtype(t.dtype, jnp.integer), "dtype of t", t.dtype, "expected integers from 0 to T - 1")
+        if self.info.diffusion.is_continuous:
+            expected = f"expected floats, the network's time of the objective {self.info.diffusion.objective}"
+            require(jnp.issubdtype(t.dtype, jnp.floating), "dtype of t", t.dtype, expected)
+        else:
+            require(jnp.issubdtype(t.dtype, jnp.integer), "dtype of t", t.dtype, "expected integers from 0 to T - 1")
         fits = t.shape == x.shape[:1] or t.shape in ((), (1,))
         require(fits, "shape of t", t.shape, f"expected {x.shape[:1]}, or one integer")
         t = jnp.broadcast_to(t, x.shape[:1])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_draws_no_noise, check_images, check_invertible, seeds_and_indices
@@ -79,6 +79,7 @@ def interpolate(
     noise = noise_at(image_keys([seed_a, seed_b], [0, 0]), config.timesteps, shape, dtype)
     a, b = noise.permute(0, 2, 3, 1).numpy()
     x_T = np.stack([a, *slerp(a, b, np.linspace(0, 1, num_images)[1:-1]), b])
+    x_T = x_T * config.initial_sigma if config.is_continuous else x_T
     if hasattr(model, "info") and np.ndim(labels) == 1 and len(labels) == 2:
         labels = mixed_labels(model.info, *labels, num_images)
     options = {"sampler": sampler, "config": config, "image_shape": shape, "dtype": dtype, "progress": progress}
@@ -110,6 +111,7 @@ def invert(
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
     config.check()
+    require_timesteps(config, "inversion")
     sampler.check(config.timesteps)
     check_invertible(sampler)
     labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)
@@ -177,6 +179,7 @@ def img2img(
     sampler, config = sampling_settings(sampler, config, settings)
     images = check_images("images", images, image_shape, numpy_dtype(dtype))
     config.check()
+    require_timesteps(config, "img2img")
     sampler.check(config.timesteps)
     keys = image_keys(*seeds_and_indices(seed, seeds, len(images)))
     shape = images.shape[1:]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.labels import Labels
 from torch_ref.diffusion import split_prediction
+from torch_ref.dtypes import float_time
 
 
 def plain(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
@@ -82,10 +83,16 @@ def guided_predict(
         if guide is not None:
             return guided_prediction(sampler, x, t, conditional(x, t), with_labels(guide, labels.of_guide)(x, t))
         both_labels = torch.cat([labels.wanted, labels.none])
-        both = network(torch.cat([x, x]), torch.cat([t, t]), labels=both_labels)
+        both = network(torch.cat([x, x]), twice(t), labels=both_labels)
         return guided_prediction(sampler, x, t, *both.chunk(2))
 
     return predict
+
+
+def twice(t: Tensor) -> Tensor:
+    """The times of both halves of a batch."""
+    both = torch.cat([t, t])
+    return float_time(both) if both.is_floating_point() else both
 
 
 def with_labels(network: nn.Module, labels: Tensor | None) -> Callable:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seeds_and_indices
 from jax_ddpm.spec.spacing import repaint_schedule
@@ -62,6 +62,7 @@ def inpaint(
     device = device_of(network)
     is_known = torch.from_numpy(check_mask(mask, images)).to(device)
     config.check()
+    require_timesteps(config, "inpainting")
     sampler.check(config.timesteps)
     check_ancestral(sampler)
     labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)

@@ -7,7 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import (
+    CONTINUOUS_STEPS,
+    NO_SIGNAL,
+    DiffusionConfig,
+    SamplerConfig,
+    require_timesteps,
+)
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps, timesteps_from
 from torch_ref.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step
@@ -31,7 +37,14 @@ def make_step(
 
 
 def sampling_timesteps(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
-    """The timesteps that a sampler visits: descending integers in [0, T). With start_t: only those <= start_t."""
+    """The timesteps that a sampler visits: descending integers in [0, T). With start_t: only those <= start_t.
+
+    For the objectives edm and flow: the numbers of the steps, from num_steps - 1 down to 0, as in `solvers`.
+    """
+    if config.is_continuous:
+        if start_t is not None:
+            require_timesteps(config, "start_t")
+        return np.arange(sampler.num_steps or CONTINUOUS_STEPS, dtype=np.int32)[::-1]
     alpha_bars = schedule_tables(config, np.float64).alpha_bars
     chain = spaced_timesteps(sampler.spacing, sampler.num_steps or config.timesteps, alpha_bars)
     chain = chain if start_t is None else timesteps_from(chain, start_t, config.timesteps)

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from jax_ddpm.spec.batches import in_batches
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import EXPECTED_GUIDE, EXPECTED_MODEL, check_images, seeds_and_indices
 from jax_ddpm.spec.labels import NONE, Labels, labels_of_images, labels_of_network
 from torch_ref import rng
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
+from torch_ref.objectives import make_objective
 from torch_ref.sampling.guidance import guided_predict
 from torch_ref.sampling.reverse import make_step, reverse_process, sampling_timesteps
+from torch_ref.sampling.solvers import make_solver
 from torch_ref.sampling.steps import first_history
 from torch_ref.schedules import schedule_tables
 from torch_ref.weights import load_model
@@ -45,7 +47,7 @@ def sample_indices(
     seed: int | Sequence[int],
     indices,
     *,
-    sampler: SamplerConfig = ANCESTRAL,
+    sampler: SamplerConfig | None = None,
     num_frames: int | tuple[int, ...] = 0,
     dtype=torch.float32,
     progress: Callable | None = None,
@@ -58,19 +60,26 @@ def sample_indices(
 
     labels: of these images, from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance.
     image_shape: (H, W, C). Returns images (B, C, H, W), about within [-1, 1], and frames (F, B, C, H, W). Image i takes
-    its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler.
+    its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler and objective; for edm, x_T
+    is sigma_max times that noise.
     """
     config.check()
-    sampler.check(config.timesteps)
+    sampler = sampler or default_sampler(config)
+    check_sampler(sampler, config)
     keys, device = image_keys(seed, indices), device_of(network)
     chain, visited = sampling_timesteps(config, sampler), sampling_timesteps(config, sampler, start_t)
     predict = guided_predict(network, sampler, tensors(labels, slice(None), device), guide)
-    step = make_step(schedule_tables(config, numpy_dtype(dtype), chain), config, sampler, chain, predict)
+    if config.is_continuous:
+        step, predict = make_solver(make_objective(config, dtype), sampler, predict)
+    else:
+        step = make_step(schedule_tables(config, numpy_dtype(dtype), chain), config, sampler, chain, predict)
 
     def draw_noise(t):
         return noise_at(keys, t, image_shape, dtype).to(device)
 
-    x_T = draw_noise(config.timesteps) if x_T is None else x_T
+    if x_T is None:
+        x_T = draw_noise(config.timesteps)
+        x_T = x_T * config.initial_sigma if config.is_continuous else x_T
     history = first_history(x_T) if sampler.sampler == "dpmpp" else None
     noise = (lambda t: None) if sampler.is_deterministic else draw_noise
     return reverse_process(step, predict, x_T, visited, noise, num_frames, progress, history)
@@ -96,7 +105,7 @@ def sample(
     guide=None,
     x_T: np.ndarray | None = None,
     start_t: int | None = None,
-    sampler: SamplerConfig | str = ANCESTRAL,
+    sampler: SamplerConfig | str | None = None,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
     dtype=torch.float32,
