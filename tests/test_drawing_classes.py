@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jax_ddpm import report, unets, weights
-from jax_ddpm.evaluation import Extractor, ImageSet, make_reference, score
+from jax_ddpm import report, train, unets, weights
+from jax_ddpm.evaluation import Extractor, ImageSet, make_reference, read_results, score
 from jax_ddpm.evaluation.classes import samples_with_labels
 from jax_ddpm.evaluation.extractors import PIXELS
 from jax_ddpm.evaluation.sweep import combinations
@@ -18,6 +18,7 @@ from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.network_config import ConvBlockConfig, DDPMConfig
 from jax_ddpm.spec.write_model import write_model
 from tests.commands import refusal, succeed
+from tests.small import small
 
 NAMES = ("shirt", "Sneaker", "bag")
 NETWORK = ConvBlockConfig(widths=(32,), time_width=32, num_classes=3)
@@ -220,3 +221,18 @@ def test_a_sweep_over_guidance():
         {"guidance": ["1", "2"], "guidance_rescale": ["0", "0.7"]}, SamplerConfig(), INFO.diffusion, print
     )
     assert [each.network_calls for each in found] == [6, 12, 12]  # without guidance, rescaling changes nothing
+
+
+@pytest.mark.slow
+def test_a_run_and_its_evaluation_show_classes(tmp_path, capsys, monkeypatch):
+    settings = {"conditional": True, "num_samples": 23, "guidance": 2.0, "steps": 4, "gif_frames": 3}
+    run = train(small(**settings), tmp_path / "run")
+    page = (run / "report.html").read_text()
+    assert "A row for each class, with guidance 2." in page and "--guidance 2.0 --num-images 20" in page
+    assert "--label-grid" in page
+    with Image.open(run / "samples" / "grid.png") as picture:
+        assert picture.size[0] < picture.size[1]  # 10 rows of 2
+    said = succeed(capsys, monkeypatch, "evaluate.py", run, "--sweep", "guidance=1,2", "--num-images", 20)
+    assert "class accuracy" in said
+    sweep = read_results(run)
+    assert [row["sampler"]["guidance"] for row in sweep] == [1, 2] and len(sweep[0]["scores"]["classes"]) == 10

@@ -19,7 +19,7 @@ from jax_ddpm.evaluation.image_sets import KINDS, ImageSet, open_images, size_te
 from jax_ddpm.evaluation.progress import Bars, named
 from jax_ddpm.evaluation.reference import Reference, make_reference
 from jax_ddpm.evaluation.results import EVALUATION, Result, append_result, samples_folder
-from jax_ddpm.evaluation.samples import draw_samples
+from jax_ddpm.evaluation.samples import draw_samples, name_of_guide
 from jax_ddpm.evaluation.scores import score
 from jax_ddpm.evaluation.sweep import EMA_WIDTH, combinations, read_settings, read_value
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
@@ -96,7 +96,8 @@ class Evaluation:
         width = ema_width or loading.ema_width
         weights = loading.weights or ("ema" if width or averages_weights(self.run) else "raw")
         step, seed = self.model.info.step, self.flags.seed
-        result = Result(step, weights, sampler, seed, scores, seconds, diffusion=diffusion, ema_width=width)
+        drawn = {"diffusion": diffusion, "guide": name_of_guide(self.guide, sampler), "ema_width": width}
+        result = Result(step, weights, sampler, seed, scores, seconds, **drawn)
         return append_result(self.run, result)
 
 

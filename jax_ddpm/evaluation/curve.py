@@ -11,7 +11,7 @@ from jax_ddpm.evaluation.extractors import BATCH_SIZE
 from jax_ddpm.evaluation.progress import Progress, named
 from jax_ddpm.evaluation.reference import Reference
 from jax_ddpm.evaluation.results import Result, append_result, samples_folder
-from jax_ddpm.evaluation.samples import draw_samples
+from jax_ddpm.evaluation.samples import draw_samples, name_of_guide
 from jax_ddpm.evaluation.scores import NAMES, Scores, score
 from jax_ddpm.report import score_by_step
 from jax_ddpm.sampling.samplers import ANCESTRAL
@@ -96,7 +96,8 @@ def evaluate_checkpoints(
         scores = score(images, reference, batch_size=batch_size, progress=progress)
         kind, seconds = find_checkpoint(run, weights, step).weights, time.perf_counter() - start
         used = model.info.diffusion
-        append_result(run, Result(step, kind, sampler, seed, scores.as_dict(), seconds, diffusion=used))
+        name = name_of_guide(guide, sampler)
+        append_result(run, Result(step, kind, sampler, seed, scores.as_dict(), seconds, diffusion=used, guide=name))
         found.append((step, scores))
     if not found:
         raise UserError(f"None of the checkpoints in {run} can be evaluated.")

@@ -24,7 +24,7 @@ from jax_ddpm.evaluation.image_sets import ImageSet, Shape, image_set, open_imag
 from jax_ddpm.evaluation.progress import Bars, Progress, named
 from jax_ddpm.evaluation.reference import Reference, make_reference
 from jax_ddpm.evaluation.results import Result, append_result, samples_folder
-from jax_ddpm.evaluation.samples import draw_samples
+from jax_ddpm.evaluation.samples import draw_samples, name_of_guide
 from jax_ddpm.evaluation.scores import Scores, score
 from jax_ddpm.sampling.samplers import ANCESTRAL
 from jax_ddpm.spec.diffusion_config import SamplerConfig
@@ -121,7 +121,10 @@ def evaluate(
     if run is not None:
         weights = "ema" if averages_weights(run) else "raw"
         seconds, diffusion = time.perf_counter() - start, model.info.diffusion
-        result = Result(model.info.step, weights, sampler, seed, scores.as_dict(), seconds, diffusion=diffusion)
+        name = name_of_guide(guide, sampler)
+        result = Result(
+            model.info.step, weights, sampler, seed, scores.as_dict(), seconds, diffusion=diffusion, guide=name
+        )
         try:
             log(f"Added to {append_result(run, result)}")
         except OSError as error:

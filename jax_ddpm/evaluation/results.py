@@ -38,6 +38,8 @@ class Result:
     """ISO 8601, UTC. Default: now."""
     diffusion: DiffusionConfig | None = None
     """The diffusion settings, of which some concern sampling."""
+    guide: str | None = None
+    """The start of the hash of the guide's weights; None without a guide."""
     ema_width: float | None = None
     """Width of the power-function average that was loaded, for weights "ema"; None: the run's usual weights."""
 

@@ -203,6 +203,11 @@ def weights_fingerprint(model: weights.Model) -> str:
     return digest.hexdigest()
 
 
+def name_of_guide(guide: weights.Model | None, sampler: SamplerConfig) -> str | None:
+    """What results call a guide: the start of `weights_fingerprint`. None without one, or if it has no effect."""
+    return None if guide is None or sampler.guidance == 1 else weights_fingerprint(guide)[:16]
+
+
 def dtypes_of(network: nnx.Module, kind: type) -> list[str]:
     """The dtypes of a network's parameters (kind `nnx.Param`), or those that its modules compute in (`nnx.Module`)."""
     found = {getattr(node, "dtype", None) for _, node in nnx.iter_graph(network) if isinstance(node, kind)}

@@ -3,18 +3,19 @@
 import difflib
 import operator
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.flat_settings import SamplingSettings
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.text import some
 
 Label = int | str | None
 NONE = "none"  # the word for "no label"
-OF_THE_MODEL = ["timesteps", "schedule", "beta_start", "beta_end", "trained_betas", "zero_terminal_snr", "objective"]
 
 
 class Labels(NamedTuple):
@@ -181,7 +182,7 @@ def check_guidance(info: ModelInfo, sampler: SamplerConfig, guide: ModelInfo | N
         require(
             shape == info.image_shape, "image shape of the guide", shape, f"expected the model's {info.image_shape}"
         )
-        for name in OF_THE_MODEL:
+        for name in (each.name for each in fields(info.diffusion) if each.name not in SamplingSettings.__annotations__):
             ours, theirs = getattr(info.diffusion, name), getattr(guide.diffusion, name)
             require(ours == theirs, f"{name} of the guide", theirs, f"expected the model's, {ours}")
     elif sampler.guidance != 1 and info.network.null_index is None:

@@ -263,6 +263,10 @@ class RunConfig:
         self.network.check(self.data.image_size, self.diffusion.timesteps)
         if self.network.takes_labels and not self.training.conditional:
             raise UserError(f"The network {self.network.name} has classes: add --conditional to train on labels.")
+        if self.sampling.guidance != 1 and not self.training.conditional:
+            raise UserError(
+                f"guidance = {self.sampling.guidance:g}: this run has no labels. Add --conditional, or omit --guidance."
+            )
         learned, variance = getattr(self.network, "learned_variance", False), self.diffusion.variance
         if learned:
             expected = "expected learned_range (--variance learned_range), because the network has learned_variance"

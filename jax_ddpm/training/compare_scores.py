@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from jax_ddpm.training.compare import ComparedRun
 
 NONE = "-"
-USUAL = {"spacing": "trailing", "eta": 0, "clip": "x0", "variance": "beta"}  # settings of sampling that are not named
+USUAL = {  # settings of sampling that are not named
+    **{"spacing": "trailing", "eta": 0, "clip": "x0", "variance": "beta"},
+    **{"guidance": 1, "guidance_rescale": 0, "guidance_interval": None},
+}
 
 
 def scores_table(runs: Sequence["ComparedRun"]) -> list[list[str]]:
@@ -130,6 +133,7 @@ def sampler_text(result: dict) -> str:
     sampler = result.get("sampler") or {}
     settings = {**(result.get("diffusion") or {}), **sampler}
     unusual = [f", {name} {settings[name]}" for name, usual in USUAL.items() if settings.get(name, usual) != usual]
+    unusual += [f", guide {result['guide']}"] if result.get("guide") else []
     return f"{sampler.get('sampler')}, {sampler.get('num_steps') or 'T'} steps{''.join(unusual)}"
 
 
