@@ -32,7 +32,7 @@ AREAS = [
         "sampling",
         "Sampling",
         "The reverse process: images from noise, and edits of given images.",
-        ["jax_ddpm.sampling.*", "jax_ddpm.spec.spacing"],
+        ["jax_ddpm.sampling.*", "jax_ddpm.spec.labels", "jax_ddpm.spec.spacing"],
     ),
     (
         "networks",
@@ -88,6 +88,7 @@ AREAS = [
             "jax_ddpm.evaluation.flow",
             "jax_ddpm.evaluation.evaluating",
             "jax_ddpm.evaluation.scores",
+            "jax_ddpm.evaluation.classes",
             "jax_ddpm.evaluation.reference",
             "jax_ddpm.evaluation.image_sets",
             "jax_ddpm.evaluation.extractors",

@@ -19,6 +19,7 @@ import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import layers, rng, unets, weights
+from jax_ddpm.spec.data_record import check_same_images, write_record
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import initial_weights, read_file, read_model
 from jax_ddpm.spec.model_info import ModelInfo
@@ -136,6 +137,21 @@ def test_a_run_is_resumed_with_the_settings_it_was_started_with(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(asdict(small())))
     with pytest.raises(UserError, match="conditional was False, now True"):
         check_folder(tmp_path, with_classes_of_run(started, tmp_path), resume=True)
+
+
+def test_a_resumed_run_has_the_same_labels(tmp_path):
+    labels = np.array([0, 1, 2, 1], np.int32)
+    arrays = {"train": np.zeros((4, 8, 8, 1)), "validation": np.zeros((0, 8, 8, 1)), "fingerprint": "0"}
+    images = SimpleNamespace(
+        name="a", labels=labels, validation_labels=labels[:0], class_names=("x", "y", "z"), **arrays
+    )
+    write_record(tmp_path, images)
+    check_same_images(tmp_path, images, quiet, with_labels=True)
+    for change in ({"labels": labels[::-1]}, {"class_names": ("x", "z", "y")}):
+        other = SimpleNamespace(**{**vars(images), **change})
+        check_same_images(tmp_path, other, quiet)
+        with pytest.raises(UserError, match="their labels or the classes' names have changed"):
+            check_same_images(tmp_path, other, quiet, with_labels=True)
 
 
 def test_data_without_labels_are_refused_by_the_command(tmp_path, capsys, monkeypatch):

@@ -193,13 +193,13 @@ def test_a_sweep_over_widths(made, tmp_path, capsys, monkeypatch):
     run = shutil.copytree(made[0], tmp_path / "run")
     flags = ("--num-images", 8, "--sampler", "ddim", "--num-steps", 2, "--features", "pixels")
     given = ("--reference", "validation:digits", "--cache-dir", tmp_path, *flags, "--out", tmp_path / "scores.json")
-    said = succeed(capsys, monkeypatch, "evaluate.py", run, *given, "--sweep", "ema_width=0.03,0.2")
-    assert "1 of 2: ema_width=0.03" in said and "2 of 2: ema_width=0.2" in said
+    said = succeed(capsys, monkeypatch, "evaluate.py", run, *given, "--sweep", "ema_width=0.03,0.2,None")
+    assert "1 of 3: ema_width=0.03" in said and "3 of 3: ema_width=None" in said
     points = json.loads((tmp_path / "scores.json").read_text())
-    assert [point["ema_width"] for point in points] == [0.03, 0.2]
+    assert [point["ema_width"] for point in points] == [0.03, 0.2, None]
     assert points[0]["scores"]["fid"] != points[1]["scores"]["fid"]
     results = jax_ddpm.load_run(run).evaluations
-    assert [(each["weights"], each["ema_width"]) for each in results] == [("ema", 0.03), ("ema", 0.2)]
+    assert [(each["weights"], each["ema_width"]) for each in results] == [("ema", 0.03), ("ema", 0.2), ("ema", None)]
     assert (run / "evaluation" / "sweep.png").is_file()
     said = refusal(capsys, monkeypatch, "evaluate.py", run, *given, "--sweep", "ema_width=0.03,0.001")
     assert "ema_width = 0.001" in said and "do not reach it" in said

@@ -145,7 +145,7 @@ def test_parts_are_the_whole(network, sampler, timesteps):
 def test_memory_does_not_grow_with_the_steps(network, sampler):
     from flax import nnx
 
-    graph, state = nnx.split(network)
+    graph, state = nnx.split((network, None))
     keys = jax.vmap(lambda i: jax.random.fold_in(rng.key(0, rng.SAMPLING), i))(jnp.arange(4))
 
     def temporary(steps):
@@ -153,7 +153,7 @@ def test_memory_does_not_grow_with_the_steps(network, sampler):
         x_T = jnp.zeros((4, *SHAPE))
         history = first_history(x_T) if sampler == "dpmpp" else None
         carry = initial_carry(x_T, sampling_timesteps(config, settings), 0, history)
-        lowered = samplers._sample.lower(graph, state, keys, *carry, config, settings, jnp.dtype("float32"))
+        lowered = samplers._sample.lower(graph, state, keys, None, *carry, config, settings, jnp.dtype("float32"))
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     few, many = temporary(10), temporary(1000)

@@ -142,8 +142,9 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
             jax.config.update("jax_enable_x64", True)
         settings_of_sweep = read_settings(flags.sweep) if flags.sweep else {}
         loading, run = {**flags.loading.arguments, **asdict(flags.diffusion)}, choices.run_of(flags.subject)
-        for width in settings_of_sweep.get(EMA_WIDTH, ()):
-            find_average(flags.subject, read_value(EMA_WIDTH, width), flags.loading.step, flags.loading.weights)
+        for text in settings_of_sweep.get(EMA_WIDTH, ()):
+            if (width := read_value(EMA_WIDTH, text)) is not None:
+                find_average(flags.subject, width, flags.loading.step, flags.loading.weights)
         if flags.checkpoints:
             chosen = steps_to_score(flags, run)
             if not has_model_file(run):  # of a run that was interrupted

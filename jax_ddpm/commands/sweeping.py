@@ -75,13 +75,14 @@ def sweep(evaluation: Evaluation) -> None:
 def figure(points: list[Point]):
     """The distances by network calls; by weights of guidance or widths of the average, if these are swept.
 
-    There is a curve for each combination of the other settings.
+    There is a curve for each combination of the other settings. The usual weights have no width and are left out.
     """
     swept, axis = "num_steps", "network calls for each image"
     if len({point.combination.sampler.guidance for point in points}) > 1:
         swept, axis = "guidance", "weight of guidance"
-    elif EMA_WIDTH in points[0].combination.given:
+    elif any(point.combination.ema_width is not None for point in points):
         swept, axis = EMA_WIDTH, "width of the average"
+        points = [point for point in points if point.combination.ema_width is not None]
 
     def position(point: Point) -> float:
         combination = point.combination
