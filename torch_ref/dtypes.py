@@ -16,7 +16,7 @@ def timesteps(x: Tensor, t: int | Tensor) -> Tensor:
     t: integers (B,), or one integer for all images, in a tensor or not. Their range is not checked: a check of values
     would stop torch.compile and torch.export. Raises UserError for floats and for other shapes.
     """
-    if getattr(t, "is_float_time", False):
+    if isinstance(t, Tensor) and t.is_floating_point() and getattr(t, "is_float_time", False):
         return t
     t = torch.as_tensor(t, device=x.device)
     if t.dtype not in INTEGERS:

@@ -114,13 +114,13 @@ def bin_fractions(x: np.ndarray) -> np.ndarray:
     return np.histogram(np.clip(x, BIN_EDGES[0], BIN_EDGES[-1]), BIN_EDGES)[0] / x.size
 
 
-def forward_process(images: np.ndarray, config: RunConfig, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def forward_process(images: np.ndarray, config: RunConfig, columns: int) -> tuple[np.ndarray, list]:
     """(uint8 (N, columns, H, W, C), levels): each of N images, followed by its noisy versions at increasing levels."""
     objective, levels = make_objective(config.diffusion), forward_levels(config.diffusion, columns - 1)
     x_0 = jnp.asarray(to_float(images))
     noise = rng.normal(rng.key(config.training.seed, rng.NOISE, 0), x_0.shape)
     noisy = [objective.noised(x_0, jnp.full(len(images), level), noise) for level in levels]
-    return np.stack([images, *(to_uint8(np.asarray(x)) for x in noisy)], axis=1), levels
+    return np.stack([images, *(to_uint8(np.asarray(x)) for x in noisy)], axis=1), list(levels)
 
 
 def forward_levels(config: DiffusionConfig, count: int) -> np.ndarray:
