@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ import tyro
 from jax_ddpm.commands.flags import ImportFlag, parse
 from jax_ddpm.commands.own_code import values_of
 from jax_ddpm.process import check_devices
+from jax_ddpm.spec.diffusion_config import CONTINUOUS
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.flat_settings import parts_by_field, similar
 from jax_ddpm.spec.image_size import height_and_width
@@ -86,13 +87,13 @@ def parse_run(
         default = run_folder.load_config(Path(out) if out else default_out(default))
     elif settings:
         default = run_folder.read_config(Path(settings))
+    if (objective := value_of("objective", arguments)) in CONTINUOUS:
+        default = default.with_(objective=objective)  # which chooses a sampler for it
     check_initials(arguments, default)
     flags = parse(RunFlags, arguments, prog, examples, RunFlags(default), (tyro.conf.AvoidSubcommands,))
     if flags.list_presets:
         print(table_of_presets())
         sys.exit()
-    if value_of("sampler", arguments) is None:
-        flags = replace(flags, config=flags.config.with_fitting_sampler())
     preset(flags.config.preset)  # raises UserError with the list of presets if the name is unknown
     flags.config.check()
     if replayed:
