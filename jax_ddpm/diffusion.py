@@ -6,6 +6,7 @@ Timesteps are not checked: these functions run inside jit, where an index out of
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.special import erfc
@@ -14,14 +15,22 @@ from jaxtyping import Float, Int
 from jax_ddpm.arrays import Array
 from jax_ddpm.schedules import Tables
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.registered import OBJECTIVES, REPLACED, NoiseLevel
 
 Images = Float[Array, "b h w c"]
 Timesteps = Int[Array, "b"]
+
+REPLACED.append(jax.clear_caches)
 
 
 def extract(table, t):
     """table[t] as (B, 1, 1, 1), ready to multiply images."""
     return jnp.asarray(table)[t].reshape(-1, 1, 1, 1)
+
+
+def noise_level(tables: Tables, t: Timesteps) -> NoiseLevel:
+    """The factors of x_0 and of the noise in x_t, (B, 1, 1, 1), for registered objectives and samplers."""
+    return NoiseLevel(extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t))
 
 
 def q_sample(tables: Tables, x_0: Images, t: Timesteps, noise: Images) -> Images:
@@ -44,6 +53,8 @@ def objective_target(tables: Tables, objective: str, x_0: Images, t: Timesteps, 
         return noise
     if objective == "x0":
         return x_0
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective].target(x_0, noise, noise_level(tables, t))
     return extract(tables.sqrt_alpha_bars, t) * noise - extract(tables.sqrt_one_minus_alpha_bars, t) * x_0
 
 
@@ -51,6 +62,8 @@ def predicted_x_0(tables: Tables, objective: str, x_t: Images, t: Timesteps, pre
     """x_0 computed from the network's prediction. From eps: Ho et al. 2020, eq. 15."""
     if objective == "x0":
         return prediction
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective].predicted_x_0(x_t, prediction, noise_level(tables, t))
     signal, noise = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "eps":
         return (x_t - noise * prediction) / signal
@@ -61,6 +74,8 @@ def predicted_eps(tables: Tables, objective: str, x_t: Images, t: Timesteps, pre
     """eps computed from the network's prediction."""
     if objective == "eps":
         return prediction
+    if objective in OBJECTIVES:
+        objective, prediction = "x0", predicted_x_0(tables, objective, x_t, t, prediction)
     signal, noise = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "x0":
         return (x_t - signal * prediction) / noise
@@ -96,7 +111,17 @@ def loss_weights(tables: Tables, objective: str, t: Timesteps, min_snr_gamma: fl
     """Loss weights that amount to weighting the error of x_0 by min(SNR, gamma): Hang et al. 2023, section 3.4."""
     snr = jnp.asarray(tables.snr)[t]
     clipped = jnp.minimum(snr, min_snr_gamma)
+    if objective in OBJECTIVES:
+        return clipped * own_output_scale(tables, objective, t) ** 2
     return {"eps": clipped / snr, "x0": clipped, "v": clipped / (snr + 1)}[objective]
+
+
+def own_output_scale(tables: Tables, objective: str, t: Timesteps) -> Float[Array, "b"]:
+    """For a registered objective: the error of the predicted x_0 for an error of 1 of the prediction."""
+    level = noise_level(tables, t)
+    zero = 0 * level.signal
+    x_0 = OBJECTIVES[objective].predicted_x_0
+    return (x_0(zero, zero + 1, level) - x_0(zero, zero, level)).reshape(-1)
 
 
 def p2_weights(snr: Float[Array, "b"], p2_gamma: float, p2_k: float) -> Float[Array, "b"]:

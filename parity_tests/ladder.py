@@ -12,7 +12,14 @@ import numpy as np
 import torch
 
 from jax_ddpm.spec.diffusion_config import SamplerConfig
-from parity_tests import budgets, measures_classifier, measures_guidance, measures_objectives, measures_training
+from parity_tests import (
+    budgets,
+    measures_classifier,
+    measures_guidance,
+    measures_objectives,
+    measures_registered,
+    measures_training,
+)
 from parity_tests.measures import (
     NETWORK,
     bits,
@@ -126,6 +133,9 @@ RUNGS["10-step DDPM, not square, float32"] = Rung(
 RUNGS["guided predictions, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.predictions)
 RUNGS["guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.samples)
 RUNGS["guided edits, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.edits)
+
+RUNGS["registered parts, losses, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.losses)
+RUNGS["registered parts, samples, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.samples)
 
 RUNGS["bits per dimension, float64"] = Rung(budgets.BOUND_FLOAT64, bounds)
 RUNGS["bits per dimension, network and drawn t, float64"] = Rung(budgets.BOUND_FLOAT64, network_bound)

@@ -23,6 +23,7 @@ import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm.spec import power_ema
 from jax_ddpm.spec.power_ema import gamma_of
+from jax_ddpm.spec.registered import NoiseLevel
 from jax_ddpm.spec.run_config import TrainingConfig
 from parity_tests import ladder, measures_guidance, measures_training
 from torch_ref.objectives import EDM, Flow
@@ -454,6 +455,33 @@ def of_time(change):
 
 LOSSES, LOSS_GRADIENTS = "losses and loss weights, all objectives, float64", "gradients, edm and flow, float64"
 EDM_SAMPLES, FLOW_SAMPLES = "6-step heun, edm, float64", "6-step midpoint, flow, float64"
+
+
+def levels_swapped(own_step):
+    """Gives the registered step the level of the lower timestep as that of t, and the other way round."""
+
+    def faulty(tables, config, sampler, *arguments):
+        def step(x_t, x_0, eps, now, below, noise):
+            return sampler.step(x_t, x_0, eps, below, now, noise)
+
+        return own_step(tables, config, sampler._replace(step=step), *arguments)
+
+    return faulty
+
+
+def with_the_predicted_eps(own_step):
+    def faulty(tables, config, sampler, x_t, prediction, t, noise):
+        ts = torch.full((len(x_t),), int(t))
+        predicted = torch_ref.diffusion.predicted_eps(tables, config.objective, x_t, ts, prediction)
+
+        def step(x_t, x_0, eps, now, below, noise):
+            return sampler.step(x_t, x_0, predicted, now, below, noise)
+
+        return own_step(tables, config, sampler._replace(step=step), x_t, prediction, t, noise)
+
+    return faulty
+
+
 GUIDED, GUIDED_SAMPLES = "guided predictions, float64", "guided samples, float64"
 CLASSIFIER = "classifier, features, float32"
 POWER_EMA, OTHER_WIDTHS = "power EMA after three steps, float64", "power EMA of other widths, float64"
@@ -827,6 +855,22 @@ FAULTS = {
     "power EMA: averages swapped": (
         swap(power_ema, "coefficients", lambda f: lambda steps, gammas, *a: f(steps, gammas[::-1], *a)),
         OTHER_WIDTHS,
+    ),
+    "registered parts: levels of both timesteps swapped": (
+        swap(reverse, "own_step", levels_swapped),
+        "registered parts, samples, float64",
+    ),
+    "registered parts: the predicted eps in place of that of the limited x_0": (
+        swap(reverse, "own_step", with_the_predicted_eps),
+        "registered parts, samples, float64",
+    ),
+    "registered parts: scale of the loss weight not squared": (
+        swap(torch_ref.diffusion, "own_output_scale", lambda scale: lambda *a: scale(*a).abs().sqrt()),
+        "registered parts, losses, float64",
+    ),
+    "registered parts: signal and sigma swapped": (
+        swap(torch_ref.diffusion, "noise_level", lambda level: lambda *a: NoiseLevel(*level(*a)[::-1])),
+        "registered parts, losses, float64",
     ),
     "noise drawn in NCHW": (
         swap(torch_ref.step, "draw_level_and_noise", drawn_channels_first),

@@ -20,6 +20,7 @@ from PIL import Image
 
 import jax_ddpm
 from jax_ddpm.commands import main
+from jax_ddpm.spec import registered
 from jax_ddpm.spec.flat_settings import SamplingSettings, parts_by_field
 from jax_ddpm.spec.presets import PRESETS
 from jax_ddpm.training import run_folder
@@ -285,6 +286,31 @@ def test_bring_your_own_network_runs(with_commands, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "runs/mine/config.json").read_text("utf-8"))["imports"] == ["my_unet.py"]
     page = (tmp_path / "runs/mine/report.html").read_text("utf-8")
     assert "jax-ddpm sample --model runs/mine --import my_unet.py" in page
+
+
+@pytest.mark.slow
+def test_your_own_process_runs(tmp_path, monkeypatch, request):
+    """Every block of the page: both frameworks draw the same pictures; a loop of one's own draws those of `sample`."""
+    for table in (registered.SCHEDULES, registered.OBJECTIVES, registered.SAMPLERS):
+        request.addfinalizer(table.clear)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {}
+    for file, language, text in blocks_in_order(ROOT / "docs" / "your-own-process.md"):
+        if file:
+            (tmp_path / file).write_text(text, "utf-8")
+        elif language == "python":
+            found |= run_python(text)
+        for line in text.splitlines() if language == "bash" else ():
+            command, arguments = line.split(" ", 2)[1:]
+            few = "--timesteps 60 --steps 4 --batch-size 8 --num-samples 2 --no-tensorboard "
+            run_command([command, *shlex.split((few if command == "train" else "") + arguments)])
+    drawn = [np.asarray(Image.open(tmp_path / name), np.int16) for name in ("jax.png", "torch.png")]
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1 and drawn[0].std() > 10
+    assert found["difference"] < 5e-6 and np.isfinite(found["loss"])
+    config = found["config"].diffusion
+    same = jax_ddpm.sample(found["model"], 4, config=config, image_shape=(8, 8, 1))
+    np.testing.assert_allclose(found["images"], same, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_a_run_that_was_resumed_in_python_keeps_its_record(own):
         ("broken.py", "x = 1\ny = 1 / 0", "line 2: ZeroDivisionError: division by zero"),
         ("open.py", "x = (", "line 1: SyntaxError"),
         ("needs.py", "import no_such_package", "line 1: ModuleNotFoundError: No module named 'no_such_package'"),
-        ("nothing.py", "x = 1", "no network is registered there. Expected a call of jax_ddpm.register"),
+        ("nothing.py", "x = 1", "nothing is registered there. Expected a call of jax_ddpm.register"),
         ("json.py", "x = 1", "a module 'json' is loaded already. Give the file another name"),
     ],
 )

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.registered import OBJECTIVES, NoiseLevel
 from torch_ref.schedules import Tables
 
 
 def extract(table, t: Tensor) -> Tensor:
     """table[t] as (B, 1, 1, 1), ready to multiply images."""
     return torch.as_tensor(table, device=t.device)[t].reshape(-1, 1, 1, 1)
+
+
+def noise_level(tables: Tables, t: Tensor) -> NoiseLevel:
+    """The factors of x_0 and of the noise in x_t, (B, 1, 1, 1), for registered objectives and samplers."""
+    return NoiseLevel(extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t))
 
 
 def q_sample(tables: Tables, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -37,6 +43,8 @@ def objective_target(tables: Tables, objective: str, x_0: Tensor, t: Tensor, noi
         return noise
     if objective == "x0":
         return x_0
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective].target(x_0, noise, noise_level(tables, t))
     return extract(tables.sqrt_alpha_bars, t) * noise - extract(tables.sqrt_one_minus_alpha_bars, t) * x_0
 
 
@@ -44,6 +52,8 @@ def predicted_x_0(tables: Tables, objective: str, x_t: Tensor, t: Tensor, predic
     """x_0 computed from the network's prediction. From eps: Ho et al. 2020, eq. 15."""
     if objective == "x0":
         return prediction
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective].predicted_x_0(x_t, prediction, noise_level(tables, t))
     signal, noise = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "eps":
         return (x_t - noise * prediction) / signal
@@ -54,6 +64,8 @@ def predicted_eps(tables: Tables, objective: str, x_t: Tensor, t: Tensor, predic
     """eps computed from the network's prediction."""
     if objective == "eps":
         return prediction
+    if objective in OBJECTIVES:
+        objective, prediction = "x0", predicted_x_0(tables, objective, x_t, t, prediction)
     signal, noise = extract(tables.sqrt_alpha_bars, t), extract(tables.sqrt_one_minus_alpha_bars, t)
     if objective == "x0":
         return (x_t - signal * prediction) / noise
@@ -86,7 +98,17 @@ def loss_weights(tables: Tables, objective: str, t: Tensor, min_snr_gamma: float
     """Loss weights that amount to weighting the error of x_0 by min(SNR, gamma): Hang et al. 2023, section 3.4."""
     snr = torch.as_tensor(tables.snr, device=t.device)[t]
     clipped = torch.clamp(snr, max=min_snr_gamma)
+    if objective in OBJECTIVES:
+        return clipped * own_output_scale(tables, objective, t) ** 2
     return {"eps": clipped / snr, "x0": clipped, "v": clipped / (snr + 1)}[objective]
+
+
+def own_output_scale(tables: Tables, objective: str, t: Tensor) -> Tensor:
+    """For a registered objective: the error of the predicted x_0 for an error of 1 of the prediction."""
+    level = noise_level(tables, t)
+    zero = 0 * level.signal
+    x_0 = OBJECTIVES[objective].predicted_x_0
+    return (x_0(zero, zero + 1, level) - x_0(zero, zero, level)).reshape(-1)
 
 
 def p2_weights(snr: Tensor, p2_gamma: float, p2_k: float) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, check_schedule
+from jax_ddpm.spec.registered import SCHEDULES, own_betas
 from jax_ddpm.spec.spacing import next_timesteps
 
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: avoids singularities at the end of the diffusion
@@ -96,7 +97,9 @@ def make_betas(
 ) -> np.ndarray:
     """Betas of a noise schedule: float64 (T,). Arguments and errors are those of `make_tables`."""
     check_schedule(schedule, timesteps, beta_start, beta_end, trained_betas, zero_terminal_snr)
-    if schedule == "trained":
+    if schedule in SCHEDULES:
+        betas = own_betas(SCHEDULES[schedule], schedule, timesteps)
+    elif schedule == "trained":
         betas = np.asarray(trained_betas, np.float64)
     elif schedule in ("cosine", "sigmoid"):
         betas = cosine_betas(timesteps) if schedule == "cosine" else sigmoid_betas(timesteps)

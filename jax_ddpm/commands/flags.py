@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -28,7 +28,7 @@ from jax_ddpm.spec.diffusion_config import (
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize, shortest
 from jax_ddpm.spec.network_config import NetworkConfig
-from jax_ddpm.spec.types import Clip, Objective, Sampler, Schedule, Variance, Weights
+from jax_ddpm.spec.types import Clip, ObjectiveName, SamplerName, ScheduleName, Variance, Weights
 
 
 def parse(kind, arguments: Sequence[str], prog: str, examples: Sequence[str], default=None, config: tuple = ()):
@@ -90,6 +90,21 @@ def flag_rules() -> ConstructorRegistry:
         )
 
     @registry.primitive_rule
+    def name_of_part(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        kinds = set(get_args(info.type)) - {NoneType}
+        literals = [kind for kind in kinds if get_origin(kind) is Literal]
+        if len(kinds) != 2 or str not in kinds or not literals:
+            return None
+        may_be_none = NoneType in get_args(info.type)
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{{{','.join(get_args(literals[0]))}}}|NAME",
+            instance_from_str=lambda words: None if words == ["None"] and may_be_none else words[0],
+            is_instance=lambda value: isinstance(value, str) or (value is None and may_be_none),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
     def image_size(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         kinds = set(get_args(info.type))
         if kinds - {NoneType} != set(get_args(ImageSize)):
@@ -120,8 +135,8 @@ ImportFlag = Annotated[
     tyro.conf.arg(
         name="import",
         metavar="FILE.py",
-        help="Run this file, or the module of this name, which registers a network of your own. May be given several "
-        "times. A run only records it: its code is executed if this flag names it.",
+        help="Run this file, or the module of this name, which registers a network, schedule, objective or sampler "
+        "of your own. May be given several times. A run only records it: its code is executed if this flag names it.",
         help_behavior_hint="",
     ),
 ]
@@ -168,7 +183,7 @@ def read_setting(text: str) -> tuple[str, Any]:
 class SamplerFlags(SamplerConfig):
     """Settings of the sampler."""
 
-    sampler: Sampler | None = None
+    sampler: SamplerName | None = None
     """ddpm (ancestral), ddim (Song et al. 2021), dpmpp (DPM-Solver++ 2M; Lu et al. 2022), heun or euler (EDM). Models
     with the objective edm or flow have heun, euler and midpoint. Default: ddpm; for edm and flow, heun."""
 
@@ -190,13 +205,13 @@ class DiffusionFlags:
 
     timesteps: int | None = None
     """T, the number of timesteps."""
-    schedule: Schedule | None = None
+    schedule: ScheduleName | None = None
     """Noise schedule."""
     beta_start: float | None = None
     """beta_1 of linear and scaled_linear; the lower limit of sigmoid_betas."""
     beta_end: float | None = None
     """beta_T of linear and scaled_linear; the upper limit of sigmoid_betas."""
-    objective: Objective | None = None
+    objective: ObjectiveName | None = None
     """What the network predicts: the noise (eps), the clean image (x0), v, or what edm and flow do."""
     variance: Variance | None = None
     """Variance of a reverse step: beta_t, that of the posterior, or a learned one between them."""

@@ -1,4 +1,7 @@
-"""`--import`: run files or modules that register the user's own networks, before a command reads its other flags."""
+"""`--import`: run files or modules that register the user's own networks, schedules, objectives and samplers.
+
+That happens before a command reads its other flags.
+"""
 
 import importlib
 import sys
@@ -10,6 +13,7 @@ from types import ModuleType
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS
 from jax_ddpm.spec.own_networks import IMPORTED
+from jax_ddpm.spec.registered import OBJECTIVES, SAMPLERS, SCHEDULES
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.user_code import find_file, run_file
 
@@ -17,17 +21,17 @@ from jax_ddpm.spec.user_code import find_file, run_file
 def import_given(arguments: Sequence[str]) -> None:
     """Import what the flags --import of a command line name. Only they do that, never a run or a model file.
 
-    Raises UserError for what cannot be imported, and if no network is registered then.
+    Raises UserError for what cannot be imported, and if nothing is registered then.
     """
     names = values_of("import", arguments)
     for name in names:
         import_module(name)
         if name not in IMPORTED:
             IMPORTED.append(name)
-    if names and not set(NETWORKS) - BUILT_IN:
+    if names and not (set(NETWORKS) - BUILT_IN or SCHEDULES or OBJECTIVES or SAMPLERS):
         raise UserError(
-            f"--import {' '.join(names)}: no network is registered there. "
-            "Expected a call of jax_ddpm.register or torch_ref.register."
+            f"--import {' '.join(names)}: nothing is registered there. Expected a call of jax_ddpm.register or "
+            "torch_ref.register, or of register_schedule, register_objective or register_sampler."
         )
 
 

@@ -20,6 +20,7 @@ from jax_ddpm.spec.diffusion_config import SamplerConfig, check_sampler, default
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, write_text
 from jax_ddpm.spec.network_config import BUILT_IN
+from jax_ddpm.spec.registered import code_of
 
 SETTINGS_FILE = "settings.json"
 LOCK_FILE = ".lock"
@@ -162,7 +163,8 @@ def read_blocks(folder: Path, num_images: int, image_shape: tuple[int, int, int]
 def settings_of(model: weights.Model, sampler: SamplerConfig, seed: int, guide: weights.Model | None = None) -> dict:
     """Everything that sampled images depend on, for JSON: weights, network, diffusion, precision, sampler, seed.
 
-    Of a network of the user's own, also the hash of the file of its class.
+    Of a network of the user's own, also the hash of the file of its class; of registered schedules, objectives and
+    samplers, their code.
     """
     info, network = model.info, model.network
     settings = {
@@ -180,6 +182,9 @@ def settings_of(model: weights.Model, sampler: SamplerConfig, seed: int, guide: 
     if info.network.name not in BUILT_IN:
         source = inspect.getsourcefile(type(network))
         settings["code"] = source and hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    names = info.diffusion.schedule, info.diffusion.objective, sampler.sampler
+    if code := code_of(*names):
+        settings["registered"] = code
     return settings
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.objectives import make_objective
-from jax_ddpm.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step
+from jax_ddpm.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step, own_step
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import (
     CONTINUOUS_STEPS,
@@ -20,6 +20,7 @@ from jax_ddpm.spec.diffusion_config import (
     require_timesteps,
 )
 from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.registered import SAMPLERS
 from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps, timesteps_from
 
 Images = Float[Array, "b h w c"]
@@ -40,6 +41,8 @@ def make_step(
         return partial(dpmpp_step, tables, config)
     if sampler.sampler == "euler":
         return partial(edm_step, tables, config)
+    if sampler.sampler in SAMPLERS:
+        return partial(own_step, tables, config, SAMPLERS[sampler.sampler])
     below = next_timesteps(chain, config.timesteps)
     return partial(edm_step, tables, config, predict=predict, next_timesteps=below)
 

@@ -16,6 +16,7 @@ from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import extract
 from jax_ddpm.schedules import Tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.registered import NoiseLevel, OwnSampler
 
 Images = Float[Array, "b h w c"]
 Prediction = Float[Array, "b h w p"]  # p = c, or 2 c if the network also predicts a variance
@@ -102,6 +103,26 @@ def ddim_step(
     direction = jnp.sqrt(jnp.maximum(noise_level**2 - sigma**2, 0)) * eps  # to x_t
     x = extract(tables.sqrt_alpha_bars_prev, ts) * x_0 + direction
     return clamp_state(x if eta == 0 else x + sigma * noise, config.clip)
+
+
+def own_step(
+    tables: Tables,
+    config: DiffusionConfig,
+    sampler: OwnSampler,
+    x_t: Images,
+    prediction: Prediction,
+    t: Array,
+    noise: Images | None,
+) -> Images:
+    """The step of a registered sampler. eps is computed from the thresholded x_0, as in `ddim_step`."""
+    ts = jnp.full((x_t.shape[0],), t)
+    x_0 = clipped_x_0(tables, config, x_t, prediction, t)
+    eps = diffusion.predicted_eps(tables, "x0", x_t, ts, x_0)
+    roots = tables.sqrt_alpha_bars_prev, tables.sqrt_one_minus_alpha_bars_prev
+    below = NoiseLevel(*(extract(root, ts) for root in roots))
+    arguments = x_t, x_0, eps, diffusion.noise_level(tables, ts), below
+    x = sampler.step(*arguments, noise=noise) if sampler.takes_noise else sampler.step(*arguments)
+    return clamp_state(x, config.clip)
 
 
 def ddim_inverse_step(tables: Tables, x: Images, eps: Images, t: Array, noise: None) -> Images:

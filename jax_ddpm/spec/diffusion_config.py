@@ -7,7 +7,19 @@ from typing import get_args
 from jax_ddpm.spec.check_types import check_types
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.json_text import STRICT
-from jax_ddpm.spec.types import Clip, FlowTime, Objective, Sampler, Schedule, Spacing, Variance
+from jax_ddpm.spec.registered import OBJECTIVES, SAMPLERS, SCHEDULES, require_known
+from jax_ddpm.spec.types import (
+    Clip,
+    FlowTime,
+    Objective,
+    ObjectiveName,
+    Sampler,
+    SamplerName,
+    Schedule,
+    ScheduleName,
+    Spacing,
+    Variance,
+)
 
 CONTINUOUS = ("edm", "flow")  # objectives whose noise level is a number, not one of T timesteps
 SOLVERS = ("heun", "euler", "midpoint")  # samplers of these objectives
@@ -22,16 +34,18 @@ class DiffusionConfig:
 
     timesteps: int = 1000
     """T, the number of timesteps."""
-    schedule: Schedule = "linear"
+    schedule: ScheduleName = "linear"
     """Noise schedule: linear (Ho et al. 2020), scaled_linear (linear in sqrt(beta); Rombach et al. 2022), cosine
-    (Nichol & Dhariwal 2021), sigmoid (Jabri et al. 2022), sigmoid_betas (Xu et al. 2022), trained (trained_betas)."""
+    (Nichol & Dhariwal 2021), sigmoid (Jabri et al. 2022), sigmoid_betas (Xu et al. 2022), trained (trained_betas), or a
+    registered one."""
     beta_start: float = 1e-4
     """beta_1 of linear and scaled_linear; the lower limit of sigmoid_betas."""
     beta_end: float = 0.02
     """beta_T of linear and scaled_linear; the upper limit of sigmoid_betas."""
-    objective: Objective = "eps"
-    """What the network predicts: the noise (eps), the clean image (x0) or v (Salimans & Ho 2022), at T timesteps. Or,
-    at any noise level: edm (Karras et al. 2022), or flow (noise - x_0 on a straight path; Liu et al. 2023)."""
+    objective: ObjectiveName = "eps"
+    """What the network predicts: the noise (eps), the clean image (x0) or v (Salimans & Ho 2022), or what a
+    registered one does, at T timesteps. Or, at any noise level: edm (Karras et al. 2022), or flow (noise - x_0 on a
+    straight path; Liu et al. 2023)."""
     variance: Variance = "beta"
     """Variance of a ddpm step: beta_t, the posterior's, or predicted (learned_range; Nichol & Dhariwal 2021)."""
     clip: Clip = "x0"
@@ -77,7 +91,8 @@ class DiffusionConfig:
         check_schedule(
             *(self.schedule, self.timesteps, self.beta_start, self.beta_end, self.trained_betas, self.zero_terminal_snr)
         )
-        for name, choices in (("objective", Objective), ("variance", Variance), ("clip", Clip)):
+        require_known("objective", self.objective, Objective, OBJECTIVES)
+        for name, choices in (("variance", Variance), ("clip", Clip)):
             require_one_of(name, getattr(self, name), choices)
         require(
             0 < self.clip_percentile <= 1, "clip_percentile", self.clip_percentile, "expected more than 0, at most 1"
@@ -118,7 +133,7 @@ def check_schedule(
     require(timesteps >= 1, "timesteps", timesteps, "expected at least 1")
     betas, expected = (beta_start, beta_end), "expected 0 < beta_start <= beta_end < 1, such as 1e-4 and 0.02"
     require(0 < beta_start <= beta_end < 1, "beta_start, beta_end", betas, expected)
-    require_one_of("schedule", schedule, Schedule)
+    require_known("schedule", schedule, Schedule, SCHEDULES)
     if schedule == "trained":
         count = len(trained_betas or ())
         require(count == timesteps, "number of trained_betas", count, f"expected T = {timesteps}")
@@ -136,9 +151,9 @@ class SamplerConfig:
 
     __pydantic_config__ = STRICT
 
-    sampler: Sampler = "ddpm"
-    """ddpm (ancestral), ddim (Song et al. 2021), dpmpp (DPM-Solver++ 2M; Lu et al. 2022), heun or euler (EDM). The
-    objectives edm and flow have heun, euler and midpoint."""
+    sampler: SamplerName = "ddpm"
+    """ddpm (ancestral), ddim (Song et al. 2021), dpmpp (DPM-Solver++ 2M; Lu et al. 2022), heun or euler (EDM), or
+    a registered one. The objectives edm and flow have heun, euler and midpoint."""
     num_steps: int | None = None
     """Steps from noise to image, from 1 to T. Default: T; 32 for the objectives edm and flow."""
     spacing: Spacing = "trailing"
@@ -155,12 +170,14 @@ class SamplerConfig:
     @property
     def is_deterministic(self) -> bool:
         """Whether x_T alone decides the image."""
+        if self.sampler in SAMPLERS:
+            return not SAMPLERS[self.sampler].takes_noise
         return self.sampler != "ddpm" and self.eta == 0
 
     def check(self, timesteps: int) -> None:
         """Raise UserError that names the first wrong field. timesteps: T."""
         check_types(self)
-        require_one_of("sampler", self.sampler, Sampler)
+        require_known("sampler", self.sampler, Sampler, SAMPLERS)
         require_one_of("spacing", self.spacing, Spacing)
         steps = self.num_steps
         require(steps is None or 1 <= steps <= timesteps, "num_steps", steps, f"expected 1 to T = {timesteps}")
@@ -182,7 +199,7 @@ def check_sampler(sampler: SamplerConfig, diffusion: DiffusionConfig) -> None:
         require(name != "midpoint", "sampler", name, f"{expected} (--sampler heun)")
         sampler.check(diffusion.timesteps)
         return
-    require_one_of("sampler", name, Sampler)
+    require_known("sampler", name, Sampler, SAMPLERS)
     expected = f"the objective {objective} has no timesteps; expected heun, euler or midpoint (--sampler heun)"
     require(name in SOLVERS, "sampler", name, expected)
     sampler.check(max(diffusion.timesteps, sampler.num_steps or 1))

@@ -12,7 +12,7 @@ from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS, NetworkConfig
 from jax_ddpm.spec.stored_array import Array
 
 IMPORTED: list[str] = []
-"""What --import has named in this process: files or modules whose code registers networks."""
+"""What --import has named in this process: files or modules whose code registers parts of the user's own."""
 IMPORTS = "imports"  # entry of config.json: IMPORTED at the last start of the run. It is shown, and never executed.
 MAX_CHANNELS = 4096  # of images
 MAX_PREFIX = 200  # letters before a network's names

@@ -15,8 +15,9 @@ from jax_ddpm.spec.diffusion_config import (
     require_timesteps,
 )
 from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.registered import SAMPLERS
 from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps, timesteps_from
-from torch_ref.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step
+from torch_ref.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step, own_step
 from torch_ref.schedules import Tables, schedule_tables
 
 
@@ -32,6 +33,8 @@ def make_step(
         return partial(dpmpp_step, tables, config)
     if sampler.sampler == "euler":
         return partial(edm_step, tables, config)
+    if sampler.sampler in SAMPLERS:
+        return partial(own_step, tables, config, SAMPLERS[sampler.sampler])
     below = next_timesteps(chain, config.timesteps)
     return partial(edm_step, tables, config, predict=predict, next_timesteps=below)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.registered import NoiseLevel, OwnSampler
 from torch_ref import diffusion
 from torch_ref.diffusion import extract
 from torch_ref.schedules import Tables
@@ -96,6 +97,26 @@ def ddim_step(
     direction = torch.sqrt(torch.clamp(noise_level**2 - sigma**2, min=0)) * eps  # to x_t
     x = extract(tables.sqrt_alpha_bars_prev, ts) * x_0 + direction
     return clamp_state(x if eta == 0 else x + sigma * noise, config.clip)
+
+
+def own_step(
+    tables: Tables,
+    config: DiffusionConfig,
+    sampler: OwnSampler,
+    x_t: Tensor,
+    prediction: Tensor,
+    t: int,
+    noise: Tensor | None,
+) -> Tensor:
+    """The step of a registered sampler. eps is computed from the thresholded x_0, as in `ddim_step`."""
+    ts = of_images(x_t, t)
+    x_0 = clipped_x_0(tables, config, x_t, prediction, t)
+    eps = diffusion.predicted_eps(tables, "x0", x_t, ts, x_0)
+    roots = tables.sqrt_alpha_bars_prev, tables.sqrt_one_minus_alpha_bars_prev
+    below = NoiseLevel(*(extract(root, ts) for root in roots))
+    arguments = x_t, x_0, eps, diffusion.noise_level(tables, ts), below
+    x = sampler.step(*arguments, noise=noise) if sampler.takes_noise else sampler.step(*arguments)
+    return clamp_state(x, config.clip)
 
 
 def ddim_inverse_step(tables: Tables, x: Tensor, eps: Tensor, t: int, noise: None) -> Tensor:
