@@ -96,6 +96,7 @@ def test_a_run_that_is_broken_off_again_and_again(flags, undisturbed, tmp_path):
     assert_same(folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(flags, undisturbed, tmp_path):
     """Started on one device, stopped, and resumed on four: the same order, timesteps and noise."""
     folder = tmp_path / "run"

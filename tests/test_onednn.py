@@ -169,6 +169,7 @@ def test_gradients_of_what_is_not_finite(monkeypatch, batch):
     assert not np.isfinite(pull(jnp.ones_like(y))[0][:, :, 1]).any() and np.isfinite(y[0]).all()
 
 
+@pytest.mark.slow
 @here
 def test_rematerialised_and_mapped_gradients():
     x, kernel = jnp.asarray(normal(0, 2, 3, 4, 4, 10), jnp.float32), jnp.asarray(normal(1, 3, 3, 10, 10), jnp.float32)

@@ -122,6 +122,7 @@ def test_the_page_names_no_other_place(run, tmp_path):
     assert "default-src 'none'" in text and "unsafe" not in text
 
 
+@pytest.mark.slow
 def test_a_large_run_of_noise_stays_under_five_megabytes(tmp_path):
     """Noise is what no format makes small."""
     steps = tuple(range(1000, 61_000, 1000))

@@ -148,6 +148,7 @@ def test_the_time_left_does_not_count_compilation(monkeypatch):
     progress.close()
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_memory_of_one_part():
     settings = {"widths": (32,), "batch_size": 64}
     whole, parameters = memory(small(**settings))
