@@ -28,7 +28,8 @@ from jax_ddpm.spec.diffusion_config import (
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize, shortest
 from jax_ddpm.spec.network_config import NetworkConfig
-from jax_ddpm.spec.types import Clip, ObjectiveName, SamplerName, ScheduleName, Variance, Weights
+from jax_ddpm.spec.registered import ObjectiveName, SamplerName, ScheduleName
+from jax_ddpm.spec.types import Clip, Variance, Weights
 
 
 def parse(kind, arguments: Sequence[str], prog: str, examples: Sequence[str], default=None, config: tuple = ()):

@@ -7,16 +7,21 @@ from typing import get_args
 from jax_ddpm.spec.check_types import check_types
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.json_text import STRICT
-from jax_ddpm.spec.registered import OBJECTIVES, SAMPLERS, SCHEDULES, require_known
+from jax_ddpm.spec.registered import (
+    OBJECTIVES,
+    SAMPLERS,
+    SCHEDULES,
+    ObjectiveName,
+    SamplerName,
+    ScheduleName,
+    require_known,
+)
 from jax_ddpm.spec.types import (
     Clip,
     FlowTime,
     Objective,
-    ObjectiveName,
     Sampler,
-    SamplerName,
     Schedule,
-    ScheduleName,
     Spacing,
     Variance,
 )

@@ -6,7 +6,7 @@ is tried on small arrays when it is registered.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -39,6 +39,31 @@ class OwnSampler(NamedTuple):
 SCHEDULES: dict[str, Callable[[int], np.ndarray]] = {}
 OBJECTIVES: dict[str, OwnObjective] = {}
 SAMPLERS: dict[str, OwnSampler] = {}
+
+
+class OneOf:
+    """For pydantic: a text that is one of the choices of a `typing.Literal`, or a key of the table `own`."""
+
+    def __init__(self, built_in, own: dict):
+        self.built_in, self.own = built_in, own
+
+    def __get_pydantic_core_schema__(self, source, handler):
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def known(value: str) -> str:
+            names = (*get_args(self.built_in), *self.own)
+            if value not in names:
+                expected = f"{', '.join(map(repr, names))}, or a name that is registered (--import FILE.py)"
+                raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+            return value
+
+        return core_schema.no_info_after_validator_function(known, core_schema.str_schema(strict=True))
+
+
+ScheduleName = Annotated[Schedule | str, OneOf(Schedule, SCHEDULES)]
+ObjectiveName = Annotated[Objective | str, OneOf(Objective, OBJECTIVES)]
+SamplerName = Annotated[Sampler | str, OneOf(Sampler, SAMPLERS)]
+
 REPLACED: list[Callable[[], None]] = []
 """Called when a name gets another function, since programs that were compiled with the old one are then wrong."""
 

@@ -6,15 +6,9 @@ import numpy as np
 
 Schedule = Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "trained"]
 Objective = Literal["eps", "x0", "v", "edm", "flow"]
-ScheduleName = Schedule | str
-"""That of a schedule of this package, or a registered one."""
-ObjectiveName = Objective | str
-"""That of an objective of this package, or a registered one."""
 Variance = Literal["beta", "posterior", "learned_range"]
 Clip = Literal["x0", "dynamic", "state", "none"]
 Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "euler", "midpoint"]
-SamplerName = Sampler | str
-"""That of a sampler of this package, or a registered one."""
 LossKind = Literal["l2", "l1", "huber"]
 FlowTime = Literal["logit_normal", "uniform"]
 Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
