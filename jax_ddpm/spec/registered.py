@@ -114,7 +114,7 @@ def register_sampler(name: str, step: Callable) -> None:
         name: not that of a sampler of this package. Again, it replaces the function.
         step: (x_t, x_0, eps, now, below), and noise if it takes that -> the state at the next lower timestep of the
             sampler. x_0 is the predicted one, limited as `clip` says, and eps the noise that fits x_t and it.
-            now and below are the `NoiseLevel`s of both timesteps; below the last one, signal = 1 and sigma = 0. noise
+            now and below are the `NoiseLevel` of each timestep; below the last one, signal = 1 and sigma = 0. noise
             is standard normal, drawn at the address of (seed, image, t).
 
     Raises:
