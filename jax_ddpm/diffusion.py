@@ -1,4 +1,4 @@
-"""The forward process, its posterior, the three objectives with timesteps, and the loss.
+"""The forward process, its posterior, the objectives with timesteps, and the loss.
 
 `tables` are `schedules.Tables`. Arrays x are (B, H, W, C), and t are integers (B,) in [0, T), one timestep per image.
 Timesteps are not checked: these functions run inside jit, where an index out of range is silently clamped.
@@ -20,7 +20,7 @@ from jax_ddpm.spec.registered import OBJECTIVES, REPLACED, NoiseLevel
 Images = Float[Array, "b h w c"]
 Timesteps = Int[Array, "b"]
 
-REPLACED.append(jax.clear_caches)
+REPLACED.append(jax.clear_caches)  # a compiled program contains the function that was registered then
 
 
 def extract(table, t):

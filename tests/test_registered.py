@@ -86,7 +86,7 @@ def test_another_function_of_the_same_name_replaces_the_first():
 
 
 def test_compiled_programs_follow_a_replaced_function():
-    model = torch_free_model()
+    model = zero_network()
     config = DiffusionConfig(timesteps=4)
     drawn = []
     for factor in (0.5, 0.25):
@@ -96,7 +96,7 @@ def test_compiled_programs_follow_a_replaced_function():
     np.testing.assert_allclose(drawn[0], 2 * drawn[1], rtol=1e-6)
 
 
-def torch_free_model():
+def zero_network():
     from flax import nnx
 
     class Zero(nnx.Module):
@@ -118,6 +118,11 @@ def torch_free_model():
         (lambda: jax_ddpm.register_schedule("x", lambda t: np.full(t, 2.0)), "betas of the schedule x = 2 to 2"),
         (lambda: jax_ddpm.register_schedule("x", lambda: 0), "The schedule x failed on arrays of NumPy (TypeError"),
         (lambda: jax_ddpm.register_objective("x", v, lambda x, p, level: x - p), "error of predicted_x_0"),
+        (lambda: jax_ddpm.register_objective("x", v, lambda x, p, level: 0.8 * x - 0.6 * p), "error of predicted_x_0"),
+        (
+            lambda: jax_ddpm.register_objective("x", lambda x_0, noise, level: x_0**3, lambda x, p, level: np.cbrt(p)),
+            "curvature of predicted_x_0",
+        ),
         (lambda: jax_ddpm.register_sampler("x", lambda *a: a[0][0]), "result of the sampler x in its last step"),
         (lambda: torch_ref.register_sampler("ddim", ddim), "A sampler 'ddim' exists already"),
         (lambda: SamplerConfig("none").check(10), "sampler = none: expected one of ddpm"),
@@ -134,5 +139,5 @@ def test_continuous_objectives_refuse_them():
     jax_ddpm.register_sampler("mine", ddim)
     with pytest.raises(jax_ddpm.UserError, match="expected heun, euler or midpoint"):
         jax_ddpm.sample(
-            torch_free_model(), 1, sampler="mine", config=DiffusionConfig(objective="flow"), image_shape=(8, 8, 1)
+            zero_network(), 1, sampler="mine", config=DiffusionConfig(objective="flow"), image_shape=(8, 8, 1)
         )

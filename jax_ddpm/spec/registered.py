@@ -97,13 +97,21 @@ def register_objective(name: str, target: Callable, predicted_x_0: Callable) -> 
         UserError: a name that is taken, or functions that do not belong together.
     """
     check_name("objective", name, Objective)
-    draw, level = np.random.default_rng(0), NoiseLevel(np.full((2, 1, 1, 1), 0.8), np.full((2, 1, 1, 1), 0.6))
-    x_0, noise = draw.normal(size=(2, 2, 4, 4, 1))
+    level = NoiseLevel(*np.array([[0.8, 0.28], [0.6, 0.96]]).reshape(2, 2, 1, 1, 1))  # of two images
+    x_0, noise, other = np.random.default_rng(0).normal(size=(3, 2, 4, 4, 1))
     x_t = level.signal * x_0 + level.sigma * noise
-    found = tried("objective", name, lambda: np.asarray(predicted_x_0(x_t, target(x_0, noise, level), level)))
-    fits = found.shape == x_0.shape and np.allclose(found, x_0, rtol=0, atol=1e-6)
+
+    def of(prediction):
+        return tried("objective", name, lambda: np.asarray(predicted_x_0(x_t, prediction, level)))
+
+    wanted = tried("objective", name, lambda: np.asarray(target(x_0, noise, level)))
+    found = of(wanted)
     error = np.abs(found - x_0).max() if found.shape == x_0.shape else f"shape {found.shape}"
+    fits = found.shape == x_0.shape and error < 1e-6
     require(fits, f"error of predicted_x_0 in the objective {name}", error, "expected x_0 from x_t and the target")
+    bend = np.abs(of((wanted + other) / 2) - (found + of(other)) / 2).max()
+    expected = "expected 0, since it must be affine in the prediction"
+    require(bend < 1e-6, f"curvature of predicted_x_0 in the objective {name}", bend, expected)
     add(OBJECTIVES, name, OwnObjective(target, predicted_x_0))
 
 
