@@ -92,7 +92,7 @@ PRESETS: dict[str, RunConfig] = {
         diffusion=DiffusionConfig(schedule="cosine", objective="v"),
         sampling=SamplerConfig(sampler="dpmpp", num_steps=20),
         training=TrainingConfig(
-            epochs=7,
+            epochs=5,
             batch_size=128,
             learning_rate=1e-3,
             warmup_steps=100,
