@@ -166,7 +166,7 @@ class GroupNorm(nnx.Module):
         return ops.group_norm(x, scale, bias, self.num_groups, self.epsilon)
 
 
-def fan_in(layer: Linear | Conv | ConvTranspose | ConvTranspose2x2) -> int:
+def fan_in(layer: nnx.Module) -> int:
     """The fan-in of PyTorch's initialisers. A transposed convolution's is its number of *output* channels times k^2."""
     shape = layer.kernel.shape
     return (

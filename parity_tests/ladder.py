@@ -107,7 +107,7 @@ RUNGS = {
     "1000-step samples, 8-bit pixels, float64": Rung(0, lambda: pixels(np.float64)),
 }
 
-NOT_SQUARE = {"strided": (8, 16), "attention": (6, 10), "ddpm": (6, 10)}  # layer_norm takes 28x28 only
+NOT_SQUARE = {"strided": (8, 16), "attention": (6, 10), "ddpm": (6, 10), "adm": (6, 10)}  # layer_norm takes 28x28 only
 for name, case in CASES.items():
     if name == "conv_block":
         continue
@@ -173,7 +173,9 @@ for name, sampler in {
 SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is tested by default.
     *(  # test_golden has strided, layer_norm and attention in float32, too
         f"{name}: {rung}, float{bits}"
-        for name, widths in {"strided": (32, 64), "layer_norm": (32, 64), "attention": (32,), "ddpm": (32,)}.items()
+        for name, widths in {
+            **{"strided": (32, 64), "layer_norm": (32, 64), "attention": (32,), "ddpm": (32,), "adm": (32, 64)}
+        }.items()
         for bits in widths
         for rung in ("outputs", "gradients")
     ),

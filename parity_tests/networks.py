@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.network_config import (
     AttentionConfig,
     ConvBlockConfig,
@@ -19,7 +20,7 @@ class Case:
     size: int
 
 
-VARIANTS = {  # of ddpm, which between them have every setting that is not the DDPM paper's
+VARIANTS = {  # of ddpm and adm, which between them have every setting that CASES does not have
     "ddpm with scales, resampled by blocks": Case(
         DDPMConfig(
             **{"widths": (32, 64), "layers_per_block": 1, "down_attention": (True, False)},
@@ -53,6 +54,23 @@ VARIANTS = {  # of ddpm, which between them have every setting that is not the D
         1,
         4,
     ),
+    "adm resampled by blocks, new order": Case(
+        ADMConfig(
+            **{"widths": (32, 64), "model_channels": 64, "num_res_blocks": 1, "attention": (True, False)},
+            **{"num_head_channels": 16, "use_new_attention_order": True, "resblock_updown": True},
+            **{"time_scale": 0.25, "learned_variance": True},
+        ),
+        3,
+        8,
+    ),
+    "adm without scales, resampled by pooling": Case(
+        ADMConfig(
+            **{"widths": (32, 32), "num_res_blocks": 1, "attention": (True, False), "num_heads_upsample": 2},
+            **{"use_scale_shift_norm": False, "conv_resample": False},
+        ),
+        1,
+        4,
+    ),
 }
 CASES = {
     "conv_block": Case(ConvBlockConfig(widths=(32, 64), time_width=32), 3, 8),
@@ -64,6 +82,7 @@ CASES = {
         3,
         8,
     ),
+    "adm": Case(ADMConfig(widths=(32, 64), num_res_blocks=1, attention=(False, True)), 3, 8),
 }
 
 LABELLED = {  # the same with labels

@@ -28,7 +28,7 @@ from jax_ddpm.spec.run_config import TrainingConfig
 from parity_tests import ladder, measures_guidance, measures_training
 from torch_ref.objectives import EDM, Flow
 from torch_ref.sampling import guidance, reverse, samplers, solvers
-from torch_ref.unets import attention, conv_block, ddpm, layer_norm, strided
+from torch_ref.unets import adm, attention, conv_block, ddpm, layer_norm, strided
 
 
 def swap(target, name, make):
@@ -337,6 +337,26 @@ def usual_epsilon(network):
     for layer in network.modules():
         if isinstance(layer, nn.GroupNorm):
             layer.eps = 1e-5
+
+
+def of_attention_blocks(part, **wrong):
+    """Other settings for the self-attention of a part of every `adm`."""
+
+    def change(network):
+        for layer in getattr(network, part).modules():
+            if isinstance(layer, adm.SelfAttention):
+                vars(layer).update(wrong)
+
+    return changed_network(change)
+
+
+def unscaled_time(network):
+    network.time_embed.scale = 1.0
+
+
+def adm_halves_swapped(name, value):
+    half = len(value) // 2
+    return np.concatenate([value[half:], value[:half]]) if ".emb_layers." in name else value
 
 
 def without_tails(probability):
@@ -894,6 +914,38 @@ FAULTS = {
     "betas rounded to float32": (
         swap(torch_ref.schedules, "linear_betas", lambda betas: lambda *a: betas(*a).astype(np.float32).astype(float)),
         "schedule tables",
+    ),
+    "adm: sines before cosines": (
+        swap(
+            adm,
+            "concatenated_embedding",
+            lambda embed: lambda t, f, flip_sin_to_cos: embed(t, f, not flip_sin_to_cos),
+        ),
+        "adm: outputs, float64",
+    ),
+    "adm: queries, keys and values before heads": (
+        of_attention_blocks("middle_block", new_order=True),
+        "adm: outputs, float64",
+    ),
+    "adm: shift before scale": (changed_weights(adm_halves_swapped), "adm: outputs, float64"),
+    "adm: GroupNorm epsilon 1e-6": (changed_network(norm_epsilon), "adm: outputs, float64"),
+    "adm: skip order swapped": (concatenated_the_other_way(adm), "adm: outputs, float64"),
+    "adm: height and width swapped": (changed_network(sideways), "adm: outputs, float64"),
+    "adm: heads before queries, keys and values": (
+        of_attention_blocks("output_blocks", new_order=False),
+        "adm resampled by blocks, new order: outputs, float64",
+    ),
+    "adm: t not scaled": (
+        changed_network(unscaled_time),
+        "adm resampled by blocks, new order: outputs, float64",
+    ),
+    "adm: maximum for average pooling": (
+        swap(adm, "average_pool_2x2", lambda _: lambda x: nn.functional.max_pool2d(x, 2)),
+        "adm resampled by blocks, new order: outputs, float64",
+    ),
+    "adm: heads of the way up as on the way down": (
+        of_attention_blocks("output_blocks", heads=4),
+        "adm without scales, resampled by pooling: outputs, float64",
     ),
 }
 

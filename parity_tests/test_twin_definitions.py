@@ -35,6 +35,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "schedules": ["schedules"],
     "step": ["training/state", "training/step"],
     "unets/__init__": ["unets/__init__"],
+    "unets/adm": ["unets/adm"],
     "unets/attention": ["unets/attention"],
     "unets/conv_block": ["unets/conv_block"],
     "unets/ddpm": ["unets/ddpm"],
@@ -83,6 +84,7 @@ ONLY_IN_JAX = {  # in the order in which they stand there
         "num_parameters": "in weights.py, where load_model's network is",
         "make_gradients": "a step of its own, for --replay-step; nested in make_train_step in torch_ref",
     },
+    "unets/adm": {"Projection": "torch has it: a convolution of width 1"},
     "unets/attention": dict.fromkeys(
         ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
     ),

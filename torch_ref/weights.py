@@ -22,7 +22,7 @@ from jax_ddpm.spec.run_checkpoints import Checkpoint
 from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import Precision, StateDict
 from torch_ref import rng, unets
-from torch_ref.unets import attention
+from torch_ref.unets import adm, attention
 
 
 def load_model(
@@ -133,7 +133,10 @@ def initialise(network: nn.Module, seed: int) -> None:
         elif isinstance(layer, nn.Embedding):
             u = draw_uniform(seed, f"{path}.weight", (2, *layer.weight.shape))
             layer.weight.copy_(torch.from_numpy(box_muller(u)))
-        elif isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        elif isinstance(layer, adm.ZeroConv | adm.ZeroProjection):
+            for parameter in parameters.values():
+                parameter.fill_(0)
+        elif isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
             bound = np.float32(1 / math.sqrt(fan_in(layer)))
             for name, parameter in parameters.items():
                 parameter.copy_(torch.from_numpy((2 * draw_uniform(seed, name, parameter.shape) - 1) * bound))
@@ -158,6 +161,6 @@ def draw_uniform(seed: int, name: str, shape) -> np.ndarray:
     return rng.uniform(rng.key(seed, rng.PARAMS, zlib.crc32(name.encode())), tuple(shape)).numpy()
 
 
-def fan_in(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> int:
+def fan_in(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d) -> int:
     """What PyTorch's initialisers call fan-in: for a transposed convolution the *output* channels times k^2."""
     return math.prod(layer.weight.shape[1:])

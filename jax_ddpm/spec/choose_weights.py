@@ -65,15 +65,17 @@ def describe_choice(
     content: FileContent,
     found: list[Found],
     chosen: Found,
-    is_ema: bool,
+    is_ema: bool | None,
     others: Sequence[str],
 ) -> str:
     """One line: what was taken from the file, and what was left out.
 
-    is_ema: whether the file's folder says that the weights are an average. others: other weights in the folder.
+    is_ema: whether the folder or the name of the file says that the weights are an average; None if they do not.
+    others: other weights in the folder.
     """
     has_average = bool(others) or any(each.is_ema for each in found)
-    kind = "EMA weights" if chosen.is_ema or is_ema else "raw weights" if has_average else "weights"
+    is_raw = has_average or is_ema is False
+    kind = "EMA weights" if chosen.is_ema or is_ema else "raw weights" if is_raw else "weights"
     left_out = list(others)
     left_out += [
         f"{each.place} ({'EMA' if each.is_ema else 'raw'} weights{'' if each.is_complete else ', incomplete'})"

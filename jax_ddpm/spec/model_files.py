@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.assumptions import describe_assumptions
 from jax_ddpm.spec.choose_weights import choose, describe_choice
 from jax_ddpm.spec.diffusers_folder import Folder
@@ -30,6 +31,7 @@ from jax_ddpm.spec.model_info import FORMAT_VERSION, ModelInfo
 from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS, NetworkConfig
 from jax_ddpm.spec.own_networks import check_registered, recorded_imports
 from jax_ddpm.spec.presets import preset
+from jax_ddpm.spec.published import Published, published, usual_image_size
 from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, open_model, read_arrays
 from jax_ddpm.spec.record_layout import record_layout
 from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_own_weights, find_checkpoint, steps_of
@@ -62,6 +64,8 @@ class Loaded:
     """How such a file was built, also if it was converted since."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes, if they are known."""
+    published: Published | None = None
+    """The published model whose file has this name and these shapes, if there is one."""
 
 
 def read_model(
@@ -110,11 +114,11 @@ def read_model(
     if loaded.diffusion is not None:
         require_no_conflict(loaded.diffusion, given, path)
     known_size = loaded.image_size if image_size is None else image_size
-    size = height_and_width(preset(loaded.network.name).data.image_size if known_size is None else known_size)
+    size = height_and_width(default_size(loaded) if known_size is None else known_size)
     info = ModelInfo(
         network=loaded.network,
         image_shape=(*size, loaded.image_channels),
-        diffusion=replace(loaded.diffusion or default_diffusion(loaded.network), **given),
+        diffusion=replace(loaded.diffusion or default_diffusion(loaded), **given),
         step=loaded.step,
         layout=loaded.layout,
         class_names=loaded.class_names,
@@ -170,6 +174,12 @@ def load(
     folder = source.folder
     by_network = settings_by_network(supposed, folder, settings)
     found = find_weights(file.content, shapes_of, by_network, given)
+    named = published(source.file)
+    if named is not None and any(named.fits(each.recognised) for each in found):
+        by_network[named.network.name] = named.proposed(settings) | by_network[named.network.name]
+        found = find_weights(file.content, shapes_of, by_network, given)
+    else:
+        named = None
     chosen = choose(source.file, file.content, found, None if source.is_ema else weights, shapes_of, given)
     known = dict(chosen.recognised.settings)
     if chosen.recognised.label_rows is not None and hasattr(chosen.network, "num_classes"):
@@ -192,6 +202,10 @@ def load(
         known |= folder.told
         for note in folder.notes:
             log(note)
+    if named is not None:
+        log(
+            f"The name of {source.file} is that of a model of {named.source}, whose settings are taken where not given."
+        )
     require_settings(known, settings, path)
     return Loaded(
         values=read_arrays(chosen.arrays, source.file),
@@ -203,6 +217,7 @@ def load(
         found=chosen,
         layout=record_layout(file, found, chosen),
         class_names=None if folder is None else folder.class_names,
+        published=named,
     )
 
 
@@ -251,13 +266,25 @@ def require_settings(known: Mapping[str, Any], settings: Mapping[str, Any], path
         raise UserError(f"{path} does not fit --network-setting: {'; '.join(wrong)}.")
 
 
-def default_diffusion(network: NetworkConfig) -> DiffusionConfig:
-    """Diffusion settings for a file that has none: those of the network's preset.
+def default_size(loaded: Loaded) -> ImageSize:
+    """The image size for a file that does not say it: that of the published model, or that of the network's preset."""
+    if loaded.published is not None:
+        return loaded.published.image_size
+    return usual_image_size(loaded.network) or preset(loaded.network.name).data.image_size
 
-    If the network predicts a variance, `variance` is learned_range.
+
+def default_diffusion(loaded: Loaded) -> DiffusionConfig:
+    """Diffusion settings for a file that has none: those of the published model, or of the network's preset.
+
+    For another model with the network `adm`, those that OpenAI's packages have without flags. If the network predicts a
+    variance, `variance` is learned_range.
     """
-    diffusion = preset(network.name).diffusion
-    return replace(diffusion, variance="learned_range") if getattr(network, "learned_variance", False) else diffusion
+    network = loaded.network
+    if loaded.published is not None:
+        return loaded.published.diffusion
+    diffusion = DiffusionConfig() if isinstance(network, ADMConfig) else preset(network.name).diffusion
+    learned = getattr(network, "learned_variance", False)
+    return replace(diffusion, variance="learned_range") if learned else diffusion
 
 
 def initial_weights(

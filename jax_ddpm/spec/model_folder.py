@@ -16,6 +16,8 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}")
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|float16|bfloat16|non_ema)(?=\.)")
 
 ENDING = re.compile(r"\.(safetensors|bin)(\.index\.json)?$")
+TRAINER = re.compile(r"(?P<kind>ema_(?P<decay>[0-9.]+)_|model|opt)(?P<step>[0-9]{6,})\.pt")
+"""Files of the trainer of improved-diffusion and guided-diffusion: averages, raw weights, and optimisers."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Source:
     """Settings in the format of diffusers, if there are some beside the file."""
     is_folder: bool = False
     """Whether the folder was named, not the file."""
-    is_ema: bool = False
-    """Whether the folder says that the weights are an average."""
+    is_ema: bool | None = None
+    """Whether the folder or the name of the file says that the weights are an average; None if they do not say it."""
     left_out: tuple[str, ...] = ()
     """Other weights in the folder."""
 
@@ -36,7 +38,11 @@ class Source:
 def find_source(path: Path, weights: str | None) -> Source:
     """The file of weights that a path stands for. Raises UserError if there is none, or if there are several."""
     if not path.is_dir():
-        return Source(index_of(path), diffusers_folder.settings_beside(path))
+        is_ema = is_average(path)
+        if is_ema and weights == "raw":
+            raw = f"model{TRAINER.fullmatch(path.name)['step']}.pt"
+            raise UserError(f"{path} has averaged weights, by its name: its raw weights are in {raw}. Name that file.")
+        return Source(index_of(path), diffusers_folder.settings_beside(path), is_ema=is_ema)
     diffusers_folder.refuse_other_models(path)
     if (path / MODEL_FILE).is_file():
         return Source(path / MODEL_FILE, diffusers_folder.settings_beside(path / MODEL_FILE), True)
@@ -48,7 +54,7 @@ def find_source(path: Path, weights: str | None) -> Source:
             raise UserError(
                 f"{path} has no {MODEL_FILE}, which a run writes with its checkpoints: expected {EXPECTED}."
             )
-        return Source(file, None, True)
+        return Source(file, None, True, is_average(file))
     models = [path / name for name in diffusers_folder.MODEL_FOLDERS if (path / name).is_dir()] or [path]
     is_ema = models[0].name == "unet_ema" and weights != "raw"
     model = models[0] if is_ema else models[-1]
@@ -56,7 +62,7 @@ def find_source(path: Path, weights: str | None) -> Source:
     if file is None:
         raise UserError(f"{model} has no weights: expected {' or '.join(diffusers_folder.WEIGHTS)}.")
     others = tuple(f"{each.name}/ ({'raw' if is_ema else 'EMA'} weights)" for each in models if each != model)
-    return Source(file, diffusers_folder.read_folder(path, model), True, is_ema, others)
+    return Source(file, diffusers_folder.read_folder(path, model), True, is_ema or None, others)
 
 
 def has_model_file(run: Path) -> bool:
@@ -77,12 +83,15 @@ def model_file(folder: Path, weights: str | None = None) -> Path | None:
     """The file of a folder that holds its model: a run's, the only one, or the index of a model in several files.
 
     Of files that differ only in their ending or in a variant such as fp16, the one in full precision, and safetensors
-    first. weights: "raw" prefers the variant non_ema.
+    first. weights: "raw" prefers the variant non_ema. Of the files of OpenAI's trainer, the newest.
 
     None if there is none. Raises UserError if there are several.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     candidates = [path for path in files if path.name.endswith(".index.json") or is_model(path)]
+    of_trainer = [path for path in candidates if TRAINER.fullmatch(path.name)]
+    if of_trainer and len(of_trainer) == len(candidates):
+        return newest_of_trainer(folder, of_trainer, weights)
     indices = [path for path in candidates if path.name.endswith(".index.json")]
     if indices:
         candidates = [*indices, *(path for path in candidates if path not in indices and not SHARD.search(path.name))]
@@ -96,6 +105,25 @@ def model_file(folder: Path, weights: str | None = None) -> Path | None:
         raise UserError(f"{folder} holds several model files ({names}): name one of them.")
     (variants,) = by_name.values()
     return min(variants, key=lambda path: preference(path.name, weights))
+
+
+def newest_of_trainer(folder: Path, files: list[Path], weights: str | None) -> Path:
+    """Of the files of OpenAI's trainer, the newest average, or the newest raw weights if there is none or `weights` is
+    "raw". Of averages of the same step, that with the largest decay."""
+    matches = {path: TRAINER.fullmatch(path.name) for path in files}
+    averages = [path for path in files if matches[path]["decay"]]
+    raws = [path for path in files if matches[path]["kind"] == "model"]
+    chosen = averages or raws if weights is None else averages if weights == "ema" else raws
+    if not chosen:
+        kind = "averaged weights (ema_*.pt)" if weights == "ema" else "weights (model*.pt)"
+        raise UserError(f"{folder} has no {kind}, only {some([path.name for path in files], 5)}.")
+    return max(chosen, key=lambda path: (int(matches[path]["step"]), matches[path]["decay"] or ""))
+
+
+def is_average(path: Path) -> bool | None:
+    """Whether a file of OpenAI's trainer is an average; None for other files."""
+    match = TRAINER.fullmatch(path.name)
+    return None if match is None else match["decay"] is not None
 
 
 def preference(name: str, weights: str | None) -> tuple[bool, bool, bool, str]:

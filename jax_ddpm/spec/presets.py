@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.network_config import (
@@ -21,7 +22,7 @@ def preset(name: str | None = None, dataset: str | None = None, **settings) -> R
     """All settings of a run: those of the preset `name`, with the data set replaced if `dataset` is given.
 
     Args:
-        name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, or the name of a registered
+        name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, adm, or the name of a registered
             network. Default: digits if the data set is digits or not given, else conv_block.
         dataset: as in `DataConfig`. Default: that of the preset.
         settings: other settings, as in `RunConfig.with_`: `preset("tiny", steps=100, batch_size=32)`.
@@ -155,6 +156,15 @@ PRESETS: dict[str, RunConfig] = {
             warmup_steps=5000,
             clip_norm=1.0,
         ),
+        output=OutputConfig(sample_every=10_000),
+    ),
+    # Nichol & Dhariwal 2021, unconditional CIFAR-10 with the hybrid loss.
+    "adm": RunConfig(
+        preset="adm",
+        data=DataConfig(dataset="cifar10"),
+        network=ADMConfig(learned_variance=True, dropout=0.3, time_scale=0.25),  # rescale_timesteps: 1000 / T
+        diffusion=DiffusionConfig(timesteps=4000, schedule="cosine", variance="learned_range"),
+        training=TrainingConfig(steps=500_000, batch_size=128, learning_rate=1e-4, lr_schedule="constant"),
         output=OutputConfig(sample_every=10_000),
     ),
 }

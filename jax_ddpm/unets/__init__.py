@@ -8,6 +8,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.unets.adm import ADMUNet
 from jax_ddpm.unets.attention import AttentionUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
 from jax_ddpm.unets.ddpm import DDPMUNet
@@ -21,6 +22,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "attention": AttentionUNet,
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
+    "adm": ADMUNet,
 }
 REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
 """From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""

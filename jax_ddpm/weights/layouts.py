@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm.layers import Conv, ConvTranspose, ConvTranspose2x2, Embedding, GroupNorm, Linear
+from jax_ddpm.unets.adm import Projection
 from jax_ddpm.unets.attention import AttentionOutput, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
 
@@ -78,6 +79,7 @@ OURS = {
     LayerNorm: (("weight", "scale", Axes((2, 0, 1))), ("bias", "bias", Axes((2, 0, 1)))),  # HWC to CHW
     QueryKeyValue: (("in_proj_weight", "kernel", Axes((1, 0))), ("in_proj_bias", "bias", VECTOR)),
     AttentionOutput: (("weight", "kernel", Axes((1, 0))), ("bias", "bias", VECTOR)),
+    Projection: (("weight", "kernel", Axes((2, 1, 0))), ("bias", "bias", VECTOR)),
 }
 FLAX = {  # the layers of Flax without convolutions and attention, whose layouts depend on their settings
     nnx.Linear: (("weight", "kernel", Axes((1, 0))), ("bias", "bias", VECTOR)),

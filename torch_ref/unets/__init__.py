@@ -23,6 +23,7 @@ from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from torch_ref.dtypes import activations
+from torch_ref.unets.adm import ADMUNet
 from torch_ref.unets.attention import AttentionUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
 from torch_ref.unets.ddpm import DDPMUNet
@@ -35,6 +36,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "attention": AttentionUNet,
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
+    "adm": ADMUNet,
 }
 
 
