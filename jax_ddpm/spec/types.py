@@ -8,6 +8,7 @@ Schedule = Literal["linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_beta
 Objective = Literal["eps", "x0", "v", "edm", "flow"]
 Variance = Literal["beta", "posterior", "learned_range"]
 Clip = Literal["x0", "dynamic", "state", "none"]
+TimeInput = Literal["index", "from_one", "fraction", "fraction_from_one"]
 Sampler = Literal["ddpm", "ddim", "dpmpp", "heun", "euler", "midpoint"]
 LossKind = Literal["l2", "l1", "huber"]
 FlowTime = Literal["logit_normal", "uniform"]
