@@ -500,6 +500,10 @@ FAULTS = {
     "layer_norm: last block normalized": (changed_network(normalized_throughout), "layer_norm: outputs, float32"),
     "layer_norm: another table": (changed_weights(usual_exponent), "layer_norm: outputs, float32"),
     "layer_norm: skip order swapped": (concatenated_the_other_way(layer_norm), "layer_norm: outputs, float32"),
+    "layer_norm: another slope of leaky ReLU": (
+        swap(layer_norm, "TIME_ACTIVATIONS", lambda known: {**known, "leaky_relu": partial(nn.LeakyReLU, 0.02)}),
+        "layer_norm with leaky ReLU: outputs, float64",
+    ),
     "ddpm: padded left and above": (
         swap(ddpm.Downsample, "forward", padded_left_and_above),
         "ddpm: outputs, float64",

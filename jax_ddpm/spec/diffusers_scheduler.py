@@ -138,7 +138,9 @@ def how_it_samples(name: str) -> list[str]:
 def write_diffusion(diffusion: DiffusionConfig) -> dict:
     """The scheduler_config.json of a DDPMScheduler. Raises UserError for settings that diffusers does not have."""
     for name, usual in (("data_range", USUAL), ("t_input", "index")):
-        expected = f"the pipelines of diffusers have {usual} only, so this model cannot be written as a diffusers folder"
+        expected = (
+            f"the pipelines of diffusers have {usual} only, so this model cannot be written as a diffusers folder"
+        )
         require(getattr(diffusion, name) == usual, name, getattr(diffusion, name), expected)
     written = {
         "_class_name": "DDPMScheduler",

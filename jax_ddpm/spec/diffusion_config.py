@@ -56,7 +56,8 @@ class DiffusionConfig:
     variance: Variance = "beta"
     """Variance of a ddpm step: beta_t, the posterior's, or predicted (learned_range; Nichol & Dhariwal 2021)."""
     clip: Clip = "x0"
-    """Limit to the images' range, [-1, 1]. x0: clip the predicted x_0. dynamic: threshold it. state: clip every x_t. none: no limit."""
+    """Limit to the images' range. x0: clip the predicted x_0. dynamic: threshold it. state: clip every x_t. none: no
+    limit."""
     clip_percentile: float = 0.995
     """For dynamic thresholding (Saharia et al. 2022): the fraction of an image's values that is not clipped."""
     trained_betas: tuple[float, ...] | None = None

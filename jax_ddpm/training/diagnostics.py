@@ -123,7 +123,9 @@ def forward_process(images: np.ndarray, config: RunConfig, columns: int) -> tupl
     x_0 = jnp.asarray(to_data_range(to_float(images), data_range))
     noise = rng.normal(rng.key(config.training.seed, rng.NOISE, 0), x_0.shape)
     noisy = [objective.noised(x_0, jnp.full(len(images), level), noise) for level in levels]
-    return np.stack([images, *(to_uint8(from_data_range(np.asarray(x), data_range)) for x in noisy)], axis=1), list(levels)
+    return np.stack([images, *(to_uint8(from_data_range(np.asarray(x), data_range)) for x in noisy)], axis=1), list(
+        levels
+    )
 
 
 def forward_levels(config: DiffusionConfig, count: int) -> np.ndarray:

@@ -80,9 +80,7 @@ def power_ema_update(ema, params, step: Array, gamma: float):
     return jax.tree.map(lambda e, p: (e + one_minus_beta * (p - e)).astype(e.dtype), ema, params)
 
 
-def prepare_images(
-    images: Array, dtype, flip_key: Array | None, data_range: tuple[float, float] = USUAL
-) -> Array:
+def prepare_images(images: Array, dtype, flip_key: Array | None, data_range: tuple[float, float] = USUAL) -> Array:
     """uint8 (B, H, W, C) to floats in `data_range`. With a key, each is flipped left to right with probability 1/2."""
     x = from_levels(images.astype(dtype), data_range)
     if flip_key is None:

@@ -29,10 +29,9 @@ class Model:
 
     model(x, t) is the network's prediction of x's shape, for x float32 (B, H, W, C) and t integers (B,) in [0, T), or
     one integer for all images; the network gets from them what `DiffusionConfig.t_input` says. x has the values of
-    `DiffusionConfig.data_range`. The range of t is not checked. If the network also predicts the variance, the prediction
-    has twice the channels. A network with classes is called as model(x, t, labels): labels are integers (B,), or one
-    integer for all images, and None is the null label.
-    has twice the channels. For the objectives edm and flow, x and the float t are those of
+    `DiffusionConfig.data_range`. The range of t is not checked. If the network also predicts the variance, the
+    prediction has twice the channels. A network with classes is called as model(x, t, labels): labels are integers
+    (B,), or one integer for all images, and None is the null label. For the objectives edm and flow, x and the float t are those of
     `objectives.Continuous.network_input`.
     """
 

@@ -52,9 +52,7 @@ def clipped_x_0(tables: Tables, config: DiffusionConfig, x_t: Tensor, prediction
     ts = of_images(x_t, t)
     prediction, _ = diffusion.split_prediction(prediction, x_t)
     x_0 = diffusion.predicted_x_0(tables, config.objective, x_t, ts, prediction)
-    return threshold(
-        x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max, config.data_range
-    )
+    return threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max, config.data_range)
 
 
 def clamp_state(x: Tensor, config: DiffusionConfig) -> Tensor:
