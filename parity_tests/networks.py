@@ -20,7 +20,7 @@ class Case:
     size: int
 
 
-VARIANTS = {  # of ddpm and adm, which between them have every setting that CASES does not have
+VARIANTS = {  # with other settings; those of ddpm and adm have every setting between them that CASES does not have
     "ddpm with scales, resampled by blocks": Case(
         DDPMConfig(
             **{"widths": (32, 64), "layers_per_block": 1, "down_attention": (True, False)},
@@ -71,6 +71,7 @@ VARIANTS = {  # of ddpm and adm, which between them have every setting that CASE
         1,
         4,
     ),
+    "layer_norm with leaky ReLU": Case(LayerNormConfig(time_activation="leaky_relu"), 1, 28),
 }
 CASES = {
     "conv_block": Case(ConvBlockConfig(widths=(32, 64), time_width=32), 3, 8),
