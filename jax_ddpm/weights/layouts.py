@@ -13,6 +13,7 @@ from flax import nnx
 from jax_ddpm.layers import Conv, ConvTranspose, ConvTranspose2x2, Embedding, GroupNorm, Linear
 from jax_ddpm.unets.attention import AttentionOutput, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
+from jax_ddpm.unets.lucidrains import ChannelNorm, ConvWithoutBias
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ OURS = {
     LayerNorm: (("weight", "scale", Axes((2, 0, 1))), ("bias", "bias", Axes((2, 0, 1)))),  # HWC to CHW
     QueryKeyValue: (("in_proj_weight", "kernel", Axes((1, 0))), ("in_proj_bias", "bias", VECTOR)),
     AttentionOutput: (("weight", "kernel", Axes((1, 0))), ("bias", "bias", VECTOR)),
+    ConvWithoutBias: (("weight", "kernel", Axes((3, 2, 0, 1))),),  # HWIO to OIHW
+    ChannelNorm: (("g", "scale", Axes((0, 3, 1, 2))),),  # 11C to C11
 }
 FLAX = {  # the layers of Flax without convolutions and attention, whose layouts depend on their settings
     nnx.Linear: (("weight", "kernel", Axes((1, 0))), ("bias", "bias", VECTOR)),

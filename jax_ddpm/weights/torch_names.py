@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from flax import nnx
 
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
+from jax_ddpm.weights.names_lucidrains import LUCIDRAINS
 
 
 def parse(text: str) -> dict[str, str]:
@@ -206,6 +207,7 @@ TORCH_NAMES = {  # by the class of the network
     "AttentionUNet": ATTENTION,
     "LayerNormUNet": LAYER_NORM,
     "DDPMUNet": DDPM,
+    "LucidrainsUNet": parse(LUCIDRAINS),
 }
 
 
