@@ -19,6 +19,7 @@ AREAS = [
             "jax_ddpm.spec.flat_settings",
             "jax_ddpm.spec.image_size",
             "jax_ddpm.spec.types",
+            "jax_ddpm.spec.data_range",
             "jax_ddpm.spec.registered",
             "jax_ddpm.spec.errors",
         ],

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.schedules import Tables
+from jax_ddpm.spec.data_range import USUAL, deviation_from_data_range, from_data_range
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.registered import OBJECTIVES, REPLACED, NoiseLevel
 
@@ -144,9 +145,18 @@ def pixel_loss(error: Images, loss_kind: str, huber_delta: float) -> Images:
 
 
 def variational_bound(
-    tables: Tables, x_0: Images, x_t: Images, t: Timesteps, x_0_pred: Images, log_variance: Images
+    tables: Tables,
+    x_0: Images,
+    x_t: Images,
+    t: Timesteps,
+    x_0_pred: Images,
+    log_variance: Images,
+    data_range: tuple[float, float] = USUAL,
 ) -> Float[Array, "b"]:
-    """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension. At t = 0: -log likelihood of 8-bit pixels, eq. 13."""
+    """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension. At t = 0: -log likelihood of 8-bit pixels, eq. 13.
+
+    data_range: the values of black and white.
+    """
     mean, _ = posterior(tables, x_0_pred, x_t, t)
     true_mean, _ = posterior(tables, x_0, x_t, t)
     true_log_variance = extract(tables.log_posterior_variance, t)
@@ -157,13 +167,15 @@ def variational_bound(
         + jnp.exp(true_log_variance - log_variance)
         + jnp.square(true_mean - mean) * jnp.exp(-log_variance)
     )
-    nll = -jnp.log(jnp.maximum(pixel_probability(x_0, mean, jnp.exp(0.5 * log_variance)), 1e-12))
+    level, mean = from_data_range(x_0, data_range), from_data_range(mean, data_range)
+    sigma = deviation_from_data_range(jnp.exp(0.5 * log_variance), data_range)
+    nll = -jnp.log(jnp.maximum(pixel_probability(level, mean, sigma), 1e-12))
     nats = jnp.where(t.reshape(-1, 1, 1, 1) == 0, nll, kl)
     return jnp.mean(nats, axis=(1, 2, 3)) / math.log(2)
 
 
 def pixel_probability(x: Images, mean: Images, sigma: Images) -> Images:
-    """Probability of the 8-bit level x under N(mean, sigma^2): Ho et al. 2020, eq. 13.
+    """Probability of the 8-bit level x, in [-1, 1], under N(mean, sigma^2): Ho et al. 2020, eq. 13.
 
     The lowest and the highest level include the tails. By symmetry, the probability is computed in the lower tail of
     the normal distribution, which avoids cancellation.
@@ -190,13 +202,14 @@ def loss_per_image(
     huber_delta: float = 1.0,
     p2_gamma: float | None = None,
     p2_k: float = 1.0,
+    data_range: tuple[float, float] = USUAL,
 ) -> Float[Array, "b"]:
     """The loss of each image: squared error of `predict(x_t, t)`, mean over pixels, Ho et al. 2020, eq. 14.
 
     loss_kind, huber_delta: what is taken of the errors, as in `pixel_loss`. min_snr_gamma: if given, multiply by
     `loss_weights`. p2_gamma, p2_k: if p2_gamma is given, multiply by `p2_weights`. variance: "learned_range" adds 0.001
     L_vlb, the hybrid loss of Nichol & Dhariwal 2021, eq. 16. L_vlb is T times the term of the bound at t, in bits per
-    dimension. Its gradient trains only the variance, not the mean.
+    dimension. Its gradient trains only the variance, not the mean. data_range: the values of black and white in x_0.
     """
     x_t = q_sample(tables, x_0, t, noise)
     prediction, v = split_prediction(predict(x_t, t), x_t)
@@ -209,7 +222,7 @@ def loss_per_image(
     if variance != "learned_range":
         return errors
     x_0_pred = predicted_x_0(tables, objective, x_t, t, lax.stop_gradient(prediction))
-    bound = variational_bound(tables, x_0, x_t, t, x_0_pred, learned_log_variance(tables, t, v))
+    bound = variational_bound(tables, x_0, x_t, t, x_0_pred, learned_log_variance(tables, t, v), data_range)
     return errors + 0.001 * tables.timesteps * bound
 
 

@@ -16,6 +16,7 @@ from parity_tests import (
     budgets,
     measures_classifier,
     measures_guidance,
+    measures_inputs,
     measures_objectives,
     measures_registered,
     measures_training,
@@ -141,6 +142,10 @@ RUNGS["guided edits, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.
 
 RUNGS["registered parts, losses, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.losses)
 RUNGS["registered parts, samples, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.samples)
+
+RUNGS["data ranges and times, losses, float64"] = Rung(budgets.LOSS[np.float64], measures_inputs.losses)
+RUNGS["data ranges and times, bits, float64"] = Rung(budgets.BOUND_FLOAT64, measures_inputs.bits)
+RUNGS["data ranges and times, samples, float64"] = Rung(budgets.SAMPLING[np.float64], measures_inputs.samples)
 
 RUNGS["bits per dimension, float64"] = Rung(budgets.BOUND_FLOAT64, bounds)
 RUNGS["bits per dimension, network and drawn t, float64"] = Rung(budgets.BOUND_FLOAT64, network_bound)

@@ -20,7 +20,7 @@ class Case:
     size: int
 
 
-VARIANTS = {  # of ddpm, which between them have every setting that is not the DDPM paper's
+VARIANTS = {  # with other settings; those of ddpm have every setting between them that is not the DDPM paper's
     "ddpm with scales, resampled by blocks": Case(
         DDPMConfig(
             **{"widths": (32, 64), "layers_per_block": 1, "down_attention": (True, False)},
@@ -54,6 +54,7 @@ VARIANTS = {  # of ddpm, which between them have every setting that is not the D
         1,
         4,
     ),
+    "layer_norm with leaky ReLU": Case(LayerNormConfig(time_activation="leaky_relu"), 1, 28),
 }
 CASES = {
     "conv_block": Case(ConvBlockConfig(widths=(32, 64), time_width=32), 3, 8),

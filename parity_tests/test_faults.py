@@ -22,12 +22,13 @@ import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm.spec import power_ema
+from jax_ddpm.spec.data_range import USUAL
 from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.registered import NoiseLevel
 from jax_ddpm.spec.run_config import TrainingConfig
 from parity_tests import ladder, measures_guidance, measures_training
-from torch_ref.objectives import EDM, Flow
-from torch_ref.sampling import guidance, reverse, samplers, solvers
+from torch_ref.objectives import EDM, Flow, discrete
+from torch_ref.sampling import guidance, reverse, samplers, solvers, steps
 from torch_ref.unets import attention, conv_block, ddpm, layer_norm, lucidrains, strided
 
 
@@ -538,6 +539,10 @@ FAULTS = {
     "layer_norm: last block normalized": (changed_network(normalized_throughout), "layer_norm: outputs, float32"),
     "layer_norm: another table": (changed_weights(usual_exponent), "layer_norm: outputs, float32"),
     "layer_norm: skip order swapped": (concatenated_the_other_way(layer_norm), "layer_norm: outputs, float32"),
+    "layer_norm: another slope of leaky ReLU": (
+        swap(layer_norm, "TIME_ACTIVATIONS", lambda known: {**known, "leaky_relu": partial(nn.LeakyReLU, 0.02)}),
+        "layer_norm with leaky ReLU: outputs, float64",
+    ),
     "ddpm: padded left and above": (
         swap(ddpm.Downsample, "forward", padded_left_and_above),
         "ddpm: outputs, float64",
@@ -910,6 +915,38 @@ FAULTS = {
     "registered parts: signal and sigma swapped": (
         swap(torch_ref.diffusion, "noise_level", lambda level: lambda *a: NoiseLevel(*level(*a)[::-1])),
         "registered parts, losses, float64",
+    ),
+    "data range: images trained on in [-1, 1]": (
+        swap(torch_ref.step, "from_levels", lambda f: lambda levels, _: f(levels, USUAL)),
+        "data ranges and times, losses, float64",
+    ),
+    "data range: decoder's sigma not in [-1, 1]": (
+        swap(torch_ref.diffusion, "deviation_from_data_range", lambda _: lambda sigma, _: sigma),
+        "data ranges and times, bits, float64",
+    ),
+    "data range: samples not mapped back": (
+        swap(samplers, "from_data_range", lambda _: lambda x, _: x),
+        "data ranges and times, samples, float64",
+    ),
+    "data range: x_0 clipped to [-1, 1]": (
+        swap(steps, "threshold", lambda f: lambda *a: f(*a[:5])),
+        "data ranges and times, samples, float64",
+    ),
+    "data range: states clipped to [-1, 1]": (
+        swap(steps, "clamp_state", lambda f: lambda x, config: f(x, replace(config, data_range=USUAL))),
+        "data ranges and times, samples, float64",
+    ),
+    "time of the network: t in place of what t_input says": (
+        swap(discrete, "network_time", lambda _: lambda config, x_t, t: t),
+        "data ranges and times, samples, float64",
+    ),
+    "time of the network: t / T for (t + 1) / T": (
+        swap(
+            discrete,
+            "network_time",
+            lambda f: lambda config, x_t, t: f(config, x_t, t - (config.t_input == "fraction_from_one")),
+        ),
+        "data ranges and times, losses, float64",
     ),
     "noise drawn in NCHW": (
         swap(torch_ref.step, "draw_level_and_noise", drawn_channels_first),

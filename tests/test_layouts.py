@@ -259,7 +259,8 @@ def test_other_networks_are_compared_by_their_names(raw, tmp_path):
     part = {name: tensor for name, tensor in raw.items() if name.startswith("enc_convs") and ".seq1.0" not in name}
     torch.save({"model": under("net.", part | {"x": torch.ones(1)})}, tmp_path / "m.pt")
     said = refused(tmp_path / "m.pt")
-    assert f'Nearest: conv_block, with {len(part)} names in common in ["model"] under "net."' in said
+    assert 'Nearest: conv_block. In ["model"] under "net.", ' in said and "docs/your-own-network.md" in said
+    assert f" of {len(part) + 1} arrays" in said and "more have only the name) are as in conv_block." in said
     assert "Missing: " in said and "Unexpected: net.x." in said
 
 
@@ -402,3 +403,11 @@ def test_a_damaged_copy_of_the_weights(raw, tmp_path):
     content[place] ^= 1
     (tmp_path / "m.pt").write_bytes(content)
     assert "is damaged: an array cannot be read (Bad CRC-32" in refused(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("beside", [{}, {"config.json": '{"_class_name": "UNet2DModel"}'}])
+def test_folders_with_pointers_of_git_lfs(beside, tmp_path):
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(OTHER_FILES["a pointer of Git LFS"][0])
+    for name, text in beside.items():
+        (tmp_path / name).write_text(text)
+    assert "run git lfs pull" in refused(tmp_path)

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from jax_ddpm.spec.data_range import USUAL, deviation_from_data_range, from_data_range
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.registered import OBJECTIVES, NoiseLevel
 from torch_ref.schedules import Tables
@@ -131,7 +132,13 @@ def pixel_loss(error: Tensor, loss_kind: str, huber_delta: float) -> Tensor:
 
 
 def variational_bound(
-    tables: Tables, x_0: Tensor, x_t: Tensor, t: Tensor, x_0_pred: Tensor, log_variance: Tensor
+    tables: Tables,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    x_0_pred: Tensor,
+    log_variance: Tensor,
+    data_range: tuple[float, float] = USUAL,
 ) -> Tensor:
     """L_{t-1} of Ho et al. 2020, eq. 5, in bits per dimension. At t = 0: -log likelihood of 8-bit pixels, eq. 13."""
     mean, _ = posterior(tables, x_0_pred, x_t, t)
@@ -144,13 +151,15 @@ def variational_bound(
         + torch.exp(true_log_variance - log_variance)
         + torch.square(true_mean - mean) * torch.exp(-log_variance)
     )
-    nll = -torch.log(torch.clamp(pixel_probability(x_0, mean, torch.exp(0.5 * log_variance)), min=1e-12))
+    level, mean = from_data_range(x_0, data_range), from_data_range(mean, data_range)
+    sigma = deviation_from_data_range(torch.exp(0.5 * log_variance), data_range)
+    nll = -torch.log(torch.clamp(pixel_probability(level, mean, sigma), min=1e-12))
     nats = torch.where(t.reshape(-1, 1, 1, 1) == 0, nll, kl)
     return torch.mean(nats, dim=(1, 2, 3)) / math.log(2)
 
 
 def pixel_probability(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    """Probability of the 8-bit level x under N(mean, sigma^2): Ho et al. 2020, eq. 13.
+    """Probability of the 8-bit level x, in [-1, 1], under N(mean, sigma^2): Ho et al. 2020, eq. 13.
 
     The lowest and the highest level include the tails. By symmetry, the probability is computed in the lower tail of
     the normal distribution, which avoids cancellation.
@@ -177,6 +186,7 @@ def loss_per_image(
     huber_delta: float = 1.0,
     p2_gamma: float | None = None,
     p2_k: float = 1.0,
+    data_range: tuple[float, float] = USUAL,
 ) -> Tensor:
     """The loss of each image: squared error of `predict(x_t, t)`, mean over pixels, Ho et al. 2020, eq. 14.
 
@@ -195,7 +205,7 @@ def loss_per_image(
     if variance != "learned_range":
         return errors
     x_0_pred = predicted_x_0(tables, objective, x_t, t, prediction.detach())
-    bound = variational_bound(tables, x_0, x_t, t, x_0_pred, learned_log_variance(tables, t, v))
+    bound = variational_bound(tables, x_0, x_t, t, x_0_pred, learned_log_variance(tables, t, v), data_range)
     return errors + 0.001 * tables.timesteps * bound  # L_hybrid, eq. 16; L_vlb trains only the variance, not the mean
 
 

@@ -24,6 +24,7 @@ from torch_ref import diffusion, rng
 from torch_ref.diffusion import extract
 from torch_ref.layouts import device_of, numpy_dtype
 from torch_ref.likelihood import term_bits
+from torch_ref.objectives.discrete import by_timestep
 from torch_ref.sampling.samplers import image_keys, noise_at, unpack_model
 from torch_ref.schedules import Tables, schedule_tables
 from torch_ref.step import prepare_images
@@ -79,14 +80,14 @@ def flow_of_batch(
     keys, device, shape = image_keys(seed, indices, rng.LIKELIHOOD), device_of(network), images.shape[1:]
     tables, steps = schedule_tables(config, numpy_dtype(dtype)), len(chain) - 1
     every = steps if progress is None else max(1, steps // 50)
-    x_0 = prepare_images(torch.from_numpy(images).to(device), dtype, None)
+    x_0 = prepare_images(torch.from_numpy(images).to(device), dtype, None, config.data_range)
     t, noise = torch.zeros(len(images), dtype=torch.int64, device=device), noise_at(keys, 0, shape, dtype).to(device)
     decoder, x = term_bits(tables, config, network, x_0, t, noise), diffusion.q_sample(tables, x_0, t, noise)
     coins = rng.bernoulli(rng.fold_in(keys, config.timesteps + 1), 0.5, shape).permute(0, 3, 1, 2)
     signs, integral = 2 * coins.to(device, dtype) - 1, np.zeros(len(images))
     for done in range(0, steps, every):
         part = chain[:-1][done : done + every], chain[1:][done : done + every]
-        x, divergence = heun_steps(tables, config.objective, network, x, signs, *part)
+        x, divergence = heun_steps(tables, config.objective, by_timestep(network, config), x, signs, *part)
         integral = integral + divergence.double().cpu().numpy()
         if progress is not None:
             progress(min(done + every, steps))

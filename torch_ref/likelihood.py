@@ -19,6 +19,7 @@ from jax_ddpm.spec.likelihood import Bound, check_levels, strata, timesteps_in
 from torch_ref import diffusion, rng
 from torch_ref.diffusion import extract
 from torch_ref.layouts import device_of, numpy_dtype
+from torch_ref.objectives.discrete import by_timestep
 from torch_ref.sampling.samplers import image_keys, noise_at, unpack_model
 from torch_ref.sampling.steps import clipped_x_0
 from torch_ref.schedules import Tables, schedule_tables
@@ -50,10 +51,11 @@ def term_bits(
 ) -> Tensor:
     """L_t of each image in bits per dimension, for the x_t of this noise. t: (B,). predict: (x_t, t) -> prediction."""
     x_t = diffusion.q_sample(tables, x_0, t, noise)
-    prediction = predict(x_t, t)
+    prediction = by_timestep(predict, config)(x_t, t)
     x_0_pred = clipped_x_0(tables, config, x_t, prediction, t)
     log_variance = model_log_variance(tables, config, t, diffusion.split_prediction(prediction, x_t)[1])
-    return diffusion.variational_bound(tables, x_0, x_t, t, x_0_pred, torch.broadcast_to(log_variance, x_0.shape))
+    log_variance = torch.broadcast_to(log_variance, x_0.shape)
+    return diffusion.variational_bound(tables, x_0, x_t, t, x_0_pred, log_variance, config.data_range)
 
 
 @torch.no_grad()
@@ -72,7 +74,7 @@ def terms_of_batch(
     images: uint8 (B, H, W, C). t: (B, K). Image i takes its noise at t from the address (LIKELIHOOD, i, t).
     """
     keys, device = image_keys(seed, indices, rng.LIKELIHOOD), device_of(network)
-    x_0 = prepare_images(torch.from_numpy(images).to(device), dtype, None)
+    x_0 = prepare_images(torch.from_numpy(images).to(device), dtype, None, config.data_range)
     tables, terms, every = schedule_tables(config, numpy_dtype(dtype)), [], max(1, t.shape[1] // 50)
     for done, column in enumerate(t.T, 1):
         noise = noise_at(keys, column, images.shape[1:], dtype).to(device)

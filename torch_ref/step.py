@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jax_ddpm.spec.data_range import USUAL, from_levels
 from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from torch_ref import rng
@@ -108,9 +109,14 @@ def power_ema_update(ema: nn.Module, network: nn.Module, step: int, gamma: float
         e.copy_(e + one_minus_beta * (p - e))
 
 
-def prepare_images(images: Tensor, dtype, flip_key: np.ndarray | None) -> Tensor:
-    """uint8 (B, H, W, C) to (B, C, H, W) in [-1, 1]. With a key, each is flipped left to right with probability 1/2."""
-    x = (images.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
+def prepare_images(
+    images: Tensor, dtype, flip_key: np.ndarray | None, data_range: tuple[float, float] = USUAL
+) -> Tensor:
+    """uint8 (B, H, W, C) to floats (B, C, H, W) in `data_range`.
+
+    With a key, each is flipped left to right with probability 1/2.
+    """
+    x = from_levels(images.to(dtype), data_range).permute(0, 3, 1, 2).contiguous()
     if flip_key is None:
         return x
     flip = rng.bernoulli(flip_key, 0.5, (x.shape[0],)).to(x.device)
@@ -170,7 +176,7 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
     ) -> tuple[TrainState, Metrics]:
         step, device = state.step, next(state.network.parameters()).device
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
-        x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, flip_key)
+        x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, flip_key, config.diffusion.data_range)
         level_key, noise_key = rng.key(seed, rng.TIMESTEPS, step), rng.key(seed, rng.NOISE, step)
         level, noise = draw_level_and_noise(level_key, noise_key, x_0, objective)
         state.optimizer.zero_grad()
@@ -213,7 +219,7 @@ def make_validation(config: RunConfig) -> Callable[..., float]:
     @torch.no_grad()
     def validate(network, images, mask, batch_index, labels=None):
         device = next(network.parameters()).device
-        x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, None)
+        x_0 = prepare_images(torch.as_tensor(images, device=device), dtype, None, config.diffusion.data_range)
         level_key = rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index)
         noise_key = rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index)
         level, noise = draw_level_and_noise(level_key, noise_key, x_0, objective)

@@ -40,8 +40,9 @@ def load_model(
 ) -> nn.Module:
     """Load a trained model: a module in eval mode with its metadata, a ModelInfo, as the attribute `info`.
 
-    model(x, t): x (B, C, H, W), t integers (B,) in [0, T), or one integer for all images. Arguments and errors are
-    those of `jax_ddpm.load_model`. A run's checkpoints are refused: they need JAX.
+    model(x, t): x (B, C, H, W), t integers (B,) in [0, T), or one integer for all images. If model.info.diffusion says
+    another `t_input` than index, `torch_ref.objectives.discrete.by_timestep(model, model.info.diffusion)` takes these
+    integers. Arguments and errors are those of `jax_ddpm.load_model`. A run's checkpoints are refused: they need JAX.
     """
     require_one_of("precision", precision, Precision)
     values, info = read_model(

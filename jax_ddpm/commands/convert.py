@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
+from jax_ddpm.commands.noise_checking import CheckFlags, say_check
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.layout import Layout
@@ -37,6 +38,7 @@ class ConvertFlags:
     """Height and width of the images, or one number if they are square, for model files that do not say."""
     imports: ImportFlag = ()
     loading: LoadingFlags = field(default_factory=LoadingFlags)
+    check: CheckFlags = field(default_factory=CheckFlags)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
 
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     check_output(flags.output, as_diffusers, flags.overwrite)
     model = load_model(flags.input, flags.image_size, **flags.loading.arguments, **asdict(flags.diffusion))
     print(f"Read {flags.input}: {describe(model.info, model.num_parameters)}")
+    say_check(flags, flags.input, model)
     values = weights.state_dict(model.network)
     layout = choose_layout(flags, values, model.info)
     path = save_model(flags.output, values, model.info, as_diffusers, layout)

@@ -29,7 +29,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize, shortest
 from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.registered import ObjectiveName, SamplerName, ScheduleName
-from jax_ddpm.spec.types import Clip, Variance, Weights
+from jax_ddpm.spec.types import Clip, TimeInput, Variance, Weights
 
 
 def parse(kind, arguments: Sequence[str], prog: str, examples: Sequence[str], default=None, config: tuple = ()):
@@ -236,6 +236,11 @@ class DiffusionFlags:
     """For edm: standard deviation of the data, for the scales of the network's input and output."""
     rho: float | None = None
     """For edm: exponent of the grid of noise levels."""
+    data_range: tuple[float, float] | None = None
+    """The values of black and white in the images that the network was trained on, such as 0 1."""
+    t_input: TimeInput | None = None
+    """What the network receives for timestep t of 0 to T - 1: t (index), t + 1 (from_one), t / T (fraction) or
+    (t + 1) / T (fraction_from_one)."""
 
 
 def read_size(words: list[str]) -> ImageSize:

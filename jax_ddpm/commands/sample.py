@@ -10,6 +10,7 @@ import tyro
 from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
 from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
 from jax_ddpm.commands.label_flags import GuidanceFlags, LabelFlags
+from jax_ddpm.commands.noise_checking import CheckFlags, say_check
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_info import describe
@@ -56,6 +57,7 @@ class SampleFlags:
     editing: EditingFlags = field(default_factory=EditingFlags)
     sampling: GuidanceFlags = field(default_factory=GuidanceFlags)
     loading: LoadingFlags = field(default_factory=LoadingFlags)
+    check: CheckFlags = field(default_factory=CheckFlags)
     diffusion: DiffusionFlags = field(default_factory=DiffusionFlags)
 
 
@@ -67,6 +69,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     check_together(flags)
     model, package, settings, described = with_jax(flags) if flags.framework == "jax" else with_torch(flags)
     print(described)
+    say_check(flags, flags.model, model)
     print(f"Saved {draw(flags, model, package, settings)}")
 
 

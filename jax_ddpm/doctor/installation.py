@@ -25,6 +25,7 @@ def compare_installation(path: str, diffusion=None) -> Result:
     import torch
 
     import torch_ref
+    from torch_ref.objectives.discrete import by_timestep
 
     given = {} if diffusion is None else asdict(diffusion)
     ours = load_model(path, log=lambda line: None, **given)
@@ -36,7 +37,8 @@ def compare_installation(path: str, diffusion=None) -> Result:
     result = compare(theirs, ours.network, (x, t), transfer_weights=False)
     on_device = np.asarray(ours(jax.numpy.asarray(x.transpose(0, 2, 3, 1), jax.numpy.float32), t))
     with torch.no_grad():
-        exact = theirs.double()(torch.from_numpy(x), torch.from_numpy(t)).numpy()
+        predict = by_timestep(theirs.double(), theirs.info.diffusion)
+        exact = predict(torch.from_numpy(x), torch.from_numpy(t)).numpy()
     error = relative_error(on_device.transpose(0, 3, 1, 2), exact)
     device = jax.devices()[0].device_kind
     result.notes.append(

@@ -8,6 +8,7 @@ import numpy as np
 
 from jax_ddpm.doctor.call_step import RESPONSE
 from jax_ddpm.schedules import make_betas
+from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.spacing import next_timesteps, spaced_timesteps
 
@@ -143,7 +144,7 @@ def simulate(variant: Variant, probe: Probe) -> np.ndarray:
             mean = corrected(variant, probe, mean, eps, sign * output, ab, previous)
         y = mean + sigma * probe.noise
     if variant.clip == "state":
-        return np.clip(y, -1, 1)
+        return np.clip(y, *config.data_range)
     return np.clip(y, 0, 1) if variant.clip == "unit_state" else y
 
 
@@ -159,6 +160,9 @@ def predicted_x_0(variant, x, output, ab):
 
 
 def clipped(clip, x_0, config):
+    if config.data_range != USUAL and clip in ("x0", "range", "dynamic", "no_largest_threshold"):
+        limited = clipped(clip, from_data_range(x_0, config.data_range), replace(config, data_range=USUAL))
+        return to_data_range(limited, config.data_range)
     if clip == "x0":
         return np.clip(x_0, -1, 1)
     if clip == "unit":

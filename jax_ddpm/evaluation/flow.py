@@ -22,8 +22,10 @@ from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import extract
 from jax_ddpm.evaluation.likelihood import term_bits
+from jax_ddpm.objectives.discrete import by_timestep
 from jax_ddpm.sampling.samplers import image_keys, noise_at, sample_in_batches, shard, unpack_model
 from jax_ddpm.schedules import Tables, schedule_tables
+from jax_ddpm.spec.data_range import from_levels
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, require_timesteps
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.likelihood import FlowLikelihood, check_levels
@@ -69,7 +71,7 @@ def heun_steps(
 @partial(jax.jit, static_argnames=("graph", "config", "dtype"))
 def _start(graph, state, keys, images, config, dtype):
     network, tables = nnx.merge(graph, state), schedule_tables(config, dtype)
-    x_0, t = images.astype(dtype) / 127.5 - 1, jnp.zeros(len(images), jnp.int32)
+    x_0, t = from_levels(images.astype(dtype), config.data_range), jnp.zeros(len(images), jnp.int32)
     noise = noise_at(keys, 0, x_0.shape[1:], dtype)
     decoder = term_bits(tables, config, network, x_0, t, noise)
     coins = jax.vmap(lambda k: jax.random.bernoulli(k, jnp.float32(0.5), x_0.shape[1:]))
@@ -80,7 +82,8 @@ def _start(graph, state, keys, images, config, dtype):
 @partial(jax.jit, static_argnames=("graph", "config", "dtype"))
 def _heun_steps(graph, state, x, signs, t, t_next, config, dtype):
     tables = schedule_tables(config, dtype)
-    return heun_steps(tables, config.objective, nnx.merge(graph, state), x, signs, t, t_next)
+    predict = by_timestep(nnx.merge(graph, state), config)
+    return heun_steps(tables, config.objective, predict, x, signs, t, t_next)
 
 
 def flow_of_batch(

@@ -18,9 +18,11 @@ from jaxtyping import Float
 from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import extract
+from jax_ddpm.objectives.discrete import by_timestep
 from jax_ddpm.sampling.samplers import image_keys, sample_in_batches, shard, unpack_model
 from jax_ddpm.sampling.steps import clipped_x_0
 from jax_ddpm.schedules import Tables, schedule_tables
+from jax_ddpm.spec.data_range import from_levels
 from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig, require_timesteps
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.likelihood import Bound, check_levels, strata, timesteps_in
@@ -53,16 +55,17 @@ def term_bits(
 ) -> Float[Array, "b"]:
     """L_t of each image in bits per dimension, for the x_t of this noise. t: (B,). predict: (x_t, t) -> prediction."""
     x_t = diffusion.q_sample(tables, x_0, t, noise)
-    prediction = predict(x_t, t)
+    prediction = by_timestep(predict, config)(x_t, t)
     x_0_pred = clipped_x_0(tables, config, x_t, prediction, t)
     log_variance = model_log_variance(tables, config, t, diffusion.split_prediction(prediction, x_t)[1])
-    return diffusion.variational_bound(tables, x_0, x_t, t, x_0_pred, jnp.broadcast_to(log_variance, x_0.shape))
+    log_variance = jnp.broadcast_to(log_variance, x_0.shape)
+    return diffusion.variational_bound(tables, x_0, x_t, t, x_0_pred, log_variance, config.data_range)
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "dtype"))
 def _terms(graph, state, keys, images, t, config, dtype):
     network, tables = nnx.merge(graph, state), schedule_tables(config, dtype)
-    x_0 = images.astype(dtype) / 127.5 - 1
+    x_0 = from_levels(images.astype(dtype), config.data_range)
 
     def body(_, t):
         noise = rng.normal(jax.vmap(jax.random.fold_in)(keys, t), x_0.shape[1:], dtype)

@@ -33,6 +33,7 @@ from jax_ddpm.sampling.samplers import (
 )
 from jax_ddpm.sampling.steps import ddim_inverse_step
 from jax_ddpm.schedules import schedule_tables
+from jax_ddpm.spec.data_range import to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
@@ -107,7 +108,7 @@ def interpolate(
 @partial(jax.jit, static_argnames=("graph", "config", "sampler"))
 def _invert(graph, state, labels, carry, xs, config, sampler):
     network, guide = nnx.merge(graph, state)
-    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, sampler, labels, guide)
+    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, config, sampler, labels, guide)
     tables = schedule_tables(config, carry[0].dtype, chain)
     next_t = jnp.asarray(np.maximum(next_timesteps(chain, config.timesteps), chain[-1]))
 
@@ -149,7 +150,7 @@ def invert(
     model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
-    images = check_images("images", images, image_shape, dtype)
+    images = to_data_range(check_images("images", images, image_shape, dtype), config.data_range)
     config.check()
     require_timesteps(config, "inversion")
     sampler.check(config.timesteps)
@@ -239,7 +240,7 @@ def img2img(
     model = opened(model)
     _, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
-    images = check_images("images", images, image_shape, dtype)
+    images = to_data_range(check_images("images", images, image_shape, dtype), config.data_range)
     config.check()
     require_timesteps(config, "img2img")
     sampler.check(config.timesteps)

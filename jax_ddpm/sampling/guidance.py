@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int, Real
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import split_prediction
-from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.objectives.discrete import by_timestep
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.labels import Labels
 
 Images = Float[Array, "b h w c"]
@@ -65,9 +66,15 @@ def guided_prediction(
 
 
 def guided_predict(
-    network: Callable, sampler: SamplerConfig, labels: Labels | None = None, guide: Callable | None = None
+    network: Callable,
+    config: DiffusionConfig,
+    sampler: SamplerConfig,
+    labels: Labels | None = None,
+    guide: Callable | None = None,
 ) -> Callable:
     """predict(x, t) for `reverse_process`: the network with labels, guided as the sampler's settings say.
+
+    t are integers in [0, T), whatever the network receives (`t_input`).
 
     Both predictions come from one call, of a batch of two halves: x with labels, and x without. With a guide they come
     from a call of each model. Without guidance there is a single prediction.
@@ -77,7 +84,8 @@ def guided_predict(
         labels: of the images, from `spec.labels.labels_of_images`. None: the network takes none.
         guide: a weaker model, in place of the network without labels.
     """
-    labels = labels or Labels()
+    labels, network = labels or Labels(), by_timestep(network, config)
+    guide = guide if guide is None else by_timestep(guide, config)
     conditional = with_labels(network, labels.wanted)
     if sampler.guidance == 1:
         return conditional

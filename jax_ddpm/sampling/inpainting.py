@@ -26,6 +26,7 @@ from jax_ddpm.sampling.samplers import (
     unpack_model,
 )
 from jax_ddpm.schedules import Tables, schedule_tables
+from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seeds_and_indices
@@ -44,7 +45,7 @@ def jump_alpha_ratios(tables: Tables, timesteps: np.ndarray) -> np.ndarray:
 @partial(jax.jit, static_argnames=("graph", "config", "sampler", "resamplings", "jump"))
 def _inpaint(graph, state, images, keys, labels, mask, carry, xs, config, sampler, resamplings, jump):
     network, guide = nnx.merge(graph, state)
-    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, sampler, labels, guide)
+    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, config, sampler, labels, guide)
     sampling_keys, known_keys, jump_keys = keys
     tables = schedule_tables(config, images.dtype, chain)
     timesteps, visits = repaint_schedule(chain, resamplings, jump)
@@ -115,8 +116,9 @@ def inpaint(
     model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
-    images = check_images("images", images, image_shape, dtype)
-    known = jnp.asarray(check_mask(mask, images))[..., None]
+    given = check_images("images", images, image_shape, dtype)
+    images, mask = to_data_range(given, config.data_range), check_mask(mask, given)
+    known = jnp.asarray(mask)[..., None]
     config.check()
     require_timesteps(config, "inpainting")
     sampler.check(config.timesteps)
@@ -137,4 +139,5 @@ def inpaint(
 
         return run_with_progress(run, carry, xs, progress)[0]
 
-    return sample_in_batches(draw, len(images), batch_size)
+    x_0 = from_data_range(sample_in_batches(draw, len(images), batch_size), config.data_range)
+    return x_0 if config.data_range == USUAL else np.where(mask[..., None], given, x_0)

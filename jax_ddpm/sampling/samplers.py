@@ -20,6 +20,7 @@ from jax_ddpm.sampling.solvers import make_solver
 from jax_ddpm.sampling.steps import first_history
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.batches import in_batches
+from jax_ddpm.spec.data_range import from_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
@@ -42,7 +43,7 @@ compiled_noise_at = jax.jit(noise_at, static_argnames=("shape", "dtype"))
 @partial(jax.jit, static_argnames=("graph", "config", "sampler", "dtype"))
 def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype):
     network, guide = nnx.merge(graph, state)
-    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, sampler, labels, guide)
+    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, config, sampler, labels, guide)
     if config.is_continuous:
         step, predict = make_solver(make_objective(config, dtype), sampler, predict)
         return scan_steps(step, predict, lambda i: None, carry, xs)
@@ -106,7 +107,8 @@ def sample_indices(
     to rounding. The batch is sharded over all devices if their number divides it. sampler: by default that of `sample`.
 
     Returns:
-        Images (B, H, W, C), about within [-1, 1], and frames (F, B, H, W, C) as in `reverse_process`.
+        Images (B, H, W, C), about within [-1, 1] whatever the `data_range`, and frames (F, B, H, W, C) as in
+        `reverse_process`, mapped as the images are. x_T is not mapped: it is a state, in the network's range.
 
     Raises:
         UserError: settings that do not fit.
@@ -127,7 +129,8 @@ def sample_indices(
     def run(carry, xs):
         return _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype)
 
-    return run_with_progress(run, carry, xs, progress)
+    x_0, frames = run_with_progress(run, carry, xs, progress)
+    return from_data_range(x_0, config.data_range), from_data_range(frames, config.data_range)
 
 
 def sample_in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:

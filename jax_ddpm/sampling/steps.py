@@ -15,6 +15,7 @@ from jax_ddpm import diffusion
 from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import extract
 from jax_ddpm.schedules import Tables
+from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.registered import NoiseLevel, OwnSampler
 
@@ -24,14 +25,22 @@ History = tuple[Images, Float[Array, "b 1 1 1"]]
 
 
 def threshold(
-    x_0: Images, clip: str, clip_percentile: float, clip_range: float = 1.0, clip_max: float | None = None
+    x_0: Images,
+    clip: str,
+    clip_percentile: float,
+    clip_range: float = 1.0,
+    clip_max: float | None = None,
+    data_range: tuple[float, float] = USUAL,
 ) -> Images:
     """Limit a predicted x_0 by the method `clip`. "state" and "none" return it unchanged.
 
     "x0" clips to [-clip_range, clip_range]. "dynamic" clips each image to [-s, s] and divides by s: Saharia et al.
     2022, section 2.3. s is the quantile `clip_percentile` (such as 0.995) of the image's absolute values, at least 1
-    and at most clip_max.
+    and at most clip_max. These are limits in [-1, 1]: an x_0 in another data_range is limited there and mapped back.
     """
+    if data_range != USUAL and clip in ("x0", "dynamic"):
+        limited = threshold(from_data_range(x_0, data_range), clip, clip_percentile, clip_range, clip_max)
+        return to_data_range(limited, data_range)
     if clip == "x0":
         return jnp.clip(x_0, -clip_range, clip_range)
     if clip != "dynamic":
@@ -46,11 +55,11 @@ def clipped_x_0(tables: Tables, config: DiffusionConfig, x_t: Images, prediction
     ts = jnp.full((x_t.shape[0],), t)
     prediction, _ = diffusion.split_prediction(prediction, x_t)
     x_0 = diffusion.predicted_x_0(tables, config.objective, x_t, ts, prediction)
-    return threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max)
+    return threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max, config.data_range)
 
 
-def clamp_state(x: Images, clip: str) -> Images:
-    return jnp.clip(x, -1, 1) if clip == "state" else x
+def clamp_state(x: Images, config: DiffusionConfig) -> Images:
+    return jnp.clip(x, *config.data_range) if config.clip == "state" else x
 
 
 def ancestral_step(
@@ -78,7 +87,7 @@ def ancestral_step(
     else:
         sigma = jnp.sqrt(extract(tables.betas, ts) if config.variance == "beta" else posterior_variance)
     x = mean + jnp.where(posterior_variance > 0, sigma, 0) * noise
-    return clamp_state(x, config.clip)
+    return clamp_state(x, config)
 
 
 def ddim_step(
@@ -102,7 +111,7 @@ def ddim_step(
     noise_level = extract(tables.sqrt_one_minus_alpha_bars_prev, ts)
     direction = jnp.sqrt(jnp.maximum(noise_level**2 - sigma**2, 0)) * eps  # to x_t
     x = extract(tables.sqrt_alpha_bars_prev, ts) * x_0 + direction
-    return clamp_state(x if eta == 0 else x + sigma * noise, config.clip)
+    return clamp_state(x if eta == 0 else x + sigma * noise, config)
 
 
 def own_step(
@@ -122,7 +131,7 @@ def own_step(
     below = NoiseLevel(*(extract(root, ts) for root in roots))
     arguments = x_t, x_0, eps, diffusion.noise_level(tables, ts), below
     x = sampler.step(*arguments, noise=noise) if sampler.takes_noise else sampler.step(*arguments)
-    return clamp_state(x, config.clip)
+    return clamp_state(x, config)
 
 
 def ddim_inverse_step(tables: Tables, x: Images, eps: Images, t: Array, noise: None) -> Images:
@@ -159,7 +168,7 @@ def dpmpp_step(
     D = x_0 + extrapolation * (x_0 - x_0_prev)  # D_i
     ratio = extract(tables.sqrt_one_minus_alpha_bars_prev, ts) / extract(tables.sqrt_one_minus_alpha_bars, ts)
     x = ratio * x_t - extract(tables.sqrt_alpha_bars_prev, ts) * jnp.expm1(-h) * D
-    return clamp_state(x, config.clip), (x_0, lambda_t)
+    return clamp_state(x, config), (x_0, lambda_t)
 
 
 def first_history(x_T: Images) -> History:
@@ -203,4 +212,4 @@ def edm_step(
     if predict is not None:
         is_inner = (jnp.asarray(next_timesteps)[t] >= 0) & (jnp.asarray(tables.sqrt_alpha_bars)[t] > 0)
         x_next = jax.lax.cond(is_inner, corrected, lambda: x_next)
-    return clamp_state(x_next * scale_next, config.clip)
+    return clamp_state(x_next * scale_next, config)

@@ -1,14 +1,14 @@
 """Choose among the weights that a file holds, say what was taken, and refuse what cannot be read."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jax_ddpm.spec.errors import UserError
-from jax_ddpm.spec.file_content import Dictionary, FileContent, place
+from jax_ddpm.spec.file_content import FileContent, place
 from jax_ddpm.spec.find_weights import Found, ShapesOf, under
+from jax_ddpm.spec.nearest_network import OWN_NETWORK, nearest_by_names, of_found
 from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS, NetworkConfig
 from jax_ddpm.spec.read_content import read_arrays
 from jax_ddpm.spec.text import printable, some
@@ -110,6 +110,7 @@ def refusal(
     held = some([f"{place(group.keys) or 'the file itself'} ({len(group.arrays)} arrays)" for group in groups], 4)
     lines = [f"{path} holds no complete network {what}.", f"It holds: {held}."]
     advice = "If the network is one of these, save its weights alone: torch.save(model.state_dict(), 'weights.pt')"
+    advice = f"{advice}\n{OWN_NETWORK}" if given is None else advice
     conflicts = [each for each in found if each.conflict is not None]
     nearest = min(found, key=lambda each: len(each.missing) + len(each.unexpected) + len(each.misshapen), default=None)
     if conflicts:
@@ -122,7 +123,8 @@ def refusal(
         is_own = nearest.network.name not in BUILT_IN
         shown = nearest.network.arguments if is_own else nearest.recognised.settings
         settings = ", ".join(f"{name} {value}" for name, value in shown.items())
-        lines.append(f"Nearest: {nearest.network.name} in {nearest.place} ({settings[:120]}).")
+        name, common = nearest.network.name, of_found(nearest)
+        lines.append(f"Nearest: {name} in {nearest.place} ({settings[:120]}): {common} are as in {name}.")
         for title, problems in (
             ("Missing", nearest.missing),
             ("Unexpected", nearest.unexpected),
@@ -136,35 +138,3 @@ def refusal(
         configs = [kind() for kind in NETWORKS.values()] if given is None else [given]
         lines += nearest_by_names(content.dictionaries, shapes_of, configs) if shapes_of else []
     return UserError("\n".join([*lines, advice]), max_lines=10)
-
-
-def nearest_by_names(
-    dictionaries: list[Dictionary], shapes_of: ShapesOf, networks: Sequence[NetworkConfig]
-) -> list[str]:
-    """Lines about the one of the networks that has most names in common with one of the dictionaries."""
-    best: tuple[int, str, Dictionary | None, str, list[str]] = (0, "", None, "", [])
-    for network in networks:
-        expected = list(shapes_of(network, 3))
-        wanted = set(expected)
-        for dictionary in dictionaries:
-            prefixes = Counter(
-                name[:start]
-                for name in list(dictionary.arrays)[:10_000]
-                for start in (0, *(number + 1 for number, letter in enumerate(name[:200]) if letter == "."))
-                if name[start:] in wanted
-            )
-            for prefix, count in prefixes.most_common(1):
-                if count > best[0]:
-                    best = (count, network.name, dictionary, prefix, expected)
-    count, name, dictionary, prefix, expected = best
-    if dictionary is None:
-        names = some(list(dictionaries[0].arrays), 4) if dictionaries else "none"
-        return [f"No name is that of a known network. The first names: {names}."]
-    missing = [each for each in sorted(expected) if prefix + each not in dictionary.arrays]
-    unexpected = [each for each in dictionary.arrays if each.removeprefix(prefix) not in expected]
-    where = f"{place(dictionary.keys)}{under(prefix)}".strip() or "the file itself"
-    return [
-        f"Nearest: {name}, with {count} names in common in {where}.",
-        *([f"Missing: {some(missing)}."] if missing else []),
-        *([f"Unexpected: {some(unexpected)}."] if unexpected else []),
-    ]

@@ -7,8 +7,9 @@ of DDPMScheduler, as `DDPMScheduler.from_config` would; those of other classes o
 import json
 from pathlib import Path
 
+from jax_ddpm.spec.data_range import USUAL
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.json_text import from_json, read_object, require_supported
 
 # Supported classes, and the nearest sampler here.
@@ -136,6 +137,11 @@ def how_it_samples(name: str) -> list[str]:
 
 def write_diffusion(diffusion: DiffusionConfig) -> dict:
     """The scheduler_config.json of a DDPMScheduler. Raises UserError for settings that diffusers does not have."""
+    for name, usual in (("data_range", USUAL), ("t_input", "index")):
+        expected = (
+            f"the pipelines of diffusers have {usual} only, so this model cannot be written as a diffusers folder"
+        )
+        require(getattr(diffusion, name) == usual, name, getattr(diffusion, name), expected)
     written = {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": diffusion.timesteps,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from jax_ddpm.spec.check_types import check_types
+from jax_ddpm.spec.data_range import USUAL
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.registered import (
@@ -23,6 +24,7 @@ from jax_ddpm.spec.types import (
     Sampler,
     Schedule,
     Spacing,
+    TimeInput,
     Variance,
 )
 
@@ -54,7 +56,8 @@ class DiffusionConfig:
     variance: Variance = "beta"
     """Variance of a ddpm step: beta_t, the posterior's, or predicted (learned_range; Nichol & Dhariwal 2021)."""
     clip: Clip = "x0"
-    """Limit to [-1, 1]. x0: clip the predicted x_0. dynamic: threshold it. state: clip every x_t. none: no limit."""
+    """Limit to the images' range. x0: clip the predicted x_0. dynamic: threshold it. state: clip every x_t. none: no
+    limit."""
     clip_percentile: float = 0.995
     """For dynamic thresholding (Saharia et al. 2022): the fraction of an image's values that is not clipped."""
     trained_betas: tuple[float, ...] | None = None
@@ -62,7 +65,7 @@ class DiffusionConfig:
     zero_terminal_snr: bool = False
     """Rescale the schedule so that x_T is pure noise (Lin et al. 2023, Algorithm 1). Needs objective v or x0."""
     clip_range: float = 1.0
-    """For clip x0: clip to [-clip_range, clip_range]."""
+    """For clip x0: clip to [-clip_range, clip_range], where 1 is the limit of the images' range."""
     clip_max: float | None = None
     """For dynamic thresholding: the largest threshold. Default: no limit."""
     sigma_min: float = 0.002
@@ -79,6 +82,11 @@ class DiffusionConfig:
     """For edm: standard deviation of ln(sigma) in training."""
     flow_time: FlowTime = "logit_normal"
     """For flow: distribution of t in training, logit_normal (Esser et al. 2024; mean 0, deviation 1) or uniform."""
+    data_range: tuple[float, float] = USUAL
+    """The values of black and white in the images that the network sees. Most networks have -1 and 1, some 0 and 1."""
+    t_input: TimeInput = "index"
+    """What the network receives for timestep t of 0 to T - 1: t (index), t + 1 (from_one), t / T (fraction) or
+    (t + 1) / T (fraction_from_one)."""
 
     @property
     def is_continuous(self) -> bool:
@@ -111,7 +119,12 @@ class DiffusionConfig:
             value = getattr(self, name)
             require(0 < value < math.inf, name, value, "expected more than 0")
         require(math.isfinite(self.p_mean), "p_mean", self.p_mean, "expected a number")
+        (low, high), expected = self.data_range, "expected two numbers, the smaller one first, such as 0 and 1"
+        require(-math.inf < low < high < math.inf, "data_range", self.data_range, expected)
+        require_one_of("t_input", self.t_input, TimeInput)
         if self.is_continuous:
+            expected = f"the objective {self.objective} has a time of its own; leave it out"
+            require(self.t_input == "index", "t_input", self.t_input, expected)
             expected = f"the objective {self.objective} has no timesteps, whose variance could be predicted"
             require(self.variance != "learned_range", "variance", self.variance, f"{expected}; leave it out")
             expected = f"the states of the objective {self.objective} leave [-1, 1]; expected x0 (--clip x0)"

@@ -18,6 +18,7 @@ from jax_ddpm.spec.diffusers_folder import Folder
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.ema_snapshots import describe_average, find_average, read_average
 from jax_ddpm.spec.errors import UserError, require_one_of, users_words
+from jax_ddpm.spec.file_content import FileContent
 from jax_ddpm.spec.find_weights import Found, ShapesOf, find_weights
 from jax_ddpm.spec.flat_settings import check_names, plain_value
 from jax_ddpm.spec.hub import local_path
@@ -34,6 +35,8 @@ from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, open_model, read_
 from jax_ddpm.spec.record_layout import record_layout
 from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_own_weights, find_checkpoint, steps_of
 from jax_ddpm.spec.run_config import check_time
+from jax_ddpm.spec.text import printable
+from jax_ddpm.spec.told_by_arrays import told_by_arrays
 from jax_ddpm.spec.types import StateDict, Weights
 
 __all__ = ["METADATA_KEY", "MODEL_FILE", "initial_weights", "read_file", "read_model"]
@@ -58,6 +61,8 @@ class Loaded:
     """Names of the network's settings that are not known."""
     found: Found | None = None
     """Where the weights were, in a file without our metadata."""
+    content: FileContent | None = None
+    """The content of such a file."""
     layout: Layout | None = None
     """How such a file was built, also if it was converted since."""
     class_names: tuple[str, ...] | None = None
@@ -111,10 +116,17 @@ def read_model(
         require_no_conflict(loaded.diffusion, given, path)
     known_size = loaded.image_size if image_size is None else image_size
     size = height_and_width(preset(loaded.network.name).data.image_size if known_size is None else known_size)
+    known = given
+    if loaded.content is not None and loaded.diffusion is None:
+        usual = default_diffusion(loaded.network).timesteps
+        sentence, told = told_by_arrays(loaded.network, loaded.content, given, usual)
+        known = {**told, **given}
+        if sentence:
+            log(printable(users_words(sentence)))
     info = ModelInfo(
         network=loaded.network,
         image_shape=(*size, loaded.image_channels),
-        diffusion=replace(loaded.diffusion or default_diffusion(loaded.network), **given),
+        diffusion=replace(loaded.diffusion or default_diffusion(loaded.network), **known),
         step=loaded.step,
         layout=loaded.layout,
         class_names=loaded.class_names,
@@ -124,10 +136,20 @@ def read_model(
     check_time(info.network, info.diffusion)
     check_size(info.network)
     if loaded.found is not None:
-        line = describe_assumptions(info, loaded.assumed, known_size is not None, None if loaded.diffusion else given)
+        line = describe_assumptions(info, loaded.assumed, known_size is not None, None if loaded.diffusion else known)
         if line is not None:
             log(line)
     return loaded.values, info
+
+
+def tells_diffusion(path: str | os.PathLike, weights: Weights | None = None) -> bool:
+    """Whether a model that can be loaded says its diffusion settings itself: in its metadata, its run or its folder."""
+    path = local_path(path, lambda line: None)
+    if find_checkpoint(path, weights, None) is not None:
+        return True
+    source = find_source(path, weights)
+    in_folder = source.folder is not None and source.folder.diffusion is not None
+    return in_folder or open_model(source.file).metadata is not None
 
 
 def read_file(path: str | os.PathLike) -> tuple[StateDict, ModelInfo]:
@@ -201,6 +223,7 @@ def load(
         diffusion=None if folder is None else folder.diffusion,
         assumed=tuple(name for name in chosen.recognised.not_shown if name not in (*known, *settings)),
         found=chosen,
+        content=file.content,
         layout=record_layout(file, found, chosen),
         class_names=None if folder is None else folder.class_names,
     )

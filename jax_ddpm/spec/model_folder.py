@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jax_ddpm.spec import diffusers_folder
 from jax_ddpm.spec.errors import UserError
-from jax_ddpm.spec.read_content import EXPECTED, kind_of
+from jax_ddpm.spec.read_content import EXPECTED, GIT_LFS, STARTS_OF_OTHER_FILES, kind_of
 from jax_ddpm.spec.run_checkpoints import CHECKPOINTS, is_run, steps_of
 from jax_ddpm.spec.text import some
 
@@ -14,6 +14,8 @@ MODEL_FILE = "model.safetensors"
 NOT_MODELS = re.compile(r"optim|scheduler|random_state|rng|scaler|training_args|arguments", re.IGNORECASE)
 SHARD = re.compile(r"-\d{5}-of-\d{5}")
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|float16|bfloat16|non_ema)(?=\.)")
+
+MAX_POINTER = 1024  # bytes of a pointer of Git LFS
 
 ENDING = re.compile(r"\.(safetensors|bin)(\.index\.json)?$")
 
@@ -43,6 +45,7 @@ def find_source(path: Path, weights: str | None) -> Source:
     if not diffusers_folder.is_diffusers_folder(path):
         file = model_file(path, weights)
         if file is None:
+            refuse_pointers(path)
             if is_run(path):
                 raise UserError(unfinished(path))
             raise UserError(
@@ -54,9 +57,19 @@ def find_source(path: Path, weights: str | None) -> Source:
     model = models[0] if is_ema else models[-1]
     file = model_file(model, weights)
     if file is None:
+        refuse_pointers(model)
         raise UserError(f"{model} has no weights: expected {' or '.join(diffusers_folder.WEIGHTS)}.")
     others = tuple(f"{each.name}/ ({'raw' if is_ema else 'EMA'} weights)" for each in models if each != model)
     return Source(file, diffusers_folder.read_folder(path, model), True, is_ema, others)
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Raise UserError if a file of the folder is a pointer of Git LFS, which stands for the file itself."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.stat().st_size < MAX_POINTER:
+            with path.open("rb") as file:
+                if file.read(len(GIT_LFS)) == GIT_LFS:
+                    raise UserError(f"{path} is {STARTS_OF_OTHER_FILES[GIT_LFS]}.")
 
 
 def has_model_file(run: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from jax_ddpm.spec.data_range import USUAL
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.layout import Layout
@@ -47,6 +48,13 @@ def describe(info: ModelInfo, num_parameters: int) -> str:
 
 
 def describe_diffusion(d: DiffusionConfig) -> str:
+    """The noise levels, what the network predicts, and its images' range and timesteps if they are not the usual."""
+    others = "" if d.data_range == USUAL else f", images from {d.data_range[0]:g} to {d.data_range[1]:g}"
+    others += "" if d.t_input == "index" else f", t_input {d.t_input}"
+    return f"{describe_noise(d)}{others}"
+
+
+def describe_noise(d: DiffusionConfig) -> str:
     """The noise levels, and what the network predicts."""
     if d.objective == "edm":
         training = f"ln(sigma) in training N({d.p_mean:g}, {d.p_std:g}^2)"

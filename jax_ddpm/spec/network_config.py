@@ -7,7 +7,7 @@ from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_base import NETWORKS, NetworkConfig, require_divisible_size
-from jax_ddpm.spec.types import Activation, ClassEmbedType, TimeScaleShift
+from jax_ddpm.spec.types import Activation, ClassEmbedType, TimeActivation, TimeScaleShift
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,12 @@ class LayerNormConfig(NetworkConfig):
     """Number of classes. 0: the network takes no labels. --conditional sets it from the data."""
     null_label: bool = True
     """With classes, the label embedding has one more row, the last, which stands for "no label"."""
+    time_activation: TimeActivation = "silu"
+    """Between the two linear layers of a time MLP. Some checkpoints have leaky_relu (slope 0.01), in equal shapes."""
 
     def check(self, image_size: ImageSize | None = None, timesteps: int | None = None) -> None:
         """Raise UserError for fewer rows than timesteps, and for an image size other than 28."""
+        require_one_of("time_activation", self.time_activation, TimeActivation)
         require(self.num_classes >= 0, "num_classes", self.num_classes, "expected 0 or more")
         rows = timesteps or 1
         require(self.table_rows >= rows, "table_rows", self.table_rows, f"expected at least {rows}, one per timestep")

@@ -18,8 +18,9 @@ from jax_ddpm.spec.types import StateDict
 
 METADATA_KEY = "jax_ddpm"
 EXPECTED = "a run folder, one of its checkpoints, a diffusers folder, or a file of safetensors or PyTorch"
+GIT_LFS = b"version https://git-lfs"
 STARTS_OF_OTHER_FILES = {  # of files that are often taken for a model
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run git lfs pull",
+    GIT_LFS: "a pointer of Git LFS, not the file itself: run git lfs pull",
     b"<": "a web page (HTML or XML), as a failed download leaves: download the file again",
     b"{": "JSON: expected the weights themselves, or the folder",
     b"\x89HDF": "an HDF5 file, as Keras writes: expected a file of safetensors or PyTorch",

@@ -283,10 +283,15 @@ class RunConfig:
 
 
 def check_time(network: NetworkConfig, diffusion: DiffusionConfig) -> None:
-    """Raise UserError for a network that takes integer timesteps only, with an objective that has other times."""
+    """Raise UserError for a network that takes integer timesteps only, if it would get other times."""
     has_table, objective = hasattr(network, "table_rows"), diffusion.objective
     expected = f"expected eps, x0 or v, as the network {network.name} has a table of integer timesteps"
     require(not (diffusion.is_continuous and has_table), "objective", objective, f"{expected} (--objective v)")
+    if has_table and diffusion.t_input != "index":
+        expected = f"expected index or from_one, as the network {network.name} has a table of integer timesteps"
+        require(diffusion.t_input == "from_one", "t_input", diffusion.t_input, expected)
+        rows, last = network.table_rows, diffusion.timesteps
+        require(rows > last, "table_rows", rows, f"expected at least T + 1 = {last + 1}, as t goes from 1 to T")
 
 
 def slug(dataset: str) -> str:

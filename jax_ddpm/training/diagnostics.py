@@ -14,6 +14,7 @@ from jax_ddpm.objectives import make_objective
 from jax_ddpm.objectives.figures import even_levels
 from jax_ddpm.sampling.guidance import guided_predict
 from jax_ddpm.sampling.samplers import ANCESTRAL
+from jax_ddpm.spec.data_range import from_data_range, to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.labels import Labels
 from jax_ddpm.spec.run_config import RunConfig
@@ -43,7 +44,7 @@ def predict_x_0(
 
     @jax.jit
     def run(state, x_t, level):
-        predict = guided_predict(nnx.merge(graph, state), sampler, labels)
+        predict = guided_predict(nnx.merge(graph, state), config, sampler, labels)
 
         def one(frame):
             x, level = frame
@@ -106,7 +107,8 @@ def loss_by_t(
             network = partial(network, labels=labels)
         return lax.map(lambda level: objective.loss(network, x_0, jnp.full(len(x_0), level), noise), levels)
 
-    return levels, np.asarray(run(state, to_float(images), noise, levels, labels))
+    x_0 = to_data_range(to_float(images), config.diffusion.data_range)
+    return levels, np.asarray(run(state, x_0, noise, levels, labels))
 
 
 def bin_fractions(x: np.ndarray) -> np.ndarray:
@@ -117,10 +119,13 @@ def bin_fractions(x: np.ndarray) -> np.ndarray:
 def forward_process(images: np.ndarray, config: RunConfig, columns: int) -> tuple[np.ndarray, list]:
     """(uint8 (N, columns, H, W, C), levels): each of N images, followed by its noisy versions at increasing levels."""
     objective, levels = make_objective(config.diffusion), forward_levels(config.diffusion, columns - 1)
-    x_0 = jnp.asarray(to_float(images))
+    data_range = config.diffusion.data_range
+    x_0 = jnp.asarray(to_data_range(to_float(images), data_range))
     noise = rng.normal(rng.key(config.training.seed, rng.NOISE, 0), x_0.shape)
     noisy = [objective.noised(x_0, jnp.full(len(images), level), noise) for level in levels]
-    return np.stack([images, *(to_uint8(np.asarray(x)) for x in noisy)], axis=1), list(levels)
+    return np.stack([images, *(to_uint8(from_data_range(np.asarray(x), data_range)) for x in noisy)], axis=1), list(
+        levels
+    )
 
 
 def forward_levels(config: DiffusionConfig, count: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from jax_ddpm.objectives.figures import log_snr
 from jax_ddpm.sampling.guidance import with_labels
 from jax_ddpm.sampling.reverse import sampling_levels, sampling_timesteps
 from jax_ddpm.sampling.samplers import sample_indices
+from jax_ddpm.spec.data_range import from_data_range, to_data_range
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.files import atomic_path
 from jax_ddpm.spec.labels import Labels, label_array, labels_of_images
@@ -117,8 +118,10 @@ class Pictures:
         t = levels[steps]
         shown = labels and labels.rows(slice(STRIP_ROWS))
         drawn_with = config.sampling, shown
-        before = diagnostics.predict_x_0(network, config.diffusion, frames[:-1], t, *drawn_with)
-        predicted = np.concatenate([before, frames[-1:]])
+        data_range = config.diffusion.data_range
+        states = to_data_range(frames[:-1], data_range)
+        before = diagnostics.predict_x_0(network, config.diffusion, states, t, *drawn_with)
+        predicted = np.concatenate([from_data_range(before, data_range), frames[-1:]])
         x_t = to_uint8(frames)
         numbers: dict[str, np.ndarray] = {
             "step": np.int64(step),

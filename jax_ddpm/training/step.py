@@ -16,6 +16,7 @@ from jax_ddpm import ops, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import Dropout, remat_blocks
 from jax_ddpm.objectives import make_objective
+from jax_ddpm.spec.data_range import USUAL, from_levels
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
@@ -79,9 +80,9 @@ def power_ema_update(ema, params, step: Array, gamma: float):
     return jax.tree.map(lambda e, p: (e + one_minus_beta * (p - e)).astype(e.dtype), ema, params)
 
 
-def prepare_images(images: Array, dtype, flip_key: Array | None) -> Array:
-    """uint8 (B, H, W, C) to [-1, 1]. With a key, each image is flipped left to right with probability 1/2."""
-    x = images.astype(dtype) / 127.5 - 1
+def prepare_images(images: Array, dtype, flip_key: Array | None, data_range: tuple[float, float] = USUAL) -> Array:
+    """uint8 (B, H, W, C) to floats in `data_range`. With a key, each is flipped left to right with probability 1/2."""
+    x = from_levels(images.astype(dtype), data_range)
     if flip_key is None:
         return x
     # float32: with x64 a Python float would be float64 and give other draws.
@@ -148,7 +149,7 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
     def gradients(state: TrainState, images: Array, labels: Array | None = None):
         step = state.step
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
-        x_0 = shard(prepare_images(images, dtype, flip_key), "data")
+        x_0 = shard(prepare_images(images, dtype, flip_key, config.diffusion.data_range), "data")
         level = objective.draw_level(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0])
         noise = shard(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
         batch = x_0, level, noise, jnp.arange(x_0.shape[0])
@@ -215,7 +216,7 @@ def make_validation(graph, config: RunConfig) -> Callable[..., Array]:
 
     @jax.jit
     def validate(weights, buffers, images, mask, batch_index, labels=None):
-        x_0 = prepare_images(images, dtype, None)
+        x_0 = prepare_images(images, dtype, None, config.diffusion.data_range)
         seed = config.training.seed
         level = objective.draw_level(rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index), x_0.shape[0])
         noise = rng.normal(rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index), x_0.shape, dtype)

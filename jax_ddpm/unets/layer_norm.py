@@ -3,6 +3,9 @@
 506,852 trained parameters with one image channel.
 """
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
@@ -20,8 +23,10 @@ from jax_ddpm.layers import (
     unfilled,
 )
 from jax_ddpm.ops import add_to_pixels, concatenate_channels, layer_norm, silu
+from jax_ddpm.spec.types import TimeActivation
 
 TIME_WIDTH = 100
+TIME_ACTIVATIONS = {"silu": silu, "leaky_relu": jax.nn.leaky_relu}  # the slope is 0.01
 
 
 class LayerNorm(nnx.Module):
@@ -53,22 +58,25 @@ class Block(nnx.Module):
 
 
 class TimeMLP(nnx.Module):
-    """Linear(SiLU(Linear(row of the time table))): one number per channel of a stage's input."""
+    """Linear(activation(Linear(row of the time table))): one number per channel of a stage's input."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, activation: Callable):
+        self.activation = activation
         self.linear1 = Linear(TIME_WIDTH, channels)
         self.linear2 = Linear(channels, channels)
 
     def __call__(self, time):
-        return self.linear2(silu(self.linear1(time)))
+        return self.linear2(self.activation(self.linear1(time)))
 
 
 class Stage(nnx.Module):
     """Adds the time to the input, then three blocks."""
 
-    def __init__(self, size: int, channels: tuple[int, int, int, int], normalize_last: bool = True):
+    def __init__(
+        self, size: int, channels: tuple[int, int, int, int], activation: Callable, normalize_last: bool = True
+    ):
         c0, c1, c2, c3 = channels
-        self.time = TimeMLP(c0)
+        self.time = TimeMLP(c0, activation)
         self.block1 = Block(size, c0, c1)
         self.block2 = Block(size, c1, c2)
         self.block3 = Block(size, c2, c3, normalize_last)
@@ -93,26 +101,28 @@ class LayerNormUNet(nnx.Module):
         table_rows: int = 1000,
         num_classes: int = 0,
         null_label: bool = True,
+        time_activation: TimeActivation = "silu",
         dtype=None,
     ):
         self.dtype, self.null_index = dtype, num_classes if null_label else None
         self.time_table = Buffer(sinusoid_table(table_rows, TIME_WIDTH))
         self.class_embedding = label_embedding(num_classes, null_label, TIME_WIDTH)
-        self.stage1 = Stage(28, (image_channels, 10, 10, 10))
+        activation = TIME_ACTIVATIONS[time_activation]
+        self.stage1 = Stage(28, (image_channels, 10, 10, 10), activation)
         self.down1 = Conv(10, 10, 4, stride=2, padding=1)
-        self.stage2 = Stage(14, (10, 20, 20, 20))
+        self.stage2 = Stage(14, (10, 20, 20, 20), activation)
         self.down2 = Conv(20, 20, 4, stride=2, padding=1)
-        self.stage3 = Stage(7, (20, 40, 40, 40))
+        self.stage3 = Stage(7, (20, 40, 40, 40), activation)
         self.down3a = Conv(40, 40, 2, padding=0)
         self.down3b = Conv(40, 40, 4, stride=2, padding=1)
-        self.middle = Stage(3, (40, 20, 20, 40))
+        self.middle = Stage(3, (40, 20, 20, 40), activation)
         self.up1a = ConvTranspose(40, 40, 4, stride=2, padding=1)
         self.up1b = ConvTranspose(40, 40, 2)
-        self.stage4 = Stage(7, (80, 40, 20, 20))
+        self.stage4 = Stage(7, (80, 40, 20, 20), activation)
         self.up2 = ConvTranspose(20, 20, 4, stride=2, padding=1)
-        self.stage5 = Stage(14, (40, 20, 10, 10))
+        self.stage5 = Stage(14, (40, 20, 10, 10), activation)
         self.up3 = ConvTranspose(10, 10, 4, stride=2, padding=1)
-        self.stage6 = Stage(28, (20, 10, 10, 10), normalize_last=False)
+        self.stage6 = Stage(28, (20, 10, 10, 10), activation, normalize_last=False)
         self.output = Conv(10, image_channels, 3)
 
     def __call__(

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm import unets
+from jax_ddpm.objectives.discrete import by_timestep
 from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize
@@ -27,10 +28,10 @@ class Model:
     """A network with its weights, and its metadata.
 
     model(x, t) is the network's prediction of x's shape, for x float32 (B, H, W, C) and t integers (B,) in [0, T), or
-    one integer for all images. The range of t is not checked. If the network also predicts the variance, the prediction
-    has twice the channels. A network with classes is called as model(x, t, labels): labels are integers (B,), or one
-    integer for all images, and None is the null label.
-    has twice the channels. For the objectives edm and flow, x and the float t are those of
+    one integer for all images; the network gets from them what `DiffusionConfig.t_input` says. x has the values of
+    `DiffusionConfig.data_range`. The range of t is not checked. If the network also predicts the variance, the
+    prediction has twice the channels. A network with classes is called as model(x, t, labels): labels are integers
+    (B,), or one integer for all images, and None is the null label. For the objectives edm and flow, x and the float t are those of
     `objectives.Continuous.network_input`.
     """
 
@@ -50,10 +51,11 @@ class Model:
         fits = t.shape == x.shape[:1] or t.shape in ((), (1,))
         require(fits, "shape of t", t.shape, f"expected {x.shape[:1]}, or one integer")
         t = jnp.broadcast_to(t, x.shape[:1])
+        predict = by_timestep(self.network, self.info.diffusion)
         if labels is None:
-            return self.network(x, t)
+            return predict(x, t)
         labels = jnp.asarray(labels)
-        return self.network(x, t, labels if labels.ndim else jnp.broadcast_to(labels, x.shape[:1]))
+        return predict(x, t, labels if labels.ndim else jnp.broadcast_to(labels, x.shape[:1]))
 
     def __repr__(self) -> str:
         return f"Model: {describe(self.info, self.num_parameters)}"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from jax_ddpm.spec.data_range import to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
@@ -109,7 +110,7 @@ def invert(
     model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
-    images = check_images("images", images, image_shape, numpy_dtype(dtype))
+    images = to_data_range(check_images("images", images, image_shape, numpy_dtype(dtype)), config.data_range)
     config.check()
     require_timesteps(config, "inversion")
     sampler.check(config.timesteps)
@@ -122,7 +123,7 @@ def invert(
 
     def draw(indices):
         x = channels_first(images[indices], device_of(network))
-        predict = guided_predict(network, sampler, tensors(labels, indices, x.device), guide)
+        predict = guided_predict(network, config, sampler, tensors(labels, indices, x.device), guide)
 
         def eps_at_next_timestep(x, t):
             s = next_t.to(t.device)[t]
@@ -177,7 +178,7 @@ def img2img(
     model = opened(model)
     _, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
-    images = check_images("images", images, image_shape, numpy_dtype(dtype))
+    images = to_data_range(check_images("images", images, image_shape, numpy_dtype(dtype)), config.data_range)
     config.check()
     require_timesteps(config, "img2img")
     sampler.check(config.timesteps)

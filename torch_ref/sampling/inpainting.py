@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seeds_and_indices
@@ -58,9 +59,10 @@ def inpaint(
     model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     sampler, config = sampling_settings(sampler, config, settings)
-    images = check_images("images", images, image_shape, numpy_dtype(dtype))
+    given = check_images("images", images, image_shape, numpy_dtype(dtype))
+    images, mask = to_data_range(given, config.data_range), check_mask(mask, given)
     device = device_of(network)
-    is_known = torch.from_numpy(check_mask(mask, images)).to(device)
+    is_known = torch.from_numpy(mask).to(device)
     config.check()
     require_timesteps(config, "inpainting")
     sampler.check(config.timesteps)
@@ -77,7 +79,7 @@ def inpaint(
 
     def draw(indices):
         batch = channels_first(images[indices], device)
-        guided = guided_predict(network, sampler, tensors(labels, indices, device), guide)
+        guided = guided_predict(network, config, sampler, tensors(labels, indices, device), guide)
         ancestral_step = make_step(tables, config, sampler, chain, guided)
 
         def noise_of(keys, number):
@@ -103,4 +105,5 @@ def inpaint(
         x_T, steps = noise_of(keys, config.timesteps), np.arange(len(timesteps))
         return reverse_process(step, predict, x_T, steps, draw_noise, progress=progress)[0]
 
-    return sample_in_batches(draw, len(images), batch_size)
+    x_0 = from_data_range(sample_in_batches(draw, len(images), batch_size), config.data_range)
+    return x_0 if config.data_range == USUAL else np.where(mask[..., None], given, x_0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jax_ddpm.spec.batches import in_batches
+from jax_ddpm.spec.data_range import from_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
@@ -59,16 +60,16 @@ def sample_indices(
     """Sample one batch: images `indices` of a seed, or image indices[k] of seed[k]; on the device of the network.
 
     labels: of these images, from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance.
-    image_shape: (H, W, C). Returns images (B, C, H, W), about within [-1, 1], and frames (F, B, C, H, W). Image i takes
-    its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler and objective; for edm, x_T
-    is sigma_max times that noise.
+    image_shape: (H, W, C). Returns images (B, C, H, W), about within [-1, 1] whatever the `data_range`, and frames (F,
+    B, C, H, W), mapped as the images are. Image i takes its noise from the address (SAMPLING, i, t), and its x_T from
+    t = T with every sampler and objective; for edm, x_T is sigma_max times that noise.
     """
     config.check()
     sampler = sampler or default_sampler(config)
     check_sampler(sampler, config)
     keys, device = image_keys(seed, indices), device_of(network)
     chain, visited = sampling_timesteps(config, sampler), sampling_timesteps(config, sampler, start_t)
-    predict = guided_predict(network, sampler, tensors(labels, slice(None), device), guide)
+    predict = guided_predict(network, config, sampler, tensors(labels, slice(None), device), guide)
     if config.is_continuous:
         step, predict = make_solver(make_objective(config, dtype), sampler, predict)
     else:
@@ -82,7 +83,8 @@ def sample_indices(
         x_T = x_T * config.initial_sigma if config.is_continuous else x_T
     history = first_history(x_T) if sampler.sampler == "dpmpp" else None
     noise = (lambda t: None) if sampler.is_deterministic else draw_noise
-    return reverse_process(step, predict, x_T, visited, noise, num_frames, progress, history)
+    x_0, frames = reverse_process(step, predict, x_T, visited, noise, num_frames, progress, history)
+    return from_data_range(x_0, config.data_range), from_data_range(frames, config.data_range)
 
 
 def sample_in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:

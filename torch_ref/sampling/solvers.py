@@ -34,7 +34,8 @@ def slope(objective: Continuous, x: Tensor, level: Tensor, prediction: Tensor) -
     """dx / dlevel with the predicted x_0, limited as the settings say. level: one number."""
     config, level = objective.config, for_images(x, level)
     x_0 = objective.predicted_x_0(x, level, prediction)
-    x_0 = threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max)
+    limits = config.clip, config.clip_percentile, config.clip_range, config.clip_max, config.data_range
+    x_0 = threshold(x_0, *limits)
     return objective.slope(x, level, x_0)
 
 

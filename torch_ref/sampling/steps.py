@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.registered import NoiseLevel, OwnSampler
 from torch_ref import diffusion
@@ -26,9 +27,17 @@ def of_images(x: Tensor, t: int | Tensor) -> Tensor:
 
 
 def threshold(
-    x_0: Tensor, clip: str, clip_percentile: float, clip_range: float = 1.0, clip_max: float | None = None
+    x_0: Tensor,
+    clip: str,
+    clip_percentile: float,
+    clip_range: float = 1.0,
+    clip_max: float | None = None,
+    data_range: tuple[float, float] = USUAL,
 ) -> Tensor:
     """Limit a predicted x_0 by the method `clip`; "dynamic": Saharia et al. 2022, section 2.3, s at most clip_max."""
+    if data_range != USUAL and clip in ("x0", "dynamic"):
+        limited = threshold(from_data_range(x_0, data_range), clip, clip_percentile, clip_range, clip_max)
+        return to_data_range(limited, data_range)
     if clip == "x0":
         return torch.clamp(x_0, -clip_range, clip_range)
     if clip != "dynamic":
@@ -43,11 +52,11 @@ def clipped_x_0(tables: Tables, config: DiffusionConfig, x_t: Tensor, prediction
     ts = of_images(x_t, t)
     prediction, _ = diffusion.split_prediction(prediction, x_t)
     x_0 = diffusion.predicted_x_0(tables, config.objective, x_t, ts, prediction)
-    return threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max)
+    return threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max, config.data_range)
 
 
-def clamp_state(x: Tensor, clip: str) -> Tensor:
-    return torch.clamp(x, -1, 1) if clip == "state" else x
+def clamp_state(x: Tensor, config: DiffusionConfig) -> Tensor:
+    return torch.clamp(x, *config.data_range) if config.clip == "state" else x
 
 
 def ancestral_step(
@@ -72,7 +81,7 @@ def ancestral_step(
     else:
         sigma = torch.sqrt(extract(tables.betas, ts) if config.variance == "beta" else posterior_variance)
     x = mean + torch.where(posterior_variance > 0, sigma, 0) * noise
-    return clamp_state(x, config.clip)
+    return clamp_state(x, config)
 
 
 def ddim_step(
@@ -96,7 +105,7 @@ def ddim_step(
     noise_level = extract(tables.sqrt_one_minus_alpha_bars_prev, ts)
     direction = torch.sqrt(torch.clamp(noise_level**2 - sigma**2, min=0)) * eps  # to x_t
     x = extract(tables.sqrt_alpha_bars_prev, ts) * x_0 + direction
-    return clamp_state(x if eta == 0 else x + sigma * noise, config.clip)
+    return clamp_state(x if eta == 0 else x + sigma * noise, config)
 
 
 def own_step(
@@ -116,7 +125,7 @@ def own_step(
     below = NoiseLevel(*(extract(root, ts) for root in roots))
     arguments = x_t, x_0, eps, diffusion.noise_level(tables, ts), below
     x = sampler.step(*arguments, noise=noise) if sampler.takes_noise else sampler.step(*arguments)
-    return clamp_state(x, config.clip)
+    return clamp_state(x, config)
 
 
 def ddim_inverse_step(tables: Tables, x: Tensor, eps: Tensor, t: int, noise: None) -> Tensor:
@@ -153,7 +162,7 @@ def dpmpp_step(
     D = x_0 + extrapolation * (x_0 - x_0_prev)  # D_i
     ratio = extract(tables.sqrt_one_minus_alpha_bars_prev, ts) / extract(tables.sqrt_one_minus_alpha_bars, ts)
     x = ratio * x_t - extract(tables.sqrt_alpha_bars_prev, ts) * torch.expm1(-h) * D
-    return clamp_state(x, config.clip), (x_0, lambda_t)
+    return clamp_state(x, config), (x_0, lambda_t)
 
 
 def first_history(x_T: Tensor) -> History:
@@ -195,4 +204,4 @@ def edm_step(
 
     if predict is not None and next_timesteps[t] >= 0 and tables.sqrt_alpha_bars[t] > 0:
         x_next = corrected()
-    return clamp_state(x_next * scale_next, config.clip)
+    return clamp_state(x_next * scale_next, config)

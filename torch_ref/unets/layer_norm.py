@@ -1,14 +1,18 @@
 """LayerNormUNet: a small UNet for 28x28 images with LayerNorm over whole images."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from jax_ddpm.spec.types import TimeActivation
 from torch_ref.dtypes import activations, timesteps
 from torch_ref.embeddings import sinusoid_table
 from torch_ref.layers import add_label, label_embedding
 
 TIME_WIDTH = 100
+TIME_ACTIVATIONS = {"silu": nn.SiLU, "leaky_relu": nn.LeakyReLU}  # the slope is 0.01
 
 
 class Block(nn.Module):
@@ -38,10 +42,10 @@ class TimeTable(nn.Module):
 
 
 class TimeMLP(nn.Sequential):
-    """Linear(SiLU(Linear(row of the time table))): one number per channel of a stage's input."""
+    """Linear(activation(Linear(row of the time table))): one number per channel of a stage's input."""
 
-    def __init__(self, channels: int):
-        super().__init__(nn.Linear(TIME_WIDTH, channels), nn.SiLU(), nn.Linear(channels, channels))
+    def __init__(self, channels: int, activation: Callable):
+        super().__init__(nn.Linear(TIME_WIDTH, channels), activation(), nn.Linear(channels, channels))
 
     def forward(self, time):
         return super().forward(time)[:, :, None, None]
@@ -64,27 +68,29 @@ class LayerNormUNet(nn.Module):
         table_rows: int = 1000,
         num_classes: int = 0,
         null_label: bool = True,
+        time_activation: TimeActivation = "silu",
         dtype=None,
     ):
         super().__init__()
         self.dtype, self.null_index = dtype, num_classes if null_label else None
         self.time_embed = TimeTable(table_rows, TIME_WIDTH)
         self.class_embedding = label_embedding(num_classes, null_label, TIME_WIDTH)
-        self.te1, self.b1 = TimeMLP(image_channels), Stage(28, (image_channels, 10, 10, 10))
+        activation = TIME_ACTIVATIONS[time_activation]
+        self.te1, self.b1 = TimeMLP(image_channels, activation), Stage(28, (image_channels, 10, 10, 10))
         self.down1 = nn.Conv2d(10, 10, 4, stride=2, padding=1)
-        self.te2, self.b2 = TimeMLP(10), Stage(14, (10, 20, 20, 20))
+        self.te2, self.b2 = TimeMLP(10, activation), Stage(14, (10, 20, 20, 20))
         self.down2 = nn.Conv2d(20, 20, 4, stride=2, padding=1)
-        self.te3, self.b3 = TimeMLP(20), Stage(7, (20, 40, 40, 40))
+        self.te3, self.b3 = TimeMLP(20, activation), Stage(7, (20, 40, 40, 40))
         self.down3 = nn.Sequential(nn.Conv2d(40, 40, 2), nn.SiLU(), nn.Conv2d(40, 40, 4, stride=2, padding=1))
-        self.te_mid, self.b_mid = TimeMLP(40), Stage(3, (40, 20, 20, 40))
+        self.te_mid, self.b_mid = TimeMLP(40, activation), Stage(3, (40, 20, 20, 40))
         self.up1 = nn.Sequential(
             nn.ConvTranspose2d(40, 40, 4, stride=2, padding=1), nn.SiLU(), nn.ConvTranspose2d(40, 40, 2)
         )
-        self.te4, self.b4 = TimeMLP(80), Stage(7, (80, 40, 20, 20))
+        self.te4, self.b4 = TimeMLP(80, activation), Stage(7, (80, 40, 20, 20))
         self.up2 = nn.ConvTranspose2d(20, 20, 4, stride=2, padding=1)
-        self.te5, self.b5 = TimeMLP(40), Stage(14, (40, 20, 10, 10))
+        self.te5, self.b5 = TimeMLP(40, activation), Stage(14, (40, 20, 10, 10))
         self.up3 = nn.ConvTranspose2d(10, 10, 4, stride=2, padding=1)
-        self.te_out, self.b_out = TimeMLP(20), Stage(28, (20, 10, 10, 10), normalize_last=False)
+        self.te_out, self.b_out = TimeMLP(20, activation), Stage(28, (20, 10, 10, 10), normalize_last=False)
         self.conv_out = nn.Conv2d(10, image_channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
