@@ -17,7 +17,7 @@ from jax_ddpm.spec.choose_weights import choose, describe_choice
 from jax_ddpm.spec.diffusers_folder import Folder
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.ema_snapshots import describe_average, find_average, read_average
-from jax_ddpm.spec.errors import UserError, require_one_of, users_words
+from jax_ddpm.spec.errors import UserError, require_one_of, settings_text, users_words
 from jax_ddpm.spec.file_content import FileContent
 from jax_ddpm.spec.find_weights import Found, ShapesOf, find_weights
 from jax_ddpm.spec.flat_settings import check_names, plain_value
@@ -26,6 +26,7 @@ from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.infer_network import check_size
 from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.layout import Layout
+from jax_ddpm.spec.lucidrains_config import TRAITS, LucidrainsConfig, same_network_as
 from jax_ddpm.spec.model_folder import MODEL_FILE, find_source
 from jax_ddpm.spec.model_info import FORMAT_VERSION, ModelInfo
 from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS, NetworkConfig
@@ -37,6 +38,7 @@ from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_ow
 from jax_ddpm.spec.run_config import check_time
 from jax_ddpm.spec.text import printable
 from jax_ddpm.spec.told_by_arrays import told_by_arrays
+from jax_ddpm.spec.told_by_loss_weights import told_by_loss_weights
 from jax_ddpm.spec.types import StateDict, Weights
 
 __all__ = ["METADATA_KEY", "MODEL_FILE", "initial_weights", "read_file", "read_model"]
@@ -120,6 +122,11 @@ def read_model(
     if loaded.content is not None and loaded.diffusion is None:
         usual = default_diffusion(loaded.network).timesteps
         sentence, told = told_by_arrays(loaded.network, loaded.content, given, usual)
+        objective = None if "objective" in given else told_by_loss_weights(loaded.content)
+        if objective is not None:
+            told |= {"objective": objective[1]}
+            shown = settings_text({"objective": objective[1]})
+            sentence = f'{sentence} Its loss weights, "{objective[0]}", say: {shown}.'.lstrip()
         known = {**told, **given}
         if sentence:
             log(printable(users_words(sentence)))
@@ -191,9 +198,14 @@ def load(
         return loaded_with(read_arrays(file.own_arrays, source.file), info, settings, path)
     folder = source.folder
     by_network = settings_by_network(supposed, folder, settings)
+    version = same_network_as(file.version or "")
+    if version is not None:
+        by_network["lucidrains"] = {"package_version": version} | by_network["lucidrains"]
     found = find_weights(file.content, shapes_of, by_network, given)
     chosen = choose(source.file, file.content, found, None if source.is_ema else weights, shapes_of, given)
     known = dict(chosen.recognised.settings)
+    if version is not None and chosen.network.name == "lucidrains":
+        known = {"package_version": version} | known
     if chosen.recognised.label_rows is not None and hasattr(chosen.network, "num_classes"):
         known["num_classes"] = chosen.network.num_classes
     if folder is not None and (type(folder.network) is not type(chosen.network) or differing(folder.network, known)):
@@ -210,6 +222,8 @@ def load(
         if folder is None or source.is_folder
         else f"{line} The network's settings are those of config.json beside it."
     )
+    if version is not None and chosen.network.name == "lucidrains":
+        log(f"It was saved by version {printable(file.version)} of denoising_diffusion_pytorch.")
     if folder is not None:
         known |= folder.told
         for note in folder.notes:
@@ -277,9 +291,13 @@ def require_settings(known: Mapping[str, Any], settings: Mapping[str, Any], path
 def default_diffusion(network: NetworkConfig) -> DiffusionConfig:
     """Diffusion settings for a file that has none: those of the network's preset.
 
-    If the network predicts a variance, `variance` is learned_range.
+    If the network predicts a variance, `variance` is learned_range. Older versions of `lucidrains` have the defaults of
+    their package.
     """
     diffusion = preset(network.name).diffusion
+    if isinstance(network, LucidrainsConfig) and TRAITS[network.package_version].centred_norm:
+        schedule = "cosine" if TRAITS[network.package_version].strided else "sigmoid"
+        diffusion = replace(diffusion, objective="eps", schedule=schedule)
     return replace(diffusion, variance="learned_range") if getattr(network, "learned_variance", False) else diffusion
 
 
