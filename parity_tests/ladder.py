@@ -58,7 +58,7 @@ from parity_tests.measures_training import (
     skipped_step,
     trained_parameters,
 )
-from parity_tests.networks import CASES, LABELLED, VARIANTS
+from parity_tests.networks import CASES, LABELLED, LUCIDRAINS, VARIANTS
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,13 @@ RUNGS = {
     "1000-step samples, 8-bit pixels, float64": Rung(0, lambda: pixels(np.float64)),
 }
 
-NOT_SQUARE = {"strided": (8, 16), "attention": (6, 10), "ddpm": (6, 10), "adm": (6, 10)}  # layer_norm takes 28x28 only
+NOT_SQUARE = {  # layer_norm takes 28x28 only
+    "strided": (8, 16),
+    "attention": (6, 10),
+    "ddpm": (6, 10),
+    "adm": (6, 10),
+    "lucidrains": (6, 10),
+}
 for name, case in CASES.items():
     if name == "conv_block":
         continue
@@ -120,7 +126,7 @@ for name, case in CASES.items():
     ):
         RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype, NOT_SQUARE.get(name)))
 
-for name, case in {**VARIANTS, **LABELLED}.items():
+for name, case in {**VARIANTS, **LABELLED, **LUCIDRAINS}.items():
     for rung, measure, budget in (
         ("outputs, float64", network, budgets.NETWORK_FLOAT64),
         ("gradients, float64", gradients, budgets.GRADIENT_FLOAT64),
@@ -179,14 +185,19 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
     *(  # test_golden has strided, layer_norm and attention in float32, too
         f"{name}: {rung}, float{bits}"
         for name, widths in {
-            **{"strided": (32, 64), "layer_norm": (32, 64), "attention": (32,), "ddpm": (32,), "adm": (32, 64)}
+            "strided": (32, 64),
+            "layer_norm": (32, 64),
+            "attention": (32,),
+            "ddpm": (32,),
+            "lucidrains": (32,),
+            "adm": (32, 64),
         }.items()
         for bits in widths
         for rung in ("outputs", "gradients")
     ),
     *(
         f"{name}: {rung}, float64"
-        for name in (*VARIANTS, *LABELLED)
+        for name in (*VARIANTS, *LABELLED, *LUCIDRAINS)
         if name not in ("ddpm with groups of its middle, mish", "conv_block with labels")
         for rung in ("outputs", "gradients")
     ),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from jax_ddpm.spec.adm_config import ADMConfig
+from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import (
     AttentionConfig,
     ConvBlockConfig,
@@ -95,4 +96,22 @@ LABELLED = {  # the same with labels
         )
         for kind, class_embed_type in (("timesteps", "timestep"), ("vectors", "identity"))
     },
+}
+
+SMALL = {"dim": 8, "dim_mults": (1, 2), "attn_heads": (2,), "attn_dim_head": (4,)}
+CASES["lucidrains"] = Case(LucidrainsConfig(**SMALL, num_mem_kv=2), 3, 8)  # takes no labels
+LUCIDRAINS = {  # other versions of the package, which between them have every trait and setting
+    "lucidrains 0.27.12": Case(LucidrainsConfig(**SMALL, package_version="0.27.12", num_mem_kv=0), 1, 8),
+    "lucidrains 1.7.0": Case(
+        LucidrainsConfig(**SMALL, package_version="1.7.0", num_mem_kv=0, resnet_block_groups=4), 1, 8
+    ),
+    "lucidrains 1.9, learned frequencies": Case(
+        LucidrainsConfig(
+            **{**SMALL, "dim_mults": (1, 1), "attn_heads": (2, 1), "attn_dim_head": (4, 6)},
+            **{"package_version": "1.9", "full_attn": (True, False), "num_mem_kv": 3, "resnet_block_groups": 4},
+            **{"init_dim": 12, "learned_sinusoidal_cond": True, "learned_sinusoidal_dim": 6, "learned_variance": True},
+        ),
+        1,
+        4,
+    ),
 }

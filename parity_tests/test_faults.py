@@ -29,7 +29,7 @@ from jax_ddpm.spec.run_config import TrainingConfig
 from parity_tests import ladder, measures_guidance, measures_training
 from torch_ref.objectives import EDM, Flow, discrete
 from torch_ref.sampling import guidance, reverse, samplers, solvers, steps
-from torch_ref.unets import adm, attention, conv_block, ddpm, layer_norm, strided
+from torch_ref.unets import adm, attention, conv_block, ddpm, layer_norm, lucidrains, strided
 
 
 def swap(target, name, make):
@@ -472,6 +472,45 @@ def of_time(change):
         return faulty
 
     return make
+
+
+def changed_function(module, name, function):
+    """Replace one function of a library in a module: `torch` or `math`."""
+    library, _, name = name.partition(".")
+    original = getattr(module, library)
+    faulty = SimpleNamespace(**{**vars(original), name: function(getattr(original, name))})
+    return swap(module, library, lambda _: faulty)
+
+
+def sample_variance(var_mean):
+    return lambda x, correction, **settings: var_mean(x, correction=1, **settings)
+
+
+def pixels_before_channels(unshuffle):
+    def faulty(self, x):
+        b, c, h, w = x.shape
+        return unshuffle(self, x).reshape(b, c, 4, h // 2, w // 2).transpose(1, 2).reshape(b, -1, h // 2, w // 2)
+
+    return faulty
+
+
+def undivided_values(network):
+    for layer in network.modules():
+        if isinstance(layer, lucidrains.LinearAttention):
+            layer.divided_values = False
+
+
+def channels_before_heads(heads_of_pixels):
+    def faulty(qkv, heads):
+        b, n, _, c = (parts := heads_of_pixels(qkv, heads))[0].shape
+        return tuple(part.reshape(b, n, c, heads).transpose(2, 3) for part in parts)
+
+    return faulty
+
+
+def scale_and_shift_swapped(name, value):
+    half = len(value) // 2
+    return np.concatenate([value[half:], value[:half]]) if ".mlp.1." in name else value
 
 
 LOSSES, LOSS_GRADIENTS = "losses and loss weights, all objectives, float64", "gradients, edm and flow, float64"
@@ -984,6 +1023,57 @@ FAULTS = {
         of_attention_blocks("output_blocks", heads=4),
         "adm without scales, resampled by pooling: outputs, float64",
     ),
+    **{
+        f"lucidrains: {fault}": (patch, f"{case}: outputs, float64")
+        for fault, patch, case in (
+            (
+                "the mean subtracted",
+                swap(lucidrains, "unit_length", lambda f: lambda x, axis: f(x - x.mean(axis, keepdim=True), axis)),
+                "lucidrains",
+            ),
+            (
+                "memory left out",
+                swap(lucidrains, "with_memory", lambda _: lambda memory, *pixels: pixels),
+                "lucidrains",
+            ),
+            (
+                "softmax over the other axis",
+                changed_function(lucidrains, "torch.softmax", lambda f: lambda x, dim: f(x, 1 if dim == -1 else -1)),
+                "lucidrains",
+            ),
+            ("channels before heads", swap(lucidrains, "heads_of_pixels", channels_before_heads), "lucidrains"),
+            ("pixels before channels", swap(nn.PixelUnshuffle, "forward", pixels_before_channels), "lucidrains"),
+            ("shift before scale", changed_weights(scale_and_shift_swapped), "lucidrains"),
+            (
+                "frequencies over d/2",
+                swap(lucidrains, "frequencies", lambda f: lambda width, theta: f(width + 2, theta)[: width // 2]),
+                "lucidrains",
+            ),
+            ("skip order swapped", concatenated_the_other_way(lucidrains), "lucidrains"),
+            ("height and width swapped", changed_network(sideways), "lucidrains"),
+            (
+                "variance of a sample",
+                changed_function(lucidrains, "torch.var_mean", sample_variance),
+                "lucidrains 0.27.12",
+            ),
+            (
+                "epsilon 1e-3",
+                changed_function(lucidrains, "torch.rsqrt", lambda f: lambda x: f(x + 99e-5)),
+                "lucidrains 0.27.12",
+            ),
+            (
+                "queries of length 1 over the channels",
+                swap(lucidrains, "unit_length", lambda f: lambda x, axis: f(x, -1)),
+                "lucidrains 0.27.12",
+            ),
+            ("values not divided", changed_network(undivided_values), "lucidrains 1.7.0"),
+            (
+                "learned frequencies not in turns",
+                swap(lucidrains, "math", lambda f: SimpleNamespace(**{**vars(f), "pi": 0.5})),
+                "lucidrains 1.9, learned frequencies",
+            ),
+        )
+    },
 }
 
 

@@ -40,6 +40,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "unets/conv_block": ["unets/conv_block"],
     "unets/ddpm": ["unets/ddpm"],
     "unets/layer_norm": ["unets/layer_norm"],
+    "unets/lucidrains": ["unets/lucidrains"],
     "unets/strided": ["unets/strided"],
     "weights": ["weights/model", "weights/convert", "weights/initial_values"],
 }
@@ -89,6 +90,9 @@ ONLY_IN_JAX = {  # in the order in which they stand there
         ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
     ),
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
+    "unets/lucidrains": dict.fromkeys(
+        ["Normal", "RandomFrequencies", "ConvWithoutBias"], "arrays whose initial values or layouts are their own"
+    ),
     "weights": {
         "Model": "load_model returns the nn.Module itself, with an attribute info",
         **dict.fromkeys(["TorchArray", "torch_arrays"], NAMES),
@@ -138,6 +142,7 @@ OTHER_ARGUMENTS = {
     ),
     "unets/__init__": {"register": "the names of a PyTorch module need no table"},
     "unets/layer_norm": {"Stage": SEQUENTIAL},
+    "unets/lucidrains": dict.fromkeys(["AttentionOutput", "Downsample", "Upsample"], SEQUENTIAL),
     "unets/strided": {"DoubleConv": SEQUENTIAL},
 }
 

@@ -22,7 +22,7 @@ from jax_ddpm.spec.run_checkpoints import Checkpoint
 from jax_ddpm.spec.state_dict import check_arrays
 from jax_ddpm.spec.types import Precision, StateDict
 from torch_ref import rng, unets
-from torch_ref.unets import adm, attention
+from torch_ref.unets import adm, attention, lucidrains
 
 
 def load_model(
@@ -122,6 +122,12 @@ def initialise(network: nn.Module, seed: int) -> None:
         if isinstance(layer, attention.TimeEmbedding):
             u = draw_uniform(seed, f"{path}.freqs", (2, *layer.freqs.shape))
             layer.freqs.copy_(torch.from_numpy(np.pi * box_muller(u)))
+        elif isinstance(layer, lucidrains.Sinusoids | lucidrains.LinearAttention | lucidrains.Attention):
+            for name, value in (*parameters.items(), *layer.named_buffers(path, recurse=False)):
+                if name.endswith((".weights", ".mem_kv")):
+                    value.copy_(torch.from_numpy(box_muller(draw_uniform(seed, name, (2, *value.shape)))))
+        elif isinstance(layer, lucidrains.ChannelNorm):
+            layer.g.fill_(1)
         elif isinstance(layer, nn.GroupNorm | nn.LayerNorm):
             for name, parameter in parameters.items():
                 parameter.fill_(1 if name.endswith("weight") else 0)

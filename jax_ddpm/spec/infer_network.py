@@ -12,6 +12,7 @@ from jax_ddpm.spec.network_config import (
     StridedConfig,
 )
 from jax_ddpm.spec.recognise_adm import recognise_adm
+from jax_ddpm.spec.recognise_lucidrains import recognise_lucidrains, recognise_wrapped_lucidrains
 from jax_ddpm.spec.recognised import Arrays, Recognised, check_size, count_numbered, shape_of
 
 __all__ = ["RECOGNISERS", "Recognised", "check_size"]
@@ -124,5 +125,7 @@ RECOGNISERS: dict[str, Callable[[Arrays], Recognised | None]] = {
     "b1.0.conv1.weight": recognise_layer_norm,
     "conv_in.weight": recognise_ddpm,
     "input_blocks.0.0.weight": recognise_adm,
+    "mid_attn.norm.g": recognise_lucidrains,
+    "mid_attn.fn.norm.g": recognise_wrapped_lucidrains,
 }
 """By the name of an array that the network has."""

@@ -18,7 +18,7 @@ from jax_ddpm.spec.choose_weights import choose, describe_choice
 from jax_ddpm.spec.diffusers_folder import Folder
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.ema_snapshots import describe_average, find_average, read_average
-from jax_ddpm.spec.errors import UserError, require_one_of, users_words
+from jax_ddpm.spec.errors import UserError, require_one_of, settings_text, users_words
 from jax_ddpm.spec.file_content import FileContent
 from jax_ddpm.spec.find_weights import Found, ShapesOf, find_weights
 from jax_ddpm.spec.flat_settings import check_names, plain_value
@@ -27,6 +27,7 @@ from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.infer_network import check_size
 from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.layout import Layout
+from jax_ddpm.spec.lucidrains_config import TRAITS, LucidrainsConfig, same_network_as
 from jax_ddpm.spec.model_folder import MODEL_FILE, find_source
 from jax_ddpm.spec.model_info import FORMAT_VERSION, ModelInfo
 from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS, NetworkConfig
@@ -39,6 +40,7 @@ from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_ow
 from jax_ddpm.spec.run_config import check_time
 from jax_ddpm.spec.text import printable
 from jax_ddpm.spec.told_by_arrays import told_by_arrays
+from jax_ddpm.spec.told_by_loss_weights import told_by_loss_weights
 from jax_ddpm.spec.types import StateDict, Weights
 
 __all__ = ["METADATA_KEY", "MODEL_FILE", "initial_weights", "read_file", "read_model"]
@@ -124,6 +126,11 @@ def read_model(
     if loaded.content is not None and loaded.diffusion is None:
         usual = default_diffusion(loaded).timesteps
         sentence, told = told_by_arrays(loaded.network, loaded.content, given, usual)
+        objective = None if "objective" in given else told_by_loss_weights(loaded.content)
+        if objective is not None:
+            told |= {"objective": objective[1]}
+            shown = settings_text({"objective": objective[1]})
+            sentence = f'{sentence} Its loss weights, "{objective[0]}", say: {shown}.'.lstrip()
         known = {**told, **given}
         if sentence:
             log(printable(users_words(sentence)))
@@ -195,6 +202,9 @@ def load(
         return loaded_with(read_arrays(file.own_arrays, source.file), info, settings, path)
     folder = source.folder
     by_network = settings_by_network(supposed, folder, settings)
+    version = same_network_as(file.version or "")
+    if version is not None:
+        by_network["lucidrains"] = {"package_version": version} | by_network["lucidrains"]
     found = find_weights(file.content, shapes_of, by_network, given)
     named = published(source.file)
     if named is not None and any(named.fits(each.recognised) for each in found):
@@ -204,6 +214,8 @@ def load(
         named = None
     chosen = choose(source.file, file.content, found, None if source.is_ema else weights, shapes_of, given)
     known = dict(chosen.recognised.settings)
+    if version is not None and chosen.network.name == "lucidrains":
+        known = {"package_version": version} | known
     if chosen.recognised.label_rows is not None and hasattr(chosen.network, "num_classes"):
         known["num_classes"] = chosen.network.num_classes
     if folder is not None and (type(folder.network) is not type(chosen.network) or differing(folder.network, known)):
@@ -220,6 +232,8 @@ def load(
         if folder is None or source.is_folder
         else f"{line} The network's settings are those of config.json beside it."
     )
+    if version is not None and chosen.network.name == "lucidrains":
+        log(f"It was saved by version {printable(file.version)} of denoising_diffusion_pytorch.")
     if folder is not None:
         known |= folder.told
         for note in folder.notes:
@@ -299,13 +313,16 @@ def default_size(loaded: Loaded) -> ImageSize:
 def default_diffusion(loaded: Loaded) -> DiffusionConfig:
     """Diffusion settings for a file that has none: those of the published model, or of the network's preset.
 
-    For another model with the network `adm`, those that OpenAI's packages have without flags. If the network predicts a
-    variance, `variance` is learned_range.
+    For another model with the network `adm`, those that OpenAI's packages have without flags; for older versions of
+    `lucidrains`, those of their package. If the network predicts a variance, `variance` is learned_range.
     """
     network = loaded.network
     if loaded.published is not None:
         return loaded.published.diffusion
     diffusion = DiffusionConfig() if isinstance(network, ADMConfig) else preset(network.name).diffusion
+    if isinstance(network, LucidrainsConfig) and TRAITS[network.package_version].centred_norm:
+        schedule = "cosine" if TRAITS[network.package_version].strided else "sigmoid"
+        diffusion = replace(diffusion, objective="eps", schedule=schedule)
     learned = getattr(network, "learned_variance", False)
     return replace(diffusion, variance="learned_range") if learned else diffusion
 

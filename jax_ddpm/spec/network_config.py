@@ -6,6 +6,7 @@ from typing import Literal, Self
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
+from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_base import NETWORKS, NetworkConfig, require_divisible_size
 from jax_ddpm.spec.types import Activation, ClassEmbedType, TimeActivation, TimeScaleShift
 
@@ -297,6 +298,7 @@ NETWORKS.update(
         "layer_norm": LayerNormConfig,
         "ddpm": DDPMConfig,
         "adm": ADMConfig,
+        "lucidrains": LucidrainsConfig,
     }
 )
 BUILT_IN = frozenset(NETWORKS)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import (
     BUILT_IN,
     NETWORKS,
@@ -22,8 +23,8 @@ def preset(name: str | None = None, dataset: str | None = None, **settings) -> R
     """All settings of a run: those of the preset `name`, with the data set replaced if `dataset` is given.
 
     Args:
-        name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, adm, or the name of a registered
-            network. Default: digits if the data set is digits or not given, else conv_block.
+        name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, adm, lucidrains, or the name of a
+            registered network. Default: digits if the data set is digits or not given, else conv_block.
         dataset: as in `DataConfig`. Default: that of the preset.
         settings: other settings, as in `RunConfig.with_`: `preset("tiny", steps=100, batch_size=32)`.
 
@@ -165,6 +166,26 @@ PRESETS: dict[str, RunConfig] = {
         network=ADMConfig(learned_variance=True, dropout=0.3, time_scale=0.25),  # rescale_timesteps: 1000 / T
         diffusion=DiffusionConfig(timesteps=4000, schedule="cosine", variance="learned_range"),
         training=TrainingConfig(steps=500_000, batch_size=128, learning_rate=1e-4, lr_schedule="constant"),
+        output=OutputConfig(sample_every=10_000),
+    ),
+    # The README of denoising_diffusion_pytorch. Its trainer averages the weights every 10 steps with a decay of 0.995,
+    # after the first 100, and its Adam has beta_2 = 0.99, not 0.999. min_snr_gamma: no limit, so that the loss of v is
+    # weighted by SNR / (SNR + 1) = alpha_bar, as there.
+    "lucidrains": RunConfig(
+        preset="lucidrains",
+        data=DataConfig(dataset="cifar10", flip=True),
+        network=LucidrainsConfig(),
+        diffusion=DiffusionConfig(schedule="sigmoid", objective="v", variance="posterior"),
+        training=TrainingConfig(
+            steps=700_000,
+            batch_size=64,
+            accumulate=2,
+            learning_rate=8e-5,
+            lr_schedule="constant",
+            clip_norm=1.0,
+            min_snr_gamma=1e9,
+            ema_decay=0.9995,
+        ),
         output=OutputConfig(sample_every=10_000),
     ),
 }

@@ -44,6 +44,8 @@ class ModelFile:
     content: FileContent
     metadata: str | None
     """Our metadata (JSON), if the file has it."""
+    version: str | None = None
+    """The text under the key "version", in which trainers name the release of their package."""
 
     @property
     def own_arrays(self) -> dict[str, Array]:
@@ -131,7 +133,13 @@ def open_torch(path: Path) -> ModelFile:
             f"{path} cannot be read as a PyTorch checkpoint: it is damaged or not a checkpoint ({why})."
         ) from None
     metadata = tree.get(METADATA_KEY) if isinstance(tree, dict) else None
-    return ModelFile(path, content, metadata if isinstance(metadata, str) else None)
+    version = tree.get("version") if isinstance(tree, dict) else None
+    return ModelFile(
+        path,
+        content,
+        metadata if isinstance(metadata, str) else None,
+        version if isinstance(version, str) else None,
+    )
 
 
 def open_shards(index: Path) -> ModelFile:

@@ -77,7 +77,7 @@ def read(array: Array) -> np.ndarray:
 
 
 def schedule_of(betas: np.ndarray) -> dict[str, Any]:
-    """The schedule with these betas: linear, scaled_linear or cosine if it is one of them, else trained."""
+    """The schedule with these betas: linear, scaled_linear, cosine or sigmoid if it is one of them, else trained."""
     count, settings = len(betas), {"timesteps": len(betas)}
     start, end = rounded(betas[0]), rounded(betas[-1])
     roots = np.linspace(np.sqrt(start), np.sqrt(end), count) ** 2
@@ -86,6 +86,8 @@ def schedule_of(betas: np.ndarray) -> dict[str, Any]:
             return {**settings, "schedule": name, "beta_start": start, "beta_end": end}
     if np.allclose(betas, cosine_betas(count), rtol=1e-4, atol=TOLERANCE):
         return {**settings, "schedule": "cosine"}
+    if np.allclose(betas, sigmoid_betas(count), rtol=1e-3, atol=TOLERANCE):
+        return {**settings, "schedule": "sigmoid"}
     return {**settings, "schedule": "trained", "trained_betas": tuple(betas.tolist())}
 
 
@@ -99,3 +101,10 @@ def cosine_betas(timesteps: int) -> np.ndarray:
     u = np.arange(timesteps + 1) / timesteps
     f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - f[1:] / f[:-1], 0.999)
+
+
+def sigmoid_betas(timesteps: int) -> np.ndarray:
+    """Jabri et al. 2022, section 2, with start -3, end 3, tau 1 and betas of at most 0.999."""
+    u = np.arange(timesteps + 1) / timesteps
+    gamma = 1 / (1 + np.exp(-3)) - 1 / (1 + np.exp(3 - 6 * u))
+    return np.minimum(1 - np.maximum(gamma[1:], 0) / gamma[:-1], 0.999)

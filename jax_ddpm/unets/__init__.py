@@ -1,4 +1,4 @@
-"""Registry of networks by name: the five of this package, and those added with `register`."""
+"""Registry of networks by name: those of this package, and those added with `register`."""
 
 from collections.abc import Callable, Mapping
 
@@ -14,6 +14,7 @@ from jax_ddpm.unets.conv_block import ConvBlockUNet
 from jax_ddpm.unets.ddpm import DDPMUNet
 from jax_ddpm.unets.flax_layers import adapt
 from jax_ddpm.unets.layer_norm import LayerNormUNet
+from jax_ddpm.unets.lucidrains import LucidrainsUNet
 from jax_ddpm.unets.strided import StridedUNet
 
 NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
@@ -23,6 +24,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
     "adm": ADMUNet,
+    "lucidrains": LucidrainsUNet,
 }
 REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
 """From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""

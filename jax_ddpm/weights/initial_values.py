@@ -13,6 +13,7 @@ from jax_ddpm.layers import Embedding, GroupNorm, fan_in
 from jax_ddpm.unets.adm import ZeroConv, ZeroProjection
 from jax_ddpm.unets.attention import AttentionOutput, Frequencies, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
+from jax_ddpm.unets.lucidrains import ChannelNorm, Normal, RandomFrequencies
 from jax_ddpm.weights.convert import torch_arrays
 from jax_ddpm.weights.layouts import OURS
 
@@ -23,17 +24,21 @@ def initialise(network: nnx.Module, seed: int) -> None:
     Each parameter is drawn from the address (PARAMS, crc32 of its PyTorch name). Kernels and their biases are
     kaiming-uniform with a = sqrt(5): uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)]. Norms have scale 1 and bias 0. The
     packed projection of self-attention is xavier-uniform, its biases are 0. ZeroConv and ZeroProjection of `adm` start
-    at zero. Label embeddings are standard normal. Random frequencies are drawn. All other arrays, such as buffers and
-    those of Flax's own layers, keep their values.
+    at zero. Label embeddings and the memories of attention are standard normal. Random frequencies are drawn. All other
+    arrays, such as buffers and those of Flax's own layers, keep their values.
     """
     for array in torch_arrays(network):
         key = rng.key(seed, rng.PARAMS, zlib.crc32(array.name.encode()))
         if isinstance(array.variable, Frequencies):
             value = (np.pi * box_muller(uniform(key, (2, *array.shape)))).astype(np.float32)
+        elif isinstance(array.variable, Normal | RandomFrequencies):
+            value = box_muller(uniform(key, (2, *array.shape))).astype(np.float32)
         elif not isinstance(array.layer, tuple(OURS)):
             continue
         elif isinstance(array.layer, Embedding):
             value = box_muller(uniform(key, (2, *array.shape))).astype(np.float32)
+        elif isinstance(array.layer, ChannelNorm):
+            value = np.ones(array.shape, np.float32)
         elif isinstance(array.layer, GroupNorm | LayerNorm):
             value = np.full(array.shape, 1 if array.name.endswith("weight") else 0, np.float32)
         elif isinstance(array.layer, ZeroConv | ZeroProjection) or (

@@ -14,6 +14,7 @@ from jax_ddpm.layers import Conv, ConvTranspose, ConvTranspose2x2, Embedding, Gr
 from jax_ddpm.unets.adm import Projection
 from jax_ddpm.unets.attention import AttentionOutput, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
+from jax_ddpm.unets.lucidrains import ChannelNorm, ConvWithoutBias
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ OURS = {
     QueryKeyValue: (("in_proj_weight", "kernel", Axes((1, 0))), ("in_proj_bias", "bias", VECTOR)),
     AttentionOutput: (("weight", "kernel", Axes((1, 0))), ("bias", "bias", VECTOR)),
     Projection: (("weight", "kernel", Axes((2, 1, 0))), ("bias", "bias", VECTOR)),
+    ConvWithoutBias: (("weight", "kernel", Axes((3, 2, 0, 1))),),  # HWIO to OIHW
+    ChannelNorm: (("g", "scale", Axes((0, 3, 1, 2))),),  # 11C to C11
 }
 FLAX = {  # the layers of Flax without convolutions and attention, whose layouts depend on their settings
     nnx.Linear: (("weight", "kernel", Axes((1, 0))), ("bias", "bias", VECTOR)),

@@ -15,6 +15,7 @@ from flax import nnx
 
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
 from jax_ddpm.weights.names_adm import ADM
+from jax_ddpm.weights.names_lucidrains import LUCIDRAINS
 
 
 def parse(text: str) -> dict[str, str]:
@@ -208,6 +209,7 @@ TORCH_NAMES = {  # by the class of the network
     "LayerNormUNet": LAYER_NORM,
     "DDPMUNet": DDPM,
     "ADMUNet": parse(ADM),
+    "LucidrainsUNet": parse(LUCIDRAINS),
 }
 
 

@@ -28,6 +28,7 @@ from torch_ref.unets.attention import AttentionUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
 from torch_ref.unets.ddpm import DDPMUNet
 from torch_ref.unets.layer_norm import LayerNormUNet
+from torch_ref.unets.lucidrains import LucidrainsUNet
 from torch_ref.unets.strided import StridedUNet
 
 NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
@@ -37,6 +38,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
     "adm": ADMUNet,
+    "lucidrains": LucidrainsUNet,
 }
 
 
