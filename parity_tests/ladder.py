@@ -108,7 +108,13 @@ RUNGS = {
     "1000-step samples, 8-bit pixels, float64": Rung(0, lambda: pixels(np.float64)),
 }
 
-NOT_SQUARE = {"strided": (8, 16), "attention": (6, 10), "ddpm": (6, 10)}  # layer_norm takes 28x28 only
+NOT_SQUARE = {
+    "strided": (8, 16),
+    "attention": (6, 10),
+    "ddpm": (6, 10),
+    "simple_unet": (8, 12),
+    "context_unet": (8, 16),
+}  # layer_norm takes 28x28 only
 for name, case in CASES.items():
     if name == "conv_block":
         continue
@@ -178,7 +184,14 @@ for name, sampler in {
 SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is tested by default.
     *(  # test_golden has strided, layer_norm and attention in float32, too
         f"{name}: {rung}, float{bits}"
-        for name, widths in {"strided": (32, 64), "layer_norm": (32, 64), "attention": (32,), "ddpm": (32,)}.items()
+        for name, widths in {
+            "strided": (32, 64),
+            "layer_norm": (32, 64),
+            "attention": (32,),
+            "ddpm": (32,),
+            "simple_unet": (32,),
+            "context_unet": (32,),
+        }.items()
         for bits in widths
         for rung in ("outputs", "gradients")
     ),

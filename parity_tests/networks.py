@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.network_config import (
     AttentionConfig,
     ConvBlockConfig,
@@ -10,6 +11,7 @@ from jax_ddpm.spec.network_config import (
     NetworkConfig,
     StridedConfig,
 )
+from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ CASES = {
         3,
         8,
     ),
+    "simple_unet": Case(SimpleUNetConfig(widths=(8, 16, 24)), 3, 8),
+    "context_unet": Case(ContextUNetConfig(channels=8, pool=2), 1, 8),
 }
 
 LABELLED = {  # the same with labels

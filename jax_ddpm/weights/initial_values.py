@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm import rng
-from jax_ddpm.layers import Embedding, GroupNorm, fan_in
+from jax_ddpm.layers import BatchNorm, Embedding, GroupNorm, fan_in
 from jax_ddpm.unets.attention import AttentionOutput, Frequencies, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
 from jax_ddpm.weights.convert import torch_arrays
@@ -20,8 +20,8 @@ def initialise(network: nnx.Module, seed: int) -> None:
     """Fill a network with PyTorch's default initial values, in place.
 
     Each parameter is drawn from the address (PARAMS, crc32 of its PyTorch name). Kernels and their biases are
-    kaiming-uniform with a = sqrt(5): uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)]. Norms have scale 1 and bias 0. The
-    packed projection of self-attention is xavier-uniform, its biases are 0. Label embeddings are standard normal.
+    kaiming-uniform with a = sqrt(5): uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)]. Norms have scale 1 and bias 0,
+    and BatchNorm starts with the running mean 0 and variance 1. The packed projection of self-attention is xavier-uniform, its biases are 0. Label embeddings are standard normal.
     Random frequencies are drawn. All other arrays, such as buffers and those of Flax's own layers, keep their values.
     """
     for array in torch_arrays(network):
@@ -32,8 +32,8 @@ def initialise(network: nnx.Module, seed: int) -> None:
             continue
         elif isinstance(array.layer, Embedding):
             value = box_muller(uniform(key, (2, *array.shape))).astype(np.float32)
-        elif isinstance(array.layer, GroupNorm | LayerNorm):
-            value = np.full(array.shape, 1 if array.name.endswith("weight") else 0, np.float32)
+        elif isinstance(array.layer, GroupNorm | LayerNorm | BatchNorm):
+            value = np.full(array.shape, 1 if array.name.endswith(("weight", "running_var")) else 0, np.float32)
         elif isinstance(array.layer, QueryKeyValue | AttentionOutput) and array.name.endswith("bias"):
             value = np.zeros(array.shape, np.float32)
         else:

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from flax import nnx
 
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
+from jax_ddpm.weights.names_context_unet import CONTEXT_UNET
+from jax_ddpm.weights.names_simple_unet import SIMPLE_UNET
 
 
 def parse(text: str) -> dict[str, str]:
@@ -206,6 +208,8 @@ TORCH_NAMES = {  # by the class of the network
     "AttentionUNet": ATTENTION,
     "LayerNormUNet": LAYER_NORM,
     "DDPMUNet": DDPM,
+    "SimpleUNet": parse(SIMPLE_UNET),
+    "ContextUNet": parse(CONTEXT_UNET),
 }
 
 

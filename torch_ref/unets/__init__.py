@@ -25,8 +25,10 @@ from jax_ddpm.spec.run_config import RunConfig
 from torch_ref.dtypes import activations
 from torch_ref.unets.attention import AttentionUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
+from torch_ref.unets.context_unet import ContextUNet
 from torch_ref.unets.ddpm import DDPMUNet
 from torch_ref.unets.layer_norm import LayerNormUNet
+from torch_ref.unets.simple_unet import SimpleUNet
 from torch_ref.unets.strided import StridedUNet
 
 NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
@@ -35,6 +37,8 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "attention": AttentionUNet,
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
+    "simple_unet": SimpleUNet,
+    "context_unet": ContextUNet,
 }
 
 
