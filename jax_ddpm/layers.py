@@ -6,7 +6,7 @@ The parameters of a new layer are NaN, so that an unfilled one is noticed. `weig
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 
 from jax_ddpm import ops, rng
 from jax_ddpm.arrays import upcast_dtype
@@ -21,6 +22,7 @@ from jax_ddpm.ops import add_bias, convolve, matmul, transpose_convolve
 from jax_ddpm.spec.errors import UserError
 
 uses_remat = ContextVar("uses_remat", default=False)
+statistics_of_the_batch: ContextVar[list | None] = ContextVar("statistics_of_the_batch", default=None)
 
 
 @contextmanager
@@ -40,13 +42,44 @@ def remat_block(call: Callable) -> Callable:
     def wrapped(*arguments):
         if not uses_remat.get():
             return call(*arguments)
-        return ops.checkpoint(call, *arguments)
+        statistics = statistics_of_the_batch.get()
+        if statistics is None:
+            return ops.checkpoint(call, *arguments)
+        layers = []
+
+        def call_and_statistics(*arguments):
+            with batch_statistics() as found:
+                y = call(*arguments)
+            layers.extend(layer for layer, *_ in found)
+            return y, [values for _, *values in found]
+
+        y, values = ops.checkpoint(call_and_statistics, *arguments)
+        statistics += [(layer, *new) for layer, new in zip(layers, values, strict=True)]
+        return y
 
     return wrapped
 
 
 class Buffer(nnx.Variable):
     """A constant in a network's state that is not trained: it has no gradient, optimiser state or EMA."""
+
+
+class Statistic(Buffer):
+    """A running statistic of BatchNorm: not trained, but replaced by each training step."""
+
+
+@contextmanager
+def batch_statistics() -> Iterator[list]:
+    """Context manager for a forward pass of training: BatchNorm normalises with the statistics of the batch.
+
+    Yields a list, to which each such layer adds (layer, new running mean, new running variance).
+    """
+    found: list = []
+    token = statistics_of_the_batch.set(found)
+    try:
+        yield found
+    finally:
+        statistics_of_the_batch.reset(token)
 
 
 def unfilled(*shape: int) -> nnx.Param:
@@ -164,6 +197,44 @@ class GroupNorm(nnx.Module):
         dtype = upcast_dtype(x.dtype)
         scale, bias = self.scale[...].astype(dtype), self.bias[...].astype(dtype)
         return ops.group_norm(x, scale, bias, self.num_groups, self.epsilon)
+
+
+class BatchNorm(nnx.Module):
+    """BatchNorm (Ioffe & Szegedy 2015, algorithm 1), computed in float32 or float64, with PyTorch's constants.
+
+    It normalises with the running mean and variance. Inside `batch_statistics` it normalises with those of the batch,
+    which is the whole batch also on several devices. The running variance averages unbiased variances. A layer is
+    called once in a forward pass.
+    """
+
+    def __init__(self, num_channels: int, epsilon: float = 1e-5, momentum: float = 0.1):
+        self.epsilon, self.momentum = epsilon, momentum
+        self.scale = unfilled(num_channels)
+        self.bias = unfilled(num_channels)
+        self.mean = Statistic(np.zeros(num_channels, np.float32))
+        self.variance = Statistic(np.ones(num_channels, np.float32))
+
+    def __call__(self, x):
+        dtype = upcast_dtype(x.dtype)
+        h, found = x.astype(dtype), statistics_of_the_batch.get()
+        mean, variance = self.mean[...].astype(dtype), self.variance[...].astype(dtype)
+        if found is not None:
+            old = mean, variance
+            mean = jnp.mean(h, axis=(0, 1, 2))
+            variance = jnp.mean(jnp.square(h - mean), axis=(0, 1, 2))
+            count = h.size // h.shape[-1]
+            unbiased = variance * (count / max(count - 1, 1))
+            new = [(1 - self.momentum) * a + self.momentum * b for a, b in zip(old, (mean, unbiased), strict=True)]
+            found.append((self, *map(lax.stop_gradient, new)))
+        h = (h - mean) * lax.rsqrt(variance + self.epsilon)
+        return (h * self.scale[...].astype(dtype) + self.bias[...].astype(dtype)).astype(x.dtype)
+
+
+def store_statistics(found: list) -> None:
+    """Give BatchNorm layers the running statistics that `batch_statistics` found, in place."""
+    for layer, mean, variance in found:
+        layer.mean = Statistic(mean.astype(layer.mean.dtype))
+        layer.variance = Statistic(variance.astype(layer.variance.dtype))
 
 
 def fan_in(layer: nnx.Module) -> int:

@@ -22,7 +22,7 @@ def rule(name: str, shape: tuple[int, ...]) -> np.ndarray:
     r = np.random.default_rng(zlib.crc32(name.encode()) + 7).standard_normal(shape)
     if name.endswith("freqs"):
         value = r * np.pi
-    elif name.endswith("bias"):
+    elif name.endswith(("bias", "running_mean")):
         value = 0.1 * r
     elif len(shape) == 1 or ".ln." in name:
         value = 1 + 0.1 * r

@@ -114,6 +114,8 @@ NOT_SQUARE = {  # layer_norm takes 28x28 only
     "ddpm": (6, 10),
     "adm": (6, 10),
     "lucidrains": (6, 10),
+    "simple_unet": (8, 12),
+    "context_unet": (8, 16),
 }
 for name, case in CASES.items():
     if name == "conv_block":
@@ -191,6 +193,8 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
             "ddpm": (32,),
             "lucidrains": (32,),
             "adm": (32, 64),
+            "simple_unet": (32,),
+            "context_unet": (32,),
         }.items()
         for bits in widths
         for rung in ("outputs", "gradients")

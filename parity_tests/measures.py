@@ -131,6 +131,9 @@ def twin(values: dict[str, np.ndarray], config: NetworkConfig, channels: int, dt
     """torch_ref's network with these weights."""
     theirs = torch_ref.unets.build(config, channels)
     torch_ref.weights.load_state_dict(theirs, values, dtype)
+    for layer in theirs.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.eval()
     return theirs
 
 
@@ -160,7 +163,7 @@ def label_inputs(config: NetworkConfig, batch: int, dtype) -> tuple[np.ndarray, 
 def program_of_jax(config: NetworkConfig, channels: int, dtype):
     """Compiled (parameters, buffers, x, t) -> (gradients of the mean squared output, output).
 
-    Labels follow t for a network that takes some. One program for outputs and gradients, and for all weights, because
+    Labels follow t for a network that takes some. BatchNorm uses its running statistics. One program for outputs and gradients, and for all weights, because
     compiling takes most of the time.
     """
     graph, _, _ = nnx.split(unets.build(config, channels), nnx.Param, ...)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from jax_ddpm.spec.adm_config import ADMConfig
+from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import (
     AttentionConfig,
@@ -12,6 +13,7 @@ from jax_ddpm.spec.network_config import (
     NetworkConfig,
     StridedConfig,
 )
+from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ CASES = {
         8,
     ),
     "adm": Case(ADMConfig(widths=(32, 64), num_res_blocks=1, attention=(False, True)), 3, 8),
+    "simple_unet": Case(SimpleUNetConfig(widths=(8, 16, 24)), 3, 8),
+    "context_unet": Case(ContextUNetConfig(channels=8, pool=2), 1, 8),
 }
 
 LABELLED = {  # the same with labels

@@ -37,10 +37,12 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "unets/__init__": ["unets/__init__"],
     "unets/adm": ["unets/adm"],
     "unets/attention": ["unets/attention"],
+    "unets/context_unet": ["unets/context_unet"],
     "unets/conv_block": ["unets/conv_block"],
     "unets/ddpm": ["unets/ddpm"],
     "unets/layer_norm": ["unets/layer_norm"],
     "unets/lucidrains": ["unets/lucidrains"],
+    "unets/simple_unet": ["unets/simple_unet"],
     "unets/strided": ["unets/strided"],
     "weights": ["weights/model", "weights/convert", "weights/initial_values"],
 }
@@ -48,6 +50,8 @@ NAMES = "PyTorch's names are the module's own: nothing to translate"
 JITTED = "the jitted part of the function after it"
 LAYERS = [
     "Buffer",
+    "Statistic",
+    "batch_statistics",
     "unfilled",
     "Linear",
     "Embedding",
@@ -55,6 +59,8 @@ LAYERS = [
     "ConvTranspose",
     "ConvTranspose2x2",
     "GroupNorm",
+    "BatchNorm",
+    "store_statistics",
     "fan_in",
 ]
 TRAINED = "jax_ddpm trains the classifier and keeps it; torch_ref reads its file"
@@ -83,12 +89,14 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     "sampling/samplers": {"_sample": JITTED, "shard": "several devices are JAX's"},
     "step": {
         "num_parameters": "in weights.py, where load_model's network is",
+        "with_statistics": "the module of torch_ref holds its statistics",
         "make_gradients": "a step of its own, for --replay-step; nested in make_train_step in torch_ref",
     },
     "unets/adm": {"Projection": "torch has it: a convolution of width 1"},
     "unets/attention": dict.fromkeys(
         ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
     ),
+    "unets/context_unet": {"average_pool": "torch.nn has it"},
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "unets/lucidrains": dict.fromkeys(
         ["Normal", "RandomFrequencies", "ConvWithoutBias"], "arrays whose initial values or layouts are their own"
@@ -119,9 +127,14 @@ ONLY_IN_TORCH = {
     "sampling/guidance": {"twice": "jnp.concatenate; networks of torch_ref take marked floats only"},
     "sampling/solvers": {"for_images": "jnp.full, which takes arrays too"},
     "sampling/steps": {"of_images": "jnp.full, which takes arrays too"},
-    "step": {"draw_level_and_noise": "one line in JAX; here with the permutation of the noise"},
+    "step": {
+        **dict.fromkeys(["running_statistics", "copy_statistics"], "in JAX they are in the state"),
+        "draw_level_and_noise": "one line in JAX; here with the permutation of the noise",
+    },
     "unets/__init__": {"with_autocast": "a Flax module of the user's own takes dtype itself"},
+    "unets/context_unet": {"DownBlock": "a module, for the names of its arrays"},
     "unets/conv_block": {"Sinusoids": "a module, for the name of its array"},
+    "unets/simple_unet": {"Sinusoids": "a module, whose place gives the Linear its name"},
     "unets/ddpm": dict.fromkeys(["average_pool_2x2", "repeat_2x2"], "in ops.py in JAX; torch has functions for both"),
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
     "weights": {

@@ -89,8 +89,8 @@ def test_wrong_weights_are_all_named_in_the_same_words():
 
 
 def test_layers_without_initial_values_are_refused():
-    with pytest.raises(UserError, match="No initial values are known for 0, a BatchNorm2d"):
-        torch_ref.weights.initialise(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), 0)
+    with pytest.raises(UserError, match="No initial values are known for 0, a InstanceNorm2d"):
+        torch_ref.weights.initialise(torch.nn.Sequential(torch.nn.InstanceNorm2d(3, affine=True)), 0)
 
 
 def test_model_files_are_read_by_both(tmp_path):

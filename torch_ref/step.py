@@ -98,6 +98,19 @@ def ema_update(ema: nn.Module, network: nn.Module, step: int, decay: float) -> N
         e.copy_(d * e + (1 - d) * p)
 
 
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of BatchNorm, and its counters of batches, in a fixed order."""
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    return [buffer for layer in norms for buffer in layer.buffers(recurse=False)]
+
+
+@torch.no_grad()
+def copy_statistics(source: Sequence[Tensor], network: nn.Module) -> None:
+    """Set the running statistics of a network to those of `running_statistics`, in place."""
+    for ours, theirs in zip(running_statistics(network), source, strict=True):
+        ours.copy_(theirs)
+
+
 @torch.no_grad()
 def power_ema_update(ema: nn.Module, network: nn.Module, step: int, gamma: float) -> None:
     """beta ema + (1 - beta) params, in place, with beta = (1 - 1/t)^(gamma + 1), t = step + 1.
@@ -144,7 +157,8 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
     labels: integers (B,), for a network with classes. Those that are dropped are drawn inside.
 
     If the loss or a gradient is not finite, the step is skipped: only `state.step` increases, and the power-function
-    averages take the unchanged parameters once more. Metrics: loss, grad_norm (before clipping), learning_rate and
+    averages take the unchanged parameters once more. All averages have the running statistics of the raw network's
+    BatchNorm, as PyTorch's AveragedModel keeps them. Metrics: loss, grad_norm (before clipping), learning_rate and
     skipped (0 or 1). Every random number depends only on (seed, state.step).
     """
     training, seed = config.training, config.training.seed
@@ -187,6 +201,7 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
                 k = rng.key(seed, rng.LABEL_DROPOUT, step)
                 labels = drop_labels(k, labels, null_index, training.label_dropout)
             batch = *batch, labels
+        statistics = [value.clone() for value in running_statistics(state.network)]
         loss, grads = gradients(state.network, step, *batch)
         norm, rate = global_norm(grads), learning_rate(training, step, total_steps)
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
@@ -198,6 +213,10 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
             state.optimizer.step()
             if state.ema is not None:
                 ema_update(state.ema, state.network, step, training.ema_decay)
+        else:
+            copy_statistics(statistics, state.network)
+        for average in filter(None, (state.ema, *state.power_ema)):
+            copy_statistics(running_statistics(state.network), average)
         for average, width in zip(state.power_ema, training.power_ema_widths, strict=bool(state.power_ema)):
             power_ema_update(average, state.network, step, gamma_of(width))
         state.step += 1

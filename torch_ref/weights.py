@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from jax_ddpm.spec.errors import UserError, require_one_of
@@ -128,9 +129,11 @@ def initialise(network: nn.Module, seed: int) -> None:
                     value.copy_(torch.from_numpy(box_muller(draw_uniform(seed, name, (2, *value.shape)))))
         elif isinstance(layer, lucidrains.ChannelNorm):
             layer.g.fill_(1)
-        elif isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+        elif isinstance(layer, nn.GroupNorm | nn.LayerNorm | BatchNorm):
             for name, parameter in parameters.items():
                 parameter.fill_(1 if name.endswith("weight") else 0)
+            if isinstance(layer, BatchNorm):
+                layer.reset_running_stats()
         elif isinstance(layer, nn.MultiheadAttention):
             weight = layer.in_proj_weight
             bound = np.float32(math.sqrt(6 / sum(weight.shape)))

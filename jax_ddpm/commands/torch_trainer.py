@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from jax_ddpm import data, report
 from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, snapshot_path
-from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE, initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.run_classes import check_takes_labels, describe_classes, with_classes
@@ -51,9 +50,6 @@ def train(config: RunConfig, folder: Path) -> None:
         info.network, info.image_shape[2], torch.bfloat16 if training.precision == "bfloat16" else None
     )
     check_takes_labels(config, network.forward)
-    for path, layer in network.named_modules():
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-            raise UserError(f"{path} is a {type(layer).__name__}, whose statistics the training does not average.")
     torch.manual_seed(training.seed)  # for nn.Dropout in a network of the user's own
     if training.init_from is None:
         weights.initialise(network, training.seed)

@@ -217,7 +217,8 @@ def recompute_in_backward(call, *inputs):
 
 
 def recompute_backward(call, inputs, g):
-    inputs = jax.tree.map(lambda x: depend_on(x, g), inputs)
+    first, *_ = jax.tree.leaves(g)
+    inputs = jax.tree.map(lambda x: depend_on(x, first), inputs)
     return jax.vjp(call, *inputs)[1](g)
 
 

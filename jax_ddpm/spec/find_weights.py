@@ -9,7 +9,7 @@ from jax_ddpm.spec.diffusers_folder import current_name
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.file_content import ArrayList, Dictionary, FileContent, Keys, place
 from jax_ddpm.spec.infer_network import RECOGNISERS, Recognised
-from jax_ddpm.spec.known_extras import BUFFERS, EMA, NO_WEIGHTS, RAW, WRAPPERS, is_extra
+from jax_ddpm.spec.known_extras import EMA, NO_WEIGHTS, RAW, WRAPPERS, is_buffer, is_extra
 from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.own_networks import candidates, recognise_own
 from jax_ddpm.spec.stored_array import Array
@@ -211,7 +211,7 @@ def is_average(keys: Keys, prefix: str, prefixes: tuple[str, ...], names: Mappin
 
 def averages_without_buffers(dictionary: Dictionary, raw: Found) -> Iterator[Found]:
     """Averages of the parameters alone, under their names; the buffers are those of the raw weights."""
-    trained = [name for name in raw.names if name not in BUFFERS]
+    trained = [name for name in raw.names if not is_buffer(name)]
     if len(trained) == len(raw.names):
         return
     originals = {current_name(WRAPPERS.sub("", name)): name for name in dictionary.arrays}
@@ -221,7 +221,9 @@ def averages_without_buffers(dictionary: Dictionary, raw: Found) -> Iterator[Fou
         if not is_named or not (EMA.search(prefix) or EMA.search(place(dictionary.keys))):
             continue
         names = {name: originals[f"{prefix}{name}"] for name in trained if f"{prefix}{name}" in originals}
-        if len(names) == len(trained) and not any(f"{prefix}{name}" in originals for name in BUFFERS):
+        if len(names) == len(trained) and not any(
+            f"{prefix}{name}" in originals for name in raw.names if is_buffer(name)
+        ):
             arrays = {name: dictionary.arrays[original] for name, original in names.items()}
             yield from average_of(raw, dictionary.keys, prefix, names, arrays)
 
@@ -233,7 +235,7 @@ def averages_without_dots(dictionary: Dictionary, raw: Found) -> Iterator[Found]
         first, _, rest = name.rpartition(".")
         if EMA.search(first):
             by_prefix.setdefault(f"{first}.", {})[rest] = name
-    trained = [name for name in raw.names if name not in BUFFERS]
+    trained = [name for name in raw.names if not is_buffer(name)]
     for prefix, rests in by_prefix.items():
         for start in sorted(raw.prefix[match.end() :] for match in re.finditer(r"^|\.", raw.prefix)):
             names = {name: rests.get(f"{start}{name}".replace(".", "")) for name in trained}
@@ -245,7 +247,7 @@ def averages_without_dots(dictionary: Dictionary, raw: Found) -> Iterator[Found]
 
 def listed_average(group: ArrayList, raw: Found) -> Found | None:
     """The average whose arrays are a list in the order of the raw weights' parameters; None if shapes do not fit."""
-    trained = [name for name in raw.names if name not in BUFFERS]
+    trained = [name for name in raw.names if not is_buffer(name)]
     for names in (list(raw.names), trained) if EMA.search(place(group.keys)) else ():
         if len(names) == len(group.arrays):
             numbers = {name: str(number) for number, name in enumerate(names)}

@@ -12,7 +12,9 @@ from jax_ddpm.spec.network_config import (
     StridedConfig,
 )
 from jax_ddpm.spec.recognise_adm import recognise_adm
+from jax_ddpm.spec.recognise_context_unet import recognise_context_unet
 from jax_ddpm.spec.recognise_lucidrains import recognise_lucidrains, recognise_wrapped_lucidrains
+from jax_ddpm.spec.recognise_simple_unet import recognise_simple_unet
 from jax_ddpm.spec.recognised import Arrays, Recognised, check_size, count_numbered, shape_of
 
 __all__ = ["RECOGNISERS", "Recognised", "check_size"]
@@ -127,5 +129,7 @@ RECOGNISERS: dict[str, Callable[[Arrays], Recognised | None]] = {
     "input_blocks.0.0.weight": recognise_adm,
     "mid_attn.norm.g": recognise_lucidrains,
     "mid_attn.fn.norm.g": recognise_wrapped_lucidrains,
+    "downs.0.bnorm1.running_mean": recognise_simple_unet,
+    "contextembed1.model.0.weight": recognise_context_unet,
 }
 """By the name of an array that the network has."""

@@ -10,6 +10,8 @@ NO_WEIGHTS = re.compile(r"optimi[sz]er|optim(?![a-z])|exp_avg|momentum|(?<![a-z]
 """In keys of dictionaries that have the network's names but other values."""
 BUFFERS = ("time_emb.0.J", "time_emb.freqs", "time_embed.weight")
 """Arrays of the networks that are not trained, so that averages of parameters lack them."""
+STATISTICS = (".running_mean", ".running_var")
+"""Ends of the names of BatchNorm's running statistics, which are not trained either."""
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts of names that torch.compile, FSDP and gradient checkpointing insert anywhere."""
 
@@ -24,6 +26,11 @@ COUNTERS = re.compile(
 OTHER_PARTS = re.compile(
     "loss.*|criterion|lpips.*|perceptual.*|metrics?|.*_metrics?|fid|inception.*|vgg.*|optim.*|discriminator"
 )
+
+
+def is_buffer(name: str) -> bool:
+    """Whether an array of a network, by its name in the network, is not trained."""
+    return name in BUFFERS or name.endswith(STATISTICS)
 
 
 def is_extra(name: str, ndim: int) -> bool:

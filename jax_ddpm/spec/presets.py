@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from jax_ddpm.spec.adm_config import ADMConfig
+from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
@@ -17,14 +18,16 @@ from jax_ddpm.spec.network_config import (
     StridedConfig,
 )
 from jax_ddpm.spec.run_config import DataConfig, OutputConfig, RunConfig, TrainingConfig
+from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
 
 
 def preset(name: str | None = None, dataset: str | None = None, **settings) -> RunConfig:
     """All settings of a run: those of the preset `name`, with the data set replaced if `dataset` is given.
 
     Args:
-        name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, adm, lucidrains, or the name of a
-            registered network. Default: digits if the data set is digits or not given, else conv_block.
+        name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, adm, lucidrains, simple_unet,
+            context_unet, or the name of a registered network. Default: digits if the data set is digits or not given,
+            else conv_block.
         dataset: as in `DataConfig`. Default: that of the preset.
         settings: other settings, as in `RunConfig.with_`: `preset("tiny", steps=100, batch_size=32)`.
 
@@ -187,5 +190,34 @@ PRESETS: dict[str, RunConfig] = {
             ema_decay=0.9995,
         ),
         output=OutputConfig(sample_every=10_000),
+    ),
+    # DeepFindr's notebook "Diffusion models from scratch in PyTorch", which trains on Stanford Cars.
+    "simple_unet": RunConfig(
+        preset="simple_unet",
+        data=DataConfig(dataset="cars196", image_size=64, flip=True),
+        network=SimpleUNetConfig(),
+        diffusion=DiffusionConfig(timesteps=300, variance="posterior", clip="state"),
+        training=TrainingConfig(
+            epochs=100, batch_size=128, learning_rate=1e-3, lr_schedule="constant", loss_kind="l1", ema=False
+        ),
+        output=OutputConfig(sample_every_epochs=5),
+    ),
+    # TeaPearce's Conditional_Diffusion_MNIST. There the learning rate falls linearly, and alpha_bar has one more
+    # factor, 0.9999.
+    "context_unet": RunConfig(
+        preset="context_unet",
+        data=DataConfig(dataset="mnist", image_size=28),
+        network=ContextUNetConfig(),
+        diffusion=DiffusionConfig(
+            timesteps=400,
+            beta_start=1e-4 + (0.02 - 1e-4) / 400,  # beta_t for t = 1 .. T of a line that starts at t = 0
+            clip="none",
+            data_range=(0.0, 1.0),
+            t_input="fraction_from_one",
+        ),
+        training=TrainingConfig(
+            epochs=20, batch_size=256, learning_rate=1e-4, lr_schedule="constant", ema=False, conditional=True
+        ),
+        output=OutputConfig(sample_every_epochs=5),
     ),
 }

@@ -66,7 +66,7 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     indices = data.batch_indices(training.seed, replay_step - 1, len(images), training.batch_size)
     gradients = jax.jit(make_gradients(graph, config, mesh, feed.unroll_accumulation))
     batch = (images[indices],) if labels is None else (images[indices], labels[indices])
-    loss, grads = gradients(state, *batch)
+    loss, grads, _ = gradients(state, *batch)
     key = rng.key(training.seed, rng.TIMESTEPS, replay_step - 1)
     levels = np.asarray(make_objective(config.diffusion).draw_level(key, training.batch_size))
     finite = bool(np.isfinite(loss) & np.isfinite(global_norm(grads)))

@@ -15,7 +15,8 @@ from jax_ddpm.layers import Buffer
 class TrainState:
     """The training state.
 
-    step: int32, the number of optimiser steps done. ema: None without EMA. buffers: arrays that are not trained.
+    step: int32, the number of optimiser steps done. ema: None without EMA. buffers: arrays that are not trained:
+    constants, and the running statistics of BatchNorm, which a step replaces.
     power_ema: the power-function averages, one for each of `power_ema_widths`; empty without --power-ema.
     """
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm import ops, rng
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import Dropout, remat_blocks
+from jax_ddpm.layers import Dropout, Statistic, batch_statistics, remat_blocks, store_statistics
 from jax_ddpm.objectives import make_objective
 from jax_ddpm.spec.data_range import USUAL, from_levels
 from jax_ddpm.spec.network_config import BUILT_IN
@@ -96,10 +96,15 @@ def drop_labels(k: Array, labels: Array, null_index: int, rate: float) -> Array:
     return jnp.where(jax.random.bernoulli(k, jnp.float32(rate), labels.shape), null_index, labels)
 
 
-def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_accumulation: bool = False) -> Callable:
-    """Returns gradients(state, images uint8 (B, H, W, C), labels int32 (B,) or None) -> (loss, gradients).
+def with_statistics(buffers: nnx.State, statistics: nnx.State) -> nnx.State:
+    """The buffers of a network with these running statistics of BatchNorm."""
+    return nnx.merge_state(buffers, statistics) if statistics else buffers
 
-    Every random number in it depends only on (seed, state.step). labels: None for a network without classes. mesh:
+
+def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_accumulation: bool = False) -> Callable:
+    """Returns gradients(state, images uint8 (B, H, W, C), labels int32 (B,) or None) -> (loss, gradients, statistics).
+
+    statistics: the running statistics of BatchNorm after the pass; empty for a network without. Every random number in it depends only on (seed, state.step). labels: None for a network without classes. mesh:
     shards the batch over its devices. unroll_accumulation: unroll the loop over the parts of an accumulated batch.
     """
     training, seed = config.training, config.training.seed
@@ -110,8 +115,9 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
     def shard(x, *axes):
         return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def loss_of(params, state, x_0, level, noise, image_indices, labels=None):
-        predict, in_layers = nnx.merge(graph, params, state.buffers), nullcontext()
+    def loss_of(params, state, statistics, x_0, level, noise, image_indices, labels=None):
+        network = nnx.merge(graph, params, with_statistics(state.buffers, statistics))
+        predict, in_layers = network, nullcontext()
         parameters = inspect.signature(predict).parameters if is_own else ()
         if rate or is_own:
             dropout = Dropout(rate, seed, state.step, image_indices)
@@ -121,30 +127,40 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
                 predict = partial(predict, dropout=dropout)
         if labels is not None:
             predict = partial(predict, labels=labels)
-        with remat_blocks(training.remat), in_layers:
-            return objective.loss(predict, x_0, level, noise, **training.loss_settings)
+        with remat_blocks(training.remat), in_layers, batch_statistics() as found:
+            loss = objective.loss(predict, x_0, level, noise, **training.loss_settings)
+        store_statistics(found)
+        return loss, nnx.state(network, Statistic)
 
     def accumulated(state, *batch):
-        """Loss and gradients of the batch: the mean over `accumulate` parts of equal size."""
-        grad = jax.value_and_grad(loss_of)
+        """Loss and gradients of the batch: the mean over `accumulate` parts of equal size.
+
+        The parts change the running statistics one after another.
+        """
+        grad = jax.value_and_grad(loss_of, has_aux=True)
+        statistics = nnx.filter_state(state.buffers, Statistic)
         if training.accumulate == 1:
-            return grad(state.params, state, *batch)
+            (loss, statistics), grads = grad(state.params, state, statistics, *batch)
+            return loss, grads, statistics
 
         def split(x):  # part a of A takes images a, a + A, a + 2A, ...: no image moves to another device
             x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:])
             return shard(x.swapaxes(0, 1), None, "data")
 
-        def add(total, part):
+        def add(carry, part):
+            total, statistics = carry
             x_0, *draws = part
             if unroll_accumulation:
                 # Unrolled parts could run at the same time and need the memory of the whole batch.
                 # This dependency on the previous part makes them run one after another.
                 x_0 = x_0 + 0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(total))
-            return jax.tree.map(jnp.add, total, grad(state.params, state, x_0, *draws)), None
+            (loss, statistics), grads = grad(state.params, state, statistics, x_0, *draws)
+            return (jax.tree.map(jnp.add, total, (loss, grads)), statistics), None
 
         zero = (jnp.zeros((), dtype), jax.tree.map(jnp.zeros_like, state.params))
-        total, _ = lax.scan(add, zero, jax.tree.map(split, batch), unroll=unroll_accumulation)
-        return jax.tree.map(lambda x: x / training.accumulate, total)
+        parts = jax.tree.map(split, batch)
+        (total, statistics), _ = lax.scan(add, (zero, statistics), parts, unroll=unroll_accumulation)
+        return *jax.tree.map(lambda x: x / training.accumulate, total), statistics
 
     def gradients(state: TrainState, images: Array, labels: Array | None = None):
         step = state.step
@@ -176,14 +192,15 @@ def make_train_step(
     labels: int32 (B,), for a network with classes. Those that are dropped are drawn inside.
 
     If the loss or a gradient is not finite, the step is skipped: only `state.step` increases, and the power-function
-    averages take the unchanged parameters once more. Metrics are float scalars: loss, grad_norm (before clipping),
+    averages take the unchanged parameters once more. Running statistics of BatchNorm are not averaged: the EMA is used
+    with those of the raw network, as by PyTorch's AveragedModel. Metrics are float scalars: loss, grad_norm (before clipping),
     learning_rate and skipped (0 or 1).
     """
     training, gradients = config.training, make_gradients(graph, config, mesh, unroll_accumulation)
     gammas = [gamma_of(width) for width in training.power_ema_widths]
 
     def train_step(state: TrainState, images: Array, labels: Array | None = None) -> tuple[TrainState, Metrics]:
-        loss, grads = gradients(state, images, labels)
+        loss, grads, statistics = gradients(state, images, labels)
         norm, rate = global_norm(grads), learning_rate(training, state.step, total_steps)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -197,10 +214,12 @@ def make_train_step(
         params, ema = if_finite(params, state.params), state.ema
         if ema is not None:
             ema = if_finite(ema_update(ema, params, state.step, training.ema_decay), ema)
+        statistics = if_finite(statistics, nnx.filter_state(state.buffers, Statistic))
+        buffers = with_statistics(state.buffers, statistics)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
         averages = zip(state.power_ema, gammas, strict=bool(state.power_ema))
         power_ema = tuple(power_ema_update(average, params, state.step, gamma) for average, gamma in averages)
-        return TrainState(state.step + 1, params, ema, optimizer_state, state.buffers, power_ema), metrics
+        return TrainState(state.step + 1, params, ema, optimizer_state, buffers, power_ema), metrics
 
     return train_step
 

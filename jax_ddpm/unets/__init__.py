@@ -10,11 +10,13 @@ from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.unets.adm import ADMUNet
 from jax_ddpm.unets.attention import AttentionUNet
+from jax_ddpm.unets.context_unet import ContextUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
 from jax_ddpm.unets.ddpm import DDPMUNet
 from jax_ddpm.unets.flax_layers import adapt
 from jax_ddpm.unets.layer_norm import LayerNormUNet
 from jax_ddpm.unets.lucidrains import LucidrainsUNet
+from jax_ddpm.unets.simple_unet import SimpleUNet
 from jax_ddpm.unets.strided import StridedUNet
 
 NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
@@ -25,6 +27,8 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "ddpm": DDPMUNet,
     "adm": ADMUNet,
     "lucidrains": LucidrainsUNet,
+    "simple_unet": SimpleUNet,
+    "context_unet": ContextUNet,
 }
 REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
 """From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""

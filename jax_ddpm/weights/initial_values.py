@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jax_ddpm import rng
-from jax_ddpm.layers import Embedding, GroupNorm, fan_in
+from jax_ddpm.layers import BatchNorm, Embedding, GroupNorm, fan_in
 from jax_ddpm.unets.adm import ZeroConv, ZeroProjection
 from jax_ddpm.unets.attention import AttentionOutput, Frequencies, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
@@ -22,10 +22,11 @@ def initialise(network: nnx.Module, seed: int) -> None:
     """Fill a network with PyTorch's default initial values, in place.
 
     Each parameter is drawn from the address (PARAMS, crc32 of its PyTorch name). Kernels and their biases are
-    kaiming-uniform with a = sqrt(5): uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)]. Norms have scale 1 and bias 0. The
-    packed projection of self-attention is xavier-uniform, its biases are 0. ZeroConv and ZeroProjection of `adm` start
-    at zero. Label embeddings and the memories of attention are standard normal. Random frequencies are drawn. All other
-    arrays, such as buffers and those of Flax's own layers, keep their values.
+    kaiming-uniform with a = sqrt(5): uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)]. Norms have scale 1 and bias 0, and
+    BatchNorm the running mean 0 and variance 1. The packed projection of self-attention is xavier-uniform, its biases
+    are 0. ZeroConv and ZeroProjection of `adm` start at zero. Label embeddings and the memories of attention are
+    standard normal. Random frequencies are drawn. All other arrays, such as buffers and those of Flax's own layers,
+    keep their values.
     """
     for array in torch_arrays(network):
         key = rng.key(seed, rng.PARAMS, zlib.crc32(array.name.encode()))
@@ -39,8 +40,8 @@ def initialise(network: nnx.Module, seed: int) -> None:
             value = box_muller(uniform(key, (2, *array.shape))).astype(np.float32)
         elif isinstance(array.layer, ChannelNorm):
             value = np.ones(array.shape, np.float32)
-        elif isinstance(array.layer, GroupNorm | LayerNorm):
-            value = np.full(array.shape, 1 if array.name.endswith("weight") else 0, np.float32)
+        elif isinstance(array.layer, GroupNorm | LayerNorm | BatchNorm):
+            value = np.full(array.shape, 1 if array.name.endswith(("weight", "running_var")) else 0, np.float32)
         elif isinstance(array.layer, ZeroConv | ZeroProjection) or (
             isinstance(array.layer, QueryKeyValue | AttentionOutput) and array.name.endswith("bias")
         ):

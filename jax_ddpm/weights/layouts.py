@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from flax import nnx
 
-from jax_ddpm.layers import Conv, ConvTranspose, ConvTranspose2x2, Embedding, GroupNorm, Linear
+from jax_ddpm.layers import BatchNorm, Conv, ConvTranspose, ConvTranspose2x2, Embedding, GroupNorm, Linear
 from jax_ddpm.unets.adm import Projection
 from jax_ddpm.unets.attention import AttentionOutput, QueryKeyValue
 from jax_ddpm.unets.layer_norm import LayerNorm
@@ -77,6 +77,7 @@ OURS = {
     ConvTranspose2x2: (("weight", "kernel", Axes((2, 3, 0, 1))), ("bias", "bias", VECTOR)),  # HWIO to IOHW, not flipped
     ConvTranspose: (("weight", "kernel", Axes((2, 3, 0, 1))), ("bias", "bias", VECTOR)),
     GroupNorm: NORM,
+    BatchNorm: (*NORM, ("running_mean", "mean", VECTOR), ("running_var", "variance", VECTOR)),
     LayerNorm: (("weight", "scale", Axes((2, 0, 1))), ("bias", "bias", Axes((2, 0, 1)))),  # HWC to CHW
     QueryKeyValue: (("in_proj_weight", "kernel", Axes((1, 0))), ("in_proj_bias", "bias", VECTOR)),
     AttentionOutput: (("weight", "kernel", Axes((1, 0))), ("bias", "bias", VECTOR)),

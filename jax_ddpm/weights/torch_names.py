@@ -15,7 +15,9 @@ from flax import nnx
 
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
 from jax_ddpm.weights.names_adm import ADM
+from jax_ddpm.weights.names_context_unet import CONTEXT_UNET
 from jax_ddpm.weights.names_lucidrains import LUCIDRAINS
+from jax_ddpm.weights.names_simple_unet import SIMPLE_UNET
 
 
 def parse(text: str) -> dict[str, str]:
@@ -210,6 +212,8 @@ TORCH_NAMES = {  # by the class of the network
     "DDPMUNet": DDPM,
     "ADMUNet": parse(ADM),
     "LucidrainsUNet": parse(LUCIDRAINS),
+    "SimpleUNet": parse(SIMPLE_UNET),
+    "ContextUNet": parse(CONTEXT_UNET),
 }
 
 

@@ -25,10 +25,12 @@ from jax_ddpm.spec.run_config import RunConfig
 from torch_ref.dtypes import activations
 from torch_ref.unets.adm import ADMUNet
 from torch_ref.unets.attention import AttentionUNet
+from torch_ref.unets.context_unet import ContextUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
 from torch_ref.unets.ddpm import DDPMUNet
 from torch_ref.unets.layer_norm import LayerNormUNet
 from torch_ref.unets.lucidrains import LucidrainsUNet
+from torch_ref.unets.simple_unet import SimpleUNet
 from torch_ref.unets.strided import StridedUNet
 
 NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
@@ -39,6 +41,8 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "ddpm": DDPMUNet,
     "adm": ADMUNet,
     "lucidrains": LucidrainsUNet,
+    "simple_unet": SimpleUNet,
+    "context_unet": ContextUNet,
 }
 
 
