@@ -212,6 +212,7 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
     "1000-step samples, float64",
     "1000-step samples, 8-bit pixels, float64",
     "10-step DDPM, not square, float32",
+    "data ranges and times, bits, float64",
     *(
         f"{sampler}, {what}"
         for sampler in ("50-step DDIM", "10-step Heun", "20-step Euler")

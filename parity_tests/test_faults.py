@@ -964,7 +964,7 @@ FAULTS = {
         swap(
             discrete,
             "network_time",
-            lambda f: lambda config, x_t, t: f(config, x_t, t - (config.t_input == "fraction_from_one")),
+            lambda f: lambda config, x_t, t: f(config, x_t, t - int(config.t_input == "fraction_from_one")),
         ),
         "data ranges and times, losses, float64",
     ),

@@ -10,8 +10,9 @@ from jax_ddpm.spec.labels import label_array
 from jax_ddpm.spec.noise_check import SECONDS, Predict, can_be_checked, describe, measure, noise_images
 
 TOO_SLOW = f"Check left out: one pass of this network takes longer than {SECONDS:g} seconds here."
-SECONDS_PER_OPERATION = 0.025  # that XLA takes to compile a convolution or a matrix product, with what belongs to it
-FLOPS_PER_SECOND = 1e10  # of a slow machine
+SECONDS_PER_OPERATION = 0.02  # to compile a convolution or matrix product and what belongs to it; measured 0.015
+FLOPS_PER_SECOND = 1e10  # of two CPU cores
+FAST_COMPILE = {"xla_backend_optimization_level": 0}  # on CPUs: a few passes do not repay a longer compilation
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ def say_check(flags, path, model) -> None:
 
     if flags.check.no_check or not can_be_checked(model.info) or tells_diffusion(path, flags.loading.weights):
         return
-    is_jax = hasattr(model, "network")
-    predict = predict_with_jax(model) if is_jax else predict_with_torch(model)
-    print(TOO_SLOW if predict is None else describe(measure(predict, model.info), model.info))
+    start = time.perf_counter()
+    predict = predict_with_jax(model) if hasattr(model, "network") else predict_with_torch(model)
+    left = SECONDS - (time.perf_counter() - start)
+    print(TOO_SLOW if predict is None else describe(measure(predict, model.info, left), model.info))
 
 
 def predict_with_jax(model) -> Predict | None:
@@ -50,13 +52,14 @@ def predict_with_jax(model) -> Predict | None:
         network = nnx.merge(graph, state)
         return network(x, t) if labels is None else network(x, t, labels=labels)
 
-    compiled = jax.jit(predict)
-    lowered = compiled.lower(state, x, np.zeros(len(x), np.int32))
+    is_fraction = model.info.diffusion.t_input.startswith("fraction")
+    lowered = jax.jit(predict).lower(state, x, np.zeros(len(x), np.float32 if is_fraction else np.int32))
     text = lowered.as_text()
     operations = sum(text.count(name) for name in ("stablehlo.convolution", "stablehlo.dot_general", "custom_call"))
     flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
     if operations * SECONDS_PER_OPERATION + flops / FLOPS_PER_SECOND > SECONDS:
         return None
+    compiled = lowered.compile(FAST_COMPILE if jax.default_backend() == "cpu" else None)
     return lambda x, t: np.asarray(compiled(state, x, t))
 
 

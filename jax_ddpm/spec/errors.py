@@ -50,7 +50,10 @@ def users_words(message: str) -> str:
 def settings_text(values: Mapping[str, object]) -> str:
     """Settings in the words of whoever reads them: "--eta 1 --num-steps 50", or "eta=1, num_steps=50"."""
     if _in_command:
-        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+        words = {
+            name: " ".join(f"{each:g}" for each in value) for name, value in values.items() if type(value) is tuple
+        }
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in {**values, **words}.items())
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 

@@ -31,8 +31,8 @@ class Model:
     one integer for all images; the network gets from them what `DiffusionConfig.t_input` says. x has the values of
     `DiffusionConfig.data_range`. The range of t is not checked. If the network also predicts the variance, the
     prediction has twice the channels. A network with classes is called as model(x, t, labels): labels are integers
-    (B,), or one integer for all images, and None is the null label. For the objectives edm and flow, x and the
-    float t are those of `objectives.Continuous.network_input`.
+    (B,), or one integer for all images, and None is the null label. For the objectives edm and flow, x and
+    the float t are those of `objectives.Continuous.network_input`.
     """
 
     network: nnx.Module
