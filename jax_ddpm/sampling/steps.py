@@ -59,7 +59,9 @@ def clipped_x_0(tables: Tables, config: DiffusionConfig, x_t: Images, prediction
 
 
 def clamp_state(x: Images, config: DiffusionConfig) -> Images:
-    return jnp.clip(x, *config.data_range) if config.clip == "state" else x
+    if config.clip != "state":
+        return x
+    return to_data_range(jnp.clip(from_data_range(x, config.data_range), -1, 1), config.data_range)
 
 
 def ancestral_step(

@@ -56,7 +56,9 @@ def clipped_x_0(tables: Tables, config: DiffusionConfig, x_t: Tensor, prediction
 
 
 def clamp_state(x: Tensor, config: DiffusionConfig) -> Tensor:
-    return torch.clamp(x, *config.data_range) if config.clip == "state" else x
+    if config.clip != "state":
+        return x
+    return to_data_range(torch.clamp(from_data_range(x, config.data_range), -1, 1), config.data_range)
 
 
 def ancestral_step(
