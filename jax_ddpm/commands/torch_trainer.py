@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from jax_ddpm import data, report
 from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, snapshot_path
-from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE, initial_weights
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.run_classes import check_takes_labels, describe_classes, with_classes

@@ -9,8 +9,8 @@ from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.unets.attention import AttentionUNet
-from jax_ddpm.unets.conv_block import ConvBlockUNet
 from jax_ddpm.unets.context_unet import ContextUNet
+from jax_ddpm.unets.conv_block import ConvBlockUNet
 from jax_ddpm.unets.ddpm import DDPMUNet
 from jax_ddpm.unets.flax_layers import adapt
 from jax_ddpm.unets.layer_norm import LayerNormUNet

@@ -21,8 +21,9 @@ def initialise(network: nnx.Module, seed: int) -> None:
 
     Each parameter is drawn from the address (PARAMS, crc32 of its PyTorch name). Kernels and their biases are
     kaiming-uniform with a = sqrt(5): uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)]. Norms have scale 1 and bias 0,
-    and BatchNorm starts with the running mean 0 and variance 1. The packed projection of self-attention is xavier-uniform, its biases are 0. Label embeddings are standard normal.
-    Random frequencies are drawn. All other arrays, such as buffers and those of Flax's own layers, keep their values.
+    and BatchNorm starts with the running mean 0 and variance 1. The packed projection of self-attention is
+    xavier-uniform, its biases are 0. Label embeddings are standard normal. Random frequencies are drawn. All other
+    arrays, such as buffers and those of Flax's own layers, keep their values.
     """
     for array in torch_arrays(network):
         key = rng.key(seed, rng.PARAMS, zlib.crc32(array.name.encode()))

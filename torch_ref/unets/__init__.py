@@ -24,8 +24,8 @@ from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from torch_ref.dtypes import activations
 from torch_ref.unets.attention import AttentionUNet
-from torch_ref.unets.conv_block import ConvBlockUNet
 from torch_ref.unets.context_unet import ContextUNet
+from torch_ref.unets.conv_block import ConvBlockUNet
 from torch_ref.unets.ddpm import DDPMUNet
 from torch_ref.unets.layer_norm import LayerNormUNet
 from torch_ref.unets.simple_unet import SimpleUNet
