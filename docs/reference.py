@@ -17,6 +17,8 @@ AREAS = [
             "jax_ddpm.spec.network_base",
             "jax_ddpm.spec.network_config",
             "jax_ddpm.spec.adm_config",
+            "jax_ddpm.spec.simple_unet_config",
+            "jax_ddpm.spec.context_unet_config",
             "jax_ddpm.spec.presets",
             "jax_ddpm.spec.flat_settings",
             "jax_ddpm.spec.image_size",

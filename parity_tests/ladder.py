@@ -14,6 +14,7 @@ import torch
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from parity_tests import (
     budgets,
+    measures_batch_norm,
     measures_classifier,
     measures_guidance,
     measures_inputs,
@@ -139,6 +140,8 @@ RUNGS["10-step DDPM, not square, float32"] = Rung(
     budgets.FEW_STEPS_FLOAT32, partial(reverse_process, sampler=SamplerConfig("ddpm", 10), size=(4, 12))
 )
 
+RUNGS["BatchNorm in training, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_batch_norm.training_passes)
+
 RUNGS["guided predictions, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.predictions)
 RUNGS["guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.samples)
 RUNGS["guided edits, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.edits)
@@ -194,7 +197,7 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
             "lucidrains": (32,),
             "adm": (32, 64),
             "simple_unet": (32,),
-            "context_unet": (32,),
+            "context_unet": (32, 64),
         }.items()
         for bits in widths
         for rung in ("outputs", "gradients")

@@ -163,8 +163,8 @@ def label_inputs(config: NetworkConfig, batch: int, dtype) -> tuple[np.ndarray, 
 def program_of_jax(config: NetworkConfig, channels: int, dtype):
     """Compiled (parameters, buffers, x, t) -> (gradients of the mean squared output, output).
 
-    Labels follow t for a network that takes some. BatchNorm uses its running statistics. One program for outputs and gradients, and for all weights, because
-    compiling takes most of the time.
+    Labels follow t for a network that takes some. BatchNorm uses its running statistics. One program for
+    outputs and gradients, and for all weights, because compiling takes most of the time.
     """
     graph, _, _ = nnx.split(unets.build(config, channels), nnx.Param, ...)
 

@@ -29,7 +29,7 @@ from jax_ddpm.spec.run_config import TrainingConfig
 from parity_tests import ladder, measures_guidance, measures_training
 from torch_ref.objectives import EDM, Flow, discrete
 from torch_ref.sampling import guidance, reverse, samplers, solvers, steps
-from torch_ref.unets import adm, attention, conv_block, ddpm, layer_norm, lucidrains, strided
+from torch_ref.unets import adm, attention, context_unet, conv_block, ddpm, layer_norm, lucidrains, strided
 
 
 def swap(target, name, make):
@@ -55,6 +55,15 @@ def norm_epsilon(network):
     for layer in network.modules():
         if isinstance(layer, nn.GroupNorm):
             layer.eps = 1e-6
+
+
+def batch_norm(**settings):
+    def change(network):
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                vars(layer).update(settings)
+
+    return changed_network(change)
 
 
 def norm_groups(network):
@@ -1074,6 +1083,16 @@ FAULTS = {
             ),
         )
     },
+    "BatchNorm: epsilon": (batch_norm(eps=1e-3), "BatchNorm in training, float64"),
+    "BatchNorm: momentum": (batch_norm(momentum=0.01), "BatchNorm in training, float64"),
+    "BatchNorm: running statistics in training": (
+        swap(nn.BatchNorm2d, "train", lambda train: lambda layer, mode=True: train(layer, False)),
+        "BatchNorm in training, float64",
+    ),
+    "context_unet: contexts not negated": (
+        swap(context_unet, "contexts", lambda contexts: lambda *a: -contexts(*a)),
+        "context_unet: outputs, float64",
+    ),
 }
 
 

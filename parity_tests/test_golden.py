@@ -14,8 +14,10 @@ from jax_ddpm.embeddings import geometric_frequencies, interleaved_embedding
 from jax_ddpm.sampling.reverse import reverse_process
 from jax_ddpm.sampling.steps import ancestral_step
 from jax_ddpm.schedules import make_tables, schedule_tables
+from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
+from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
 from parity_tests import budgets
 from parity_tests.golden_weights import GOLDEN, golden_state_dict
 from parity_tests.measures import compiled
@@ -119,6 +121,8 @@ def test_network(name, dtype):
         (AttentionConfig(), 1, 173_082_049),
         (LayerNormConfig(), 1, 506_852),
         (DDPMConfig(), 3, 35_746_307),
+        (SimpleUNetConfig(), 3, 62_438_883),
+        (ContextUNetConfig(), 1, 6_585_601),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

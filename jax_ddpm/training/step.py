@@ -104,8 +104,9 @@ def with_statistics(buffers: nnx.State, statistics: nnx.State) -> nnx.State:
 def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_accumulation: bool = False) -> Callable:
     """Returns gradients(state, images uint8 (B, H, W, C), labels int32 (B,) or None) -> (loss, gradients, statistics).
 
-    statistics: the running statistics of BatchNorm after the pass; empty for a network without. Every random number in it depends only on (seed, state.step). labels: None for a network without classes. mesh:
-    shards the batch over its devices. unroll_accumulation: unroll the loop over the parts of an accumulated batch.
+    statistics: the running statistics of BatchNorm after the pass; empty for a network without. Every random number
+    depends only on (seed, state.step). labels: None for a network without classes. mesh: shards the batch over its
+    devices. unroll_accumulation: unroll the loop over the parts of an accumulated batch.
     """
     training, seed = config.training, config.training.seed
     rate, is_own = getattr(config.network, "dropout", 0.0), config.network.name not in BUILT_IN
@@ -193,8 +194,8 @@ def make_train_step(
 
     If the loss or a gradient is not finite, the step is skipped: only `state.step` increases, and the power-function
     averages take the unchanged parameters once more. Running statistics of BatchNorm are not averaged: the EMA is used
-    with those of the raw network, as by PyTorch's AveragedModel. Metrics are float scalars: loss, grad_norm (before clipping),
-    learning_rate and skipped (0 or 1).
+    with those of the raw network, as by PyTorch's AveragedModel. Metrics are float scalars: loss, grad_norm (before
+    clipping), learning_rate and skipped (0 or 1).
     """
     training, gradients = config.training, make_gradients(graph, config, mesh, unroll_accumulation)
     gammas = [gamma_of(width) for width in training.power_ema_widths]

@@ -1,4 +1,4 @@
-"""ContextUNet: the UNet of TeaPearce's Conditional_Diffusion_MNIST, in which labels and time scale and shift features."""
+"""ContextUNet: the UNet of TeaPearce's Conditional_Diffusion_MNIST; labels and time scale and shift its features."""
 
 import torch
 from torch import nn
