@@ -119,8 +119,8 @@ def test_files_of_the_trainer(objective, tmp_path):
 
 def test_there_and_back(tmp_path, capsys, monkeypatch):
     values = trainer_file(tmp_path / "theirs.pt", CASES["lucidrains"].config, "v", "2.3.4")
-    succeed(capsys, monkeypatch, "convert", tmp_path / "theirs.pt", tmp_path / "ours.safetensors", "--image-size", 8)
-    succeed(capsys, monkeypatch, "convert", tmp_path / "ours.safetensors", tmp_path / "back.pt")
+    succeed(capsys, monkeypatch, "convert.py", tmp_path / "theirs.pt", tmp_path / "ours.safetensors", "--image-size", 8)
+    succeed(capsys, monkeypatch, "convert.py", tmp_path / "ours.safetensors", tmp_path / "back.pt")
     back, theirs = (torch.load(tmp_path / name, weights_only=True) for name in ("back.pt", "theirs.pt"))
     for name, value in values.items():
         np.testing.assert_array_equal(back["ema"][f"ema_model.model.{name}"].numpy(), value)
