@@ -15,6 +15,7 @@ from jax_ddpm.sampling.reverse import reverse_process
 from jax_ddpm.sampling.steps import ancestral_step
 from jax_ddpm.schedules import make_tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
 from parity_tests import budgets
 from parity_tests.golden_weights import GOLDEN, golden_state_dict
@@ -119,6 +120,7 @@ def test_network(name, dtype):
         (AttentionConfig(), 1, 173_082_049),
         (LayerNormConfig(), 1, 506_852),
         (DDPMConfig(), 3, 35_746_307),
+        (LucidrainsConfig(), 3, 35_711_491),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
