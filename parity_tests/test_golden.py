@@ -16,6 +16,7 @@ from jax_ddpm.sampling.steps import ancestral_step
 from jax_ddpm.schedules import make_tables, schedule_tables
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
 from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
 from parity_tests import budgets
@@ -123,6 +124,7 @@ def test_network(name, dtype):
         (DDPMConfig(), 3, 35_746_307),
         (SimpleUNetConfig(), 3, 62_438_883),
         (ContextUNetConfig(), 1, 6_585_601),
+        (LucidrainsConfig(), 3, 35_711_491),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

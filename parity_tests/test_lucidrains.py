@@ -16,11 +16,12 @@ from jax_ddpm import unets, weights
 from jax_ddpm.schedules import make_betas
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig, same_network_as
+from jax_ddpm.spec.recognise_lucidrains import recognise_lucidrains, recognise_wrapped_lucidrains
 from parity_tests import budgets
 from parity_tests.golden_weights import golden_state_dict
 from parity_tests.measures import compiled
 from parity_tests.measures_training import RUN, furthest, in_double, train_jax, train_torch
-from parity_tests.networks import CASES
+from parity_tests.networks import CASES, LUCIDRAINS
 from parity_tests.test_golden import load
 from parity_tests.test_networks import random_images
 from tests.commands import succeed
@@ -119,8 +120,8 @@ def test_files_of_the_trainer(objective, tmp_path):
 
 def test_there_and_back(tmp_path, capsys, monkeypatch):
     values = trainer_file(tmp_path / "theirs.pt", CASES["lucidrains"].config, "v", "2.3.4")
-    succeed(capsys, monkeypatch, "convert", tmp_path / "theirs.pt", tmp_path / "ours.safetensors", "--image-size", 8)
-    succeed(capsys, monkeypatch, "convert", tmp_path / "ours.safetensors", tmp_path / "back.pt")
+    succeed(capsys, monkeypatch, "convert.py", tmp_path / "theirs.pt", tmp_path / "ours.safetensors", "--image-size", 8)
+    succeed(capsys, monkeypatch, "convert.py", tmp_path / "ours.safetensors", tmp_path / "back.pt")
     back, theirs = (torch.load(tmp_path / name, weights_only=True) for name in ("back.pt", "theirs.pt"))
     for name, value in values.items():
         np.testing.assert_array_equal(back["ema"][f"ema_model.model.{name}"].numpy(), value)
@@ -195,3 +196,22 @@ def test_dropout():
     ours, theirs = train_jax(run, 1, np.float64, images), train_torch(run, 1, np.float64, images)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=budgets.NETWORK_FLOAT64)
     assert furthest(ours[1], theirs[1]) / run.training.learning_rate <= budgets.UPDATE_FLOAT64
+
+
+@pytest.mark.parametrize("name", ["lucidrains", *LUCIDRAINS])
+def test_damaged_files_are_recognised_or_refused(name):
+    """Arrays left out, or of other shapes: a network, None or a UserError, and no other exception."""
+    case, draw = {**CASES, **LUCIDRAINS}[name], np.random.default_rng(4)
+    shapes = torch_ref.weights.array_shapes(case.config, case.channels)
+    for _ in range(300):
+        changed = {key: shape for key, shape in shapes.items() if draw.random() > 0.01}
+        for key in draw.choice(list(changed), 3):
+            changed[key] = tuple(draw.integers(0, 40, draw.integers(0, 5)).tolist())
+        arrays = {key: np.broadcast_to(np.float32(0), shape) for key, shape in changed.items()}
+        for recognise in (recognise_lucidrains, recognise_wrapped_lucidrains):
+            try:
+                recognised = recognise(arrays)
+                if recognised is not None:
+                    recognised.with_settings({})
+            except UserError:
+                pass

@@ -28,15 +28,20 @@ def told_by_arrays(
     Args:
         network: of the file.
         content: of the file.
-        given: fields that the user gave. If they concern the schedule, the betas of the file are not used.
+        given: fields that the user gave. If they concern the schedule, they override the betas of the file.
         usual: T of the network's preset. A table with as many rows tells nothing: T may be smaller.
     """
-    stored = [] if OF_SCHEDULE & set(given) else stored_betas(content)
+    stored = stored_betas(content)
     if stored and all(np.array_equal(stored[0][1], betas) for _, betas in stored):
         name, betas = stored[0]
-        told = schedule_of(betas)
+        told, own = schedule_of(betas), OF_SCHEDULE & set(given)
         shown = {key: value for key, value in told.items() if key != "trained_betas"}
-        return f'The array "{name}" in the file says: {settings_text(shown)}.', told
+        sentence = f'The array "{name}" in the file says: {settings_text(shown)}.'
+        if not own:
+            return sentence, told
+        if any(given[key] != told.get(key, given[key]) for key in own):
+            return f"{sentence} What you gave overrides it.", {}
+        return "", {}
     rows = getattr(network, "table_rows", usual)
     if rows == usual or "timesteps" in given:
         return "", {}

@@ -1,6 +1,6 @@
 """LucidrainsUNet: the UNet of the package denoising_diffusion_pytorch, from its version 0.27.12.
 
-35,706,755 parameters with the default settings and three image channels.
+35,711,491 parameters with the default settings and three image channels.
 """
 
 import math
