@@ -224,6 +224,11 @@ def test_other_networks_with_these_names_are_refused(tmp_path):
     torch.save(values, tmp_path / "64_256_upsampler.pt")
     with pytest.raises(UserError, match="looks like a super-resolution model"):
         torch_ref.load_model(tmp_path / "64_256_upsampler.pt")
+    values = {f"model.diffusion_model.{name}": value for name, value in state_dict().items()}
+    values["first_stage_model.decoder.conv_in.weight"] = torch.zeros(32, 4, 3, 3)
+    torch.save({"state_dict": values}, tmp_path / "latent.ckpt")
+    with pytest.raises(UserError, match="autoencoder of a latent diffusion model"):
+        torch_ref.load_model(tmp_path / "latent.ckpt")
     values = state_dict()
     values["input_blocks.1.1.transformer_blocks.0.norm1.weight"] = torch.zeros(32)
     torch.save(values, tmp_path / "text.pt")

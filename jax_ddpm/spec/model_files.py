@@ -35,6 +35,7 @@ from jax_ddpm.spec.own_networks import check_registered, recorded_imports
 from jax_ddpm.spec.presets import preset
 from jax_ddpm.spec.published import Published, published, usual_image_size
 from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, open_model, read_arrays
+from jax_ddpm.spec.recognise_adm import refuse_latent_diffusion
 from jax_ddpm.spec.record_layout import record_layout
 from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_own_weights, find_checkpoint, steps_of
 from jax_ddpm.spec.run_config import check_time
@@ -213,6 +214,8 @@ def load(
     else:
         named = None
     chosen = choose(source.file, file.content, found, None if source.is_ema else weights, shapes_of, given)
+    if isinstance(chosen.network, ADMConfig):
+        refuse_latent_diffusion(file.content)
     known = dict(chosen.recognised.settings)
     if version is not None and chosen.network.name == "lucidrains":
         known = {"package_version": version} | known

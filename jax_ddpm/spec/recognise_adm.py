@@ -2,6 +2,7 @@
 
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.file_content import FileContent
 from jax_ddpm.spec.recognised import Arrays, Recognised, count_numbered, shape_of
 
 
@@ -45,3 +46,14 @@ def recognise_adm(values: Arrays) -> Recognised | None:
     if rows is None:
         settings |= {"num_classes": 0, "null_label": False}
     return Recognised(ADMConfig, first[1], settings, None if rows is None else rows[0])
+
+
+def refuse_latent_diffusion(content: FileContent) -> None:
+    """Raise UserError for a latent diffusion model (Rombach et al. 2022), whose UNet has the same names as `adm`."""
+    names = (name for dictionary in content.dictionaries for name in dictionary.arrays)
+    autoencoder = next((name for name in names if name.startswith("first_stage_model.")), None)
+    if autoencoder is not None:
+        raise UserError(
+            f"The file has the autoencoder of a latent diffusion model ({autoencoder}): its UNet denoises codes, not "
+            "images.\nSuch models are not read here: give a model of images."
+        )
