@@ -144,6 +144,7 @@ for line in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_system_without_posix_trains_resumes_and_samples(tmp_path):
     """No fcntl, resource, /proc and glibc; files that are open for reading cannot be synced; console in cp1252."""
     commands = [
