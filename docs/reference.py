@@ -69,6 +69,7 @@ AREAS = [
             "jax_ddpm.spec.published",
             "jax_ddpm.spec.recognise_lucidrains",
             "jax_ddpm.spec.told_by_loss_weights",
+            "jax_ddpm.spec.usual_settings",
             "jax_ddpm.spec.find_weights",
             "jax_ddpm.spec.own_networks",
             "jax_ddpm.spec.file_content",

@@ -18,7 +18,7 @@ from jax_ddpm.spec.choose_weights import choose, describe_choice
 from jax_ddpm.spec.diffusers_folder import Folder
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.ema_snapshots import describe_average, find_average, read_average
-from jax_ddpm.spec.errors import UserError, require_one_of, settings_text, users_words
+from jax_ddpm.spec.errors import UserError, require_one_of, users_words
 from jax_ddpm.spec.file_content import FileContent
 from jax_ddpm.spec.find_weights import Found, ShapesOf, find_weights
 from jax_ddpm.spec.flat_settings import check_names, plain_value
@@ -27,22 +27,20 @@ from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.infer_network import check_size
 from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.layout import Layout
-from jax_ddpm.spec.lucidrains_config import TRAITS, LucidrainsConfig, same_network_as
+from jax_ddpm.spec.lucidrains_config import same_network_as
 from jax_ddpm.spec.model_folder import MODEL_FILE, find_source
 from jax_ddpm.spec.model_info import FORMAT_VERSION, ModelInfo
 from jax_ddpm.spec.network_config import BUILT_IN, NETWORKS, NetworkConfig
 from jax_ddpm.spec.own_networks import check_registered, recorded_imports
-from jax_ddpm.spec.presets import preset
-from jax_ddpm.spec.published import Published, published, usual_image_size
+from jax_ddpm.spec.published import Published, published
 from jax_ddpm.spec.read_content import EXPECTED, METADATA_KEY, open_model, read_arrays
 from jax_ddpm.spec.recognise_adm import refuse_latent_diffusion
 from jax_ddpm.spec.record_layout import record_layout
 from jax_ddpm.spec.run_checkpoints import Checkpoint, averages_weights, check_own_weights, find_checkpoint, steps_of
 from jax_ddpm.spec.run_config import check_time
 from jax_ddpm.spec.text import printable
-from jax_ddpm.spec.told_by_arrays import told_by_arrays
-from jax_ddpm.spec.told_by_loss_weights import told_by_loss_weights
 from jax_ddpm.spec.types import StateDict, Weights
+from jax_ddpm.spec.usual_settings import told_by_tables, usual_diffusion, usual_size
 
 __all__ = ["METADATA_KEY", "MODEL_FILE", "initial_weights", "read_file", "read_model"]
 
@@ -122,23 +120,17 @@ def read_model(
     if loaded.diffusion is not None:
         require_no_conflict(loaded.diffusion, given, path)
     known_size = loaded.image_size if image_size is None else image_size
-    size = height_and_width(default_size(loaded) if known_size is None else known_size)
-    known = given
+    size = height_and_width(usual_size(loaded.network, loaded.published) if known_size is None else known_size)
+    usual, known = usual_diffusion(loaded.network, loaded.published), given
     if loaded.content is not None and loaded.diffusion is None:
-        usual = default_diffusion(loaded).timesteps
-        sentence, told = told_by_arrays(loaded.network, loaded.content, given, usual)
-        objective = None if "objective" in given else told_by_loss_weights(loaded.content)
-        if objective is not None:
-            told |= {"objective": objective[1]}
-            shown = settings_text({"objective": objective[1]})
-            sentence = f'{sentence} Its loss weights, "{objective[0]}", say: {shown}.'.lstrip()
+        sentence, told = told_by_tables(loaded.network, loaded.content, given, usual.timesteps)
         known = {**told, **given}
         if sentence:
             log(printable(users_words(sentence)))
     info = ModelInfo(
         network=loaded.network,
         image_shape=(*size, loaded.image_channels),
-        diffusion=replace(loaded.diffusion or default_diffusion(loaded), **known),
+        diffusion=replace(loaded.diffusion or usual, **known),
         step=loaded.step,
         layout=loaded.layout,
         class_names=loaded.class_names,
@@ -304,30 +296,6 @@ def require_settings(known: Mapping[str, Any], settings: Mapping[str, Any], path
     ]
     if wrong:
         raise UserError(f"{path} does not fit --network-setting: {'; '.join(wrong)}.")
-
-
-def default_size(loaded: Loaded) -> ImageSize:
-    """The image size for a file that does not say it: that of the published model, or that of the network's preset."""
-    if loaded.published is not None:
-        return loaded.published.image_size
-    return usual_image_size(loaded.network) or preset(loaded.network.name).data.image_size
-
-
-def default_diffusion(loaded: Loaded) -> DiffusionConfig:
-    """Diffusion settings for a file that has none: those of the published model, or of the network's preset.
-
-    For another model with the network `adm`, those that OpenAI's packages have without flags; for older versions of
-    `lucidrains`, those of their package. If the network predicts a variance, `variance` is learned_range.
-    """
-    network = loaded.network
-    if loaded.published is not None:
-        return loaded.published.diffusion
-    diffusion = DiffusionConfig() if isinstance(network, ADMConfig) else preset(network.name).diffusion
-    if isinstance(network, LucidrainsConfig) and TRAITS[network.package_version].centred_norm:
-        schedule = "cosine" if TRAITS[network.package_version].strided else "sigmoid"
-        diffusion = replace(diffusion, objective="eps", schedule=schedule)
-    learned = getattr(network, "learned_variance", False)
-    return replace(diffusion, variance="learned_range") if learned else diffusion
 
 
 def initial_weights(

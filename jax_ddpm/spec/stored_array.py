@@ -24,6 +24,14 @@ class StoredArray:
 Array = StoredArray | np.ndarray
 
 
+def numbers(array: Array) -> np.ndarray:
+    """The numbers of an array in float64; NaN for a damaged one, whose file is refused where its weights are read."""
+    try:
+        return np.asarray(array if isinstance(array, np.ndarray) else array.read(), np.float64)
+    except Exception:  # a damaged file can raise anything
+        return np.full(array.shape, np.nan)
+
+
 def number_type(name: str) -> np.dtype | None:
     """NumPy's little-endian dtype for a name such as "float32" or "Float"; None for other types.
 

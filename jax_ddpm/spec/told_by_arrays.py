@@ -8,7 +8,7 @@ import numpy as np
 from jax_ddpm.spec.errors import settings_text
 from jax_ddpm.spec.file_content import FileContent
 from jax_ddpm.spec.network_config import NetworkConfig
-from jax_ddpm.spec.stored_array import Array
+from jax_ddpm.spec.stored_array import numbers
 
 BETAS = ("betas", "beta")
 ALPHA_BARS = ("alphas_cumprod", "alpha_cumprod", "alphas_bar", "alpha_bars", "alpha_bar", "alpha_hat")
@@ -60,7 +60,7 @@ def stored_betas(content: FileContent) -> list[tuple[str, np.ndarray]]:
         if array.ndim == 1 and 1 < array.shape[0] <= MAX_TIMESTEPS
     ]
     for names, to_betas in ((BETAS, lambda betas: betas), (ALPHA_BARS, betas_of_products)):
-        values = [(name, read(array)) for name, array in tables if name.rpartition(".")[2] in names]
+        values = [(name, numbers(array)) for name, array in tables if name.rpartition(".")[2] in names]
         found = [(name, to_betas(array)) for name, array in values if np.all((array > 0) & (array < 1))]
         found = [(name, betas) for name, betas in found if np.all((betas > 0) & (betas < 1))]
         if found:
@@ -71,14 +71,6 @@ def stored_betas(content: FileContent) -> list[tuple[str, np.ndarray]]:
 def betas_of_products(alpha_bars: np.ndarray) -> np.ndarray:
     """The betas whose cumulative products of 1 - beta these are."""
     return 1 - alpha_bars / np.concatenate([[1.0], alpha_bars[:-1]])
-
-
-def read(array: Array) -> np.ndarray:
-    """The numbers of an array in float64; NaN for a damaged one."""
-    try:
-        return np.asarray(array if isinstance(array, np.ndarray) else array.read(), np.float64)
-    except Exception:  # a damaged file can raise anything; its weights are refused by name where they are read
-        return np.array([np.nan])
 
 
 def schedule_of(betas: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jax_ddpm.spec.file_content import FileContent
-from jax_ddpm.spec.stored_array import Array
+from jax_ddpm.spec.stored_array import numbers
 
 NAME = "loss_weight"
 WEIGHTS = {  # by objective: the weight that amounts to SNR for the error of x_0, from alpha_bar (Hang et al. 2023)
@@ -23,7 +23,7 @@ def told_by_loss_weights(content: FileContent) -> tuple[str, str] | None:
             beside = group.arrays.get(f"{name.removesuffix(NAME)}alphas_cumprod")
             if name.rpartition(".")[2] != NAME or beside is None or array.ndim != 1 or array.shape != beside.shape:
                 continue
-            weights, alpha_bars = read(array), read(beside)
+            weights, alpha_bars = numbers(array), numbers(beside)
             noisy = (alpha_bars > 0) & (alpha_bars <= 0.5)
             fits = [
                 objective
@@ -33,11 +33,3 @@ def told_by_loss_weights(content: FileContent) -> tuple[str, str] | None:
             if len(fits) == 1:
                 return name, fits[0]
     return None
-
-
-def read(array: Array) -> np.ndarray:
-    """The numbers of an array in float64; NaN for a damaged one, whose file is refused where its weights are read."""
-    try:
-        return np.asarray(array if isinstance(array, np.ndarray) else array.read(), np.float64)
-    except Exception:  # a damaged file can raise anything
-        return np.full(array.shape, np.nan)
