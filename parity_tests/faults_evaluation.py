@@ -50,6 +50,7 @@ def aligned_right_and_below(x):
 CLASSIFIER = "classifier, features, float32"
 BOUND, NETWORK_BOUND = "bits per dimension, float64", "bits per dimension, network and drawn t, float64"
 FLOW = "bits per dimension by the ODE, float64"
+LABELLED_BITS = "bits per dimension with labels, float64"
 FAULTS = {
     "decoder without its edge bins": (swap(torch_ref.diffusion, "pixel_probability", without_tails), BOUND),
     "beta for posterior variance, in the bound": (
@@ -89,6 +90,14 @@ FAULTS = {
     "divergence without the scale": (swap(torch_ref.flow, "velocity", of_noise_alone), FLOW),
     "signs that are not of size 1": (swap(torch_ref.flow, "velocity", larger_signs), FLOW),
     "natural logarithm for bits, in the ODE's density": (in_nats(torch_ref.flow), FLOW),
+    "labels of the first batch in every batch": (
+        swap(torch_ref.likelihood, "tensors", lambda f: lambda labels, rows, device: f(labels, rows % 2, device)),
+        LABELLED_BITS,
+    ),
+    "one label for all images, in the ODE": (
+        swap(torch_ref.flow, "with_labels", lambda f: lambda network, labels: f(network, 0 * labels)),
+        LABELLED_BITS,
+    ),
     "classifier: mean for maximum pooling": (
         swap(torch_ref.classifier, "max_pool", lambda _: lambda x: nn.functional.avg_pool2d(x, 2)),
         CLASSIFIER,

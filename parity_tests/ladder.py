@@ -145,6 +145,7 @@ RUNGS["BatchNorm in training, float64"] = Rung(budgets.NETWORK_FLOAT64, measures
 RUNGS["guided predictions, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.predictions)
 RUNGS["guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.samples)
 RUNGS["guided edits, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.edits)
+RUNGS["bits per dimension with labels, float64"] = Rung(budgets.BOUND_FLOAT64, measures_guidance.bits)
 
 RUNGS["registered parts, losses, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.losses)
 RUNGS["registered parts, samples, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.samples)

@@ -1,4 +1,4 @@
-"""How far the frameworks are apart in guided predictions, and in samples and edits that are guided.
+"""How far the frameworks are apart with labels: in guided predictions, samples and edits, and in likelihoods.
 
 The networks are formulas of the state, the timestep and the label. As in `measures`, torch_ref's side is computed anew
 whenever a measurement is called.
@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from flax import nnx
 
+import torch_ref.flow
+import torch_ref.likelihood
 import torch_ref.sampling.editing
 import torch_ref.sampling.guidance
 import torch_ref.sampling.inpainting
 import torch_ref.sampling.samplers
+from jax_ddpm.evaluation import bits_per_dimension, flow_bits_per_dimension
 from jax_ddpm.sampling import editing, guidance, inpainting, samplers
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.labels import Labels
@@ -151,3 +154,26 @@ def edits() -> float:
     """Guided edits of images, float64, relative to the largest magnitude, at least 1."""
     ours, theirs = edited_by_jax(), edited(OfTorch, TorchFormula(), torch.float64)
     return max(float(np.abs(ours[name] - x).max() / max(1, np.abs(x).max())) for name, x in theirs.items())
+
+
+LEARNED = replace(SCHEDULE, variance="learned_range")
+
+
+def levels() -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (4, *SHAPE), np.uint8)
+
+
+@cache
+def bits_by_jax() -> np.ndarray:
+    with jax.enable_x64(True):
+        settings = {"batch_size": 2, "config": LEARNED, "dtype": jnp.float64, "labels": LABELS}
+        functions = bits_per_dimension, flow_bits_per_dimension
+        return np.array([function(Formula(), levels(), 5, **settings).per_image for function in functions])
+
+
+def bits() -> float:
+    """Bits per dimension of images with labels in two batches, by the bound and by the ODE, float64."""
+    settings = {"batch_size": 2, "config": LEARNED, "dtype": torch.float64, "labels": LABELS}
+    functions = torch_ref.likelihood.bits_per_dimension, torch_ref.flow.flow_bits_per_dimension
+    theirs = [function(TorchFormula(), levels(), 5, **settings).per_image for function in functions]
+    return relative(bits_by_jax(), np.array(theirs))

@@ -23,9 +23,10 @@ from jax_ddpm.spec.spacing import spaced_timesteps
 from torch_ref import diffusion, rng
 from torch_ref.diffusion import extract
 from torch_ref.layouts import device_of, numpy_dtype
-from torch_ref.likelihood import term_bits
+from torch_ref.likelihood import labels_of, term_bits
 from torch_ref.objectives.discrete import by_timestep
-from torch_ref.sampling.samplers import image_keys, noise_at, unpack_model
+from torch_ref.sampling.guidance import with_labels
+from torch_ref.sampling.samplers import image_keys, noise_at, opened, tensors, unpack_model
 from torch_ref.schedules import Tables, schedule_tables
 from torch_ref.step import prepare_images
 
@@ -71,23 +72,26 @@ def flow_of_batch(
     images: np.ndarray,
     chain: np.ndarray,
     dtype=torch.float32,
+    labels: Tensor | None = None,
     progress: Callable | None = None,
 ) -> np.ndarray:
     """Bits per dimension of the decoder and of the state of one batch, images `indices` of the data: (B, 2).
 
-    images: uint8 (B, H, W, C). chain: ascending timesteps from 0 to T - 1.
+    images: uint8 (B, H, W, C). chain: ascending timesteps from 0 to T - 1. labels: of these images, integers (B,) or
+    floats (B, D).
     """
     keys, device, shape = image_keys(seed, indices, rng.LIKELIHOOD), device_of(network), images.shape[1:]
     tables, steps = schedule_tables(config, numpy_dtype(dtype)), len(chain) - 1
     every = steps if progress is None else max(1, steps // 50)
     x_0 = prepare_images(torch.from_numpy(images).to(device), dtype, None, config.data_range)
     t, noise = torch.zeros(len(images), dtype=torch.int64, device=device), noise_at(keys, 0, shape, dtype).to(device)
-    decoder, x = term_bits(tables, config, network, x_0, t, noise), diffusion.q_sample(tables, x_0, t, noise)
+    predict = with_labels(network, labels)
+    decoder, x = term_bits(tables, config, predict, x_0, t, noise), diffusion.q_sample(tables, x_0, t, noise)
     coins = rng.bernoulli(rng.fold_in(keys, config.timesteps + 1), 0.5, shape).permute(0, 3, 1, 2)
     signs, integral = 2 * coins.to(device, dtype) - 1, np.zeros(len(images))
     for done in range(0, steps, every):
         part = chain[:-1][done : done + every], chain[1:][done : done + every]
-        x, divergence = heun_steps(tables, config.objective, by_timestep(network, config), x, signs, *part)
+        x, divergence = heun_steps(tables, config.objective, by_timestep(predict, config), x, signs, *part)
         integral = integral + divergence.double().cpu().numpy()
         if progress is not None:
             progress(min(done + every, steps))
@@ -105,12 +109,14 @@ def flow_bits_per_dimension(
     *,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
+    labels=None,
     progress: Callable | None = None,
 ) -> FlowLikelihood:
     """The likelihood of images by the probability-flow ODE in bits per dimension. Nothing is clipped in the ODE.
 
     Arguments are those of `jax_ddpm.evaluation.flow_bits_per_dimension`: images are uint8 (N, H, W, C).
     """
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     config.check()
     require_timesteps(config, "the likelihood by the ODE")
@@ -120,7 +126,10 @@ def flow_bits_per_dimension(
     require(2 <= num_steps <= config.timesteps, "num_steps", num_steps, f"expected 2 to T = {config.timesteps}")
     chain = spaced_timesteps("logsnr", num_steps, alpha_bars)[::-1]
 
+    of_images = labels_of(model, labels, len(images))
+
     def draw(indices):
-        return flow_of_batch(network, config, seed, indices, images[indices], chain, dtype, progress)
+        wanted = tensors(of_images, indices, device_of(network)).wanted
+        return flow_of_batch(network, config, seed, indices, images[indices], chain, dtype, wanted, progress)
 
     return FlowLikelihood(*in_batches(draw, len(images), batch_size, torch.OutOfMemoryError).astype(np.float64).T)

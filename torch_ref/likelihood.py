@@ -15,12 +15,23 @@ from torch import Tensor, nn
 from jax_ddpm.spec.batches import in_batches
 from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig, require_timesteps
 from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.labels import Labels
 from jax_ddpm.spec.likelihood import Bound, check_levels, strata, timesteps_in
 from torch_ref import diffusion, rng
 from torch_ref.diffusion import extract
 from torch_ref.layouts import device_of, numpy_dtype
 from torch_ref.objectives.discrete import by_timestep
-from torch_ref.sampling.samplers import image_keys, noise_at, unpack_model
+from torch_ref.sampling.guidance import with_labels
+from torch_ref.sampling.samplers import (
+    ANCESTRAL,
+    image_keys,
+    labels_and_guide,
+    noise_at,
+    opened,
+    tensors,
+    unless_given,
+    unpack_model,
+)
 from torch_ref.sampling.steps import clipped_x_0
 from torch_ref.schedules import Tables, schedule_tables
 from torch_ref.step import prepare_images
@@ -67,18 +78,21 @@ def terms_of_batch(
     images: np.ndarray,
     t: np.ndarray,
     dtype=torch.float32,
+    labels: Tensor | None = None,
     progress: Callable | None = None,
 ) -> np.ndarray:
     """L_t of one batch, images `indices` of the data, and L_T in the last column: (B, K + 1) in bits per dimension.
 
-    images: uint8 (B, H, W, C). t: (B, K). Image i takes its noise at t from the address (LIKELIHOOD, i, t).
+    images: uint8 (B, H, W, C). t: (B, K). labels: of these images, integers (B,) or floats (B, D). Image i takes its
+    noise at t from the address (LIKELIHOOD, i, t).
     """
     keys, device = image_keys(seed, indices, rng.LIKELIHOOD), device_of(network)
     x_0 = prepare_images(torch.from_numpy(images).to(device), dtype, None, config.data_range)
+    predict = with_labels(network, labels)
     tables, terms, every = schedule_tables(config, numpy_dtype(dtype)), [], max(1, t.shape[1] // 50)
     for done, column in enumerate(t.T, 1):
         noise = noise_at(keys, column, images.shape[1:], dtype).to(device)
-        terms.append(term_bits(tables, config, network, x_0, torch.from_numpy(column).long().to(device), noise))
+        terms.append(term_bits(tables, config, predict, x_0, torch.from_numpy(column).long().to(device), noise))
         if progress is not None and done % every == 0:
             progress(done)
     return torch.stack([*terms, prior_bits(tables, x_0)], dim=1).cpu().numpy()
@@ -90,6 +104,11 @@ def drawn_timesteps(seed: int, num_images: int, edges: np.ndarray) -> np.ndarray
     return timesteps_in(edges, rng.uniform(rng.fold_in(keys, int(edges[-1])), shape).numpy())
 
 
+def labels_of(model, labels, num_images: int) -> Labels:
+    """What the network gets as labels of N images whose likelihood is computed: no label, unless labels are given."""
+    return labels_and_guide(model, unless_given(model, labels), num_images, ANCESTRAL, None)[0] or Labels()
+
+
 def bits_per_dimension(
     model: nn.Module,
     images: np.ndarray,
@@ -99,22 +118,25 @@ def bits_per_dimension(
     *,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
+    labels=None,
     progress: Callable | None = None,
 ) -> Bound:
     """The variational bound of images in bits per dimension.
 
     Arguments are those of `jax_ddpm.evaluation.bits_per_dimension`: images are uint8 (N, H, W, C).
     """
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     config.check()
     require_timesteps(config, "the variational bound")
     images, edges = check_levels(images, image_shape), strata(config.timesteps, num_timesteps)
     tables = schedule_tables(config, np.float64)
     require(config.objective != "eps" or tables.alpha_bars[-1] > 0, "objective", config.objective, NO_SIGNAL)
-    t = drawn_timesteps(seed, len(images), edges)
+    t, of_images = drawn_timesteps(seed, len(images), edges), labels_of(model, labels, len(images))
 
     def draw(indices):
-        return terms_of_batch(network, config, seed, indices, images[indices], t[indices], dtype, progress)
+        wanted = tensors(of_images, indices, device_of(network)).wanted
+        return terms_of_batch(network, config, seed, indices, images[indices], t[indices], dtype, wanted, progress)
 
     terms = in_batches(draw, len(images), batch_size, torch.OutOfMemoryError).astype(np.float64)
     return Bound(edges, t, terms[:, :-1], terms[:, -1])

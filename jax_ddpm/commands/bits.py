@@ -18,18 +18,22 @@ def measure(evaluation: Evaluation) -> dict:
     """Compute and print what `--likelihood` asks for. Returns it by kind, for JSON. Writes the picture of L_t."""
     flags, model = evaluation.flags, evaluation.model
     require(model.info.diffusion.timesteps >= 2, "timesteps", model.info.diffusion.timesteps, "expected 2 or more")
-    images, chosen = choices.likelihood_images(evaluation.real), {}
+    (images, labels), chosen = choices.likelihood_images(evaluation.real), {}
     count = min(len(images), flags.num_held_out or choices.default_num_images())
     if flags.num_held_out is None:
         print(f"Bits per dimension: of {count:,} of {len(images):,} held-out images. --num-held-out changes that.")
+    labels = choices.labels_for_model(model.info, evaluation.real, labels)
+    if model.info.network.label_count:
+        print(f"Bits per dimension: {about_labels(labels)}")
     steps = flags.num_timesteps or min(NUM_TIMESTEPS, model.info.diffusion.timesteps)
     settings = {"seed": flags.seed, "batch_size": flags.batch_size}
     settings["dtype"] = jnp.float64 if flags.precision == "float64" else jnp.float32
 
     def values(function, images, **arguments):
+        given = labels and labels[: len(images)]
         total = -(-len(images) // min(flags.batch_size, len(images))) * steps
         progress = Batches(evaluation.bars, f"bits of {len(images):,} images", steps, total)
-        found = function(model, images, **arguments, **settings, progress=progress)
+        found = function(model, images, **arguments, **settings, labels=given, progress=progress)
         evaluation.bars.close()
         return found
 
@@ -47,6 +51,15 @@ def measure(evaluation: Evaluation) -> dict:
         chosen["ode"] = as_dict(flow, steps)
         print(f"Bits per dimension, ODE: {text(flow)}, {steps} steps")
     return chosen
+
+
+def about_labels(labels: list[int | None] | None) -> str:
+    """One line: which labels the model gets with the held-out images."""
+    if labels is None:
+        return "without labels, since the held-out images have none."
+    unknown = sum(label is None for label in labels)
+    others = f", and no label for {unknown:,} images whose class the model does not have" if unknown else ""
+    return f"each image with its class as label{others}."
 
 
 def as_dict(found, steps: int) -> dict:

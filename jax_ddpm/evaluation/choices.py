@@ -24,6 +24,7 @@ from jax_ddpm.spec.data_record import check_same_images, find_images
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.hub import local_path
 from jax_ddpm.spec.model_folder import find_source
+from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.read_run import CONFIG_FILE, read_config
 from jax_ddpm.spec.run_checkpoints import find_checkpoint, is_run
 from jax_ddpm.spec.run_config import DataConfig
@@ -110,13 +111,33 @@ def features_of(real: ImageSet) -> tuple[str, str]:
     return name, "the data set has classes" if name == "classifier" else "no classifier can be trained on the reference"
 
 
-def likelihood_images(real: ImageSet) -> Images:
-    """Held-out images: the validation images of the data set; of other references the images themselves. UserError if
-    there are none."""
-    images = real.images if real.data is None else real.data.validation
+def likelihood_images(real: ImageSet) -> tuple[Images, np.ndarray | None]:
+    """Held-out images and their labels, integers (N,), or None without labels.
+
+    They are the validation images of the data set; of other references the images themselves. UserError if there are
+    none.
+    """
+    data = real.data
+    images, labels = (real.images, real.labels) if data is None else (data.validation, data.validation_labels)
     if images is None or not len(images):
         raise UserError(f"--likelihood needs held-out images, and {real.name} has none: give another --reference.")
-    return images
+    return images, labels
+
+
+def labels_for_model(info: ModelInfo, real: ImageSet, labels: np.ndarray | None) -> list[int | None] | None:
+    """The labels of real images in the numbering of the model, and None for classes that it does not have.
+
+    Where both name their classes, classes of one name are the same. Returns None if there are no labels, or if the
+    model has no classes.
+    """
+    count = info.network.label_count
+    if labels is None or not count:
+        return None
+    numbers = dict(enumerate(range(count)))
+    if info.class_names and real.data is not None and real.data.class_names:
+        known = {name: number for number, name in enumerate(info.class_names)}
+        numbers = {number: known.get(name) for number, name in enumerate(real.data.class_names)}
+    return [numbers.get(int(label)) for label in labels]
 
 
 def default_num_images() -> int:

@@ -21,9 +21,10 @@ from jaxtyping import Float
 from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import extract
-from jax_ddpm.evaluation.likelihood import term_bits
+from jax_ddpm.evaluation.likelihood import labels_of, term_bits
 from jax_ddpm.objectives.discrete import by_timestep
-from jax_ddpm.sampling.samplers import image_keys, noise_at, sample_in_batches, shard, unpack_model
+from jax_ddpm.sampling.guidance import with_labels
+from jax_ddpm.sampling.samplers import image_keys, noise_at, opened, sample_in_batches, shard, unpack_model
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.data_range import from_levels
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, require_timesteps
@@ -69,8 +70,8 @@ def heun_steps(
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "dtype"))
-def _start(graph, state, keys, images, config, dtype):
-    network, tables = nnx.merge(graph, state), schedule_tables(config, dtype)
+def _start(graph, state, keys, images, labels, config, dtype):
+    network, tables = with_labels(nnx.merge(graph, state), labels), schedule_tables(config, dtype)
     x_0, t = from_levels(images.astype(dtype), config.data_range), jnp.zeros(len(images), jnp.int32)
     noise = noise_at(keys, 0, x_0.shape[1:], dtype)
     decoder = term_bits(tables, config, network, x_0, t, noise)
@@ -80,9 +81,9 @@ def _start(graph, state, keys, images, config, dtype):
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "dtype"))
-def _heun_steps(graph, state, x, signs, t, t_next, config, dtype):
+def _heun_steps(graph, state, x, signs, t, t_next, labels, config, dtype):
     tables = schedule_tables(config, dtype)
-    predict = by_timestep(nnx.merge(graph, state), config)
+    predict = by_timestep(with_labels(nnx.merge(graph, state), labels), config)
     return heun_steps(tables, config.objective, predict, x, signs, t, t_next)
 
 
@@ -94,20 +95,23 @@ def flow_of_batch(
     images: Array,
     chain: np.ndarray,
     dtype=jnp.float32,
+    labels: Array | None = None,
     progress: Callable | None = None,
 ) -> Float[np.ndarray, "b 2"]:
     """Bits per dimension of the decoder and of the state of one batch, images `indices` of the data: (B, 2).
 
-    images: uint8 (B, H, W, C). chain: ascending timesteps from 0 to T - 1.
+    images: uint8 (B, H, W, C). chain: ascending timesteps from 0 to T - 1. labels: of these images, integers (B,) or
+    floats (B, D).
     """
-    graph, state, keys, images = shard(network, image_keys(seed, indices, rng.LIKELIHOOD), images)
+    keys = image_keys(seed, indices, rng.LIKELIHOOD)
+    graph, state, keys, images, labels = shard(network, keys, images, labels)
     dtype, steps = jnp.dtype(dtype), len(chain) - 1
     every = steps if progress is None else max(1, steps // 50)
-    decoder, x, signs, squares = _start(graph, state, keys, images, config, dtype)
+    decoder, x, signs, squares = _start(graph, state, keys, images, labels, config, dtype)
     integral = np.zeros(len(indices))
     for done in range(0, steps, every):
         t, t_next = chain[:-1][done : done + every], chain[1:][done : done + every]
-        x, part = _heun_steps(graph, state, x, signs, t, t_next, config, dtype)
+        x, part = _heun_steps(graph, state, x, signs, t, t_next, labels, config, dtype)
         integral = integral + np.asarray(part, np.float64)
         if progress is not None:
             progress(min(done + every, steps))
@@ -125,6 +129,7 @@ def flow_bits_per_dimension(
     *,
     config: DiffusionConfig | None = None,
     dtype=jnp.float32,
+    labels=None,
     progress: Callable | None = None,
 ) -> FlowLikelihood:
     """The likelihood of images by the probability-flow ODE in bits per dimension. Nothing is clipped in the ODE.
@@ -134,7 +139,7 @@ def flow_bits_per_dimension(
     `bits_per_dimension`.
 
     Args:
-        model, images, seed, batch_size, config, dtype: as in `bits_per_dimension`.
+        model, images, seed, batch_size, config, dtype, labels: as in `bits_per_dimension`.
         num_steps: timesteps to visit, from 2 to T, even in log SNR. The network is evaluated and differentiated twice
             for each, and the error falls with the square of the number. Default: all T.
         progress: called with the number of steps done, about fifty times per batch.
@@ -142,6 +147,7 @@ def flow_bits_per_dimension(
     Raises:
         UserError: wrong images, or settings that do not fit, such as a schedule that ends without signal.
     """
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     config.check()
     require_timesteps(config, "the likelihood by the ODE")
@@ -151,7 +157,10 @@ def flow_bits_per_dimension(
     require(2 <= num_steps <= config.timesteps, "num_steps", num_steps, f"expected 2 to T = {config.timesteps}")
     chain = spaced_timesteps("logsnr", num_steps, alpha_bars)[::-1]
 
+    of_images = labels_of(model, labels, len(images))
+
     def draw(indices):
-        return flow_of_batch(network, config, seed, indices, images[indices], chain, dtype, progress)
+        wanted = of_images.rows(indices).wanted
+        return flow_of_batch(network, config, seed, indices, images[indices], chain, dtype, wanted, progress)
 
     return FlowLikelihood(*sample_in_batches(draw, len(images), batch_size).astype(np.float64).T)

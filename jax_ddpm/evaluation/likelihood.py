@@ -19,12 +19,23 @@ from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import extract
 from jax_ddpm.objectives.discrete import by_timestep
-from jax_ddpm.sampling.samplers import image_keys, sample_in_batches, shard, unpack_model
+from jax_ddpm.sampling.guidance import with_labels
+from jax_ddpm.sampling.samplers import (
+    ANCESTRAL,
+    image_keys,
+    labels_and_guide,
+    opened,
+    sample_in_batches,
+    shard,
+    unless_given,
+    unpack_model,
+)
 from jax_ddpm.sampling.steps import clipped_x_0
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.data_range import from_levels
 from jax_ddpm.spec.diffusion_config import NO_SIGNAL, DiffusionConfig, require_timesteps
 from jax_ddpm.spec.errors import require
+from jax_ddpm.spec.labels import Labels
 from jax_ddpm.spec.likelihood import Bound, check_levels, strata, timesteps_in
 
 Images = Float[Array, "b h w c"]
@@ -63,8 +74,8 @@ def term_bits(
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "dtype"))
-def _terms(graph, state, keys, images, t, config, dtype):
-    network, tables = nnx.merge(graph, state), schedule_tables(config, dtype)
+def _terms(graph, state, keys, images, t, labels, config, dtype):
+    network, tables = with_labels(nnx.merge(graph, state), labels), schedule_tables(config, dtype)
     x_0 = from_levels(images.astype(dtype), config.data_range)
 
     def body(_, t):
@@ -82,17 +93,20 @@ def terms_of_batch(
     images: Array,
     t: Array,
     dtype=jnp.float32,
+    labels: Array | None = None,
     progress: Callable | None = None,
 ) -> Float[np.ndarray, "b k"]:
     """L_t of one batch, images `indices` of the data, and L_T in the last column: (B, K + 1) in bits per dimension.
 
-    images: uint8 (B, H, W, C). t: (B, K). Image i takes its noise at t from the address (LIKELIHOOD, i, t).
+    images: uint8 (B, H, W, C). t: (B, K). labels: of these images, integers (B,) or floats (B, D). Image i takes its
+    noise at t from the address (LIKELIHOOD, i, t).
     """
-    graph, state, keys, images, t = shard(network, image_keys(seed, indices, rng.LIKELIHOOD), images, t)
+    keys = image_keys(seed, indices, rng.LIKELIHOOD)
+    graph, state, keys, images, t, labels = shard(network, keys, images, t, labels)
     dtype, every = jnp.dtype(dtype), t.shape[1] if progress is None else max(1, t.shape[1] // 50)
     parts = []
     for done in range(0, t.shape[1], every):
-        terms, prior = _terms(graph, state, keys, images, t[:, done : done + every], config, dtype)
+        terms, prior = _terms(graph, state, keys, images, t[:, done : done + every], labels, config, dtype)
         parts.append(np.asarray(terms))
         if progress is not None:
             progress(min(done + every, t.shape[1]))
@@ -109,6 +123,11 @@ def drawn_timesteps(seed: int, num_images: int, edges: np.ndarray) -> np.ndarray
     return timesteps_in(edges, np.asarray(jax.jit(jax.vmap(draw))(keys)))
 
 
+def labels_of(model, labels, num_images: int) -> Labels:
+    """What the network gets as labels of N images whose likelihood is computed: no label, unless labels are given."""
+    return labels_and_guide(model, unless_given(model, labels), num_images, ANCESTRAL, None)[0] or Labels()
+
+
 def bits_per_dimension(
     model,
     images: Array,
@@ -118,6 +137,7 @@ def bits_per_dimension(
     *,
     config: DiffusionConfig | None = None,
     dtype=jnp.float32,
+    labels=None,
     progress: Callable | None = None,
 ) -> Bound:
     """The variational bound of images in bits per dimension.
@@ -135,21 +155,24 @@ def bits_per_dimension(
         batch_size: images at a time, at least 1. Halved if the memory of the device does not hold them.
         config: diffusion settings. Default: those of the `Model`.
         dtype: of the states x_t: float32, or float64 (needs jax_enable_x64).
+        labels: of the images, as in `sample`. Default: no label, with a model that takes labels.
         progress: called with the number of timesteps done, about fifty times per batch.
 
     Raises:
         UserError: wrong images, or settings that do not fit.
     """
+    model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
     config.check()
     require_timesteps(config, "the variational bound")
     images, edges = check_levels(images, image_shape), strata(config.timesteps, num_timesteps)
     tables = schedule_tables(config, np.float64)
     require(config.objective != "eps" or tables.alpha_bars[-1] > 0, "objective", config.objective, NO_SIGNAL)
-    t = drawn_timesteps(seed, len(images), edges)
+    t, of_images = drawn_timesteps(seed, len(images), edges), labels_of(model, labels, len(images))
 
     def draw(indices):
-        return terms_of_batch(network, config, seed, indices, images[indices], t[indices], dtype, progress)
+        wanted = of_images.rows(indices).wanted
+        return terms_of_batch(network, config, seed, indices, images[indices], t[indices], dtype, wanted, progress)
 
     terms = sample_in_batches(draw, len(images), batch_size).astype(np.float64)
     return Bound(edges, t, terms[:, :-1], terms[:, -1])
