@@ -255,6 +255,7 @@ def same_images_in_any_order(found, expected):
     assert found == expected
 
 
+@slow
 @needs_shared
 def test_real_fashion_mnist_is_what_its_archives_hold(load):
     images = load("fashion_mnist", 28, data_dir=str(SHARED / "data" / "tfds"))

@@ -185,7 +185,8 @@ SHALLOW = {
 }
 
 
-@pytest.mark.parametrize(("name", "accumulate"), [pytest.param("attention", 1, marks=pytest.mark.slow), ("ddpm", 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "accumulate"), [("attention", 1), ("ddpm", 1)])
 def test_rematerialisation_changes_nothing(name, accumulate):
     """Gradients in float64, with dropout."""
     config = replace(small(precision="float64", accumulate=accumulate), network=SHALLOW[name])
