@@ -93,6 +93,10 @@ def guided_after_clipping(guided_prediction):
 
 GUIDED, GUIDED_SAMPLES = "guided predictions, float64", "guided samples, float64"
 FAULTS = {
+    "heun: the mean of two slopes from nearly pure noise": (
+        swap(torch_ref.sampling.steps, "HEUN_MAX_SIGMA", lambda _: 1e9),
+        "one reverse step, zero terminal SNR",
+    ),
     "noise drawn with height and width swapped": (
         swap(samplers, "noise_at", noise_drawn_sideways),
         "10-step DDPM, not square, float32",

@@ -64,6 +64,17 @@ def test_order_of_convergence(sampler, order):
     np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), order, atol=0.1)
 
 
+def test_heun_from_nearly_pure_noise_ends_nearer_than_ddim():
+    """The schedule "cosine" begins at sigma = 20,000, from where the mean of two slopes would lead far away."""
+    config, errors = DiffusionConfig(schedule="cosine", clip="none"), {}
+    score = np.linspace(-2, 2, 5).reshape(1, 5, 1, 1)
+    with jax.enable_x64(True):
+        for sampler in ("heun", "ddim"):
+            _, found = states(config, SamplerConfig(sampler, 10), jnp.asarray(score), gaussian(config))
+            errors[sampler] = np.abs(found[-1] - (MEAN + STD * score)).max()
+    assert errors["heun"] < 0.05 < errors["ddim"]
+
+
 def ends(config, settings, predict, count=40_000):
     """Mean and variance of x_0 over many pixels."""
     with jax.enable_x64(True):

@@ -16,7 +16,7 @@ from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import extract
 from jax_ddpm.schedules import Tables
 from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
-from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.diffusion_config import HEUN_MAX_SIGMA, DiffusionConfig
 from jax_ddpm.spec.registered import NoiseLevel, OwnSampler
 
 Images = Float[Array, "b h w c"]
@@ -194,7 +194,8 @@ def edm_step(
     The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Without `predict` this
     is Euler's method, which is DDIM with eta = 0 in other variables. With it, Heun's method: predict(x, t) is called a
     second time, at next_timesteps[t] (of `spec.spacing.next_timesteps`). The last step, to sigma = 0, is Euler's. So is
-    a first step from sigma = infinity (zero terminal SNR).
+    a step from sigma above `HEUN_MAX_SIGMA`, such as the first one of the schedule "cosine": there the mean of two
+    slopes, multiplied by a step of thousands, is no better than noise.
     """
     ts = jnp.full((x_t.shape[0],), t)
     scale, scale_next = extract(tables.sqrt_alpha_bars, ts), extract(tables.sqrt_alpha_bars_prev, ts)
@@ -212,6 +213,6 @@ def edm_step(
         return x_t / scale + (sigma_next - sigma) * (d + d_next) / 2  # line 8
 
     if predict is not None:
-        is_inner = (jnp.asarray(next_timesteps)[t] >= 0) & (jnp.asarray(tables.sqrt_alpha_bars)[t] > 0)
+        is_inner = (jnp.asarray(next_timesteps)[t] >= 0) & (jnp.asarray(tables.sqrt_alpha_bars)[t] > 1 / HEUN_MAX_SIGMA)
         x_next = jax.lax.cond(is_inner, corrected, lambda: x_next)
     return clamp_state(x_next * scale_next, config)

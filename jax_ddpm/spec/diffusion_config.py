@@ -30,6 +30,7 @@ from jax_ddpm.spec.types import (
 
 CONTINUOUS = ("edm", "flow")  # objectives whose noise level is a number, not one of T timesteps
 SOLVERS = ("heun", "euler", "midpoint")  # samplers of these objectives
+HEUN_MAX_SIGMA = 1000  # of the sampler heun with timesteps; above it, steps are Euler's
 CONTINUOUS_STEPS = 32  # their steps from noise to image, unless num_steps is set
 
 

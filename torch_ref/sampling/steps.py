@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
-from jax_ddpm.spec.diffusion_config import DiffusionConfig
+from jax_ddpm.spec.diffusion_config import HEUN_MAX_SIGMA, DiffusionConfig
 from jax_ddpm.spec.registered import NoiseLevel, OwnSampler
 from torch_ref import diffusion
 from torch_ref.diffusion import extract
@@ -187,7 +187,7 @@ def edm_step(
 
     The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Euler's method, or,
     with `predict`, Heun's: predict(x, t) is called again at next_timesteps[t], except in the step to sigma = 0 and in
-    one from sigma = infinity (zero terminal SNR).
+    one from sigma above `HEUN_MAX_SIGMA`.
     """
     ts = of_images(x_t, t)
     scale, scale_next = extract(tables.sqrt_alpha_bars, ts), extract(tables.sqrt_alpha_bars_prev, ts)
@@ -204,6 +204,6 @@ def edm_step(
         sigma = noise_level / scale
         return x_t / scale + (sigma_next - sigma) * (d + d_next) / 2  # line 8
 
-    if predict is not None and next_timesteps[t] >= 0 and tables.sqrt_alpha_bars[t] > 0:
+    if predict is not None and next_timesteps[t] >= 0 and tables.sqrt_alpha_bars[t] > 1 / HEUN_MAX_SIGMA:
         x_next = corrected()
     return clamp_state(x_next * scale_next, config)
