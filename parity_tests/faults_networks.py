@@ -11,7 +11,16 @@ import torch_ref.embeddings
 import torch_ref.unets
 import torch_ref.weights
 from parity_tests.seeding import swap
-from torch_ref.unets import adm, attention, context_unet, conv_block, ddpm, layer_norm, lucidrains, strided
+from torch_ref.unets import (
+    adm,
+    attention,
+    context_unet,
+    conv_block,
+    ddpm,
+    layer_norm,
+    lucidrains,
+    strided,
+)
 
 
 def changed_network(change):
@@ -228,6 +237,18 @@ def scale_and_shift_swapped(name, value):
     return np.concatenate([value[half:], value[:half]]) if ".mlp.1." in name else value
 
 
+def other_slope(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.LeakyReLU):
+            layer.negative_slope = 0.02
+
+
+def normalized_after_activation(network):
+    for block in network.conv[:-1]:
+        conv, norm, activation = block
+        block.forward = nn.Sequential(conv, activation, norm).forward
+
+
 FAULTS = {
     "strided: SAME padding": (changed_network(padded_right_and_below), "strided: outputs, float32"),
     "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
@@ -413,5 +434,13 @@ FAULTS = {
     "context_unet: contexts not negated": (
         swap(context_unet, "contexts", lambda contexts: lambda *a: -contexts(*a)),
         "context_unet: outputs, float64",
+    ),
+    "superminddpm: another slope of leaky ReLU": (
+        changed_network(other_slope),
+        "superminddpm: outputs, float64",
+    ),
+    "superminddpm: norm after the activation": (
+        changed_network(normalized_after_activation),
+        "superminddpm: outputs, float64",
     ),
 }

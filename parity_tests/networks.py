@@ -14,6 +14,7 @@ from jax_ddpm.spec.network_config import (
     StridedConfig,
 )
 from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
+from jax_ddpm.spec.superminddpm_config import SuperMinDDPMConfig
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,4 @@ LUCIDRAINS = {  # other versions of the package, which between them have every t
         4,
     ),
 }
+CASES["superminddpm"] = Case(SuperMinDDPMConfig(widths=(8, 12, 6), kernel_size=5), 3, 6)  # takes no labels

@@ -44,6 +44,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "unets/lucidrains": ["unets/lucidrains"],
     "unets/simple_unet": ["unets/simple_unet"],
     "unets/strided": ["unets/strided"],
+    "unets/superminddpm": ["unets/superminddpm"],
     "weights": ["weights/model", "weights/convert", "weights/initial_values"],
 }
 NAMES = "PyTorch's names are the module's own: nothing to translate"
@@ -157,6 +158,7 @@ OTHER_ARGUMENTS = {
     "unets/layer_norm": {"Stage": SEQUENTIAL},
     "unets/lucidrains": dict.fromkeys(["AttentionOutput", "Downsample", "Upsample"], SEQUENTIAL),
     "unets/strided": {"DoubleConv": SEQUENTIAL},
+    "unets/superminddpm": {"Block": SEQUENTIAL},
 }
 
 

@@ -10,6 +10,7 @@ from jax_ddpm.spec.image_size import ImageSize, height_and_width
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_base import NETWORKS, NetworkConfig, require_divisible_size
 from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
+from jax_ddpm.spec.superminddpm_config import SuperMinDDPMConfig
 from jax_ddpm.spec.types import Activation, ClassEmbedType, TimeActivation, TimeScaleShift
 
 
@@ -303,6 +304,7 @@ NETWORKS.update(
         "lucidrains": LucidrainsConfig,
         "simple_unet": SimpleUNetConfig,
         "context_unet": ContextUNetConfig,
+        "superminddpm": SuperMinDDPMConfig,
     }
 )
 BUILT_IN = frozenset(NETWORKS)

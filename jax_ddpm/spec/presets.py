@@ -19,6 +19,7 @@ from jax_ddpm.spec.network_config import (
 )
 from jax_ddpm.spec.run_config import DataConfig, OutputConfig, RunConfig, TrainingConfig
 from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
+from jax_ddpm.spec.superminddpm_config import SuperMinDDPMConfig
 
 
 def preset(name: str | None = None, dataset: str | None = None, **settings) -> RunConfig:
@@ -26,8 +27,8 @@ def preset(name: str | None = None, dataset: str | None = None, **settings) -> R
 
     Args:
         name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, adm, lucidrains, simple_unet,
-            context_unet, or the name of a registered network. Default: digits if the data set is digits or not given,
-            else conv_block.
+            context_unet, superminddpm, or the name of a registered network. Default: digits if the data set is digits
+            or not given, else conv_block.
         dataset: as in `DataConfig`. Default: that of the preset.
         settings: other settings, as in `RunConfig.with_`: `preset("tiny", steps=100, batch_size=32)`.
 
@@ -218,6 +219,21 @@ PRESETS: dict[str, RunConfig] = {
         training=TrainingConfig(
             epochs=20, batch_size=256, learning_rate=1e-4, lr_schedule="constant", ema=False, conditional=True
         ),
+        output=OutputConfig(sample_every_epochs=5),
+    ),
+    # superminddpm.py of cloneofsimo's minDiffusion. There alpha_bar has one more factor, 0.9999, and t = T is not
+    # trained.
+    "superminddpm": RunConfig(
+        preset="superminddpm",
+        data=DataConfig(dataset="mnist", image_size=28),
+        network=SuperMinDDPMConfig(),
+        diffusion=DiffusionConfig(
+            beta_start=1e-4 + (0.02 - 1e-4) / 1000,  # beta_t for t = 1 .. T of a line that starts at t = 0
+            clip="none",
+            data_range=(-0.5, 0.5),
+            t_input="fraction_from_one",
+        ),
+        training=TrainingConfig(epochs=100, batch_size=128, learning_rate=2e-4, lr_schedule="constant", ema=False),
         output=OutputConfig(sample_every_epochs=5),
     ),
 }

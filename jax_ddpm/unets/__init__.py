@@ -18,6 +18,7 @@ from jax_ddpm.unets.layer_norm import LayerNormUNet
 from jax_ddpm.unets.lucidrains import LucidrainsUNet
 from jax_ddpm.unets.simple_unet import SimpleUNet
 from jax_ddpm.unets.strided import StridedUNet
+from jax_ddpm.unets.superminddpm import SuperMinDDPM
 
 NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "conv_block": ConvBlockUNet,
@@ -29,6 +30,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "lucidrains": LucidrainsUNet,
     "simple_unet": SimpleUNet,
     "context_unet": ContextUNet,
+    "superminddpm": SuperMinDDPM,
 }
 REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
 """From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""

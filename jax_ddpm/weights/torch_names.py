@@ -18,6 +18,7 @@ from jax_ddpm.weights.names_adm import ADM
 from jax_ddpm.weights.names_context_unet import CONTEXT_UNET
 from jax_ddpm.weights.names_lucidrains import LUCIDRAINS
 from jax_ddpm.weights.names_simple_unet import SIMPLE_UNET
+from jax_ddpm.weights.names_superminddpm import SUPERMINDDPM
 
 
 def parse(text: str) -> dict[str, str]:
@@ -214,6 +215,7 @@ TORCH_NAMES = {  # by the class of the network
     "LucidrainsUNet": parse(LUCIDRAINS),
     "SimpleUNet": parse(SIMPLE_UNET),
     "ContextUNet": parse(CONTEXT_UNET),
+    "SuperMinDDPM": parse(SUPERMINDDPM),
 }
 
 

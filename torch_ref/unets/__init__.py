@@ -32,6 +32,7 @@ from torch_ref.unets.layer_norm import LayerNormUNet
 from torch_ref.unets.lucidrains import LucidrainsUNet
 from torch_ref.unets.simple_unet import SimpleUNet
 from torch_ref.unets.strided import StridedUNet
+from torch_ref.unets.superminddpm import SuperMinDDPM
 
 NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "conv_block": ConvBlockUNet,
@@ -43,6 +44,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "lucidrains": LucidrainsUNet,
     "simple_unet": SimpleUNet,
     "context_unet": ContextUNet,
+    "superminddpm": SuperMinDDPM,
 }
 
 
