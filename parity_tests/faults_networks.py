@@ -13,6 +13,7 @@ import torch_ref.weights
 from parity_tests.seeding import swap
 from torch_ref.unets import (
     adm,
+    annotated,
     attention,
     context_unet,
     conv_block,
@@ -249,6 +250,21 @@ def normalized_after_activation(network):
         block.forward = nn.Sequential(conv, activation, norm).forward
 
 
+def kernels_scaled(kernel_scale):
+    def change(network):
+        for layer in network.modules():
+            if isinstance(layer, annotated.ScaledConv):
+                layer.kernel_scale = kernel_scale
+
+    return changed_network(change)
+
+
+def groups_of_attention(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm) and layer.num_groups == 1:
+            layer.num_groups = 2
+
+
 FAULTS = {
     "strided: SAME padding": (changed_network(padded_right_and_below), "strided: outputs, float32"),
     "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
@@ -443,4 +459,27 @@ FAULTS = {
         changed_network(normalized_after_activation),
         "superminddpm: outputs, float64",
     ),
+    **{
+        f"annotated: {fault}": (patch, f"{case}: outputs, float64")
+        for fault, patch, case in (
+            ("kernels divided", kernels_scaled("divided"), "annotated"),
+            ("kernels multiplied", kernels_scaled("multiplied"), "annotated with kernels divided"),
+            ("variance of a sample", changed_function(annotated, "torch.var_mean", sample_variance), "annotated"),
+            ("attention with two groups", changed_network(groups_of_attention), "annotated"),
+            ("GroupNorm epsilon 1e-6", changed_network(norm_epsilon), "annotated"),
+            (
+                "attention without its input",
+                swap(annotated.PreNorm, "forward", lambda forward: lambda self, x: forward(self, x) - x),
+                "annotated",
+            ),
+            (
+                "softmax over the other axis",
+                changed_function(annotated, "torch.softmax", lambda f: lambda x, dim: f(x, 1 if dim == -1 else -1)),
+                "annotated",
+            ),
+            ("shift before scale", changed_weights(scale_and_shift_swapped), "annotated"),
+            ("skip order swapped", concatenated_the_other_way(annotated), "annotated"),
+            ("height and width swapped", changed_network(sideways), "annotated"),
+        )
+    },
 }

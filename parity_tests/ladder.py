@@ -118,6 +118,7 @@ NOT_SQUARE = {  # layer_norm takes 28x28 only
     "simple_unet": (8, 12),
     "context_unet": (8, 16),
     "superminddpm": (5, 7),
+    "annotated": (6, 10),
 }
 for name, case in CASES.items():
     if name == "conv_block":
@@ -200,6 +201,7 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
             "simple_unet": (32,),
             "context_unet": (32, 64),
             "superminddpm": (32,),
+            "annotated": (32, 64),
         }.items()
         for bits in widths
         for rung in ("outputs", "gradients")

@@ -14,6 +14,7 @@ from jax_ddpm.embeddings import geometric_frequencies, interleaved_embedding
 from jax_ddpm.sampling.reverse import reverse_process
 from jax_ddpm.sampling.steps import ancestral_step
 from jax_ddpm.schedules import make_tables, schedule_tables
+from jax_ddpm.spec.annotated_config import AnnotatedConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
@@ -127,6 +128,7 @@ def test_network(name, dtype):
         (ContextUNetConfig(), 1, 6_585_601),
         (LucidrainsConfig(), 3, 35_711_491),
         (SuperMinDDPMConfig(), 1, 16_867_073),
+        (AnnotatedConfig(), 1, 2_020_257),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

@@ -12,6 +12,7 @@ from jax_ddpm.spec.network_config import (
     StridedConfig,
 )
 from jax_ddpm.spec.recognise_adm import recognise_adm
+from jax_ddpm.spec.recognise_annotated import recognise_annotated
 from jax_ddpm.spec.recognise_context_unet import recognise_context_unet
 from jax_ddpm.spec.recognise_lucidrains import recognise_lucidrains, recognise_wrapped_lucidrains
 from jax_ddpm.spec.recognise_simple_unet import recognise_simple_unet
@@ -133,5 +134,6 @@ RECOGNISERS: dict[str, Callable[[Arrays], Recognised | None]] = {
     "downs.0.bnorm1.running_mean": recognise_simple_unet,
     "contextembed1.model.0.weight": recognise_context_unet,
     "conv.0.1.running_mean": recognise_superminddpm,
+    "mid_attn.fn.norm.weight": recognise_annotated,
 }
 """By the name of an array that the network has."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from jax_ddpm.spec.adm_config import ADMConfig
+from jax_ddpm.spec.annotated_config import AnnotatedConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
@@ -305,6 +306,7 @@ NETWORKS.update(
         "simple_unet": SimpleUNetConfig,
         "context_unet": ContextUNetConfig,
         "superminddpm": SuperMinDDPMConfig,
+        "annotated": AnnotatedConfig,
     }
 )
 BUILT_IN = frozenset(NETWORKS)

@@ -9,6 +9,7 @@ from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.unets.adm import ADMUNet
+from jax_ddpm.unets.annotated import AnnotatedUNet
 from jax_ddpm.unets.attention import AttentionUNet
 from jax_ddpm.unets.context_unet import ContextUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
@@ -31,6 +32,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "simple_unet": SimpleUNet,
     "context_unet": ContextUNet,
     "superminddpm": SuperMinDDPM,
+    "annotated": AnnotatedUNet,
 }
 REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
 """From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""

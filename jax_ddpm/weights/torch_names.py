@@ -15,6 +15,7 @@ from flax import nnx
 
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
 from jax_ddpm.weights.names_adm import ADM
+from jax_ddpm.weights.names_annotated import ANNOTATED
 from jax_ddpm.weights.names_context_unet import CONTEXT_UNET
 from jax_ddpm.weights.names_lucidrains import LUCIDRAINS
 from jax_ddpm.weights.names_simple_unet import SIMPLE_UNET
@@ -216,6 +217,7 @@ TORCH_NAMES = {  # by the class of the network
     "SimpleUNet": parse(SIMPLE_UNET),
     "ContextUNet": parse(CONTEXT_UNET),
     "SuperMinDDPM": parse(SUPERMINDDPM),
+    "AnnotatedUNet": parse(ANNOTATED),
 }
 
 
