@@ -22,6 +22,7 @@ AREAS = [
             "jax_ddpm.spec.lucidrains_config",
             "jax_ddpm.spec.superminddpm_config",
             "jax_ddpm.spec.annotated_config",
+            "jax_ddpm.spec.annotated_convnext_config",
             "jax_ddpm.spec.presets",
             "jax_ddpm.spec.flat_settings",
             "jax_ddpm.spec.image_size",

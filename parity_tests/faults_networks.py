@@ -14,6 +14,7 @@ from parity_tests.seeding import swap
 from torch_ref.unets import (
     adm,
     annotated,
+    annotated_convnext,
     attention,
     context_unet,
     conv_block,
@@ -265,6 +266,10 @@ def groups_of_attention(network):
             layer.num_groups = 2
 
 
+def depthwise_transposed(name, value):
+    return value.swapaxes(2, 3) if name.endswith("ds_conv.weight") else value
+
+
 FAULTS = {
     "strided: SAME padding": (changed_network(padded_right_and_below), "strided: outputs, float32"),
     "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
@@ -480,6 +485,15 @@ FAULTS = {
             ("shift before scale", changed_weights(scale_and_shift_swapped), "annotated"),
             ("skip order swapped", concatenated_the_other_way(annotated), "annotated"),
             ("height and width swapped", changed_network(sideways), "annotated"),
+        )
+    },
+    **{
+        f"annotated_convnext: {fault}": (patch, "annotated_convnext: outputs, float64")
+        for fault, patch in (
+            ("depthwise kernels' rows and columns swapped", changed_weights(depthwise_transposed)),
+            ("norms with two groups", changed_network(groups_of_attention)),
+            ("GroupNorm epsilon 1e-6", changed_network(norm_epsilon)),
+            ("skip order swapped", concatenated_the_other_way(annotated_convnext)),
         )
     },
 }

@@ -119,6 +119,7 @@ NOT_SQUARE = {  # layer_norm takes 28x28 only
     "context_unet": (8, 16),
     "superminddpm": (5, 7),
     "annotated": (6, 10),
+    "annotated_convnext": (6, 10),
 }
 for name, case in CASES.items():
     if name == "conv_block":
@@ -202,6 +203,7 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
             "context_unet": (32, 64),
             "superminddpm": (32,),
             "annotated": (32, 64),
+            "annotated_convnext": (32, 64),
         }.items()
         for bits in widths
         for rung in ("outputs", "gradients")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
+from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import (
@@ -127,3 +128,4 @@ CASES["annotated"] = Case(AnnotatedConfig(**ANNOTATED), 3, 8)  # takes no labels
 VARIANTS["annotated with kernels divided"] = Case(
     AnnotatedConfig(**{**ANNOTATED, "dim_mults": (2,), "init_kernel": 7, "kernel_scale": "divided"}), 1, 4
 )
+CASES["annotated_convnext"] = Case(AnnotatedConvNextConfig(**ANNOTATED), 3, 8)  # takes no labels

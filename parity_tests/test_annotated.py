@@ -1,4 +1,4 @@
-"""The network `annotated`: golden numbers of the post's code, settings, and files that are refused."""
+"""The networks `annotated` and `annotated_convnext`: golden numbers of the post's code, settings, refused files."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import unets, weights
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
+from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.network_config import NetworkConfig
 from parity_tests import budgets
 from parity_tests.golden_weights import golden_state_dict
 from parity_tests.measures import compiled, relative
@@ -23,6 +25,7 @@ from parity_tests.test_golden import load
 GOLDEN = {
     "annotated": AnnotatedConfig(dim=8, dim_mults=(1, 2)),
     "annotated_divided": AnnotatedConfig(dim=8, dim_mults=(1, 2), init_kernel=7, kernel_scale="divided"),
+    "annotated_convnext": AnnotatedConvNextConfig(dim=8, dim_mults=(1, 2)),
 }
 
 
@@ -66,7 +69,7 @@ def test_golden_numbers(name):
     assert max(errors(golden, y, x_grad, norms)) <= budgets.GOLDEN_NETWORK_FLOAT64
 
 
-def values_of(config: AnnotatedConfig) -> dict[str, torch.Tensor]:
+def values_of(config: NetworkConfig) -> dict[str, torch.Tensor]:
     network = torch_ref.unets.build(config, 1)
     torch_ref.weights.initialise(network, 3)
     return dict(network.state_dict())
@@ -106,3 +109,11 @@ def test_self_conditioning_is_refused(tmp_path):
 def test_wrong_settings_are_refused(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         AnnotatedConfig(**settings).check()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dim": 2}, {"dim_mults": (2, 1)}, {"init_dim": 0}, {"convnext_mult": 0}, {"attn_width": 6}]
+)
+def test_wrong_settings_of_the_first_version_are_refused(settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        AnnotatedConvNextConfig(**settings).check()

@@ -15,6 +15,7 @@ from jax_ddpm.sampling.reverse import reverse_process
 from jax_ddpm.sampling.steps import ancestral_step
 from jax_ddpm.schedules import make_tables, schedule_tables
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
+from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
@@ -129,6 +130,7 @@ def test_network(name, dtype):
         (LucidrainsConfig(), 3, 35_711_491),
         (SuperMinDDPMConfig(), 1, 16_867_073),
         (AnnotatedConfig(), 1, 2_020_257),
+        (AnnotatedConvNextConfig(), 1, 2_996_315),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

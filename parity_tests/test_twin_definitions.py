@@ -37,6 +37,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "unets/__init__": ["unets/__init__"],
     "unets/adm": ["unets/adm"],
     "unets/annotated": ["unets/annotated"],
+    "unets/annotated_convnext": ["unets/annotated_convnext"],
     "unets/attention": ["unets/attention"],
     "unets/context_unet": ["unets/context_unet"],
     "unets/conv_block": ["unets/conv_block"],
@@ -98,6 +99,7 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     "unets/attention": dict.fromkeys(
         ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
     ),
+    "unets/annotated_convnext": {"DepthwiseConv": "torch has it: groups of one channel"},
     "unets/context_unet": {"average_pool": "torch.nn has it"},
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "unets/lucidrains": dict.fromkeys(

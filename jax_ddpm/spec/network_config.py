@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
+from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
@@ -307,6 +308,7 @@ NETWORKS.update(
         "context_unet": ContextUNetConfig,
         "superminddpm": SuperMinDDPMConfig,
         "annotated": AnnotatedConfig,
+        "annotated_convnext": AnnotatedConvNextConfig,
     }
 )
 BUILT_IN = frozenset(NETWORKS)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
+from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
@@ -28,8 +29,8 @@ def preset(name: str | None = None, dataset: str | None = None, **settings) -> R
 
     Args:
         name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, adm, lucidrains, simple_unet,
-            context_unet, superminddpm, annotated, or the name of a registered network. Default: digits if the data set
-            is digits or not given, else conv_block.
+            context_unet, superminddpm, annotated, annotated_convnext, or the name of a registered network. Default:
+            digits if the data set is digits or not given, else conv_block.
         dataset: as in `DataConfig`. Default: that of the preset.
         settings: other settings, as in `RunConfig.with_`: `preset("tiny", steps=100, batch_size=32)`.
 
@@ -245,6 +246,17 @@ PRESETS: dict[str, RunConfig] = {
         diffusion=DiffusionConfig(timesteps=300, variance="posterior", clip="none"),
         training=TrainingConfig(
             epochs=6, batch_size=128, learning_rate=1e-3, lr_schedule="constant", loss_kind="huber", ema=False
+        ),
+        output=OutputConfig(sample_every_epochs=1),
+    ),
+    # The first version of the same post, with ConvNeXT blocks.
+    "annotated_convnext": RunConfig(
+        preset="annotated_convnext",
+        data=DataConfig(dataset="fashion_mnist", image_size=28, flip=True),
+        network=AnnotatedConvNextConfig(),
+        diffusion=DiffusionConfig(timesteps=200, variance="posterior", clip="none"),
+        training=TrainingConfig(
+            epochs=5, batch_size=128, learning_rate=1e-3, lr_schedule="constant", loss_kind="huber", ema=False
         ),
         output=OutputConfig(sample_every_epochs=1),
     ),

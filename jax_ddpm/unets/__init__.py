@@ -10,6 +10,7 @@ from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.unets.adm import ADMUNet
 from jax_ddpm.unets.annotated import AnnotatedUNet
+from jax_ddpm.unets.annotated_convnext import AnnotatedConvNextUNet
 from jax_ddpm.unets.attention import AttentionUNet
 from jax_ddpm.unets.context_unet import ContextUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
@@ -33,6 +34,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "context_unet": ContextUNet,
     "superminddpm": SuperMinDDPM,
     "annotated": AnnotatedUNet,
+    "annotated_convnext": AnnotatedConvNextUNet,
 }
 REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
 """From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""

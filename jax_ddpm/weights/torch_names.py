@@ -16,6 +16,7 @@ from flax import nnx
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
 from jax_ddpm.weights.names_adm import ADM
 from jax_ddpm.weights.names_annotated import ANNOTATED
+from jax_ddpm.weights.names_annotated_convnext import ANNOTATED_CONVNEXT
 from jax_ddpm.weights.names_context_unet import CONTEXT_UNET
 from jax_ddpm.weights.names_lucidrains import LUCIDRAINS
 from jax_ddpm.weights.names_simple_unet import SIMPLE_UNET
@@ -218,6 +219,7 @@ TORCH_NAMES = {  # by the class of the network
     "ContextUNet": parse(CONTEXT_UNET),
     "SuperMinDDPM": parse(SUPERMINDDPM),
     "AnnotatedUNet": parse(ANNOTATED),
+    "AnnotatedConvNextUNet": parse(ANNOTATED_CONVNEXT),
 }
 
 

@@ -25,6 +25,7 @@ from jax_ddpm.spec.run_config import RunConfig
 from torch_ref.dtypes import activations
 from torch_ref.unets.adm import ADMUNet
 from torch_ref.unets.annotated import AnnotatedUNet
+from torch_ref.unets.annotated_convnext import AnnotatedConvNextUNet
 from torch_ref.unets.attention import AttentionUNet
 from torch_ref.unets.context_unet import ContextUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
@@ -47,6 +48,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "context_unet": ContextUNet,
     "superminddpm": SuperMinDDPM,
     "annotated": AnnotatedUNet,
+    "annotated_convnext": AnnotatedConvNextUNet,
 }
 
 
