@@ -11,7 +11,18 @@ import torch_ref.embeddings
 import torch_ref.unets
 import torch_ref.weights
 from parity_tests.seeding import swap
-from torch_ref.unets import adm, attention, context_unet, conv_block, ddpm, layer_norm, lucidrains, strided
+from torch_ref.unets import (
+    adm,
+    annotated,
+    annotated_convnext,
+    attention,
+    context_unet,
+    conv_block,
+    ddpm,
+    layer_norm,
+    lucidrains,
+    strided,
+)
 
 
 def changed_network(change):
@@ -228,6 +239,37 @@ def scale_and_shift_swapped(name, value):
     return np.concatenate([value[half:], value[:half]]) if ".mlp.1." in name else value
 
 
+def other_slope(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.LeakyReLU):
+            layer.negative_slope = 0.02
+
+
+def normalized_after_activation(network):
+    for block in network.conv[:-1]:
+        conv, norm, activation = block
+        block.forward = nn.Sequential(conv, activation, norm).forward
+
+
+def kernels_scaled(kernel_scale):
+    def change(network):
+        for layer in network.modules():
+            if isinstance(layer, annotated.ScaledConv):
+                layer.kernel_scale = kernel_scale
+
+    return changed_network(change)
+
+
+def groups_of_attention(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm) and layer.num_groups == 1:
+            layer.num_groups = 2
+
+
+def depthwise_transposed(name, value):
+    return value.swapaxes(2, 3) if name.endswith("ds_conv.weight") else value
+
+
 FAULTS = {
     "strided: SAME padding": (changed_network(padded_right_and_below), "strided: outputs, float32"),
     "strided: skip order swapped": (concatenated_the_other_way(strided), "strided: outputs, float32"),
@@ -414,4 +456,44 @@ FAULTS = {
         swap(context_unet, "contexts", lambda contexts: lambda *a: -contexts(*a)),
         "context_unet: outputs, float64",
     ),
+    "superminddpm: another slope of leaky ReLU": (
+        changed_network(other_slope),
+        "superminddpm: outputs, float64",
+    ),
+    "superminddpm: norm after the activation": (
+        changed_network(normalized_after_activation),
+        "superminddpm: outputs, float64",
+    ),
+    **{
+        f"annotated: {fault}": (patch, f"{case}: outputs, float64")
+        for fault, patch, case in (
+            ("kernels divided", kernels_scaled("divided"), "annotated"),
+            ("kernels multiplied", kernels_scaled("multiplied"), "annotated with kernels divided"),
+            ("variance of a sample", changed_function(annotated, "torch.var_mean", sample_variance), "annotated"),
+            ("attention with two groups", changed_network(groups_of_attention), "annotated"),
+            ("GroupNorm epsilon 1e-6", changed_network(norm_epsilon), "annotated"),
+            (
+                "attention without its input",
+                swap(annotated.PreNorm, "forward", lambda forward: lambda self, x: forward(self, x) - x),
+                "annotated",
+            ),
+            (
+                "softmax over the other axis",
+                changed_function(annotated, "torch.softmax", lambda f: lambda x, dim: f(x, 1 if dim == -1 else -1)),
+                "annotated",
+            ),
+            ("shift before scale", changed_weights(scale_and_shift_swapped), "annotated"),
+            ("skip order swapped", concatenated_the_other_way(annotated), "annotated"),
+            ("height and width swapped", changed_network(sideways), "annotated"),
+        )
+    },
+    **{
+        f"annotated_convnext: {fault}": (patch, "annotated_convnext: outputs, float64")
+        for fault, patch in (
+            ("depthwise kernels' rows and columns swapped", changed_weights(depthwise_transposed)),
+            ("norms with two groups", changed_network(groups_of_attention)),
+            ("GroupNorm epsilon 1e-6", changed_network(norm_epsilon)),
+            ("skip order swapped", concatenated_the_other_way(annotated_convnext)),
+        )
+    },
 }

@@ -117,6 +117,9 @@ NOT_SQUARE = {  # layer_norm takes 28x28 only
     "lucidrains": (6, 10),
     "simple_unet": (8, 12),
     "context_unet": (8, 16),
+    "superminddpm": (5, 7),
+    "annotated": (6, 10),
+    "annotated_convnext": (6, 10),
 }
 for name, case in CASES.items():
     if name == "conv_block":
@@ -199,6 +202,9 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
             "adm": (32, 64),
             "simple_unet": (32,),
             "context_unet": (32, 64),
+            "superminddpm": (32,),
+            "annotated": (32, 64),
+            "annotated_convnext": (32, 64),
         }.items()
         for bits in widths
         for rung in ("outputs", "gradients")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 
 from jax_ddpm.spec.adm_config import ADMConfig
+from jax_ddpm.spec.annotated_config import AnnotatedConfig
+from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import (
@@ -14,6 +16,7 @@ from jax_ddpm.spec.network_config import (
     StridedConfig,
 )
 from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
+from jax_ddpm.spec.superminddpm_config import SuperMinDDPMConfig
 
 
 @dataclass(frozen=True)
@@ -119,3 +122,10 @@ LUCIDRAINS = {  # other versions of the package, which between them have every t
         4,
     ),
 }
+CASES["superminddpm"] = Case(SuperMinDDPMConfig(widths=(8, 12, 6), kernel_size=5), 3, 6)  # takes no labels
+ANNOTATED = {"dim": 8, "dim_mults": (1, 2), "attn_width": 8}
+CASES["annotated"] = Case(AnnotatedConfig(**ANNOTATED), 3, 8)  # takes no labels
+VARIANTS["annotated with kernels divided"] = Case(
+    AnnotatedConfig(**{**ANNOTATED, "dim_mults": (2,), "init_kernel": 7, "kernel_scale": "divided"}), 1, 4
+)
+CASES["annotated_convnext"] = Case(AnnotatedConvNextConfig(**ANNOTATED), 3, 8)  # takes no labels

@@ -17,6 +17,7 @@ import torch_ref.weights
 from jax_ddpm import layers, unets, weights
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
+from jax_ddpm.spec.superminddpm_config import SuperMinDDPMConfig
 from jax_ddpm.training import step
 from jax_ddpm.training.state import create_state
 from parity_tests import budgets
@@ -26,7 +27,11 @@ from parity_tests.measures_training import RUN, furthest
 from parity_tests.networks import CASES
 from torch_ref.dtypes import float_time
 
-CONFIGS = {"simple_unet": SimpleUNetConfig(widths=(8, 16, 24)), "context_unet": ContextUNetConfig(channels=8)}
+CONFIGS = {
+    "simple_unet": SimpleUNetConfig(widths=(8, 16, 24)),
+    "context_unet": ContextUNetConfig(channels=8),
+    "superminddpm": SuperMinDDPMConfig(widths=(6, 10, 8)),
+}
 MODES = pytest.mark.parametrize("mode", ["eval", "train"])
 
 
@@ -62,6 +67,8 @@ def errors(golden, mode, y, x_grad, loss, norms, statistics):
         pytest.param("simple_unet", "eval", marks=pytest.mark.slow),
         pytest.param("context_unet", "train", marks=pytest.mark.slow),
         pytest.param("context_unet", "eval", marks=pytest.mark.slow),
+        pytest.param("superminddpm", "train", marks=pytest.mark.slow),
+        pytest.param("superminddpm", "eval", marks=pytest.mark.slow),
     ],
 )
 def test_golden_numbers(name, mode):
@@ -161,6 +168,7 @@ def train(name, settings, broken_step=None, remat=False):
         pytest.param("simple_unet", {}, 1, False, marks=pytest.mark.slow),
         pytest.param("simple_unet", {"accumulate": 2}, None, True, marks=pytest.mark.slow),
         pytest.param("context_unet", {"accumulate": 2}, 2, False, marks=pytest.mark.slow),
+        pytest.param("superminddpm", {"accumulate": 2}, 1, True, marks=pytest.mark.slow),
     ],
 )
 def test_training_steps(name, settings, broken_step, remat):

@@ -14,11 +14,14 @@ from jax_ddpm.embeddings import geometric_frequencies, interleaved_embedding
 from jax_ddpm.sampling.reverse import reverse_process
 from jax_ddpm.sampling.steps import ancestral_step
 from jax_ddpm.schedules import make_tables, schedule_tables
+from jax_ddpm.spec.annotated_config import AnnotatedConfig
+from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
 from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
+from jax_ddpm.spec.superminddpm_config import SuperMinDDPMConfig
 from parity_tests import budgets
 from parity_tests.golden_weights import GOLDEN, golden_state_dict
 from parity_tests.measures import compiled
@@ -125,6 +128,9 @@ def test_network(name, dtype):
         (SimpleUNetConfig(), 3, 62_438_883),
         (ContextUNetConfig(), 1, 6_585_601),
         (LucidrainsConfig(), 3, 35_711_491),
+        (SuperMinDDPMConfig(), 1, 16_867_073),
+        (AnnotatedConfig(), 1, 2_020_257),
+        (AnnotatedConvNextConfig(), 1, 2_996_315),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

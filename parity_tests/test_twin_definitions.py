@@ -36,6 +36,8 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "step": ["training/state", "training/step"],
     "unets/__init__": ["unets/__init__"],
     "unets/adm": ["unets/adm"],
+    "unets/annotated": ["unets/annotated"],
+    "unets/annotated_convnext": ["unets/annotated_convnext"],
     "unets/attention": ["unets/attention"],
     "unets/context_unet": ["unets/context_unet"],
     "unets/conv_block": ["unets/conv_block"],
@@ -44,6 +46,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "unets/lucidrains": ["unets/lucidrains"],
     "unets/simple_unet": ["unets/simple_unet"],
     "unets/strided": ["unets/strided"],
+    "unets/superminddpm": ["unets/superminddpm"],
     "weights": ["weights/model", "weights/convert", "weights/initial_values"],
 }
 NAMES = "PyTorch's names are the module's own: nothing to translate"
@@ -96,6 +99,7 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     "unets/attention": dict.fromkeys(
         ["Frequencies", "QueryKeyValue", "AttentionOutput"], "arrays whose names or initial values are their own"
     ),
+    "unets/annotated_convnext": {"DepthwiseConv": "torch has it: groups of one channel"},
     "unets/context_unet": {"average_pool": "torch.nn has it"},
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "unets/lucidrains": dict.fromkeys(
@@ -154,9 +158,11 @@ OTHER_ARGUMENTS = {
         PYTREES,
     ),
     "unets/__init__": {"register": "the names of a PyTorch module need no table"},
+    "unets/annotated": {"AttentionOutput": SEQUENTIAL},
     "unets/layer_norm": {"Stage": SEQUENTIAL},
     "unets/lucidrains": dict.fromkeys(["AttentionOutput", "Downsample", "Upsample"], SEQUENTIAL),
     "unets/strided": {"DoubleConv": SEQUENTIAL},
+    "unets/superminddpm": {"Block": SEQUENTIAL},
 }
 
 

@@ -12,9 +12,12 @@ from jax_ddpm.spec.network_config import (
     StridedConfig,
 )
 from jax_ddpm.spec.recognise_adm import recognise_adm
+from jax_ddpm.spec.recognise_annotated import recognise_annotated
+from jax_ddpm.spec.recognise_annotated_convnext import recognise_annotated_convnext
 from jax_ddpm.spec.recognise_context_unet import recognise_context_unet
 from jax_ddpm.spec.recognise_lucidrains import recognise_lucidrains, recognise_wrapped_lucidrains
 from jax_ddpm.spec.recognise_simple_unet import recognise_simple_unet
+from jax_ddpm.spec.recognise_superminddpm import recognise_superminddpm
 from jax_ddpm.spec.recognised import Arrays, Recognised, check_size, count_numbered, shape_of
 
 __all__ = ["RECOGNISERS", "Recognised", "check_size"]
@@ -131,5 +134,8 @@ RECOGNISERS: dict[str, Callable[[Arrays], Recognised | None]] = {
     "mid_attn.fn.norm.g": recognise_wrapped_lucidrains,
     "downs.0.bnorm1.running_mean": recognise_simple_unet,
     "contextembed1.model.0.weight": recognise_context_unet,
+    "conv.0.1.running_mean": recognise_superminddpm,
+    "mid_attn.fn.norm.weight": recognise_annotated,
+    "mid_block1.ds_conv.weight": recognise_annotated_convnext,
 }
 """By the name of an array that the network has."""

@@ -28,6 +28,11 @@ class NetworkConfig:
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
     @property
+    def uses_time(self) -> bool:
+        """Whether the prediction depends on t."""
+        return True
+
+    @property
     def takes_labels(self) -> bool:
         """Whether the network has classes, and is called with labels: network(x, t, labels)."""
         return bool(getattr(self, "num_classes", 0))

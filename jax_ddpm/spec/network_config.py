@@ -4,12 +4,15 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from jax_ddpm.spec.adm_config import ADMConfig
+from jax_ddpm.spec.annotated_config import AnnotatedConfig
+from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_base import NETWORKS, NetworkConfig, require_divisible_size
 from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
+from jax_ddpm.spec.superminddpm_config import SuperMinDDPMConfig
 from jax_ddpm.spec.types import Activation, ClassEmbedType, TimeActivation, TimeScaleShift
 
 
@@ -303,6 +306,9 @@ NETWORKS.update(
         "lucidrains": LucidrainsConfig,
         "simple_unet": SimpleUNetConfig,
         "context_unet": ContextUNetConfig,
+        "superminddpm": SuperMinDDPMConfig,
+        "annotated": AnnotatedConfig,
+        "annotated_convnext": AnnotatedConvNextConfig,
     }
 )
 BUILT_IN = frozenset(NETWORKS)

@@ -55,9 +55,9 @@ def noise_images(info: ModelInfo) -> np.ndarray:
 
 
 def candidates(info: ModelInfo) -> list[int]:
-    """The T to measure, from the model's own. It is the only one if the network's time is a fraction of T."""
+    """The T to measure, from the model's own. It is the only one if the network gets a fraction of T, or ignores t."""
     own, t_input = info.diffusion.timesteps, info.diffusion.t_input
-    if t_input not in ("index", "from_one"):
+    if t_input not in ("index", "from_one") or not info.network.uses_time:
         return [own]
     rows = getattr(info.network, "table_rows", max(CANDIDATES) + 1)
     largest = rows - (t_input == "from_one")
@@ -114,6 +114,11 @@ def describe(check: NoiseCheck, info: ModelInfo) -> str:
         return (
             f"Check: the network returns pure noise best at t = {best - 1} (mean square error {least:.2g}; "
             f"{own_error:.2g} at t = {own - 1}): it looks trained with T = {best}; assumed {own}: --timesteps {best}."
+        )
+    if not info.network.uses_time:
+        return (
+            f"Check: given pure noise, the network returns it (mean square error {own_error:.2g}), as one does that "
+            "predicts the noise. It does not use t, so the check does not see T."
         )
     return (
         f"Check: given pure noise at t = {own - 1}, the network returns it (mean square error {own_error:.2g}), as one "

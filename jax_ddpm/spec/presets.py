@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from jax_ddpm.spec.adm_config import ADMConfig
+from jax_ddpm.spec.annotated_config import AnnotatedConfig
+from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
@@ -19,6 +21,7 @@ from jax_ddpm.spec.network_config import (
 )
 from jax_ddpm.spec.run_config import DataConfig, OutputConfig, RunConfig, TrainingConfig
 from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
+from jax_ddpm.spec.superminddpm_config import SuperMinDDPMConfig
 
 
 def preset(name: str | None = None, dataset: str | None = None, **settings) -> RunConfig:
@@ -26,8 +29,8 @@ def preset(name: str | None = None, dataset: str | None = None, **settings) -> R
 
     Args:
         name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, adm, lucidrains, simple_unet,
-            context_unet, or the name of a registered network. Default: digits if the data set is digits or not given,
-            else conv_block.
+            context_unet, superminddpm, annotated, annotated_convnext, or the name of a registered network. Default:
+            digits if the data set is digits or not given, else conv_block.
         dataset: as in `DataConfig`. Default: that of the preset.
         settings: other settings, as in `RunConfig.with_`: `preset("tiny", steps=100, batch_size=32)`.
 
@@ -219,5 +222,42 @@ PRESETS: dict[str, RunConfig] = {
             epochs=20, batch_size=256, learning_rate=1e-4, lr_schedule="constant", ema=False, conditional=True
         ),
         output=OutputConfig(sample_every_epochs=5),
+    ),
+    # superminddpm.py of cloneofsimo's minDiffusion. There alpha_bar has one more factor, 0.9999, and t = T is not
+    # trained.
+    "superminddpm": RunConfig(
+        preset="superminddpm",
+        data=DataConfig(dataset="mnist", image_size=28),
+        network=SuperMinDDPMConfig(),
+        diffusion=DiffusionConfig(
+            beta_start=1e-4 + (0.02 - 1e-4) / 1000,  # beta_t for t = 1 .. T of a line that starts at t = 0
+            clip="none",
+            data_range=(-0.5, 0.5),
+            t_input="fraction_from_one",
+        ),
+        training=TrainingConfig(epochs=100, batch_size=128, learning_rate=2e-4, lr_schedule="constant", ema=False),
+        output=OutputConfig(sample_every_epochs=5),
+    ),
+    # Hugging Face's post "The Annotated Diffusion Model", in its version with ResNet blocks.
+    "annotated": RunConfig(
+        preset="annotated",
+        data=DataConfig(dataset="fashion_mnist", image_size=28, flip=True),
+        network=AnnotatedConfig(),
+        diffusion=DiffusionConfig(timesteps=300, variance="posterior", clip="none"),
+        training=TrainingConfig(
+            epochs=6, batch_size=128, learning_rate=1e-3, lr_schedule="constant", loss_kind="huber", ema=False
+        ),
+        output=OutputConfig(sample_every_epochs=1),
+    ),
+    # The first version of the same post, with ConvNeXT blocks.
+    "annotated_convnext": RunConfig(
+        preset="annotated_convnext",
+        data=DataConfig(dataset="fashion_mnist", image_size=28, flip=True),
+        network=AnnotatedConvNextConfig(),
+        diffusion=DiffusionConfig(timesteps=200, variance="posterior", clip="none"),
+        training=TrainingConfig(
+            epochs=5, batch_size=128, learning_rate=1e-3, lr_schedule="constant", loss_kind="huber", ema=False
+        ),
+        output=OutputConfig(sample_every_epochs=1),
     ),
 }

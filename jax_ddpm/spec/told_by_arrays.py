@@ -8,12 +8,13 @@ import numpy as np
 from jax_ddpm.spec.errors import settings_text
 from jax_ddpm.spec.file_content import FileContent
 from jax_ddpm.spec.network_config import NetworkConfig
-from jax_ddpm.spec.stored_array import numbers
+from jax_ddpm.spec.stored_array import Array, numbers
 
 BETAS = ("betas", "beta")
 ALPHA_BARS = ("alphas_cumprod", "alpha_cumprod", "alphas_bar", "alpha_bars", "alpha_bar", "alpha_hat")
 OF_SCHEDULE = {"timesteps", "schedule", "beta_start", "beta_end", "trained_betas", "zero_terminal_snr"}
 MAX_TIMESTEPS = 100_000
+MAX_ROWS = MAX_TIMESTEPS + 1
 TOLERANCE = 2e-6
 """Absolute, for betas that were stored in float32 or computed from cumulative products of float32."""
 
@@ -65,7 +66,16 @@ def stored_betas(content: FileContent) -> list[tuple[str, np.ndarray]]:
         found = [(name, betas) for name, betas in found if np.all((betas > 0) & (betas < 1))]
         if found:
             return found
-    return []
+    return [(name, betas) for group in content.dictionaries for name, betas in betas_from_t_0(group.arrays)]
+
+
+def betas_from_t_0(arrays: Mapping[str, Array]) -> list[tuple[str, np.ndarray]]:
+    """The betas of t = 1 to T from minDiffusion's tables, which start at t = 0: sqrt_beta_t (T + 1,) and others."""
+    prefixes = [name.removesuffix("mab_over_sqrtmab") for name in arrays if name.endswith("mab_over_sqrtmab")]
+    names = [f"{prefix}sqrt_beta_t" for prefix in prefixes]
+    tables = [(name, arrays[name]) for name in names if name in arrays]
+    roots = [(name, numbers(table)) for name, table in tables if table.ndim == 1 and 2 < table.shape[0] <= MAX_ROWS]
+    return [(name, table[1:] ** 2) for name, table in roots if np.all((table > 0) & (table < 1))]
 
 
 def betas_of_products(alpha_bars: np.ndarray) -> np.ndarray:

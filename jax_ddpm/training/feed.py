@@ -26,6 +26,8 @@ MAX_RESIDENT_BYTES = 2 * 2**30  # a data set up to this size is copied to the de
 STEPS_PER_DISPATCH = 10  # enough that the host's few milliseconds per dispatch are negligible
 # The progress bar and Ctrl-C wait for up to two dispatches. So on a CPU this limits a dispatch of several steps.
 MAX_DISPATCH_SECONDS_ON_CPU = 0.5
+DEPTHWISE = frozenset({"annotated_convnext"})
+"""Networks with depthwise convolutions."""
 
 
 def on_cpu() -> bool:
@@ -37,9 +39,10 @@ def fast_in_loops(config: NetworkConfig) -> bool:
     """Whether a network's training step is as fast inside an XLA loop as outside.
 
     On CPUs that holds for the convolutions of `jax_ddpm.layers` if they take their CPU routes. The gradients of other
-    convolutions, which a network of the user's own may have, are about a hundred times slower in a loop.
+    convolutions, such as depthwise ones or those of a network of the user's own, are about a hundred times slower in a
+    loop.
     """
-    return not on_cpu() or (ops.uses_cpu_routes() and config.name in BUILT_IN)
+    return not on_cpu() or (ops.uses_cpu_routes() and config.name in BUILT_IN - DEPTHWISE)
 
 
 class Feed:

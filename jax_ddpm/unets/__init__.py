@@ -9,6 +9,8 @@ from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.unets.adm import ADMUNet
+from jax_ddpm.unets.annotated import AnnotatedUNet
+from jax_ddpm.unets.annotated_convnext import AnnotatedConvNextUNet
 from jax_ddpm.unets.attention import AttentionUNet
 from jax_ddpm.unets.context_unet import ContextUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
@@ -18,6 +20,7 @@ from jax_ddpm.unets.layer_norm import LayerNormUNet
 from jax_ddpm.unets.lucidrains import LucidrainsUNet
 from jax_ddpm.unets.simple_unet import SimpleUNet
 from jax_ddpm.unets.strided import StridedUNet
+from jax_ddpm.unets.superminddpm import SuperMinDDPM
 
 NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "conv_block": ConvBlockUNet,
@@ -29,6 +32,9 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "lucidrains": LucidrainsUNet,
     "simple_unet": SimpleUNet,
     "context_unet": ContextUNet,
+    "superminddpm": SuperMinDDPM,
+    "annotated": AnnotatedUNet,
+    "annotated_convnext": AnnotatedConvNextUNet,
 }
 REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
 """From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""

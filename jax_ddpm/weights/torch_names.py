@@ -15,9 +15,12 @@ from flax import nnx
 
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
 from jax_ddpm.weights.names_adm import ADM
+from jax_ddpm.weights.names_annotated import ANNOTATED
+from jax_ddpm.weights.names_annotated_convnext import ANNOTATED_CONVNEXT
 from jax_ddpm.weights.names_context_unet import CONTEXT_UNET
 from jax_ddpm.weights.names_lucidrains import LUCIDRAINS
 from jax_ddpm.weights.names_simple_unet import SIMPLE_UNET
+from jax_ddpm.weights.names_superminddpm import SUPERMINDDPM
 
 
 def parse(text: str) -> dict[str, str]:
@@ -214,6 +217,9 @@ TORCH_NAMES = {  # by the class of the network
     "LucidrainsUNet": parse(LUCIDRAINS),
     "SimpleUNet": parse(SIMPLE_UNET),
     "ContextUNet": parse(CONTEXT_UNET),
+    "SuperMinDDPM": parse(SUPERMINDDPM),
+    "AnnotatedUNet": parse(ANNOTATED),
+    "AnnotatedConvNextUNet": parse(ANNOTATED_CONVNEXT),
 }
 
 

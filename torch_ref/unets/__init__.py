@@ -24,6 +24,8 @@ from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from torch_ref.dtypes import activations
 from torch_ref.unets.adm import ADMUNet
+from torch_ref.unets.annotated import AnnotatedUNet
+from torch_ref.unets.annotated_convnext import AnnotatedConvNextUNet
 from torch_ref.unets.attention import AttentionUNet
 from torch_ref.unets.context_unet import ContextUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
@@ -32,6 +34,7 @@ from torch_ref.unets.layer_norm import LayerNormUNet
 from torch_ref.unets.lucidrains import LucidrainsUNet
 from torch_ref.unets.simple_unet import SimpleUNet
 from torch_ref.unets.strided import StridedUNet
+from torch_ref.unets.superminddpm import SuperMinDDPM
 
 NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "conv_block": ConvBlockUNet,
@@ -43,6 +46,9 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "lucidrains": LucidrainsUNet,
     "simple_unet": SimpleUNet,
     "context_unet": ContextUNet,
+    "superminddpm": SuperMinDDPM,
+    "annotated": AnnotatedUNet,
+    "annotated_convnext": AnnotatedConvNextUNet,
 }
 
 
