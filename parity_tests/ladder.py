@@ -117,6 +117,7 @@ NOT_SQUARE = {  # layer_norm takes 28x28 only
     "lucidrains": (6, 10),
     "simple_unet": (8, 12),
     "context_unet": (8, 16),
+    "ddpm_conditional": (8, 16),
 }
 for name, case in CASES.items():
     if name == "conv_block":
@@ -198,6 +199,7 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
             "adm": (32, 64),
             "simple_unet": (32,),
             "context_unet": (32, 64),
+            "ddpm_conditional": (32, 64),
         }.items()
         for bits in widths
         for rung in ("outputs", "gradients")

@@ -15,6 +15,7 @@ from jax_ddpm.sampling.reverse import reverse_process
 from jax_ddpm.sampling.steps import ancestral_step
 from jax_ddpm.schedules import make_tables, schedule_tables
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
+from jax_ddpm.spec.ddpm_conditional_config import DDPMConditionalConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
@@ -125,6 +126,8 @@ def test_network(name, dtype):
         (SimpleUNetConfig(), 3, 62_438_883),
         (ContextUNetConfig(), 1, 6_585_601),
         (LucidrainsConfig(), 3, 35_711_491),
+        (DDPMConditionalConfig(), 3, 23_332_739),
+        (DDPMConditionalConfig(num_classes=10), 3, 23_335_299),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

@@ -13,6 +13,7 @@ from jax_ddpm.spec.network_config import (
 )
 from jax_ddpm.spec.recognise_adm import recognise_adm
 from jax_ddpm.spec.recognise_context_unet import recognise_context_unet
+from jax_ddpm.spec.recognise_ddpm_conditional import recognise_ddpm_conditional
 from jax_ddpm.spec.recognise_lucidrains import recognise_lucidrains, recognise_wrapped_lucidrains
 from jax_ddpm.spec.recognise_simple_unet import recognise_simple_unet
 from jax_ddpm.spec.recognised import Arrays, Recognised, check_size, count_numbered, shape_of
@@ -131,5 +132,6 @@ RECOGNISERS: dict[str, Callable[[Arrays], Recognised | None]] = {
     "mid_attn.fn.norm.g": recognise_wrapped_lucidrains,
     "downs.0.bnorm1.running_mean": recognise_simple_unet,
     "contextembed1.model.0.weight": recognise_context_unet,
+    "sa1.mha.in_proj_weight": recognise_ddpm_conditional,
 }
 """By the name of an array that the network has."""

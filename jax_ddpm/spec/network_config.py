@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
+from jax_ddpm.spec.ddpm_conditional_config import DDPMConditionalConfig
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
@@ -303,6 +304,7 @@ NETWORKS.update(
         "lucidrains": LucidrainsConfig,
         "simple_unet": SimpleUNetConfig,
         "context_unet": ContextUNetConfig,
+        "ddpm_conditional": DDPMConditionalConfig,
     }
 )
 BUILT_IN = frozenset(NETWORKS)

@@ -16,6 +16,7 @@ from flax import nnx
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
 from jax_ddpm.weights.names_adm import ADM
 from jax_ddpm.weights.names_context_unet import CONTEXT_UNET
+from jax_ddpm.weights.names_ddpm_conditional import DDPM_CONDITIONAL
 from jax_ddpm.weights.names_lucidrains import LUCIDRAINS
 from jax_ddpm.weights.names_simple_unet import SIMPLE_UNET
 
@@ -214,6 +215,7 @@ TORCH_NAMES = {  # by the class of the network
     "LucidrainsUNet": parse(LUCIDRAINS),
     "SimpleUNet": parse(SIMPLE_UNET),
     "ContextUNet": parse(CONTEXT_UNET),
+    "DDPMConditionalUNet": parse(DDPM_CONDITIONAL),
 }
 
 
