@@ -16,6 +16,7 @@ from parity_tests import (
     budgets,
     measures_batch_norm,
     measures_classifier,
+    measures_ddpm_conditional,
     measures_guidance,
     measures_inputs,
     measures_objectives,
@@ -142,6 +143,9 @@ RUNGS["10-step DDPM, not square, float32"] = Rung(
 )
 
 RUNGS["BatchNorm in training, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_batch_norm.training_passes)
+
+RUNGS["bilinear interpolation, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_ddpm_conditional.interpolation)
+RUNGS["labels without a null row, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_ddpm_conditional.labels)
 
 RUNGS["guided predictions, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.predictions)
 RUNGS["guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.samples)
