@@ -19,6 +19,7 @@ AREAS = [
             "jax_ddpm.spec.adm_config",
             "jax_ddpm.spec.simple_unet_config",
             "jax_ddpm.spec.context_unet_config",
+            "jax_ddpm.spec.ddpm_conditional_config",
             "jax_ddpm.spec.lucidrains_config",
             "jax_ddpm.spec.superminddpm_config",
             "jax_ddpm.spec.annotated_config",

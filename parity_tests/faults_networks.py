@@ -19,6 +19,7 @@ from torch_ref.unets import (
     context_unet,
     conv_block,
     ddpm,
+    ddpm_conditional,
     layer_norm,
     lucidrains,
     strided,
@@ -232,6 +233,33 @@ def channels_before_heads(heads_of_pixels):
         return tuple(part.reshape(b, n, c, heads).transpose(2, 3) for part in parts)
 
     return faulty
+
+
+def layer_norm_epsilon(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.eps = 1e-6
+
+
+def two_groups(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.num_groups = 2
+
+
+def null_label_is_the_last_class(add_class):
+    def faulty(time, labels, embedding, null_index):
+        labels = torch.full((len(time),), null_index) if labels is None else labels
+        return add_class(time, torch.clamp(labels, max=embedding.num_embeddings - 1), embedding, null_index)
+
+    return faulty
+
+
+def plus_the_normalised(self, x):
+    """Self-attention plus its normalised input."""
+    normal = self.ln(x.movedim(1, -1)).movedim(-1, 1)
+    h = self.mha(normal) + normal
+    return self.ff_self(h.movedim(1, -1)).movedim(-1, 1) + h
 
 
 def scale_and_shift_swapped(name, value):
@@ -494,6 +522,35 @@ FAULTS = {
             ("norms with two groups", changed_network(groups_of_attention)),
             ("GroupNorm epsilon 1e-6", changed_network(norm_epsilon)),
             ("skip order swapped", concatenated_the_other_way(annotated_convnext)),
+        )
+    },
+    "bilinear interpolation: corners not aligned": (
+        swap(
+            ddpm_conditional,
+            "bilinear_2x2",
+            lambda _: partial(nn.functional.interpolate, scale_factor=2, mode="bilinear", align_corners=False),
+        ),
+        "bilinear interpolation, float64",
+    ),
+    "labels without a null row: the null label is the last class": (
+        swap(ddpm_conditional, "add_class", null_label_is_the_last_class),
+        "labels without a null row, float64",
+    ),
+    **{
+        f"ddpm_conditional: {fault}": (patch, "ddpm_conditional: outputs, float64")
+        for fault, patch in (
+            ("LayerNorm epsilon", changed_network(layer_norm_epsilon)),
+            ("GroupNorm with two groups", changed_network(two_groups)),
+            ("skip order swapped", concatenated_the_other_way(ddpm_conditional)),
+            (
+                "attention plus its normalised input",
+                swap(ddpm_conditional.AttentionBlock, "forward", lambda _: plus_the_normalised),
+            ),
+            ("GELU by tanh", swap(ddpm_conditional.F, "gelu", lambda gelu: partial(gelu, approximate="tanh"))),
+            (
+                "frequencies over d/2 - 1",
+                swap(ddpm_conditional, "frequencies", lambda f: lambda width: f(width) ** (width / (width - 2))),
+            ),
         )
     },
 }

@@ -16,6 +16,7 @@ from parity_tests import (
     budgets,
     measures_batch_norm,
     measures_classifier,
+    measures_ddpm_conditional,
     measures_guidance,
     measures_inputs,
     measures_objectives,
@@ -120,6 +121,7 @@ NOT_SQUARE = {  # layer_norm takes 28x28 only
     "superminddpm": (5, 7),
     "annotated": (6, 10),
     "annotated_convnext": (6, 10),
+    "ddpm_conditional": (8, 16),
 }
 for name, case in CASES.items():
     if name == "conv_block":
@@ -144,6 +146,9 @@ RUNGS["10-step DDPM, not square, float32"] = Rung(
 )
 
 RUNGS["BatchNorm in training, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_batch_norm.training_passes)
+
+RUNGS["bilinear interpolation, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_ddpm_conditional.interpolation)
+RUNGS["labels without a null row, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_ddpm_conditional.labels)
 
 RUNGS["guided predictions, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.predictions)
 RUNGS["guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.samples)
@@ -205,6 +210,7 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
             "superminddpm": (32,),
             "annotated": (32, 64),
             "annotated_convnext": (32, 64),
+            "ddpm_conditional": (32, 64),
         }.items()
         for bits in widths
         for rung in ("outputs", "gradients")

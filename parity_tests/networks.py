@@ -6,6 +6,7 @@ from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
 from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
+from jax_ddpm.spec.ddpm_conditional_config import DDPMConditionalConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import (
     AttentionConfig,
@@ -78,6 +79,9 @@ VARIANTS = {  # with other settings; those of ddpm and adm have every setting be
         4,
     ),
     "layer_norm with leaky ReLU": Case(LayerNormConfig(time_activation="leaky_relu"), 1, 28),
+    "ddpm_conditional without deep blocks": Case(
+        DDPMConditionalConfig(channels=8, time_width=16, heads=2, remove_deep_conv=True), 3, 8
+    ),
 }
 CASES = {
     "conv_block": Case(ConvBlockConfig(widths=(32, 64), time_width=32), 3, 8),
@@ -92,6 +96,7 @@ CASES = {
     "adm": Case(ADMConfig(widths=(32, 64), num_res_blocks=1, attention=(False, True)), 3, 8),
     "simple_unet": Case(SimpleUNetConfig(widths=(8, 16, 24)), 3, 8),
     "context_unet": Case(ContextUNetConfig(channels=8, pool=2), 1, 8),
+    "ddpm_conditional": Case(DDPMConditionalConfig(channels=8, time_width=16), 1, 16),
 }
 
 LABELLED = {  # the same with labels

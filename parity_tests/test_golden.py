@@ -17,6 +17,7 @@ from jax_ddpm.schedules import make_tables, schedule_tables
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
 from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
+from jax_ddpm.spec.ddpm_conditional_config import DDPMConditionalConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.network_config import AttentionConfig, ConvBlockConfig, DDPMConfig, LayerNormConfig, StridedConfig
@@ -131,6 +132,8 @@ def test_network(name, dtype):
         (SuperMinDDPMConfig(), 1, 16_867_073),
         (AnnotatedConfig(), 1, 2_020_257),
         (AnnotatedConvNextConfig(), 1, 2_996_315),
+        (DDPMConditionalConfig(), 3, 23_332_739),
+        (DDPMConditionalConfig(num_classes=10), 3, 23_335_299),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

@@ -42,6 +42,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "unets/context_unet": ["unets/context_unet"],
     "unets/conv_block": ["unets/conv_block"],
     "unets/ddpm": ["unets/ddpm"],
+    "unets/ddpm_conditional": ["unets/ddpm_conditional"],
     "unets/layer_norm": ["unets/layer_norm"],
     "unets/lucidrains": ["unets/lucidrains"],
     "unets/simple_unet": ["unets/simple_unet"],
@@ -101,6 +102,9 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     ),
     "unets/annotated_convnext": {"DepthwiseConv": "torch has it: groups of one channel"},
     "unets/context_unet": {"average_pool": "torch.nn has it"},
+    "unets/ddpm_conditional": dict.fromkeys(
+        ["ConvWithoutBias", "LayerNorm", "interpolate_rows"], "torch.nn and torch.nn.functional have it"
+    ),
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "unets/lucidrains": dict.fromkeys(
         ["Normal", "RandomFrequencies", "ConvWithoutBias"], "arrays whose initial values or layouts are their own"
@@ -138,6 +142,7 @@ ONLY_IN_TORCH = {
     "unets/__init__": {"with_autocast": "a Flax module of the user's own takes dtype itself"},
     "unets/context_unet": {"DownBlock": "a module, for the names of its arrays"},
     "unets/conv_block": {"Sinusoids": "a module, for the name of its array"},
+    "unets/ddpm_conditional": {"Sinusoids": "a module, for a buffer that half precision does not round"},
     "unets/simple_unet": {"Sinusoids": "a module, whose place gives the Linear its name"},
     "unets/ddpm": dict.fromkeys(["average_pool_2x2", "repeat_2x2"], "in ops.py in JAX; torch has functions for both"),
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},

@@ -15,6 +15,7 @@ from jax_ddpm.spec.recognise_adm import recognise_adm
 from jax_ddpm.spec.recognise_annotated import recognise_annotated
 from jax_ddpm.spec.recognise_annotated_convnext import recognise_annotated_convnext
 from jax_ddpm.spec.recognise_context_unet import recognise_context_unet
+from jax_ddpm.spec.recognise_ddpm_conditional import recognise_ddpm_conditional
 from jax_ddpm.spec.recognise_lucidrains import recognise_lucidrains, recognise_wrapped_lucidrains
 from jax_ddpm.spec.recognise_simple_unet import recognise_simple_unet
 from jax_ddpm.spec.recognise_superminddpm import recognise_superminddpm
@@ -137,5 +138,6 @@ RECOGNISERS: dict[str, Callable[[Arrays], Recognised | None]] = {
     "conv.0.1.running_mean": recognise_superminddpm,
     "mid_attn.fn.norm.weight": recognise_annotated,
     "mid_block1.ds_conv.weight": recognise_annotated_convnext,
+    "sa1.mha.in_proj_weight": recognise_ddpm_conditional,
 }
 """By the name of an array that the network has."""

@@ -20,6 +20,8 @@ MAX_POINTER = 1024  # bytes of a pointer of Git LFS
 ENDING = re.compile(r"\.(safetensors|bin)(\.index\.json)?$")
 TRAINER = re.compile(r"(?P<kind>ema_(?P<decay>[0-9.]+)_|model|opt)(?P<step>[0-9]{6,})\.pt")
 """Files of the trainer of improved-diffusion and guided-diffusion: averages, raw weights, and optimisers."""
+CKPT = re.compile(r"(?P<start>([^.]*?_)??)(?P<average>ema_)?ckpt\.pt")
+"""Files of the trainer of Diffusion-Models-pytorch: ema_ckpt.pt is the average of ckpt.pt."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ def find_source(path: Path, weights: str | None) -> Source:
     if not path.is_dir():
         is_ema = is_average(path)
         if is_ema and weights == "raw":
-            raw = f"model{TRAINER.fullmatch(path.name)['step']}.pt"
-            raise UserError(f"{path} has averaged weights, by its name: its raw weights are in {raw}. Name that file.")
+            raise UserError(
+                f"{path} has averaged weights, by its name: its raw weights are in {raw_name(path)}. Name that file."
+            )
         return Source(index_of(path), diffusers_folder.settings_beside(path), is_ema=is_ema)
     diffusers_folder.refuse_other_models(path)
     if (path / MODEL_FILE).is_file():
@@ -105,6 +108,9 @@ def model_file(folder: Path, weights: str | None = None) -> Path | None:
     of_trainer = [path for path in candidates if TRAINER.fullmatch(path.name)]
     if of_trainer and len(of_trainer) == len(candidates):
         return newest_of_trainer(folder, of_trainer, weights)
+    averages = [path for path in candidates if CKPT.fullmatch(path.name) and is_average(path)]
+    if averages and {path.name for path in candidates} == {averages[0].name, raw_name(averages[0])}:
+        return averages[0].with_name(raw_name(averages[0])) if weights == "raw" else averages[0]
     indices = [path for path in candidates if path.name.endswith(".index.json")]
     if indices:
         candidates = [*indices, *(path for path in candidates if path not in indices and not SHARD.search(path.name))]
@@ -134,9 +140,19 @@ def newest_of_trainer(folder: Path, files: list[Path], weights: str | None) -> P
 
 
 def is_average(path: Path) -> bool | None:
-    """Whether a file of OpenAI's trainer is an average; None for other files."""
-    match = TRAINER.fullmatch(path.name)
-    return None if match is None else match["decay"] is not None
+    """Whether a file is an average, by its name and the files beside it; None if they do not say it."""
+    if match := TRAINER.fullmatch(path.name):
+        return match["decay"] is not None
+    match = CKPT.fullmatch(path.name)
+    if match and not match["average"]:
+        return False if path.with_name(f"{match['start']}ema_ckpt.pt").is_file() else None
+    return True if match else None
+
+
+def raw_name(average: Path) -> str:
+    """The name of the file with the raw weights of an average, by the names that its trainer gives."""
+    match = TRAINER.fullmatch(average.name)
+    return f"model{match['step']}.pt" if match else average.name.removesuffix("ema_ckpt.pt") + "ckpt.pt"
 
 
 def preference(name: str, weights: str | None) -> tuple[bool, bool, bool, str]:

@@ -7,6 +7,7 @@ from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
 from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
+from jax_ddpm.spec.ddpm_conditional_config import DDPMConditionalConfig
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
@@ -309,6 +310,7 @@ NETWORKS.update(
         "superminddpm": SuperMinDDPMConfig,
         "annotated": AnnotatedConfig,
         "annotated_convnext": AnnotatedConvNextConfig,
+        "ddpm_conditional": DDPMConditionalConfig,
     }
 )
 BUILT_IN = frozenset(NETWORKS)

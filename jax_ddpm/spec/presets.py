@@ -6,6 +6,7 @@ from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
 from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
 from jax_ddpm.spec.context_unet_config import ContextUNetConfig
+from jax_ddpm.spec.ddpm_conditional_config import DDPMConditionalConfig
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
@@ -29,8 +30,8 @@ def preset(name: str | None = None, dataset: str | None = None, **settings) -> R
 
     Args:
         name: digits, clothes, tiny, conv_block, strided, attention, layer_norm, ddpm, adm, lucidrains, simple_unet,
-            context_unet, superminddpm, annotated, annotated_convnext, or the name of a registered network. Default:
-            digits if the data set is digits or not given, else conv_block.
+            context_unet, superminddpm, annotated, annotated_convnext, ddpm_conditional, or the name of a registered
+            network. Default: digits if the data set is digits or not given, else conv_block.
         dataset: as in `DataConfig`. Default: that of the preset.
         settings: other settings, as in `RunConfig.with_`: `preset("tiny", steps=100, batch_size=32)`.
 
@@ -259,5 +260,25 @@ PRESETS: dict[str, RunConfig] = {
             epochs=5, batch_size=128, learning_rate=1e-3, lr_schedule="constant", loss_kind="huber", ema=False
         ),
         output=OutputConfig(sample_every_epochs=1),
+    ),
+    # ddpm_conditional.py of dome272's Diffusion-Models-pytorch. There t is drawn from 1 to T - 1 and labels are dropped
+    # for a whole batch. The EMA starts as a copy for 2,000 steps; here its decay reaches 0.995 after 1,790 steps.
+    "ddpm_conditional": RunConfig(
+        preset="ddpm_conditional",
+        data=DataConfig(dataset="cifar10", image_size=64),
+        network=DDPMConditionalConfig(),
+        diffusion=DiffusionConfig(clip="none"),
+        sampling=SamplerConfig(guidance=3.0),  # cfg_scale
+        training=TrainingConfig(
+            epochs=300,
+            batch_size=14,
+            optimizer="adamw",
+            weight_decay=0.01,
+            learning_rate=3e-4,
+            lr_schedule="constant",
+            ema_decay=0.995,
+            conditional=True,
+        ),
+        output=OutputConfig(sample_every_epochs=10),
     ),
 }

@@ -55,7 +55,8 @@ class Recognised:
         """
         known = ("name", "dropout", "num_classes", "class_embed_type", *self.settings)
         names = [field.name for field in fields(self.kind) if field.name not in known]
-        return [name for name in names if name != "null_label" or self.label_rows is not None]
+        has_classes = self.label_rows is not None or bool(self.settings.get("num_classes"))
+        return [name for name in names if name != "null_label" or has_classes]
 
 
 def check_size(network: NetworkConfig) -> None:

@@ -15,6 +15,7 @@ from jax_ddpm.unets.attention import AttentionUNet
 from jax_ddpm.unets.context_unet import ContextUNet
 from jax_ddpm.unets.conv_block import ConvBlockUNet
 from jax_ddpm.unets.ddpm import DDPMUNet
+from jax_ddpm.unets.ddpm_conditional import DDPMConditionalUNet
 from jax_ddpm.unets.flax_layers import adapt
 from jax_ddpm.unets.layer_norm import LayerNormUNet
 from jax_ddpm.unets.lucidrains import LucidrainsUNet
@@ -35,6 +36,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "superminddpm": SuperMinDDPM,
     "annotated": AnnotatedUNet,
     "annotated_convnext": AnnotatedConvNextUNet,
+    "ddpm_conditional": DDPMConditionalUNet,
 }
 REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
 """From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""

@@ -18,6 +18,7 @@ from jax_ddpm.weights.names_adm import ADM
 from jax_ddpm.weights.names_annotated import ANNOTATED
 from jax_ddpm.weights.names_annotated_convnext import ANNOTATED_CONVNEXT
 from jax_ddpm.weights.names_context_unet import CONTEXT_UNET
+from jax_ddpm.weights.names_ddpm_conditional import DDPM_CONDITIONAL
 from jax_ddpm.weights.names_lucidrains import LUCIDRAINS
 from jax_ddpm.weights.names_simple_unet import SIMPLE_UNET
 from jax_ddpm.weights.names_superminddpm import SUPERMINDDPM
@@ -220,6 +221,7 @@ TORCH_NAMES = {  # by the class of the network
     "SuperMinDDPM": parse(SUPERMINDDPM),
     "AnnotatedUNet": parse(ANNOTATED),
     "AnnotatedConvNextUNet": parse(ANNOTATED_CONVNEXT),
+    "DDPMConditionalUNet": parse(DDPM_CONDITIONAL),
 }
 
 

@@ -30,6 +30,7 @@ from torch_ref.unets.attention import AttentionUNet
 from torch_ref.unets.context_unet import ContextUNet
 from torch_ref.unets.conv_block import ConvBlockUNet
 from torch_ref.unets.ddpm import DDPMUNet
+from torch_ref.unets.ddpm_conditional import DDPMConditionalUNet
 from torch_ref.unets.layer_norm import LayerNormUNet
 from torch_ref.unets.lucidrains import LucidrainsUNet
 from torch_ref.unets.simple_unet import SimpleUNet
@@ -49,6 +50,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "superminddpm": SuperMinDDPM,
     "annotated": AnnotatedUNet,
     "annotated_convnext": AnnotatedConvNextUNet,
+    "ddpm_conditional": DDPMConditionalUNet,
 }
 
 
