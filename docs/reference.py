@@ -43,7 +43,7 @@ AREAS = [
         "sampling",
         "Sampling",
         "The reverse process: images from noise, and edits of given images.",
-        ["jax_ddpm.sampling.*", "jax_ddpm.spec.labels", "jax_ddpm.spec.spacing"],
+        ["jax_ddpm.sampling.*", "jax_ddpm.spec.labels", "jax_ddpm.spec.spacing", "jax_ddpm.spec.exporting"],
     ),
     (
         "networks",

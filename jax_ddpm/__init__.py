@@ -33,6 +33,7 @@ PUBLIC = {
     "inpaint": "sampling.inpainting",
     "load_run": "training.load_run",
     "train": "training.loop",
+    "export_sampler": "sampling.export",
 }
 __all__ = sorted(PUBLIC)
 

@@ -77,7 +77,7 @@ def add_bias(x, bias):
 @op
 def add_to_pixels(x, vectors):
     """x (B, H, W, C) + vectors (B, C)."""
-    return x + cast_and_broadcast(vectors.reshape(len(x), 1, 1, -1), x.shape, x.dtype)
+    return x + cast_and_broadcast(vectors.reshape(x.shape[0], 1, 1, -1), x.shape, x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))

@@ -26,6 +26,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "rng": ["rng"],
     "sampling/__init__": ["sampling/__init__"],
     "sampling/editing": ["sampling/editing"],
+    "sampling/export": [],
     "sampling/guidance": ["sampling/guidance"],
     "sampling/inpainting": ["sampling/inpainting"],
     "sampling/reverse": ["sampling/reverse"],
@@ -90,7 +91,11 @@ ONLY_IN_JAX = {  # in the order in which they stand there
             ["initial_carry", "scan_steps", "run_with_progress"], "the parts of reverse_process, whose scan is jitted"
         ),
     },
-    "sampling/samplers": {"_sample": JITTED, "shard": "several devices are JAX's"},
+    "sampling/samplers": {
+        "scan_sampler": "the part that `export` has, too",
+        "_sample": JITTED,
+        "shard": "several devices are JAX's",
+    },
     "step": {
         "num_parameters": "in weights.py, where load_model's network is",
         "with_statistics": "the module of torch_ref holds its statistics",
@@ -131,6 +136,10 @@ ONLY_IN_TORCH = {
         **dict.fromkeys(["fold_in", "split", "bits", "uniform", "randint", "bernoulli"], "in jax.random"),
         **dict.fromkeys(["threefry2x32", "erf_inv"], "inside jax.random"),
     },
+    "sampling/export": dict.fromkeys(
+        ["export_step", "Step", "example_inputs", "file_settings", "as_onnx", "as_pt2"],
+        "jax_ddpm exports the whole sampler with jax.export",
+    ),
     "sampling/samplers": {"tensors": "JAX takes the NumPy arrays of labels"},
     "sampling/guidance": {"twice": "jnp.concatenate; networks of torch_ref take marked floats only"},
     "sampling/solvers": {"for_images": "jnp.full, which takes arrays too"},

@@ -26,6 +26,7 @@ PUBLIC = {
     "reconstruct": "torch_ref.sampling.editing",
     "img2img": "torch_ref.sampling.editing",
     "inpaint": "torch_ref.sampling.inpainting",
+    "export_step": "torch_ref.sampling.export",
 }
 __all__ = sorted(PUBLIC)
 

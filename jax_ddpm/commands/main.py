@@ -13,6 +13,7 @@ COMMANDS = {
     "sample": "Draw pictures from a trained model, or edit images with it.",
     "evaluate": "Measure how close a model's images come to real ones.",
     "convert": "Convert a model file between JAX, PyTorch and diffusers.",
+    "export": "Write a sampler as a file that runs without this package.",
     "report": "Write an HTML report of a training run.",
     "compare": "Compare several runs: settings, losses, scores and pictures.",
     "doctor": "Compare a PyTorch module with its port to Flax, and name the first wrong layer.",

@@ -19,7 +19,7 @@ Images = Float[Array, "b h w c"]
 Prediction = Float[Array, "b h w p"]  # p = c, or 2 c if the network also predicts a variance
 
 
-def plain(conditional: Images, unconditional: Images, guidance: float) -> Images:
+def plain(conditional: Images, unconditional: Images, guidance: float | Float[Array, ""]) -> Images:
     """Ho & Salimans 2022, eq. 6, whose w is guidance - 1. 1: the conditional prediction, 0: the unconditional one."""
     return unconditional + guidance * (conditional - unconditional)
 

@@ -40,10 +40,11 @@ def noise_at(keys: Array, number, shape: tuple[int, int, int], dtype) -> Images:
 compiled_noise_at = jax.jit(noise_at, static_argnames=("shape", "dtype"))
 
 
-@partial(jax.jit, static_argnames=("graph", "config", "sampler", "dtype"))
-def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype):
-    network, guide = nnx.merge(graph, state)
-    chain, predict = sampling_timesteps(config, sampler), guided_predict(network, config, sampler, labels, guide)
+def scan_sampler(
+    predict: Callable, keys: Array, carry: tuple, xs: tuple, config: DiffusionConfig, sampler: SamplerConfig, dtype
+) -> tuple:
+    """`scan_steps` of a sampler. predict: the network, (x, t) -> prediction. keys: of the images, from `image_keys`."""
+    chain = sampling_timesteps(config, sampler)
     if config.is_continuous:
         step, predict = make_solver(make_objective(config, dtype), sampler, predict)
         return scan_steps(step, predict, lambda i: None, carry, xs)
@@ -53,6 +54,13 @@ def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype):
         return None if sampler.is_deterministic else noise_at(keys, t, carry[0].shape[1:], dtype)
 
     return scan_steps(step, predict, draw_noise, carry, xs)
+
+
+@partial(jax.jit, static_argnames=("graph", "config", "sampler", "dtype"))
+def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype):
+    network, guide = nnx.merge(graph, state)
+    predict = guided_predict(network, config, sampler, labels, guide)
+    return scan_sampler(predict, keys, carry, xs, config, sampler, dtype)
 
 
 def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:

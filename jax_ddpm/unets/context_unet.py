@@ -122,7 +122,7 @@ class ContextUNet(nnx.Module):
         result_dtype = self.output2.kernel.dtype
         dtype = self.dtype or result_dtype
         time = t[:, None].astype(result_dtype)
-        context = contexts(labels, self.num_classes, len(x), self.null_index, result_dtype)
+        context = contexts(labels, self.num_classes, x.shape[0], self.null_index, result_dtype)
         scale1, shift1 = self.context_embedding1(context).astype(dtype), self.time_embedding1(time).astype(dtype)
         scale2, shift2 = self.context_embedding2(context).astype(dtype), self.time_embedding2(time).astype(dtype)
         h0 = self.input(x.astype(dtype))

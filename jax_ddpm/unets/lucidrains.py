@@ -225,7 +225,7 @@ def heads_of_pixels(qkv, heads: int):
 
 def with_memory(memory, key, value):
     """Keys and values (B, N, heads, D) after the ones in memory (2, M, heads, D), which are the same for all images."""
-    shape = (len(key), *memory.shape[1:])
+    shape = (key.shape[0], *memory.shape[1:])
     keys, values = (cast_and_broadcast(each[None], shape, key.dtype) for each in memory)
     return jnp.concatenate([keys, key], axis=1), jnp.concatenate([values, value], axis=1)
 

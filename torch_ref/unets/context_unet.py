@@ -125,7 +125,7 @@ class ContextUNet(nn.Module):
         weight = self.out[0].weight
         with without_autocast(x):
             time = timesteps(x, t)[:, None]
-            context = contexts(labels, self.num_classes, len(x), self.null_index, weight.dtype).to(x.device)
+            context = contexts(labels, self.num_classes, x.shape[0], self.null_index, weight.dtype).to(x.device)
             scale1, shift1 = self.contextembed1(context)[:, :, None, None], self.timeembed1(time)[:, :, None, None]
             scale2, shift2 = self.contextembed2(context)[:, :, None, None], self.timeembed2(time)[:, :, None, None]
         with activations(x, self.dtype):

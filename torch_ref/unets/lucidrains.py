@@ -159,7 +159,7 @@ class LinearAttention(nn.Module):
         key = torch.softmax(key, dim=1)
         context = torch.einsum("bnhd,bnhe->bhde", key, value)
         h = torch.einsum("bhde,bnhd->bnhe", context, query)
-        return self.to_out(h.flatten(2).transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
+        return self.to_out(h.flatten(2).transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:]))
 
 
 class Attention(nn.Module):
@@ -182,7 +182,7 @@ class Attention(nn.Module):
         scale = 10.0 if self.scaled_channels else 1 / math.sqrt(query.shape[-1])
         weights = torch.softmax(torch.einsum("bqhd,bkhd->bhqk", query, key) * scale, dim=-1)  # eq. 1
         h = torch.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.to_out(h.flatten(2).transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
+        return self.to_out(h.flatten(2).transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:]))
 
 
 def heads_of_pixels(qkv, heads: int):
@@ -194,7 +194,7 @@ def heads_of_pixels(qkv, heads: int):
 
 def with_memory(memory, key, value):
     """Keys and values (B, N, heads, D) after the ones in memory (2, M, heads, D), which are the same for all images."""
-    keys, values = (each[None].expand(len(key), -1, -1, -1).to(key.dtype) for each in memory)
+    keys, values = (each[None].expand(key.shape[0], -1, -1, -1).to(key.dtype) for each in memory)
     return torch.cat([keys, key], dim=1), torch.cat([values, value], dim=1)
 
 

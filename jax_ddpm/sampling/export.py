@@ -1,0 +1,142 @@
+"""A sampler as one file that JAX alone runs: the whole reverse process with the weights in it, by `jax.export`."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import export
+from jaxtyping import Float, UInt8
+
+from jax_ddpm import ops, rng
+from jax_ddpm.arrays import Array
+from jax_ddpm.objectives.discrete import by_timestep
+from jax_ddpm.sampling.guidance import guided_predict, guided_prediction
+from jax_ddpm.sampling.reverse import initial_carry, sampling_timesteps
+from jax_ddpm.sampling.samplers import noise_at, opened, scan_sampler
+from jax_ddpm.sampling.steps import first_history
+from jax_ddpm.spec.data_range import from_data_range
+from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler
+from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.exporting import GUIDANCE, STABLEHLO, check_export_path, is_guidable, uses_own_code
+from jax_ddpm.spec.files import atomic_path
+from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
+from jax_ddpm.spec.inputs import EXPECTED_MODEL
+from jax_ddpm.spec.labels import Labels
+from jax_ddpm.spec.text import one_line
+from jax_ddpm.weights.model import Model
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_sampler(
+    model,
+    path: str | os.PathLike,
+    *,
+    sampler: SamplerConfig | str | None = None,
+    config: DiffusionConfig | None = None,
+    dtype=jnp.float32,
+    **settings: Unpack[SamplingSettings],
+) -> Path:
+    """Write a sampler as a .stablehlo file, which `jax.export.deserialize` reads. It runs on CPUs, GPUs and TPUs.
+
+    The file holds the weights, the settings of the sampler and the loop over its steps. `deserialize(...).call` is
+    called with
+
+    - the seed, uint32 (), and the numbers of the images, uint32 (B,), for any B;
+    - for a model with classes, their labels, int32 (B,), whose values are not checked; or float32 (B, D) for a model
+      that takes vectors;
+    - for a model with a null label, the weight of guidance, float32 (). 1: none.
+
+    It returns images, uint8 (B, H, W, C): those of `sample`, up to rounding.
+
+    Args:
+        model: a `Model` from `load_model`, or what `load_model` takes, such as the path of a run.
+        path: a file name that ends in .stablehlo.
+        sampler, config, dtype, settings: as in `sample`. The setting `guidance` is an argument of the file instead.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: settings that do not fit, or a network or sampler of your own that JAX cannot export.
+    """
+    path, model = check_export_path(path, (STABLEHLO,)), opened(model)
+    require(isinstance(model, Model), "model", type(model).__name__, EXPECTED_MODEL)
+    sampler, config = sampling_settings(sampler, config or model.info.diffusion, settings)
+    config.check()
+    check_sampler(sampler, config)
+    require(sampler.guidance == 1, "guidance", sampler.guidance, GUIDANCE)
+    network, (batch,) = model.info.network, export.symbolic_shape("batch")
+    arguments = [jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((batch,), jnp.uint32)]
+    if network.takes_labels and network.label_width is not None:
+        arguments.append(jax.ShapeDtypeStruct((batch, network.label_width), jnp.float32))
+    elif network.takes_labels:
+        arguments.append(jax.ShapeDtypeStruct((batch,), jnp.int32))
+    if is_guidable(model.info):
+        arguments.append(jax.ShapeDtypeStruct((), jnp.float32))
+    draw = sampler_function(model, config, sampler, dtype)
+
+    def draw_levels(*arguments):
+        return to_levels(draw(*arguments))
+
+    try:
+        with ops.plain():  # the CPU routes compare sizes, and a file for every platform cannot have them
+            exported = export.export(jax.jit(draw_levels), platforms=PLATFORMS)(*arguments)
+        content = exported.serialize()
+    except Exception as error:
+        if not uses_own_code(model.info, config, sampler):
+            raise
+        raise UserError(
+            f"This model cannot be exported, because of code of your own ({one_line(error)}).\n"
+            "It must accept batches of any size and may not call Python while it runs."
+        ) from None
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def sampler_function(model: Model, config: DiffusionConfig, sampler: SamplerConfig, dtype=jnp.float32) -> Callable:
+    """The sampler as a function of the arguments that `export_sampler` lists: -> x_0, float (B, H, W, C)."""
+    graph, state = nnx.split(model.network)
+    shape, dtype = tuple(model.info.image_shape), jnp.dtype(dtype)
+
+    def draw(seed, indices, labels=None, guidance=None) -> Float[Array, "b h w c"]:
+        network = nnx.merge(graph, state)
+        base = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), rng.SAMPLING)
+        keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(indices)
+        x_T = noise_at(keys, config.timesteps, shape, dtype)
+        x_T = x_T * config.initial_sigma if config.is_continuous else x_T
+        history = first_history(x_T) if sampler.sampler == "dpmpp" else None
+        predict = guided_predict(network, config, sampler, Labels(labels))
+        if guidance is not None:
+            none = jnp.full_like(labels, model.info.network.null_index)
+            predict = predict_with_guidance(network, config, sampler, Labels(labels, none), guidance)
+        carry, xs = initial_carry(x_T, sampling_timesteps(config, sampler), history=history)
+        x_0, _, _ = scan_sampler(predict, keys, carry, xs, config, sampler, dtype)
+        return from_data_range(x_0, config.data_range)
+
+    return draw
+
+
+def predict_with_guidance(
+    network: nnx.Module, config: DiffusionConfig, sampler: SamplerConfig, labels: Labels, weight: Float[Array, ""]
+) -> Callable:
+    """`guided_predict` with a weight that is known when the program runs. 1: one call of the network, with labels."""
+    plain, network = guided_predict(network, config, sampler, labels), by_timestep(network, config)
+
+    def guided(x, t):
+        both = jnp.concatenate([labels.wanted, labels.none])
+        both = network(jnp.concatenate([x, x]), jnp.concatenate([t, t]), labels=both)
+        return guided_prediction(replace(sampler, guidance=weight), x, t, *jnp.split(both, 2))
+
+    return lambda x, t: jax.lax.cond(weight == 1, plain, guided, x, t)
+
+
+def to_levels(images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
+    """Images in [-1, 1] as 8-bit levels, clipped and rounded as in `data.to_uint8`."""
+    return jnp.rint((jnp.clip(images.astype(jnp.float32), -1, 1) + 1) * 127.5).astype(jnp.uint8)

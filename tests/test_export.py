@@ -1,0 +1,229 @@
+"""Exported samplers: they draw the pictures of `sample`, in a process that cannot import this package."""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from jax import export
+
+import jax_ddpm
+import torch_ref
+import torch_ref.weights
+from jax_ddpm import unets, weights
+from jax_ddpm.data import to_uint8
+from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.flat_settings import sampling_settings
+from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
+from jax_ddpm.weights.model import Model
+from tests.commands import refusal, succeed
+from tests.small import jit
+from torch_ref.sampling import samplers
+from torch_ref.sampling.export import Step, example_inputs, file_settings
+
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
+WITHOUT_US = "import sys; sys.modules['jax_ddpm'] = sys.modules['torch_ref'] = None\n"
+NETWORK = ConvBlockConfig(widths=(32,), time_width=32)
+DIFFUSION = jax_ddpm.DiffusionConfig(timesteps=20, beta_end=0.4)
+
+
+def model(network=NETWORK) -> Model:
+    built = unets.build(network, 1)
+    weights.initialise(built, 0)
+    return Model(built, ModelInfo(network=network, image_shape=(4, 4, 1), diffusion=DIFFUSION))
+
+
+def program(containing: str) -> str:
+    """The program of the page with these words."""
+    programs = re.findall(r"^```py\w*\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (found,) = [each for each in programs if containing in each]
+    return found
+
+
+def run(text: str, folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_US + text], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def assert_same_pictures(images: np.ndarray, wanted: np.ndarray) -> None:
+    """uint8; rounding may move a value across the middle between two levels."""
+    difference = np.abs(images.astype(int) - wanted)
+    assert images.dtype == np.uint8 and difference.max() <= 1 and np.mean(difference > 0) <= 0.01
+
+
+def test_the_program_of_the_page_draws_the_pictures_of_the_command(command_run, tmp_path, capsys, monkeypatch):
+    folder, _ = command_run
+    flags = "--sampler", "ddim", "--num-steps", "5", "--eta", "0.5"
+    said = succeed(capsys, monkeypatch, "export.py", folder, tmp_path / "sampler.stablehlo", *flags)
+    assert "sampler.stablehlo, 0." in said
+    run(program("export.deserialize"), tmp_path)
+    succeed(capsys, monkeypatch, "sample.py", "--model", folder, "--out", tmp_path / "images.npz", *flags)
+    assert_same_pictures(np.load(tmp_path / "images.npy"), np.load(tmp_path / "images.npz")["images"])
+    assert "exists.\nChoose another output" in refusal(
+        capsys, monkeypatch, "export.py", folder, tmp_path / "sampler.stablehlo"
+    )
+
+
+def test_labels_and_guidance_are_arguments(tmp_path):
+    conditional = model(NETWORK.with_classes(3, null_label=True))
+    path = jax_ddpm.export_sampler(conditional, tmp_path / "a.stablehlo", num_steps=3)
+    sampler = export.deserialize(bytearray(path.read_bytes()))
+    assert sampler.platforms == ("cpu", "cuda", "tpu")
+    draw = jit(sampler.call)
+    labels = [2, 0, 3]  # 3: none
+    for weight in (1.0, 3.0):
+        wanted = jax_ddpm.sample(conditional, 3, seed=2**32 - 1, labels=[2, 0, None], num_steps=3, guidance=weight)
+        indices = np.arange(3, dtype=np.uint32)
+        images = draw(np.uint32(2**32 - 1), indices, np.array(labels, np.int32), np.float32(weight))
+        assert_same_pictures(np.asarray(images), to_uint8(wanted))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"path": "a.onnx"}, "file name = a.onnx: expected one that ends in .stablehlo."),
+        ({"guidance": 2.0}, "guidance = 2.0: the exported file takes the weight of guidance as an argument; leave"),
+        ({"sampler": "midpoint"}, "sampler = midpoint: the objective eps has "),
+    ],
+)
+def test_refusals(settings, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(message)):
+        jax_ddpm.export_sampler(model(), **{"path": "a.stablehlo", **settings})
+    assert not list(tmp_path.iterdir())
+
+
+@dataclass(frozen=True)
+class OwnConfig(NetworkConfig):
+    """Of a network that calls Python."""
+
+    name: Literal["calls_python"] = "calls_python"
+
+
+class CallsPython(nnx.Module):
+    def __call__(self, x, t):
+        return jax.pure_callback(np.sin, x, x, vmap_method="sequential")
+
+
+def test_a_network_that_calls_python_is_refused(tmp_path):
+    own = Model(CallsPython(), ModelInfo(network=OwnConfig(), image_shape=(4, 4, 1), diffusion=DIFFUSION))
+    with pytest.raises(UserError, match=r"because of code of your own \(.*callback"):
+        jax_ddpm.export_sampler(own, tmp_path / "a.stablehlo")
+
+
+SAMPLERS = {
+    "ddpm": ({}, {}),
+    "ddim": ({"sampler": "ddim", "eta": 1.0, "num_steps": 5}, {}),
+    "dpmpp": ({"sampler": "dpmpp", "num_steps": 5}, {}),
+    "euler of edm": ({"sampler": "euler", "num_steps": 5}, {"objective": "edm"}),
+    "midpoint of flow": ({"sampler": "midpoint", "num_steps": 5}, {"objective": "flow"}),
+}
+
+
+def torch_model(network=NETWORK, **diffusion):
+    built = torch_ref.build(network, 1)
+    torch_ref.weights.initialise(built, 0)
+    built.info = ModelInfo(network=network, image_shape=(4, 4, 1), diffusion=replace(DIFFUSION, **diffusion))
+    return built.eval()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_loop_around_the_step_of_a_sampler_is_the_sampler(name):
+    settings, diffusion = SAMPLERS[name]
+    model = torch_model(NETWORK.with_classes(3, null_label=True), **diffusion)
+    wanted = torch_ref.sample(model, 2, labels=[2, None], guidance=3.0, **settings)
+    sampler, config = sampling_settings(settings.get("sampler"), model.info.diffusion, others(settings))
+    step, about = Step(model, config, sampler, torch.float32), file_settings(model.info, config, sampler)
+    assert set(about["timesteps"]) <= set(range(20)) and about["no_label"] == 3
+    inputs = example_inputs(model.info, config, sampler, torch.float32)
+    inputs |= {"labels": torch.tensor([2, 3]), "guidance": torch.tensor(3.0)}
+    keys = samplers.image_keys(0, np.arange(2))
+    noise = partial(samplers.noise_at, keys, shape=(4, 4, 1), dtype=torch.float32)
+    inputs["x"] = noise(about["first_noise"]) * about["sigma"]
+    for t in about["timesteps"]:
+        more = {"noise": noise(t)} if "noise" in inputs else {}
+        with torch.no_grad():
+            outputs = step(**{**inputs, "t": torch.tensor(t), **more})
+        inputs["x"] = outputs["x_next"]
+        if "x_0" in outputs:
+            inputs |= {"x_0_before": outputs["x_0"], "lambda_before": outputs["lambda_t"]}
+    np.testing.assert_allclose(inputs["x"].permute(0, 2, 3, 1), wanted, rtol=0, atol=1e-6)
+
+
+def others(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name != "sampler"}
+
+
+@pytest.mark.parametrize(
+    "path, settings, message",
+    [
+        ("a.stablehlo", {}, "file name = a.stablehlo: expected one that ends in .onnx or .pt2."),
+        (
+            "a.pt2",
+            {"sampler": "heun"},
+            "sampler = heun: its last step differs from the others, so it cannot be",
+        ),
+        ("a.pt2", {"guidance": 2.0}, "guidance = 2.0: the exported file takes the weight of guidance as an argument"),
+    ],
+)
+def test_refusals_of_a_step(path, settings, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(message)):
+        torch_ref.export_step(torch_model(), path, **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def random_inputs(model, **settings) -> tuple[Step, dict[str, torch.Tensor]]:
+    """The step, and inputs for three images, where the example had two."""
+    sampler, config = sampling_settings(settings.get("sampler"), model.info.diffusion, others(settings))
+    inputs = example_inputs(model.info, config, sampler, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for name, value in inputs.items():
+        if value.ndim and value.is_floating_point():
+            inputs[name] = torch.randn(3, *value.shape[1:], generator=generator)
+    inputs["labels"] = torch.tensor([2, 0, 3])
+    inputs["guidance"] = torch.tensor(1.5)
+    return Step(model, config, sampler, torch.float32), inputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp", "euler"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_an_exported_step_computes_what_the_step_does(suffix, sampler, tmp_path):
+    model = torch_model(NETWORK.with_classes(3, null_label=True))
+    if suffix == ".onnx":
+        pytest.importorskip("onnxscript", reason="torch.onnx needs onnx and onnxscript: pip install 'jax-ddpm[onnx]'")
+        onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'jax-ddpm[onnx]'")
+    path = torch_ref.export_step(model, tmp_path / f"step{suffix}", sampler=sampler)
+    step, inputs = random_inputs(model, sampler=sampler)
+    with torch.no_grad():
+        wanted = {name: value.numpy() for name, value in step(**inputs).items()}
+        if suffix == ".onnx":
+            session = onnxruntime.InferenceSession(path)
+            outputs = session.run(list(wanted), {name: value.numpy() for name, value in inputs.items()})
+        else:
+            results = torch.export.load(path).module()(**inputs)
+            outputs = [results[name].numpy() for name in wanted]
+    for name, output in zip(wanted, outputs, strict=True):
+        np.testing.assert_allclose(output, wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--sampler", "ddim", "--num-steps", "5"]])
+def test_the_numpy_program_of_the_page_draws_the_same_pictures(flags, command_run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxscript", reason="torch.onnx needs onnx and onnxscript: pip install 'jax-ddpm[onnx]'")
+    pytest.importorskip("onnxruntime", reason="pip install 'jax-ddpm[onnx]'")
+    folder, _ = command_run
+    succeed(capsys, monkeypatch, "export.py", folder, tmp_path / "step.onnx", *flags)
+    run(program("onnxruntime.InferenceSession"), tmp_path)
+    succeed(capsys, monkeypatch, "sample.py", "--model", folder, "--out", tmp_path / "images.npz", *flags)
+    assert_same_pictures(np.load(tmp_path / "images.npy"), np.load(tmp_path / "images.npz")["images"])
