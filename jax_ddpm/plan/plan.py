@@ -106,15 +106,15 @@ def time_lines(measured: Measured, times: Seconds, chip: Chip, batch_size: int) 
     if measured.estimated_seconds:
         estimate = measured.estimated_seconds
         yield f"Time per step as the compiler estimates it: {duration(estimate)}, {batch_size / estimate:,.0f} images/s"
-    yield f"A step is bound by {PARTS[times.bound]}: at least {duration(least)}, {batch_size / least:,.0f} images/s at most"
+    most = f"{batch_size / least:,.0f} images/s at most"
+    yield f"A step is bound by {PARTS[times.bound]}: at least {duration(least)}, {most}"
     fits = measured.memory.total <= chip.memory
     yield f"It {'fits' if fits else 'does not fit'}: {measured.memory.total / chip.memory:.0%} of the memory"
     if chip.platform == "gpu":
         yield f"  (JAX takes {GPU_MEMORY_SHARE:.0%} of a GPU's memory; XLA_PYTHON_CLIENT_MEM_FRACTION changes that)"
-    yield (
-        f"Peaks of {chip.title}: {chip.bfloat16 / 1e12:,.0f} TFLOP/s in bfloat16, {chip.float32 / 1e12:,.0f} in float32, "
-        + (f"{chip.bandwidth / 1e9:,.0f} GB/s to memory, {chip.link / 1e9:,.0f} GB/s to other chips ({chip.source})")
-    )
+    rates = f"{chip.bfloat16 / 1e12:,.0f} TFLOP/s in bfloat16, {chip.float32 / 1e12:,.0f} in float32"
+    ways = f"{chip.bandwidth / 1e9:,.0f} GB/s to memory, {chip.link / 1e9:,.0f} GB/s to other chips"
+    yield f"Peaks of {chip.title}: {rates}, {ways} ({chip.source})"
 
 
 def size(count: float) -> str:

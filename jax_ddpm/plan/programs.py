@@ -1,4 +1,4 @@
-"""The programs of a run, lowered for a target: its training dispatch and its sampler, the same that the run compiles."""
+"""The programs of a run, its training dispatch and its sampler, lowered for a target."""
 
 from dataclasses import dataclass
 from typing import Any
