@@ -49,7 +49,7 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch, text, extra):
 
 def test_a_batch_that_the_devices_cannot_share():
     check_batch([0] * 4, 16, 2)
-    with pytest.raises(UserError, match=r"batch_size = 12: expected a multiple .* --accumulate 2"):
+    with pytest.raises(UserError, match=r"batch_size = 12: expected a multiple .* accumulate 2"):
         check_batch([0] * 4, 12, 2)
 
 
