@@ -61,11 +61,13 @@ def main(arguments: Sequence[str], prog: str) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # a GPU of this machine is not used
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no warnings that compiling takes long
     prepare_process()
-    from jax_ddpm.plan.plan import plan  # imported here so that --help and flag errors appear at once
+    import jax  # here, so that --help and flag errors appear at once
 
+    from jax_ddpm.plan.plan import plan
+
+    if target.chip:
+        jax.config.update("jax_enable_compilation_cache", False)  # it cannot read programs for chips that are not here
     if config.training.precision == "float64":
-        import jax
-
         jax.config.update("jax_enable_x64", True)
     shape = (*height_and_width(config.data.image_size), channels)
     for line in plan(config, target, flags.what, images, shape):
