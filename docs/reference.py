@@ -148,6 +148,12 @@ AREAS = [
     ),
     ("report", "Pictures and figures", "Functions that turn arrays into pictures and figures.", ["jax_ddpm.report"]),
     (
+        "plan",
+        "Plans for other machines",
+        "Compiles programs for GPUs and TPUs that are not here, and says what they need.",
+        ["jax_ddpm.plan.*"],
+    ),
+    (
         "cpu",
         "CPUs",
         "The code that makes JAX fast on CPUs.",

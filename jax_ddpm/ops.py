@@ -24,6 +24,7 @@ except ImportError:  # deleted: everything works without them
 prepare_process()
 
 plain_only = jax.make_user_context(default_value=os.environ.get("JAX_DDPM_CPU_ROUTES") == "0")
+target_platform = jax.make_user_context(default_value=None)
 
 
 def plain():
@@ -35,9 +36,19 @@ def plain():
     return plain_only(True)
 
 
+def compile_for(platform: str):
+    """Context manager: programs that are traced inside are those for "cpu", "gpu" or "tpu", whatever JAX runs on."""
+    return target_platform(platform)
+
+
+def platform() -> str:
+    """The platform that programs are traced for: that of `compile_for`, else JAX's default one."""
+    return target_platform.value or jax.default_backend()
+
+
 def uses_cpu_routes() -> bool:
     """Whether the operations use `jax_ddpm.cpu.routes`."""
-    return routes is not None and jax.default_backend() == "cpu" and not plain_only.value
+    return routes is not None and platform() == "cpu" and not plain_only.value
 
 
 def op(function):

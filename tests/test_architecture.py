@@ -13,6 +13,7 @@ PACKAGE = Path(jax_ddpm.__file__).parent
 ORDER = (
     *("spec", "arrays", "cpu", "process", "ops", "rng", "schedules", "embeddings", "layers", "unets", "diffusion"),
     *("objectives", "weights", "sampling", "data", "report", "evaluation", "training", "doctor", "benchmark"),
+    "plan",
     "commands",
 )
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -47,7 +47,7 @@ def built(tmp_path_factory):
 
 
 def sources() -> set[str]:
-    names = {"jax_ddpm/report/page.html", "jax_ddpm/py.typed", "torch_ref/py.typed"}
+    names = {"jax_ddpm/plan/h100.txtpb", "jax_ddpm/report/page.html", "jax_ddpm/py.typed", "torch_ref/py.typed"}
     for package in ("jax_ddpm", "torch_ref"):
         names |= {path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
     return names

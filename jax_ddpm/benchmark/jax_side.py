@@ -76,7 +76,7 @@ def train(job: Job) -> Contender:
         graph, state = create_state(network, optimizer, config.training.ema)
         state = jax.device_put(state, feed.replicated)
         train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
-        step = make_dispatch(train_step, feed.steps_per_dispatch)
+        step = make_dispatch(train_step, feed.steps_per_dispatch, image_shape=feed.image_shape)
         start = time.perf_counter()
         program = step.lower(state, *feed.batches(0, 1)).compile()
         return program, state, time.perf_counter() - start

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -20,9 +21,10 @@ from jax_ddpm.data import ShardedImages, batch_indices
 from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.run_config import OutputConfig, RunConfig
 from jax_ddpm.training.state import TrainState
-from jax_ddpm.training.step import make_validation
+from jax_ddpm.training.step import make_train_step, make_validation
 
 MAX_RESIDENT_BYTES = 2 * 2**30  # a data set up to this size is copied to the devices once
+LANES = 128  # numbers to which a TPU pads the last axis of an array
 STEPS_PER_DISPATCH = 10  # enough that the host's few milliseconds per dispatch are negligible
 # The progress bar and Ctrl-C wait for up to two dispatches. So on a CPU this limits a dispatch of several steps.
 MAX_DISPATCH_SECONDS_ON_CPU = 0.5
@@ -31,8 +33,8 @@ DEPTHWISE = frozenset({"annotated_convnext"})
 
 
 def on_cpu() -> bool:
-    """Whether JAX's default device is a CPU."""
-    return jax.default_backend() == "cpu"
+    """Whether programs are for CPUs."""
+    return ops.platform() == "cpu"
 
 
 def fast_in_loops(config: NetworkConfig) -> bool:
@@ -43,6 +45,22 @@ def fast_in_loops(config: NetworkConfig) -> bool:
     loop.
     """
     return not on_cpu() or (ops.uses_cpu_routes() and config.name in BUILT_IN - DEPTHWISE)
+
+
+def largest_dispatch(config: RunConfig, is_resident: bool) -> int:
+    """The largest number of steps in a dispatch. is_resident: the data set is on the devices."""
+    if not fast_in_loops(config.network) or (on_cpu() and not is_resident):
+        return 1
+    return STEPS_PER_DISPATCH if on_cpu() else dispatch_length(config.output, STEPS_PER_DISPATCH)
+
+
+def rows_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which an image (H, W, C) of the data set is on the devices: itself, or a row of H W C numbers.
+
+    A TPU pads the last two axes of arrays, to 128 numbers the last one, and would do so in a copy at each dispatch.
+    """
+    size = int(np.prod(image_shape))
+    return (size,) if not on_cpu() and size % LANES == 0 else tuple(image_shape)
 
 
 class Feed:
@@ -62,17 +80,13 @@ class Feed:
         self.batch_sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
         self.resident = self.resident_labels = None
         if images.nbytes <= MAX_RESIDENT_BYTES:
-            self.resident = jax.device_put(np.asarray(images), self.replicated)
+            self.resident = jax.device_put(self.as_rows(np.asarray(images)), self.replicated)
             self.resident_labels = None if labels is None else jax.device_put(labels, self.replicated)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self.read_ahead: tuple[tuple[int, int], Future] | None = None
         """Step and number of steps of the dispatch whose images are being read, and these images."""
-        self.steps_per_dispatch = 1
+        self.steps_per_dispatch = largest_dispatch(config, self.resident is not None)
         """The largest number of steps in a dispatch."""
-        if fast_in_loops(config.network) and not (self.on_cpu and self.resident is None):
-            self.steps_per_dispatch = STEPS_PER_DISPATCH
-            if not self.on_cpu:
-                self.steps_per_dispatch = dispatch_length(config.output, STEPS_PER_DISPATCH)
         self.next_steps = 1 if self.on_cpu else self.steps_per_dispatch
         """Number of steps for the next dispatch. On a CPU: as many as MAX_DISPATCH_SECONDS_ON_CPU allows."""
         self.last_dispatch: tuple[float, int] | None = None
@@ -81,18 +95,26 @@ class Feed:
         """Argument of `make_train_step`."""
 
     def batches(self, step: int, n: int) -> tuple[jax.Array, ...]:
-        """(images (N, H, W, C), int32 indices (K, B), n) for the n steps from `step` on; the last row is repeated.
+        """(images (N, *rows_shape), int32 indices (K, B), n) for the n steps from `step` on; the last row is repeated.
 
         With labels, these follow as a fourth: int32 (N,).
         """
         indices, images = self.indices(step, n), self.resident
         labels = () if self.labels is None else (self.resident_labels,)
         if images is None:
-            images = jax.device_put(self.read(step, n), self.replicated)
+            images = jax.device_put(self.as_rows(self.read(step, n)), self.replicated)
             if labels:
                 labels = (jax.device_put(self.labels[indices.ravel()], self.replicated),)
             indices = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
         return images, *jax.device_put((indices, np.int32(n)), (self.batch_sharding, self.replicated)), *labels
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return self.images.shape[1:]
+
+    def as_rows(self, images: np.ndarray) -> np.ndarray:
+        """Images (N, H, W, C) in the shape in which they are on the devices."""
+        return images.reshape(len(images), *rows_shape(self.image_shape))
 
     def indices(self, step: int, n: int) -> np.ndarray:
         """Indices of the images of the n steps from `step` on, int32 (K, B); the last row is repeated."""
@@ -180,8 +202,15 @@ class Validation:
         return float(total) / len(self.images)
 
 
-def make_dispatch(train_step: Callable, steps_per_dispatch: int, fixed_length: bool | None = None) -> Callable:
-    """Returns dispatch(state, images (N, H, W, C), indices (K, B), n, labels=None) -> (state, metrics).
+def make_dispatch(
+    train_step: Callable,
+    steps_per_dispatch: int,
+    fixed_length: bool | None = None,
+    image_shape: tuple[int, ...] = (),
+) -> Callable:
+    """Returns dispatch(state, images, indices (K, B), n, labels=None) -> (state, metrics).
+
+    images: uint8 (N, H, W, C), or (N, H W C) if the image shape (H, W, C) is given, as of `rows_shape`.
 
     One device program runs n <= K = `steps_per_dispatch` steps, step i on images[indices[i]] and labels[indices[i]]. It
     is jitted, and the state is donated. Each metric is an array (K,), 0 after the first n.
@@ -193,7 +222,10 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int, fixed_length: b
     fixed_length = not on_cpu() if fixed_length is None else fixed_length
 
     def step_on(state, rows, images, labels):
-        return train_step(state, images[rows]) if labels is None else train_step(state, images[rows], labels[rows])
+        batch = images[rows]
+        if image_shape:
+            batch = batch.reshape(len(rows), *image_shape)
+        return train_step(state, batch) if labels is None else train_step(state, batch, labels[rows])
 
     def single_step(state, images, indices, n, labels=None):
         state, metrics = step_on(state, indices[0], images, labels)
@@ -214,3 +246,37 @@ def make_dispatch(train_step: Callable, steps_per_dispatch: int, fixed_length: b
         return lax.fori_loop(0, steps_per_dispatch if fixed_length else n, body, (state, buffer))
 
     return jax.jit(single_step if steps_per_dispatch == 1 else multi_step, donate_argnums=0)
+
+
+def make_program(
+    graph,
+    optimizer: optax.GradientTransformationExtraArgs,
+    config: RunConfig,
+    total_steps: int,
+    mesh: Mesh,
+    image_shape: tuple[int, ...],
+    is_resident: bool = True,
+) -> Callable:
+    """The program that training runs: a dispatch, as of `make_dispatch`, of the largest number of steps.
+
+    image_shape: (H, W, C). is_resident: the data set is on the devices.
+    """
+    train_step = make_train_step(graph, optimizer, config, total_steps, mesh, not fast_in_loops(config.network))
+    return make_dispatch(train_step, largest_dispatch(config, is_resident), image_shape=image_shape)
+
+
+def program_inputs(
+    config: RunConfig, mesh: Mesh, num_images: int, image_shape: tuple[int, int, int]
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes, dtypes and shardings of what `Feed.batches` returns for a data set of N images (H, W, C)."""
+    is_resident = num_images * int(np.prod(image_shape)) <= MAX_RESIDENT_BYTES
+    steps, batch_size = largest_dispatch(config, is_resident), config.training.batch_size
+    replicated, by_image = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "data"))
+
+    def array(shape, dtype, sharding=replicated):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    num_images = num_images if is_resident else steps * batch_size
+    images = array((num_images, *rows_shape(image_shape)), np.uint8)
+    labels = (array((num_images,), np.int32),) if config.training.conditional else ()
+    return images, array((steps, batch_size), np.int32, by_image), array((), np.int32), *labels

@@ -24,13 +24,13 @@ from jax_ddpm.spec.run_classes import check_takes_labels, describe_classes
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.evaluate import Evaluation
-from jax_ddpm.training.feed import Feed, Validation, make_dispatch
+from jax_ddpm.training.feed import Feed, Validation, make_program
 from jax_ddpm.training.pictures import Pictures
 from jax_ddpm.training.progress import CheckpointPolicy, Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog
 from jax_ddpm.training.run_page import Page
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
-from jax_ddpm.training.step import make_optimizer, make_train_step
+from jax_ddpm.training.step import make_optimizer
 from jax_ddpm.training.tensorboard import TensorBoard
 from jax_ddpm.unets.flax_layers import check_training
 
@@ -135,7 +135,6 @@ def prepare(
     progress = Progress(start, total_steps, config, metrics_log, steps_per_epoch, intervals, levels, log)
     progress.skipped_in_a_row = record["skipped_in_a_row"]
     feed = Feed(images.train, config, mesh, labels)
-    train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
     return Run(
         config=config,
         folder=folder,
@@ -144,7 +143,7 @@ def prepare(
         info=info,
         graph=graph,
         feed=feed,
-        dispatch=make_dispatch(train_step, feed.steps_per_dispatch),
+        dispatch=make_program(graph, optimizer, config, total_steps, mesh, image_shape, feed.resident is not None),
         validate=Validation(graph, config, images.validation, mesh, validation_labels),
         evaluate=evaluate,
         total_steps=total_steps,
@@ -252,6 +251,16 @@ def load_images(
     return images
 
 
+def build_network(config: RunConfig, image_channels: int) -> nnx.Module:
+    """The network that is trained, without weights."""
+    dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
+    network = unets.build(config.network, image_channels, dtype)
+    if config.network.name not in BUILT_IN:
+        check_training(network)
+        check_takes_labels(config, network)
+    return network
+
+
 def make_network(
     config: RunConfig,
     image_shape: tuple[int, int, int],
@@ -263,11 +272,7 @@ def make_network(
     has_checkpoint: a checkpoint will be restored, so the file of `init_from` is not read, and may be gone. log: called
     with what was taken from that file.
     """
-    dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
-    network = unets.build(config.network, image_shape[2], dtype)
-    if config.network.name not in BUILT_IN:
-        check_training(network)
-        check_takes_labels(config, network)
+    network = build_network(config, image_shape[2])
     if config.training.init_from is None or has_checkpoint:
         weights.initialise(network, config.training.seed)
     else:

@@ -57,7 +57,7 @@ def replay(config: RunConfig, out: Path | None, replay_step: int, log: Callable[
     feed = Feed(images, config, mesh, labels)
     state = jax.device_put(state, feed.replicated)
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh, feed.unroll_accumulation)
-    dispatch = make_dispatch(train_step, feed.steps_per_dispatch)
+    dispatch = make_dispatch(train_step, feed.steps_per_dispatch, image_shape=feed.image_shape)
     step = start
     while step < replay_step - 1:
         n = min(feed.next_steps, replay_step - 1 - step)

@@ -145,8 +145,8 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
             return loss, grads, statistics
 
         def split(x):  # part a of A takes images a, a + A, a + 2A, ...: no image moves to another device
-            x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:])
-            return shard(x.swapaxes(0, 1), None, "data")
+            x = x.reshape(x.shape[0] // training.accumulate, training.accumulate, *x.shape[1:]).swapaxes(0, 1)
+            return x if by_device(state) else shard(x, None, "data")
 
         def add(carry, part):
             total, statistics = carry
@@ -163,19 +163,39 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
         (total, statistics), _ = lax.scan(add, (zero, statistics), parts, unroll=unroll_accumulation)
         return *jax.tree.map(lambda x: x / training.accumulate, total), statistics
 
+    def by_device(state) -> bool:
+        """Whether each device computes the gradients of its images, and the mean of all is then taken in float32.
+
+        Otherwise XLA adds up the gradients of bfloat16 products over the devices in bfloat16. BatchNorm needs the
+        statistics of the whole batch. Programs for CPUs stay as they are.
+        """
+        several = mesh is not None and mesh.size > 1 and training.precision == "bfloat16" and ops.platform() != "cpu"
+        return several and not nnx.filter_state(state.buffers, Statistic)
+
+    def averaged(state, *batch):
+        """As `accumulated`, of a batch that is split over the devices."""
+
+        def of_device(state, *part):
+            loss, grads, statistics = accumulated(state, *part)
+            return *lax.pmean((loss, grads), "data"), statistics
+
+        by_image = (PartitionSpec("data"),) * len(batch)
+        arguments = {"mesh": mesh, "in_specs": (PartitionSpec(), *by_image), "out_specs": PartitionSpec()}
+        return jax.shard_map(of_device, **arguments, check_vma=False)(state, *batch)
+
     def gradients(state: TrainState, images: Array, labels: Array | None = None):
-        step = state.step
+        step, compute = state.step, averaged if by_device(state) else accumulated
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = shard(prepare_images(images, dtype, flip_key, config.diffusion.data_range), "data")
         level = objective.draw_level(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0])
         noise = shard(rng.normal(rng.key(seed, rng.NOISE, step), x_0.shape, dtype), "data")
         batch = x_0, level, noise, jnp.arange(x_0.shape[0])
         if labels is None:
-            return accumulated(state, *batch)
+            return compute(state, *batch)
         if null_index is not None and training.label_dropout:
             k = rng.key(seed, rng.LABEL_DROPOUT, step)
             labels = drop_labels(k, labels, null_index, training.label_dropout)
-        return accumulated(state, *batch, shard(labels, "data"))
+        return compute(state, *batch, shard(labels, "data"))
 
     return gradients
 
