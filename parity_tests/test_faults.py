@@ -7,6 +7,7 @@ from parity_tests import (
     faults_networks,
     faults_objectives,
     faults_sampling,
+    faults_teaching,
     faults_training,
     ladder,
     measures_training,
@@ -14,6 +15,7 @@ from parity_tests import (
 
 FAULTS = {
     **faults_networks.FAULTS,
+    **faults_teaching.FAULTS,
     **faults_sampling.FAULTS,
     **faults_objectives.FAULTS,
     **faults_training.FAULTS,

@@ -19,6 +19,7 @@ import torch_ref.step
 import torch_ref.unets
 import torch_ref.weights
 from jax_ddpm import layers, rng, unets, weights
+from jax_ddpm.evaluation.choices import labels_for_model
 from jax_ddpm.spec.data_record import check_same_images, write_record
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import initial_weights, read_file, read_model
@@ -348,3 +349,13 @@ def test_labels_of_a_model():
     for given, wanted in ((np.array([1, 3]), [1, 3]), (2, [2, 2]), (None, None)):
         t, labels = model(x, 3, given)
         assert t.tolist() == [3, 3] and (labels is None if wanted is None else labels.tolist() == wanted)
+
+
+def test_held_out_images_get_the_labels_of_the_model():
+    """Classes of one name are the same. A class that the model does not have is no label."""
+    info = SimpleNamespace(network=SimpleNamespace(label_count=2), class_names=("bag", "coat"))
+    real = SimpleNamespace(data=SimpleNamespace(class_names=("coat", "dress", "bag")))
+    assert labels_for_model(info, real, np.array([0, 1, 2])) == [1, None, 0]
+    unnamed = SimpleNamespace(network=info.network, class_names=None)
+    assert labels_for_model(unnamed, real, np.array([0, 1, 2])) == [0, 1, None]
+    assert labels_for_model(info, real, None) is None

@@ -194,8 +194,8 @@ def edm_step(
     The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Without `predict` this
     is Euler's method, which is DDIM with eta = 0 in other variables. With it, Heun's method: predict(x, t) is called a
     second time, at next_timesteps[t] (of `spec.spacing.next_timesteps`). The last step, to sigma = 0, is Euler's. So is
-    a step from sigma above `HEUN_MAX_SIGMA`, such as the first one of the schedule "cosine": there the mean of two
-    slopes, multiplied by a step of thousands, is no better than noise.
+    a step from sigma above `HEUN_MAX_SIGMA`, such as the first one of the schedule "cosine": there a step of
+    thousands multiplies the small difference of the two slopes.
     """
     ts = jnp.full((x_t.shape[0],), t)
     scale, scale_next = extract(tables.sqrt_alpha_bars, ts), extract(tables.sqrt_alpha_bars_prev, ts)

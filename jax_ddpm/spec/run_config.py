@@ -265,7 +265,7 @@ class RunConfig:
             raise UserError(f"The network {self.network.name} has classes: add --conditional to train on labels.")
         if self.sampling.guidance != 1 and not self.training.conditional:
             raise UserError(
-                f"guidance = {self.sampling.guidance:g}: this run has no labels. Add --conditional, or omit --guidance."
+                f"guidance = {self.sampling.guidance:g}: this run has no labels. Add --conditional, or --guidance 1."
             )
         learned, variance = getattr(self.network, "learned_variance", False), self.diffusion.variance
         if learned:
