@@ -102,4 +102,8 @@ def figure(points: list[Point]):
     best = [] if is_guidance else [(position(point), point.distance) for point in best_points(points)]
     floor = points[0].scores.floor
     floor_value = None if floor is None else floor.fid if has_fid else floor.kid
-    return report.score_by_calls(curves, best, floor_value, "FID" if has_fid else "KID", axis, linear=is_guidance)
+    floor_interval = floor.fid_interval if floor and has_fid else None
+    name = "FID" if has_fid else "KID"
+    return report.score_by_calls(
+        curves, best, floor_value, name, axis, linear=is_guidance, floor_interval=floor_interval
+    )

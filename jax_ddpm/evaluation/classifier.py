@@ -181,7 +181,7 @@ def load_classifier(
     Args:
         data: the data set, with labels.
         cache_dir: folder of the cache; if None, `$XDG_CACHE_HOME/jax_ddpm` or `~/.cache/jax_ddpm`.
-        log: called with a line of text before the training, and with one that says how good the classifier is.
+        log: called with lines of text before and after a training; the second one says how good the classifier is.
 
     Raises:
         UserError: there are no labels, or fewer than two classes; or the images are too small.
@@ -198,15 +198,14 @@ def load_classifier(
         share = accuracy(network, data.validation, data.validation_labels) if has_test else None
         info = ClassifierInfo(config, data.name, len(data.train), len(data.validation) if has_test else 0, share)
         found = weights.state_dict(network), info
+        log(f"{describe(info)}.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_classifier(path, *found)
             log(f"The classifier is kept in {path}.")
         except OSError as error:
             log(f"The classifier is not kept: {path} cannot be written ({error.strerror}).")
-    values, info = found
-    log(f"{describe(info)}.")
-    return extractor(values, info)
+    return extractor(*found)
 
 
 def kept_classifier(fingerprint: str, cache_dir: str | Path | None = None) -> Extractor:

@@ -126,4 +126,5 @@ def figure_by_step(found: Sequence[tuple[int, Scores]]) -> Figure:
         [scores.fid_interval if field == "fid" else None for _, scores in known],
         None if floor is None else getattr(floor, field),
         f"{NAMES[field]} ({found[0][1].extractor['name']})",
+        floor_interval=floor.fid_interval if floor and field == "fid" else None,
     )

@@ -71,6 +71,8 @@ def score_by_step(
     intervals: Sequence[tuple[float, float] | None] = (),
     floor: float | None = None,
     name: str = "FID",
+    *,
+    floor_interval: tuple[float, float] | None = None,
 ) -> Figure:
     """Plot a score of checkpoints by step.
 
@@ -80,16 +82,24 @@ def score_by_step(
         intervals: the interval of each score; None or missing ones are left out.
         floor: the score of real images, as a line.
         name: of the score, for the axis.
+        floor_interval: the interval of the floor.
     """
     figure, axes = new_axes("step", name)
     axes.plot(steps, values, color="tab:blue", marker="o", markersize=3, label="samples")
     known = [(step, *limits) for step, limits in zip(steps, intervals, strict=False) if limits is not None]
     if known:
         axes.fill_between(*zip(*known, strict=True), color="tab:blue", alpha=0.2, label="95% interval")
-    if floor is not None:
-        axes.axhline(floor, color="tab:orange", linestyle="--", label="held-out images")
+    draw_floor(axes, floor, floor_interval, "tab:orange")
     axes.legend()
     return figure
+
+
+def draw_floor(axes: Axes, floor: float | None, interval: tuple[float, float] | None, color: str) -> None:
+    """Draw the score of held-out images as a line, and its interval as a band, into axes; nothing for None."""
+    if floor is not None:
+        axes.axhline(floor, color=color, linestyle="--", label="held-out images")
+    if floor is not None and interval is not None:
+        axes.axhspan(*interval, color=color, alpha=0.15, linewidth=0)
 
 
 class PlainNumbers(LogFormatter):
@@ -106,6 +116,7 @@ def score_by_calls(
     name: str = "FID",
     axis: str = "network calls for each image",
     linear: bool = False,
+    floor_interval: tuple[float, float] | None = None,
 ) -> Figure:
     """Plot a score against the number of network calls for each image, or another number; axes are logarithmic.
 
@@ -116,6 +127,7 @@ def score_by_calls(
         name: of the score, for the axis.
         axis: the horizontal axis, if it is not that of network calls.
         linear: whether that axis is linear.
+        floor_interval: the interval of the floor.
     """
     figure, axes = new_axes(axis, name)
     for number, (label, points) in enumerate(curves.items()):
@@ -129,8 +141,7 @@ def score_by_calls(
     if best:
         circle = {"markersize": 10, "markerfacecolor": "none", "color": "black"}
         axes.plot(*zip(*best, strict=True), "o", **circle, label="smallest for its calls")
-    if floor is not None:
-        axes.axhline(floor, color="tab:gray", linestyle="--", label="held-out images")
+    draw_floor(axes, floor, floor_interval, "tab:gray")
     if not linear:
         axes.set_xscale("log")
     if all(score > 0 for points in curves.values() for _, score, _ in points):

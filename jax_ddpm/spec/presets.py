@@ -99,7 +99,7 @@ PRESETS: dict[str, RunConfig] = {
         data=DataConfig(dataset="fashion_mnist", image_size=28),
         network=ConvBlockConfig(widths=(64, 128, 256), time_width=256),
         diffusion=DiffusionConfig(schedule="cosine", objective="v"),
-        sampling=SamplerConfig(sampler="dpmpp", num_steps=20),
+        sampling=SamplerConfig(sampler="heun", num_steps=15, spacing="logsnr"),
         training=TrainingConfig(
             epochs=5,
             batch_size=128,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from jax_ddpm.spec.check_types import check_types
-from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler, default_sampler
+from jax_ddpm.spec.diffusion_config import SOLVERS, DiffusionConfig, SamplerConfig, check_sampler, default_sampler
 from jax_ddpm.spec.errors import UserError, require, require_one_of
 from jax_ddpm.spec.flat_settings import with_settings
 from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
@@ -243,13 +243,15 @@ class RunConfig:
             UserError: an unknown name, or a value of another type.
         """
         changed = with_settings(self, settings)
-        return changed if {"sampler", "sampling"} & set(settings) else changed.with_fitting_sampler()
+        return changed if {"sampler", "spacing", "sampling"} & set(settings) else changed.with_fitting_sampler()
 
     def with_fitting_sampler(self) -> "RunConfig":
-        """A copy with the `default_sampler` of the objective, if the sampler is ddpm and the objective has no ddpm."""
-        if self.diffusion.is_continuous and self.sampling.sampler == SamplerConfig.sampler:
-            return replace(self, sampling=replace(self.sampling, sampler=default_sampler(self.diffusion).sampler))
-        return self
+        """A copy with one of the `SOLVERS` and no spacing of timesteps, if the objective has no timesteps."""
+        sampling = self.sampling
+        if not self.diffusion.is_continuous:
+            return self
+        name = sampling.sampler if sampling.sampler in SOLVERS else default_sampler(self.diffusion).sampler
+        return replace(self, sampling=replace(sampling, sampler=name, spacing=SamplerConfig.spacing))
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
