@@ -1,5 +1,7 @@
 """Faults in training steps and averages of weights: how each is seeded, and its rung."""
 
+from dataclasses import replace
+
 import torch
 
 import torch_ref.diffusion
@@ -115,6 +117,20 @@ def uncounted_skips(make_train_step):
     return faulty
 
 
+def warmup_counts_as_decay(rate):
+    def faulty(config, step, total_steps):
+        if step < config.warmup_steps:
+            return rate(config, step, total_steps)
+        return rate(replace(config, warmup_steps=0), step, total_steps)
+
+    return faulty
+
+
+def line_for_cosine(rate):
+    swapped = {"cosine": "linear", "linear": "cosine"}
+    return lambda config, *a: rate(replace(config, lr_schedule=swapped.get(config.lr_schedule, "constant")), *a)
+
+
 POWER_EMA, OTHER_WIDTHS = "power EMA after three steps, float64", "power EMA of other widths, float64"
 FAULTS = {
     "v of a schedule that keeps some signal": (
@@ -192,4 +208,9 @@ FAULTS = {
         swap(torch_ref.step, "make_train_step", uncounted_skips),
         "a skipped step among three, float64",
     ),
+    "decay of the rate counted from step 0": (
+        swap(torch_ref.step, "learning_rate", warmup_counts_as_decay),
+        "learning rates",
+    ),
+    "a line in place of the cosine": (swap(torch_ref.step, "learning_rate", line_for_cosine), "learning rates"),
 }

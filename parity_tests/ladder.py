@@ -100,6 +100,7 @@ RUNGS = {
     "power EMA with a skipped step, float64": Rung(budgets.UPDATE_FLOAT64, lambda: power_ema(broken_at_the_end)),
     "power EMA of other widths, float64": Rung(budgets.OTHER_WIDTHS, other_widths),
     "a skipped step among three, float64": Rung(budgets.UPDATE_FLOAT64, skipped_step),
+    "learning rates": Rung(budgets.RATE, measures_training.learning_rates),
     "50 training steps, losses, float32": Rung(budgets.FIFTY_LOSSES, fifty_losses),
     "50 training steps, parameters, float32": Rung(budgets.FIFTY_PARAMETERS, fifty_parameters),
     "one reverse step, all kinds": Rung(budgets.REVERSE_STEP_FLOAT32, reverse_steps),

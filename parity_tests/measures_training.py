@@ -23,7 +23,7 @@ from jax_ddpm.spec.network_config import ConvBlockConfig, DDPMConfig
 from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import DataConfig, RunConfig, TrainingConfig
 from jax_ddpm.training.state import create_state
-from jax_ddpm.training.step import make_optimizer, make_train_step, power_ema_update
+from jax_ddpm.training.step import learning_rate, make_optimizer, make_train_step, power_ema_update
 from parity_tests.measures import NETWORK, TORCH, compiled
 
 RUN = RunConfig(
@@ -239,3 +239,14 @@ def fifty_parameters() -> float:
     apart = sum(np.sum((ours[name] - theirs[name]) ** 2) for name in ours)
     way = sum(np.sum((ours[name] - start[name]) ** 2) for name in ours)
     return float(np.sqrt(apart / way))
+
+
+def learning_rates() -> float:
+    """Of the rates of all schedules, before, in and after the decay, relative."""
+    errors = []
+    for schedule in ("cosine", "linear", "constant"):
+        config = TrainingConfig(lr_schedule=schedule, warmup_steps=20, learning_rate=3e-4)
+        for at in (1, 19, 20, 21, 57, 99, 100, 130):
+            theirs = float(learning_rate(config, at, 100))
+            errors.append(abs(torch_ref.step.learning_rate(config, at, 100) / theirs - 1))
+    return max(errors)

@@ -343,14 +343,6 @@ def test_three_training_steps(training, objective, flip, dtype):
     assert ours.weights is ours.ema
 
 
-@pytest.mark.parametrize("lr_schedule", ["cosine", "constant"])
-def test_learning_rates(lr_schedule):
-    config = TrainingConfig(lr_schedule=lr_schedule, warmup_steps=20, learning_rate=3e-4)
-    for at in (0, 1, 19, 20, 21, 57, 99, 100, 130):
-        theirs = float(jax_step.learning_rate(config, at, 100))
-        np.testing.assert_allclose(step.learning_rate(config, at, 100), theirs, rtol=RATE, err_msg=str(at))
-
-
 def test_the_coins_of_flipping_are_the_same():
     images = np.random.default_rng(2).integers(0, 256, (64, 2, 5, 3), dtype=np.uint8)
     theirs = jax_step.prepare_images(images, jnp.float32, jax_ddpm.rng.key(1, jax_ddpm.rng.FLIP, 9))

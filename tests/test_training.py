@@ -217,6 +217,9 @@ def test_learning_rate():
     config = small(learning_rate=1e-3, min_learning_rate=1e-5, warmup_steps=10).training
     rates = [float(learning_rate(config, step, 110)) for step in (0, 5, 10, 60, 110)]
     np.testing.assert_allclose(rates, [0, 5e-4, 1e-3, (1e-3 + 1e-5) / 2, 1e-5], rtol=1e-5, atol=1e-12)
+    line = replace(config, lr_schedule="linear", min_learning_rate=0)
+    rates = [float(learning_rate(line, step, 110)) for step in (5, 10, 35, 110)]
+    np.testing.assert_allclose(rates, [5e-4, 1e-3, 7.5e-4, 0], rtol=1e-5, atol=1e-12)
     constant = small(learning_rate=1e-3, lr_schedule="constant").training
     assert [float(learning_rate(constant, step, 110)) for step in (0, 109)] == [pytest.approx(1e-3)] * 2
 

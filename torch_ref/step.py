@@ -55,16 +55,17 @@ def create_state(
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
     """Learning rate of a step (0 is the first), computed in float32 as in jax_ddpm.
 
-    Linear warm-up from 0, then constant, or a cosine down to the minimum (Loshchilov & Hutter 2017, eq. 5).
+    Linear warm-up from 0; then constant, or to the minimum by a line or a cosine (Loshchilov & Hutter 2017, eq. 5).
     """
     step = np.float32(step)
     if step < config.warmup_steps:
         return float(config.learning_rate * step / config.warmup_steps)
-    if config.lr_schedule != "cosine":
+    if config.lr_schedule == "constant":
         return float(np.float32(config.learning_rate))
     progress = np.clip((step - config.warmup_steps) / max(1, total_steps - config.warmup_steps), 0, 1)
     span = config.learning_rate - config.min_learning_rate
-    return float(config.min_learning_rate + span * 0.5 * (1 + np.cos(np.pi * progress)))
+    share = 1 - progress if config.lr_schedule == "linear" else 0.5 * (1 + np.cos(np.pi * progress))
+    return float(config.min_learning_rate + span * share)
 
 
 def make_optimizer(config: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:

@@ -206,7 +206,7 @@ PRESETS: dict[str, RunConfig] = {
         ),
         output=OutputConfig(sample_every_epochs=5),
     ),
-    # TeaPearce's Conditional_Diffusion_MNIST. There the learning rate falls linearly, and alpha_bar has one more
+    # TeaPearce's Conditional_Diffusion_MNIST. There the learning rate falls once an epoch, and alpha_bar has one more
     # factor, 0.9999.
     "context_unet": RunConfig(
         preset="context_unet",
@@ -220,7 +220,13 @@ PRESETS: dict[str, RunConfig] = {
             t_input="fraction_from_one",
         ),
         training=TrainingConfig(
-            epochs=20, batch_size=256, learning_rate=1e-4, lr_schedule="constant", ema=False, conditional=True
+            epochs=20,
+            batch_size=256,
+            learning_rate=1e-4,
+            lr_schedule="linear",
+            min_learning_rate=0.0,
+            ema=False,
+            conditional=True,
         ),
         output=OutputConfig(sample_every_epochs=5),
     ),

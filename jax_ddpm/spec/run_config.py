@@ -18,6 +18,7 @@ from jax_ddpm.spec.power_ema import check_width
 from jax_ddpm.spec.types import LossKind, Precision
 
 MAX_SEED = 2**32 - 1
+LRSchedule = Literal["cosine", "linear", "constant"]
 LOSS_SETTINGS = ("min_snr_gamma", "loss_kind", "huber_delta", "p2_gamma", "p2_k")
 
 
@@ -70,10 +71,11 @@ class TrainingConfig:
     """Decoupled weight decay of adamw."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
-    lr_schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: cosine decay to the end of the run, or constant."""
+    lr_schedule: LRSchedule = "cosine"
+    """Learning rate after the warm-up: down to min_learning_rate at the end of the run by a cosine or a line
+    (linear), or constant."""
     min_learning_rate: float = 1e-6
-    """Final learning rate of the cosine decay."""
+    """Final learning rate of the schedules cosine and linear."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises linearly from 0."""
     clip_norm: float | None = None
@@ -128,7 +130,7 @@ class TrainingConfig:
             f"expected a divisor of the batch size, {self.batch_size}",
         )
         require_one_of("optimizer", self.optimizer, Literal["adam", "adamw"])
-        require_one_of("lr_schedule", self.lr_schedule, Literal["cosine", "constant"])
+        require_one_of("lr_schedule", self.lr_schedule, LRSchedule)
         require_one_of("precision", self.precision, Precision)
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "expected 0 or more")
         require(
@@ -138,7 +140,7 @@ class TrainingConfig:
             "only adamw has weight_decay (--optimizer adamw)",
         )
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "expected more than 0")
-        if self.lr_schedule == "cosine":
+        if self.lr_schedule != "constant":
             require(
                 0 <= self.min_learning_rate <= self.learning_rate,
                 "min_learning_rate",

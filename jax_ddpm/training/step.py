@@ -30,14 +30,15 @@ Metrics = dict[str, Array]
 def learning_rate(config: TrainingConfig, step: Array | int, total_steps: int) -> Array:
     """Learning rate of a step (0 is the first), float32.
 
-    Linear warm-up from 0, then constant, or a cosine down to the minimum (Loshchilov & Hutter 2017, eq. 5).
+    Linear warm-up from 0; then constant, or to the minimum by a line or a cosine (Loshchilov & Hutter 2017, eq. 5).
     """
     step = jnp.asarray(step, jnp.float32)
     rate = jnp.full((), config.learning_rate, jnp.float32)
-    if config.lr_schedule == "cosine":
+    if config.lr_schedule != "constant":
         progress = jnp.clip((step - config.warmup_steps) / max(1, total_steps - config.warmup_steps), 0, 1)
         span = config.learning_rate - config.min_learning_rate
-        rate = config.min_learning_rate + span * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        share = 1 - progress if config.lr_schedule == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        rate = config.min_learning_rate + span * share
     if config.warmup_steps:
         rate = jnp.where(step < config.warmup_steps, config.learning_rate * step / config.warmup_steps, rate)
     return rate
