@@ -59,7 +59,7 @@ def test_its_own_table_is_kept(model):
     assert noise_error(fresh.network) > 0.2
 
 
-@pytest.mark.parametrize("num_steps", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_steps", [30, pytest.param(1000, marks=pytest.mark.slow)])
 @needs_shared
 def test_both_frameworks_draw_the_same_clothes(model, num_steps):
     torch.set_num_threads(1)

@@ -129,6 +129,7 @@ def start_on_terminal():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_saves_the_run(tmp_path):
     terminal, program_side = pty.openpty()
     flags = "--widths 32 --time-width 32 --timesteps 10 --beta-end 0.4 --batch-size 8 --steps 100000 --log-every 1"

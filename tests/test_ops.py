@@ -181,6 +181,7 @@ print(json.dumps([losses, jax_ddpm.sample(model, 2, seed=3).ravel().tolist()]))
 """
 
 
+@pytest.mark.slow
 @on_cpus
 def test_the_package_trains_and_samples_without_routes(tmp_path):
     """Where the module does not exist: the same losses and pictures up to rounding."""

@@ -70,6 +70,7 @@ def test_the_sdist_holds_no_tests(built):
     assert not {name.split("/")[0] for name in names} & {"tests", "parity_tests", "scripts", "docs"}
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_outside_the_clone(built, tmp_path):
     target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
     elsewhere.mkdir()
