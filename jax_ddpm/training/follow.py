@@ -55,7 +55,10 @@ class ComparedHosts(Hosts):
     """`Hosts` that compare their settings and versions first."""
 
     def __init__(self, signals: SignalHandler, folder: Path, config: RunConfig, resume: bool):
-        super().__init__(signals, command_to_resume(folder))
+        from jax._src.distributed import global_state  # JAX has no public name for the key-value store
+
+        store, address = global_state.client, global_state.coordinator_address
+        super().__init__(store, jax.process_index(), jax.process_count(), address, signals, command_to_resume(folder))
         self.values = settings_and_versions(config, resume)
 
     def __enter__(self) -> Hosts:

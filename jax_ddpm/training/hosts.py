@@ -42,16 +42,14 @@ class ProcessesDiffer(UserError):
 class Hosts:
     """This process among those of a training. As a context manager it ends all of them if one of them fails.
 
+    client: JAX's key-value store. index, count: the number of this process and of all. address: of the coordinator.
     signals: of this process. A signal of any process becomes one of process 0, which ends the run for all.
     resume: words of the command that continues the run.
     """
 
-    def __init__(self, signals: SignalHandler, resume: list[str]):
-        from jax._src.distributed import global_state  # JAX has no public name for the store
-
-        self.client, self.signals = global_state.client, signals
-        self.index, self.count = jax.process_index(), jax.process_count()
-        self.address = global_state.coordinator_address
+    def __init__(self, client, index: int, count: int, address: str, signals: SignalHandler, resume: list[str]):
+        self.client, self.signals = client, signals
+        self.index, self.count, self.address = index, count, address
         self.prefix = f"jax_ddpm/{next(_runs)}"
         self.command, self.resume = resume, continue_with(resume)
         self.names = {i: f"Process {i}" for i in range(self.count)}

@@ -95,6 +95,8 @@ def train(
         if hosts is not None:
             compare_images(hosts, images)
         checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
+        if hosts is not None:
+            hosts.saving = lambda: checkpoints.writer
         has_checkpoint = resume and bool(checkpoints.steps())
         network = make_network(config, images.train.shape[1:], has_checkpoint, log)
         with lock_folder(folder, config, resume, images), checkpoints:

@@ -94,15 +94,16 @@ def number(environment: Mapping[str, str], name: str) -> int | None:
     return None if text is None else int(text)
 
 
-def join(flags: HostFlags, environment: Mapping[str, str] = os.environ, seconds: float = WAIT_SECONDS) -> None:
+def join(flags: HostFlags, environment: Mapping[str, str] = os.environ) -> None:
     """Join the other processes, if the flags say so. Call it before JAX starts its devices.
 
     Signals stay with `SignalHandler` of a run: JAX's own service for preemptions is off.
 
-    Raises UserError if flags are wrong or missing, or if the coordinator cannot be reached within `seconds`. Ends the
-    process with exit code 2 and a line if other processes have not come by then.
+    Raises UserError if flags are wrong or missing, or if the coordinator cannot be reached within WAIT_SECONDS. Ends
+    the process with exit code 2 and a line if other processes have not come by then.
     """
     global started_with
+    seconds = WAIT_SECONDS
     found = flags.resolved(environment)
     if not found.distributed:
         return
