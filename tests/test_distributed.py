@@ -54,7 +54,7 @@ def start(folder, *flags, processes=2, devices=2, first="", ids=None, of_last=()
 
 def ended(started: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     """The exit codes, and what the processes said themselves: Gloo's lines come from JAX's runtime for CPUs."""
-    said = [process.communicate(timeout=300)[0] for process in started]
+    said = [process.communicate(timeout=600)[0] for process in started]
     lines = [[line for line in text.splitlines() if line.strip() and "[Gloo]" not in line] for text in said]
     return [process.returncode for process in started], ["\n".join(each) for each in lines]
 
@@ -91,7 +91,7 @@ def assert_same_bits(folder: Path, other: Path) -> None:
 
 
 def await_checkpoint(folder: Path, step: int) -> None:
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     while not (folder / "checkpoints" / str(step)).is_dir():
         assert time.monotonic() < end
         time.sleep(0.02)

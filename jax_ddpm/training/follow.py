@@ -5,7 +5,8 @@ The steps of process 0 are those of `loop`, as in a training of one process.
 
 import hashlib
 import platform
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -43,32 +44,22 @@ def command_to_resume(folder: Path) -> list[str]:
     return ["jax-ddpm", "train", "--resume", "--out", str(folder), *import_flags()]
 
 
-def hosts_of_run(signals: SignalHandler, folder: Path, config: RunConfig, resume: bool):
+@contextmanager
+def hosts_of_run(signals: SignalHandler, folder: Path, config: RunConfig, resume: bool) -> Iterator[Hosts | None]:
     """A context with the processes of this run, which have the same settings and versions; None if there is only one.
 
     Raises UserError in all processes if they differ.
     """
-    return ComparedHosts(signals, folder, config, resume) if is_joined() else nullcontext()
+    if not is_joined():
+        yield None
+        return
+    from jax._src.distributed import global_state  # JAX has no public name for the key-value store
 
-
-class ComparedHosts(Hosts):
-    """`Hosts` that compare their settings and versions first."""
-
-    def __init__(self, signals: SignalHandler, folder: Path, config: RunConfig, resume: bool):
-        from jax._src.distributed import global_state  # JAX has no public name for the key-value store
-
-        store, address = global_state.client, global_state.coordinator_address
-        super().__init__(store, jax.process_index(), jax.process_count(), address, signals, command_to_resume(folder))
-        self.values = settings_and_versions(config, resume)
-
-    def __enter__(self) -> Hosts:
-        super().__enter__()
-        try:
-            self.compare("settings", self.values, "Give all of them the same flags, and install the same versions.")
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self
+    here = jax.process_index(), jax.process_count(), global_state.coordinator_address
+    with Hosts(global_state.client, *here, signals, command_to_resume(folder)) as hosts:
+        advice = "Give all of them the same flags, and install the same versions."
+        hosts.compare("settings", settings_and_versions(config, resume), advice)
+        yield hosts
 
 
 def settings_and_versions(config: RunConfig, resume: bool) -> dict[str, object]:
