@@ -1,9 +1,12 @@
 """`jax-ddpm train`: train a model, resume a run, or replay one of its steps."""
 
+import atexit
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +22,7 @@ from jax_ddpm.spec.image_size import height_and_width
 from jax_ddpm.spec.presets import PRESETS, preset
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training import run_folder
+from jax_ddpm.training.start_hosts import HostFlags, join, leave
 
 FULL_SIZE = ("conv_block", "strided", "attention", "ddpm")  # presets whose networks want an accelerator
 EXAMPLES = ("", "--dataset fashion_mnist --preset tiny", "--resume --out runs/digits-digits --epochs 120")
@@ -37,6 +41,7 @@ class RunFlags:
     """Run this step of the run in --out again, starting from the newest checkpoint before it, and print its details."""
     settings: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """Repeat a run: flags that are not given come from this config.json."""
+    hosts: Annotated[HostFlags, tyro.conf.arg(name="")] = field(default_factory=HostFlags)
     imports: ImportFlag = ()
     list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show the presets and exit."""
@@ -44,19 +49,51 @@ class RunFlags:
 
 def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse_run(arguments, prog)
+    hosts = flags.hosts.resolved(os.environ)
     if flags.replay_step is not None:
+        if hosts.distributed:
+            raise UserError("--replay-step repeats a step in one process: omit --distributed.")
         from jax_ddpm.training.replay import replay
 
         replay(flags.config, flags.out, flags.replay_step)
     else:
         from jax_ddpm.training.loop import train  # imported here so that --help and flag errors appear at once
 
-        if not flags.resume and is_long_on_cpu(flags.config):
-            print(
-                f"The full-size {flags.config.preset} network is a job for a GPU or a TPU, and JAX finds only a CPU.\n"
-                "--preset tiny trains a small network on the same data."
-            )
-        train(flags.config, flags.out, flags.resume)
+        join(flags.hosts)
+        with left_by_all() if hosts.distributed else nullcontext():
+            if not flags.resume and is_long_on_cpu(flags.config) and is_first_process():
+                print(
+                    f"The full-size {flags.config.preset} network is a job for a GPU or a TPU, and JAX finds only a "
+                    "CPU.\n--preset tiny trains a small network on the same data."
+                )
+            train(flags.config, flags.out, flags.resume)
+
+
+@contextmanager
+def left_by_all():
+    """Inside this context, several processes train together. At its end they leave JAX's runtime, or end at once.
+
+    After a failure they cannot leave together. JAX would wait for the others, and then abort the process.
+    """
+    try:
+        yield
+    except BaseException as error:
+        code = 128 + getattr(error, "number", 2) if isinstance(error, KeyboardInterrupt) else 2
+        atexit.register(end_at_once, code)  # runs before JAX's own, and after the message was printed
+        raise
+    leave()
+
+
+def end_at_once(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_first_process() -> bool:
+    import jax
+
+    return jax.process_index() == 0
 
 
 def is_long_on_cpu(config: RunConfig) -> bool:

@@ -75,7 +75,7 @@ class Checkpoints:
         try:
             draft.mkdir(parents=True, exist_ok=True)
             check_disk_space(draft, sum(array.nbytes for array in arrays.values()))
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            with open_checkpointer() as checkpointer:
                 checkpointer.save(draft / STATE, args=ocp.args.StandardSave(arrays), force=True)
             (draft / RECORD).write_text(record, encoding="utf-8")
             (draft / MANIFEST).write_text(json.dumps(checksums(draft), indent=1), encoding="utf-8")
@@ -153,7 +153,7 @@ class Checkpoints:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, flatten_state(template))
         folder = self.folder / str(step)
         try:
-            with warnings.catch_warnings(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            with warnings.catch_warnings(), open_checkpointer() as checkpointer:
                 warnings.simplefilter("ignore")
                 restored = checkpointer.restore(folder / STATE, args=ocp.args.StandardRestore(target))
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -162,6 +162,21 @@ class Checkpoints:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         # Orbax's arrays cannot always be donated (jax#18617); the outputs of a jitted function can.
         return jax.jit(lambda x: jax.tree.map(jnp.copy, x))(state), record
+
+
+def open_checkpointer() -> ocp.Checkpointer:
+    """Orbax's writer and reader of one checkpoint.
+
+    In a training of several processes only process 0 calls it, in a thread. So Orbax must not wait for the others.
+    """
+    if jax.process_count() == 1:
+        return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def flatten_state(state: TrainState) -> dict:

@@ -20,6 +20,7 @@ from jax_ddpm import ops
 from jax_ddpm.data import ShardedImages, batch_indices
 from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.run_config import OutputConfig, RunConfig
+from jax_ddpm.training.placement import columns_here, put
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import make_train_step, make_validation
 
@@ -63,11 +64,17 @@ def rows_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
     return (size,) if not on_cpu() and size % LANES == 0 else tuple(image_shape)
 
 
+def sends_by_step(mesh: Mesh, is_resident: bool) -> bool:
+    """Whether the images of each step are sent sharded by the batch, so that a process sends only its own part."""
+    return mesh.is_multi_process and not is_resident
+
+
 class Feed:
     """Gives a dispatch its inputs: uint8 images on the devices, and the indices of each batch in them.
 
     A small data set is copied to the devices once; later only indices are sent. For a larger one, the images of each
-    dispatch are sent; a thread reads those of the next dispatch in the meantime.
+    dispatch are sent; a thread reads those of the next dispatch in the meantime. With several processes, each reads and
+    sends only the images of its own devices.
     """
 
     def __init__(
@@ -80,8 +87,8 @@ class Feed:
         self.batch_sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
         self.resident = self.resident_labels = None
         if images.nbytes <= MAX_RESIDENT_BYTES:
-            self.resident = jax.device_put(self.as_rows(np.asarray(images)), self.replicated)
-            self.resident_labels = None if labels is None else jax.device_put(labels, self.replicated)
+            self.resident = put(self.as_rows(np.asarray(images)), self.replicated)
+            self.resident_labels = None if labels is None else put(labels, self.replicated)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self.read_ahead: tuple[tuple[int, int], Future] | None = None
         """Step and number of steps of the dispatch whose images are being read, and these images."""
@@ -93,20 +100,31 @@ class Feed:
         """On a CPU: start time and number of steps of the last dispatch, if it is to be timed."""
         self.unroll_accumulation = not fast_in_loops(config.network)
         """Argument of `make_train_step`."""
+        self.by_step = sends_by_step(mesh, self.resident is not None)
+        """Argument of `make_dispatch`."""
+        shape = self.steps_per_dispatch, config.training.batch_size
+        self.columns = columns_here(self.batch_sharding, shape) if self.by_step else slice(None)
+        """The part of each batch that this process reads."""
 
     def batches(self, step: int, n: int) -> tuple[jax.Array, ...]:
         """(images (N, *rows_shape), int32 indices (K, B), n) for the n steps from `step` on; the last row is repeated.
 
-        With labels, these follow as a fourth: int32 (N,).
+        With labels, these follow as a fourth: int32 (N,). If `by_step`: images (K, B, *rows_shape) and labels (K, B).
         """
         indices, images = self.indices(step, n), self.resident
         labels = () if self.labels is None else (self.resident_labels,)
-        if images is None:
+        if self.by_step:
+            rows = self.as_rows(self.read(step, n))
+            part = rows.reshape(len(indices), -1, *rows.shape[1:])
+            shape = *indices.shape, *rows.shape[1:]
+            images = jax.make_array_from_process_local_data(self.batch_sharding, part, shape)
+            labels = (put(self.labels[indices], self.batch_sharding),) if labels else ()
+        elif images is None:
             images = jax.device_put(self.as_rows(self.read(step, n)), self.replicated)
             if labels:
                 labels = (jax.device_put(self.labels[indices.ravel()], self.replicated),)
             indices = np.arange(indices.size, dtype=np.int32).reshape(indices.shape)
-        return images, *jax.device_put((indices, np.int32(n)), (self.batch_sharding, self.replicated)), *labels
+        return images, *put((indices, np.int32(n)), (self.batch_sharding, self.replicated)), *labels
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -126,12 +144,15 @@ class Feed:
         return np.stack(rows)
 
     def read(self, step: int, n: int) -> np.ndarray:
-        """The images of `indices(step, n)`, uint8 (K * B, H, W, C). Begins to read those of the n steps after them."""
+        """The images of `indices(step, n)`, uint8 (K * B, H, W, C). Begins to read those of the n steps after them.
+
+        Only those of `columns`, if the other images are read by other processes.
+        """
         if self.read_ahead is not None and self.read_ahead[0] == (step, n):
             images = self.read_ahead[1].result()
         else:
-            images = self.images[self.indices(step, n).ravel()]
-        following = self.indices(step + n, n).ravel()
+            images = self.images[self.indices(step, n)[:, self.columns].ravel()]
+        following = self.indices(step + n, n)[:, self.columns].ravel()
         self.read_ahead = (step + n, n), self.reader.submit(lambda: self.images[following])
         return images
 
@@ -184,17 +205,18 @@ class Validation:
 
     def __call__(self, state: TrainState) -> float:
         starts = range(0, len(self.images), self.batch_size)
+        settings = {"unit": "batch", "leave": False, "delay": 5, "disable": jax.process_index() > 0}
         total, previous_total = 0.0, 0.0
-        for batch_index, first in enumerate(tqdm(starts, "validating", unit="batch", leave=False, delay=5)):
+        for batch_index, first in enumerate(tqdm(starts, "validating", **settings)):
             batch = self.images[first : first + self.batch_size]
             missing = self.batch_size - len(batch)
             mask = np.arange(self.batch_size) < len(batch)
             batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
-            batch, mask = jax.device_put((batch, mask), self.batch_sharding)
+            batch, mask = put((batch, mask), self.batch_sharding)
             labels = ()
             if self.labels is not None:
                 padded = np.pad(self.labels[first : first + self.batch_size], (0, missing))
-                labels = (jax.device_put(padded, self.batch_sharding),)
+                labels = (put(padded, self.batch_sharding),)
             # Wait for the batch before the last, so that the bar counts finished batches. The last one keeps running.
             jax.block_until_ready(previous_total)
             loss = self.validate(state.weights, state.buffers, batch, mask, np.int32(batch_index), *labels)
@@ -207,10 +229,13 @@ def make_dispatch(
     steps_per_dispatch: int,
     fixed_length: bool | None = None,
     image_shape: tuple[int, ...] = (),
+    by_step: bool = False,
 ) -> Callable:
     """Returns dispatch(state, images, indices (K, B), n, labels=None) -> (state, metrics).
 
     images: uint8 (N, H, W, C), or (N, H W C) if the image shape (H, W, C) is given, as of `rows_shape`.
+
+    by_step: the images of step i are images[i], of an array (K, B, H, W, C) or (K, B, H W C), and its labels labels[i].
 
     One device program runs n <= K = `steps_per_dispatch` steps, step i on images[indices[i]] and labels[indices[i]]. It
     is jitted, and the state is donated. Each metric is an array (K,), 0 after the first n.
@@ -224,20 +249,23 @@ def make_dispatch(
     def step_on(state, rows, images, labels):
         batch = images[rows]
         if image_shape:
-            batch = batch.reshape(len(rows), *image_shape)
+            batch = batch.reshape(len(batch), *image_shape)
         return train_step(state, batch) if labels is None else train_step(state, batch, labels[rows])
 
+    def rows_of(indices, i):
+        return i if by_step else indices[i]
+
     def single_step(state, images, indices, n, labels=None):
-        state, metrics = step_on(state, indices[0], images, labels)
+        state, metrics = step_on(state, rows_of(indices, 0), images, labels)
         return state, {name: value[None] for name, value in metrics.items()}
 
     def multi_step(state, images, indices, n, labels=None):
-        shapes = jax.eval_shape(step_on, state, indices[0], images, labels)[1]
+        shapes = jax.eval_shape(step_on, state, rows_of(indices, 0), images, labels)[1]
         buffer = {name: jnp.zeros((steps_per_dispatch,), value.dtype) for name, value in shapes.items()}
 
         def body(i, carry):
             state, buffer = carry
-            new, metrics = step_on(state, indices[i], images, labels)
+            new, metrics = step_on(state, rows_of(indices, i), images, labels)
             if fixed_length:
                 new = jax.tree.map(partial(jnp.where, i < n), new, state)
                 metrics = {name: jnp.where(i < n, value, 0) for name, value in metrics.items()}
@@ -262,7 +290,8 @@ def make_program(
     image_shape: (H, W, C). is_resident: the data set is on the devices.
     """
     train_step = make_train_step(graph, optimizer, config, total_steps, mesh, not fast_in_loops(config.network))
-    return make_dispatch(train_step, largest_dispatch(config, is_resident), image_shape=image_shape)
+    steps, by_step = largest_dispatch(config, is_resident), sends_by_step(mesh, is_resident)
+    return make_dispatch(train_step, steps, image_shape=image_shape, by_step=by_step)
 
 
 def program_inputs(

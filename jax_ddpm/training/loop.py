@@ -1,7 +1,6 @@
 """A training run, from a `RunConfig` to a folder with weights and pictures: prepare, take the steps, finish."""
 
 import math
-import shlex
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -20,16 +19,18 @@ from jax_ddpm.spec.data_record import check_same_images, find_images
 from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, snapshot_path
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import MODEL_FILE
-from jax_ddpm.spec.own_networks import import_flags
 from jax_ddpm.spec.run_classes import with_classes, with_classes_of_run
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.text import one_line
 from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.checkpoint import Checkpoints
+from jax_ddpm.training.follow import command_to_resume, compare_images, follow, hosts_of_run, is_joined
 from jax_ddpm.training.interrupt import SignalHandler
+from jax_ddpm.training.placement import here
 from jax_ddpm.training.prepare import Run, given_images, load_images, make_mesh, make_network, prepare
 from jax_ddpm.training.run_folder import check_folder, default_out, lock_folder
 from jax_ddpm.training.run_page import write_page
+from jax_ddpm.training.start_hosts import continue_with
 
 WRITE_ERRORS = (OSError, safetensors.SafetensorError)
 
@@ -67,6 +68,7 @@ def train(
         Interrupted: a `KeyboardInterrupt`, raised after SIGINT, SIGTERM or SIGHUP, once a checkpoint is saved.
     """
     given = None
+    log = print_nothing if is_joined() and jax.process_index() else log
     if images is not None or labels is not None:
         config, given = given_images(config, images, labels, log)
     config.check()
@@ -74,29 +76,43 @@ def train(
         jax.config.update("jax_enable_x64", True)
     folder = Path(out) if out is not None else default_out(config)
     config = with_classes_of_run(config, folder) if resume else config
-    check_folder(folder, config, resume)
+    if not is_joined():
+        check_folder(folder, config, resume)
     if resume:
         config = replace(config, data=replace(config.data, dataset=find_images(folder, config.data.dataset)))
-    with SignalHandler() as signals:
+    with SignalHandler() as signals, hosts_of_run(signals, folder, config, resume) as hosts:
         check_devices()
         mesh = make_mesh(config.training.batch_size // config.training.accumulate)
+        if hosts is not None and hosts.index > 0:
+            follow(config, hosts, signals, mesh, resume, given)
+            return folder
+        if hosts is not None:
+            check_folder(folder, config, resume)
         images = load_images(config, log, resume, given)
         config = with_classes(config, images)
         if resume:
             check_same_images(folder, images, log, config.training.conditional)
+        if hosts is not None:
+            compare_images(hosts, images)
         checkpoints = Checkpoints(folder / "checkpoints", config.output, log)
+        if hosts is not None:
+            hosts.saving = lambda: checkpoints.writer
         has_checkpoint = resume and bool(checkpoints.steps())
         network = make_network(config, images.train.shape[1:], has_checkpoint, log)
         with lock_folder(folder, config, resume, images), checkpoints:
-            again = shlex.join(["jax-ddpm", "train", "--resume", "--out", str(folder), *import_flags()])
-            signals.message = f"Stopped. To continue: {again}"
-            run = prepare(config, folder, resume, images, network, mesh, checkpoints, log)
+            signals.message = f"Stopped. {continue_with(command_to_resume(folder))}"
+            announce = {} if hosts is None else {"announce": hosts.announce}
+            run = prepare(config, folder, resume, images, network, mesh, checkpoints, log, **announce)
             signals.deferred = True
             with closing(run.progress):  # else an error would be printed behind the bar
                 take_steps(run, signals)
             signals.raise_if_signalled()
             finish(run)
     return folder
+
+
+def print_nothing(text: str) -> None:
+    """The log of all processes but process 0."""
 
 
 def take_steps(run: Run, signals: SignalHandler) -> None:
@@ -107,6 +123,7 @@ def take_steps(run: Run, signals: SignalHandler) -> None:
     unread = None  # step, number of steps and metrics of the last dispatch
     while run.step < run.total_steps and signals.signal_number is None:
         n = min(run.feed.next_steps, run.intervals.next(run.step) - run.step)
+        run.announce(n)
         run.state, metrics = run.feed.run(run.dispatch, run.state, run.step, n)
         if unread is not None:
             run.progress.update(*unread)
@@ -118,6 +135,7 @@ def take_steps(run: Run, signals: SignalHandler) -> None:
             run.feed.reset_timer()
             with run.progress.pause():
                 validate_sample_save(run)
+    run.announce(0)
     if unread is not None:
         run.progress.update(*unread)
     if run.step != run.saved_step:
@@ -133,7 +151,7 @@ def validate_sample_save(run: Run) -> None:
         improved = output.keep_best and math.isfinite(loss) and (not run.best or loss < run.best["validation_loss"])
         run.best = {"step": step, "validation_loss": loss} if improved else run.best
     if run.intervals.evaluation(step):
-        measured |= run.evaluate(run.state, step)
+        measured |= run.evaluate(here(run.state), step)
     if measured or (step == run.total_steps and run.metrics_log.pending):
         run.progress.write_row(step, **measured)
     if run.intervals.snapshot(step):
@@ -141,7 +159,8 @@ def validate_sample_save(run: Run) -> None:
             save_snapshots(run)
     if run.intervals.samples(step):
         with log_write_errors("The sample grid", run.log):
-            grid = run.pictures.save_grid(run.state.weights, run.state.buffers, step)
+            state = here(run.state)
+            grid = run.pictures.save_grid(state.weights, state.buffers, step)
             run.tensorboard.picture("samples", grid, step)
     with log_write_errors("The page", run.log):
         run.page.refresh()
@@ -162,13 +181,14 @@ def save_checkpoint(run: Run) -> None:
         "skipped_in_a_row": run.progress.skipped_in_a_row,
         "best": run.best,
     }
-    run.checkpoints.save(run.step, run.state, record)
+    run.checkpoints.save(run.step, here(run.state), record)
     run.saved_step = run.step
 
 
 def finish(run: Run) -> None:
     """Export the weights (with --keep-best: the best ones), and make the final pictures and the page."""
     folder, log, should_export = run.folder, run.log, True
+    run.state = here(run.state)
     if run.best and run.best["step"] != run.step:
         best = run.best["step"]
         log(f"Best validation loss: {run.best['validation_loss']:.4g}, at step {best:,}. Using its weights.")
@@ -210,7 +230,7 @@ def save_snapshots(run: Run) -> None:
 
 
 def write_weights(run: Run, parameters: nnx.State, path: Path) -> None:
-    values = weights.state_dict(nnx.merge(run.graph, parameters, run.state.buffers))
+    values = weights.state_dict(nnx.merge(run.graph, *here((parameters, run.state.buffers))))
     values = {name: value.astype(np.float32) for name, value in values.items()}
     write_model(path, values, replace(run.info, step=run.step))
 

@@ -26,6 +26,7 @@ from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.evaluate import Evaluation
 from jax_ddpm.training.feed import Feed, Validation, make_program
 from jax_ddpm.training.pictures import Pictures
+from jax_ddpm.training.placement import from_process_0
 from jax_ddpm.training.progress import CheckpointPolicy, Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog
 from jax_ddpm.training.run_page import Page
@@ -68,6 +69,8 @@ class Run:
     """{"step": ..., "validation_loss": ...} of the best validation; None before the first, or without --keep-best."""
     saved_step: int
     """The step of the newest checkpoint."""
+    announce: Callable[[int], None]
+    """Called with the number of steps before each dispatch, and with 0 after the last, for other processes."""
 
 
 def prepare(
@@ -79,8 +82,12 @@ def prepare(
     mesh: Mesh,
     checkpoints: Checkpoints,
     log: Callable[[str], None],
+    announce: Callable[[int], None] = lambda steps: None,
 ) -> Run:
-    """A run at step 0, or at its newest undamaged checkpoint if it is resumed. Logs what will be trained."""
+    """A run at step 0, or at its newest undamaged checkpoint if it is resumed. Logs what will be trained.
+
+    In a training of several processes this is for process 0.
+    """
     training, image_shape = config.training, images.train.shape[1:]
     steps_per_epoch, total_steps = count_steps(config, len(images.train))
     optimizer = make_optimizer(training)
@@ -105,11 +112,15 @@ def prepare(
     log(f"Devices: {kind}, {training.precision}")
 
     checkpoints.remove_incomplete()
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    if not mesh.is_multi_process:
+        state = jax.device_put(state, replicated)
     start, record = 0, {"pending": [], "unwritten": [], "skipped_in_a_row": 0, "best": None}
     if resume and (found := checkpoints.restore_newest(state)):
         start, state, record = found
         log(f"Resuming from step {start:,}.")
+    if mesh.is_multi_process:
+        _, state = from_process_0((np.int32(start), state), replicated)
 
     remove_snapshots_after(folder, start)
     evaluates = config.output.evaluate_every and start < total_steps
@@ -160,6 +171,7 @@ def prepare(
         state=state,
         best=record["best"],
         saved_step=start,
+        announce=announce,
     )
 
 
@@ -172,12 +184,16 @@ def count_steps(config: RunConfig, num_images: int) -> tuple[int, int]:
 def make_mesh(batch_size: int) -> Mesh:
     """All devices, in one dimension "data". Raises UserError if a batch cannot be split evenly over them."""
     devices = jax.devices()
+    if jax.process_count() > 1:
+        devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     if batch_size % len(devices):
         fitting = max(n for n in range(1, len(devices)) if batch_size % n == 0)
+        show = f"Show JAX only {fitting}: put {show_only(fitting)} before the command. A new run can also have "
+        if jax.process_count() > 1:
+            show = f"Take fewer processes or devices, {fitting} for example. A new run can also have "
         raise UserError(
             f"{batch_size} images (--batch-size divided by --accumulate) cannot be split evenly over {len(devices)} "
-            f"devices.\nShow JAX only {fitting}: put {show_only(fitting)} before the command. A new run can also have "
-            f"a --batch-size that is a multiple of {len(devices)}."
+            f"devices.\n{show}a --batch-size that is a multiple of {len(devices)}."
         )
     return Mesh(np.asarray(devices), ("data",))
 

@@ -117,6 +117,7 @@ def environment() -> dict:
     """Time, command, versions, devices, and the commit and changed files of the source, if it is a git repository."""
     packages = ("jax-ddpm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     jax = sys.modules.get("jax")  # not loaded in the PyTorch trainer
+    processes = jax.process_count() if jax else 1
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join([sys.executable, *sys.argv]),
@@ -124,6 +125,7 @@ def environment() -> dict:
         "platform": platform.platform(),
         "versions": {name: version_of(name) for name in packages},
         "devices": [device.device_kind for device in jax.devices()] if jax else None,
+        **({"processes": processes} if processes > 1 else {}),
         "commit": git("rev-parse", "HEAD"),
         "changed_files": (git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
     }
