@@ -15,7 +15,7 @@ from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
 from jax_ddpm.spec.power_ema import check_width
-from jax_ddpm.spec.types import LossKind, Precision
+from jax_ddpm.spec.types import LossKind, Precision, Tracker
 
 MAX_SEED = 2**32 - 1
 LOSS_SETTINGS = ("min_snr_gamma", "loss_kind", "huber_delta", "p2_gamma", "p2_k")
@@ -201,7 +201,14 @@ class OutputConfig:
     gif_frames: int = 0
     """Frames of a GIF that shows the final samples from noise to image. 0: no GIF."""
     tensorboard: bool = True
-    """Also write the metrics and sample grids for TensorBoard."""
+    """Write for TensorBoard if --tracker has it. --no-tensorboard is short for leaving it out there."""
+    tracker: tuple[Tracker, ...] = ("tensorboard",)
+    """Where metrics and sample grids go besides the run's folder: tensorboard (files in the folder), wandb (Weights &
+    Biases) or trackio, several of them, or none."""
+
+    def __post_init__(self):
+        if isinstance(self.tracker, str):
+            object.__setattr__(self, "tracker", (self.tracker,))
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
@@ -216,6 +223,10 @@ class OutputConfig:
         features, kinds = self.evaluate_features, "expected classifier, pixels or inception:FILE"
         known = features is None or features in ("classifier", "pixels") or features.startswith("inception")
         require(known, "evaluate_features", features, kinds)
+        for name in self.tracker:
+            require_one_of("tracker", name, Tracker)
+        alone = "none" not in self.tracker or len(self.tracker) == 1
+        require(alone, "tracker", " ".join(self.tracker), "expected none alone, or names of trackers")
         require(self.gif_frames == 0 or self.gif_frames >= 2, "gif_frames", self.gif_frames, "expected 0 or at least 2")
 
 

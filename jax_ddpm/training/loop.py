@@ -30,6 +30,7 @@ from jax_ddpm.training.interrupt import SignalHandler
 from jax_ddpm.training.prepare import Run, given_images, load_images, make_mesh, make_network, prepare
 from jax_ddpm.training.run_folder import check_folder, default_out, lock_folder
 from jax_ddpm.training.run_page import write_page
+from jax_ddpm.training.trackers import check_trackers
 
 WRITE_ERRORS = (OSError, safetensors.SafetensorError)
 
@@ -70,6 +71,7 @@ def train(
     if images is not None or labels is not None:
         config, given = given_images(config, images, labels, log)
     config.check()
+    check_trackers(config.output)
     if config.training.precision == "float64":
         jax.config.update("jax_enable_x64", True)
     folder = Path(out) if out is not None else default_out(config)
@@ -92,10 +94,11 @@ def train(
             signals.message = f"Stopped. To continue: {again}"
             run = prepare(config, folder, resume, images, network, mesh, checkpoints, log)
             signals.deferred = True
-            with closing(run.progress):  # else an error would be printed behind the bar
-                take_steps(run, signals)
-            signals.raise_if_signalled()
-            finish(run)
+            with run.trackers:
+                with closing(run.progress):  # else an error would be printed behind the bar
+                    take_steps(run, signals)
+                signals.raise_if_signalled()
+                finish(run)
     return folder
 
 
@@ -142,7 +145,7 @@ def validate_sample_save(run: Run) -> None:
     if run.intervals.samples(step):
         with log_write_errors("The sample grid", run.log):
             grid = run.pictures.save_grid(run.state.weights, run.state.buffers, step)
-            run.tensorboard.picture("samples", grid, step)
+            run.trackers.picture("samples", grid, step)
     with log_write_errors("The page", run.log):
         run.page.refresh()
     due = run.intervals.checkpoint(step)
@@ -155,7 +158,7 @@ def validate_sample_save(run: Run) -> None:
 
 
 def save_checkpoint(run: Run) -> None:
-    run.tensorboard.flush()
+    run.trackers.flush()
     record = {
         "pending": run.metrics_log.pending,
         "unwritten": run.metrics_log.unwritten,
@@ -186,8 +189,8 @@ def finish(run: Run) -> None:
         for path, text in run.pictures.save_final(state.weights, state.buffers, run.step, run.images, rows):
             log(f"  {path}: {text}")
         if run.start_step < run.total_steps:
-            run.tensorboard.picture("final samples", folder / "samples" / "grid.png", run.total_steps)
-        run.tensorboard.flush()
+            run.trackers.picture("final samples", folder / "samples" / "grid.png", run.total_steps)
+        run.trackers.flush()
         log(f"Page of the run: {write_page(folder)}")
     except WRITE_ERRORS as error:
         raise UserError(
