@@ -20,6 +20,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse_run(arguments, prog, default_out, EXAMPLES)
     if flags.resume or flags.replay_step is not None:
         raise UserError("The PyTorch reference cannot resume or replay a run. Start a new run with another --out.")
+    if flags.sweep:
+        raise UserError("The PyTorch reference has no sweeps: leave out --sweep.")
     if flags.config.output.evaluate_every:
         raise UserError("The PyTorch reference does not evaluate its samples: leave out --evaluate-every, or give 0.")
     if importlib.util.find_spec("torch") is None:

@@ -4,7 +4,7 @@ The flags of `jax-ddpm train` are the fields of the parts of `RunConfig`. A run'
 """
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from jax_ddpm.spec.check_types import check_types
@@ -244,6 +244,24 @@ class RunConfig:
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
     training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
+
+    def __repr__(self) -> str:
+        """What makes it again: "preset('tiny', steps=10)"; the whole fields if no preset has this name."""
+        from jax_ddpm.spec.presets import PRESETS, preset  # which imports this module
+
+        parts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "preset"}
+        if self.preset not in PRESETS:
+            return f"RunConfig(preset={self.preset!r}, {', '.join(f'{name}={part!r}' for name, part in parts.items())})"
+        usual, words = preset(self.preset), [repr(self.preset)]
+        for name, part in parts.items():
+            if type(part) is not type(getattr(usual, name)):
+                words.append(f"{name}={part!r}")
+                continue
+            for each in fields(part):
+                value = getattr(part, each.name)
+                if value != getattr(getattr(usual, name), each.name):
+                    words.append(f"{each.name}={value!r}")
+        return f"preset({', '.join(words)})"
 
     def with_(self, **settings) -> "RunConfig":
         """A copy with other values, by their names on the command line: `with_(steps=100, batch_size=32)`.

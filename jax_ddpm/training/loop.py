@@ -18,7 +18,8 @@ from jax_ddpm import weights
 from jax_ddpm.process import check_devices
 from jax_ddpm.spec.data_record import check_same_images, find_images
 from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, snapshot_path
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.inputs import check_path
 from jax_ddpm.spec.model_files import MODEL_FILE
 from jax_ddpm.spec.own_networks import import_flags
 from jax_ddpm.spec.run_classes import with_classes, with_classes_of_run
@@ -67,6 +68,10 @@ def train(
             `max_skipped` steps in a row with a loss or gradient that is not finite.
         Interrupted: a `KeyboardInterrupt`, raised after SIGINT, SIGTERM or SIGHUP, once a checkpoint is saved.
     """
+    expected = "expected a RunConfig, as jax_ddpm.preset returns it"
+    require(isinstance(config, RunConfig), "config", repr(config), expected)
+    if out is not None:
+        check_path("out", out, "expected the path of a folder")
     given = None
     if images is not None or labels is not None:
         config, given = given_images(config, images, labels, log)
