@@ -97,7 +97,7 @@ def test_settings_show_what_makes_them():
     assert repr(recipe) == "preset('tiny', dataset='mnist', image_size=16, cache_dir='/x', widths=(32, 64), steps=10)"
     assert eval(repr(recipe), {"preset": jax_ddpm.preset}) == recipe
     assert repr(jax_ddpm.preset("ddpm")) == "preset('ddpm')"
-    other = recipe.with_(network=StridedConfig(widths=(8, 16)))
+    other = recipe.with_(network=StridedConfig())
     assert eval(repr(other), {"preset": jax_ddpm.preset, "StridedConfig": StridedConfig}) == other
     assert repr(replace(recipe, preset="own")).startswith("RunConfig(preset='own', data=DataConfig(dataset='mnist'")
 
