@@ -27,8 +27,11 @@ def folder(command_run, tmp_path_factory):
     run = tmp_path_factory.mktemp("push") / "digits"
     shutil.copytree(command_run[0], run)
     results_file(run).parent.mkdir()
-    scores = {"fid": 12.5, "num_images": 100, "num_reference": 90, "extractor": "classifier", "reference": "digits"}
-    line = {"step": 6, "weights": "ema", "sampler": {"sampler": "ddim", "num_steps": 2}, "seed": 0, "scores": scores}
+    reference = {"name": "train:folder:/home/me/My Photos", "fingerprint": "def"}
+    scores = {"fid": 12.5, "num_images": 100, "extractor": {"name": "classifier", "fingerprint": "abc"}}
+    scores |= {"num_reference": 90, "reference": reference}
+    sampler = {"sampler": "ddim", "num_steps": 2}
+    line = {"step": 6, "weights": "ema", "sampler": sampler, "seed": 0, "scores": scores}
     results_file(run).write_text(json.dumps(line | {"seconds": 1.0, "date": "2026-01-01"}) + "\n")
     write_hub_folder(run, run.with_name("files"), NAME, log=lambda line: None)
     return run.with_name("files")
@@ -48,16 +51,13 @@ def test_the_folder_and_its_card(folder):
     assert f"jax-ddpm sample --model {NAME} --num-images 16" in text and f'jax_ddpm.sample("{NAME}", 16)' in text
     assert "![Samples](grid.png)" in text and "Drawn with the sampler dpmpp in 9 steps." in text
     assert "| steps of the weights | 6 |" in text and "| learning rate | 0.001, cosine |" in text
-    assert "12.5" in text and "FID by classifier" in text
+    assert "| FID by classifier to train:folder:My Photos | 12.5 |" in text
     assert "/" not in json.dumps(json.loads((folder / "config.json").read_text()))  # no path, no command
 
 
 def test_paths_stay_at_home():
-    for dataset, public in (
-        ("folder:/home/me/My Photos", "folder:My_Photos"),
-        ("/a/b.npz", "b.npz"),
-        ("mnist", "mnist"),
-    ):
+    places = {"folder:/home/me/My Photos": "folder:My_Photos", "/a/b.npz": "b.npz", "mnist": "mnist"}
+    for dataset, public in places.items():
         config = RunConfig(data=DataConfig(dataset, data_dir="/x", cache_dir="/y"))
         assert without_paths(config).data == DataConfig(public)
 
@@ -82,7 +82,8 @@ class Hub:
     def upload_folder(self, *, repo_id, folder_path, commit_message, ignore_patterns):
         assert repo_id == NAME
         self.content = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
-        self.files |= self.content.keys() - set(ignore_patterns or ())
+        self.uploaded = self.content.keys() - set(ignore_patterns or ())
+        self.files |= self.uploaded
 
     def snapshot_download(self, name, allow_patterns):
         self.snapshot.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def test_a_card_that_is_there_stays(command_run, tmp_path, monkeypatch, capsys):
     hub = Hub(tmp_path, monkeypatch, ["README.md"])
     said = succeed(capsys, monkeypatch, "push.py", command_run[0], NAME, "--private")
     assert hub.created[1]["private"] and "README.md stays as it was" in said
-    assert "README.md" not in {name for name in hub.files if name != "README.md"}
+    assert "model.safetensors" in hub.uploaded and "README.md" not in hub.uploaded
 
 
 def test_only_the_folder(command_run, tmp_path, monkeypatch, capsys):
@@ -135,9 +136,8 @@ def test_mistakes(command_run, tmp_path, monkeypatch, capsys):
     def refuse(*_, **__):
         raise PermissionError("401 Client Error")
 
-    monkeypatch.setitem(
-        sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: SimpleNamespace(create_repo=refuse))
-    )
+    api = SimpleNamespace(create_repo=refuse)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: api))
     with messages_of_commands():
         said = refusal(capsys, monkeypatch, "push.py", run, NAME)
     assert "PermissionError: 401 Client Error" in said and "hf auth login" in said

@@ -1,12 +1,11 @@
 """The folder of a run as the Hugging Face Hub gets it: weights, settings, a model card and pictures."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-
-import yaml
 
 from jax_ddpm.spec.data_record import path_of
 from jax_ddpm.spec.diffusion_config import CONTINUOUS_STEPS
@@ -25,7 +24,9 @@ from jax_ddpm.weights.model import Model
 CARD = "README.md"
 PICTURES = {"grid.png": "Samples", "reverse.png": "The reverse process, from noise to samples", "loss.png": "The loss"}
 """The pictures of a run that go with it: none of them shows training images."""
-LICENSE = "# license: mit  # remove the first # and choose: https://huggingface.co/docs/hub/repositories-licenses\n"
+FOLDERS = re.compile(r"(?:\b[A-Za-z]:)?(?:[/\\][^/\\]+)+[/\\]")
+"""The folders in an absolute path, which figures name with the images that a model was compared with."""
+LICENSE = "# license: mit  # remove the first # and choose: https://huggingface.co/docs/hub/repositories-licenses"
 
 
 def write_hub_folder(run: Path, folder: Path, name: str, log: Callable[[str], None] = print) -> None:
@@ -80,16 +81,15 @@ def public_name(dataset: str) -> str:
 def model_card(run: ComparedRun, model: Model, name: str, pictures: Sequence[str]) -> str:
     """The text of README.md: front matter, how to sample, settings, figures, pictures."""
     config, info = without_paths(run.config), model.info
-    front = {"library_name": "jax_ddpm", "tags": ["diffusion", "ddpm", "jax", "flax"]}
+    front = ["library_name: jax_ddpm", "tags: [diffusion, ddpm, jax, flax]"]
     if not info.class_names:
-        front["pipeline_tag"] = "unconditional-image-generation"
+        front += ["pipeline_tag: unconditional-image-generation"]
     height, width, channels = info.image_shape
     kind = {1: "gray", 3: "RGB"}.get(channels, f"{channels}-channel")
-    steps = config.sampling.num_steps or (
-        CONTINUOUS_STEPS if info.diffusion.is_continuous else info.diffusion.timesteps
-    )
+    usual_steps = CONTINUOUS_STEPS if info.diffusion.is_continuous else info.diffusion.timesteps
+    steps = config.sampling.num_steps or usual_steps
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}{LICENSE}---\n",
+        "\n".join(["---", *front, LICENSE, "---", ""]),
         f"# {name.partition('/')[2]}\n",
         f"A denoising diffusion model of {kind} images, {height} pixels high and {width} wide. It was trained on "
         f"`{config.data.dataset}` with jax_ddpm: {describe(info, model.num_parameters)}.\n",
@@ -104,7 +104,7 @@ def model_card(run: ComparedRun, model: Model, name: str, pictures: Sequence[str
         f"`{CONFIG_FILE}` has all settings: `jax-ddpm train --config {CONFIG_FILE} --out runs/again` repeats the "
         "training.\n",
         "## Figures\n",
-        table(("figure", "value"), figures_table([run])),
+        table(("figure", "value"), [[FOLDERS.sub("", cell) for cell in row] for row in figures_table([run])]),
     ]
     for file in pictures:
         parts += picture(pictures, file) if file != "grid.png" else []
@@ -124,7 +124,7 @@ def how_to_sample(run: ComparedRun, model: Model, name: str) -> str:
     if names:
         text += f"\nIts classes: {', '.join(f'{number} {each}' for number, each in enumerate(names))}.\n"
     if network not in BUILT_IN:
-        text += f"\nThe network `{network}` is not part of jax_ddpm: add `--import FILE.py` with the code that registers it.\n"
+        text += f"\nThe network `{network}` is its author's: add `--import FILE.py` with the code that registers it.\n"
     return text
 
 
