@@ -4,6 +4,27 @@ Public names are imported on first use: `import jax_ddpm` itself imports neither
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # type checkers and editors do not call __getattr__; a test compares the two lists
+    from jax_ddpm.sampling.editing import img2img, interpolate, invert, reconstruct
+    from jax_ddpm.sampling.export import export_sampler
+    from jax_ddpm.sampling.inpainting import inpaint
+    from jax_ddpm.sampling.samplers import sample
+    from jax_ddpm.schedules import make_tables
+    from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
+    from jax_ddpm.spec.errors import UserError
+    from jax_ddpm.spec.model_info import ModelInfo
+    from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
+    from jax_ddpm.spec.presets import preset
+    from jax_ddpm.spec.registered import register_objective, register_sampler, register_schedule
+    from jax_ddpm.spec.run_config import DataConfig, OutputConfig, RunConfig, TrainingConfig
+    from jax_ddpm.training.load_run import load_run
+    from jax_ddpm.training.loop import train
+    from jax_ddpm.unets import build, register
+    from jax_ddpm.weights.model import Model, load_model
+
+    __version__: str
 
 PUBLIC = {
     "ConvBlockConfig": "spec.network_config",

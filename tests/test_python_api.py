@@ -1,6 +1,7 @@
 """The Python interface takes what a user would guess. A mistake ends in a sentence with the names of Python."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import jax_ddpm
 import torch_ref
 from jax_ddpm import report
 from jax_ddpm.spec.errors import UserError, messages_of_commands
+from jax_ddpm.spec.inputs import check_count
 from jax_ddpm.spec.network_config import StridedConfig
 from tests.commands import FLAGS
 
@@ -59,6 +61,12 @@ MISTAKES = {
         lambda m: jax_ddpm.load_run("runs/none"),
         "runs/none holds no run: expected a folder with a config.json",
     ),
+    "count": (lambda m: check_count("num_images", 2.5), "num_images = 2.5: expected an integer."),
+    "count as text": (lambda m: check_count("num_images", "2"), "num_images = '2': expected an integer."),
+    "a number for a model": (lambda m: jax_ddpm.load_model(3), "path = 3: expected the path of a model."),
+    "a number for a run": (lambda m: jax_ddpm.load_run(3), "folder = 3: expected the path of a run."),
+    "a name for settings": (lambda m: jax_ddpm.train("tiny"), "config = 'tiny': expected a RunConfig, as jax_ddpm.pre"),
+    "a number for a folder": (lambda m: jax_ddpm.train(jax_ddpm.preset(), 3), "out = 3: expected the path of a folder"),
     "optimiser": (
         lambda m: jax_ddpm.preset("tiny", weight_decay=0.1).check(),
         "weight_decay = 0.1: only adamw has weight_decay (optimizer='adamw').",
@@ -82,6 +90,16 @@ def test_flat_settings():
     assert jax_ddpm.preset("tiny", "digits", image_size=16).data.image_size == 16
     other = recipe.with_(network=StridedConfig(), epochs=3)
     assert (other.network, other.training.epochs, other.data) == (StridedConfig(), 3, recipe.data)
+
+
+def test_settings_show_what_makes_them():
+    recipe = jax_ddpm.preset("tiny", steps=10, widths=(32, 64), dataset="mnist", cache_dir="/x")
+    assert repr(recipe) == "preset('tiny', dataset='mnist', image_size=16, cache_dir='/x', widths=(32, 64), steps=10)"
+    assert eval(repr(recipe), {"preset": jax_ddpm.preset}) == recipe
+    assert repr(jax_ddpm.preset("ddpm")) == "preset('ddpm')"
+    other = recipe.with_(network=StridedConfig())
+    assert eval(repr(other), {"preset": jax_ddpm.preset, "StridedConfig": StridedConfig}) == other
+    assert repr(replace(recipe, preset="own")).startswith("RunConfig(preset='own', data=DataConfig(dataset='mnist'")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +130,8 @@ def test_a_run_as_columns(command_run):
     assert repr(run.model()).startswith("Model: conv_block (widths (32,)")
     assert repr(run) == f"TrainingRun {folder}: preset digits, digits, step 6"
     assert run.loss_curve()._repr_png_().startswith(b"\x89PNG")
+    shown = run._repr_html_()
+    assert "step 6" in shown and "preset(&#x27;digits&#x27;" in shown and 'alt="grid.png"' in shown
     assert run.evaluations == [] and "--steps" in FLAGS
     with pytest.raises(UserError, match=r"has no picture x\.png: expected one of "):
         run.picture("x.png")

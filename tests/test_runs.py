@@ -15,7 +15,7 @@ from jax_ddpm.data import shards
 from jax_ddpm.sampling import samplers
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.model_files import read_file
-from jax_ddpm.training import checkpoint, evaluate, feed, loop, prepare, progress, run_charts
+from jax_ddpm.training import checkpoint, evaluate, feed, loop, prepare, progress, run_charts, trackers
 from jax_ddpm.training.loop import train
 from jax_ddpm.training.replay import replay
 from jax_ddpm.training.run_folder import load_config
@@ -75,7 +75,7 @@ class Stop(Exception):
 def without_pictures(monkeypatch):
     """For runs whose final pictures and page nobody looks at."""
     monkeypatch.setattr(prepare.Pictures, "save_final", lambda *_: [])
-    monkeypatch.setattr(prepare.TensorBoard, "picture", lambda *_: None)
+    monkeypatch.setattr(trackers.TensorBoard, "picture", lambda *_: None)
     monkeypatch.setattr(loop, "write_page", lambda folder: None)
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "doctor": "Compare a PyTorch module with its port to Flax, and name the first wrong layer.",
     "benchmark": "Compare the speed of jax_ddpm with PyTorch.",
     "plan": "Compile a run for GPUs or TPUs that are not here: memory, work, what bounds it.",
+    "push": "Publish a run on the Hugging Face Hub.",
     "train-torch": "Train the PyTorch reference; takes the flags of train.",
 }
 CRASHED = {"doctor": 70}  # exit codes after a mistake in the program, where 1 has a meaning

@@ -25,7 +25,11 @@ from jax_ddpm.training import run_folder
 from jax_ddpm.training.start_hosts import HostFlags, join, leave
 
 FULL_SIZE = ("conv_block", "strided", "attention", "ddpm")  # presets whose networks want an accelerator
-EXAMPLES = ("", "--dataset fashion_mnist --preset tiny", "--resume --out runs/digits-digits --epochs 120")
+EXAMPLES = (
+    "--dataset fashion_mnist --preset tiny",
+    "--resume --out runs/digits-digits --epochs 120",
+    "--sweep seed=0,1,2 learning_rate=1e-4,2e-4",
+)
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,19 @@ class RunFlags:
     """Repeat a run: flags that are not given come from this config.json."""
     hosts: Annotated[HostFlags, tyro.conf.arg(name="")] = field(default_factory=HostFlags)
     imports: ImportFlag = ()
+    sweep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,... [...]", help_behavior_hint="")] = ()
+    """Train once for each value of this setting, one run after another, and compare the runs on a page. Several names:
+    once for each combination. --out is the folder of all runs. The same command again goes on where it stopped."""
     list_presets: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show the presets and exit."""
 
 
 def main(arguments: Sequence[str], prog: str) -> None:
+    if values_of("sweep", arguments):
+        from jax_ddpm.commands.train_sweep import sweep  # which imports this module
+
+        sweep(arguments, prog)
+        return
     flags = parse_run(arguments, prog)
     hosts = flags.hosts.resolved(os.environ)
     if flags.replay_step is not None:

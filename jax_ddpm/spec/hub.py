@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: names such as google/ddpm-cifar10-32, and folders of the Hub's cache."""
+"""Models of the Hugging Face Hub: names such as google/ddpm-cifar10-32, folders of the Hub's cache, uploads."""
 
 import os
 import re
@@ -7,6 +7,9 @@ from pathlib import Path
 
 from jax_ddpm.spec.diffusers_folder import INDEX, SCHEDULER, WEIGHTS, model_folder
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.model_folder import MODEL_FILE
+from jax_ddpm.spec.run_checkpoints import is_run
+from jax_ddpm.spec.text import one_line
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # OWNER/NAME
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".json", ".npz")
@@ -69,7 +72,7 @@ def newest_snapshot(folder: Path) -> Path | None:
 
 
 def has_weights(snapshot: Path) -> bool:
-    return any(model_folder(snapshot).glob("diffusion_pytorch_model*.*"))
+    return (snapshot / MODEL_FILE).exists() or any(model_folder(snapshot).glob("diffusion_pytorch_model*.*"))
 
 
 def download(name: str) -> Path:
@@ -82,6 +85,8 @@ def download(name: str) -> Path:
         try:
             for weights in (*WEIGHTS, "diffusion_pytorch_model*"):  # the last for weights in several files
                 folder = Path(snapshot_download(name, allow_patterns=[*SETTINGS, weights, f"unet/{weights}"]))
+                if is_run(folder):  # the config.json that `jax-ddpm push` writes
+                    folder = Path(snapshot_download(name, allow_patterns=["config.json", MODEL_FILE]))
                 if has_weights(folder):
                     return folder
             reason = f"the model of this name in the Hugging Face Hub has no {' or '.join(WEIGHTS)}"
@@ -92,3 +97,43 @@ def download(name: str) -> Path:
         f"{name} is no file or folder here, and {reason}.\n"
         f"Elsewhere: hf download {name} --local-dir {name.split('/')[1]}. Then give that folder instead of the name."
     )
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless the name is OWNER/NAME."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"name = {name}: expected OWNER/NAME, such as me/digits-ddpm.")
+
+
+def upload(folder: Path, name: str, private: bool, log: Callable[[str], None]) -> None:
+    """Upload the files of a folder as the model OWNER/NAME, which is created if there is none.
+
+    A README.md that is there already stays: its author may have changed it. private: for a new model.
+
+    Raises UserError if the Hub refuses it.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise UserError(
+            "Publishing on the Hugging Face Hub needs: pip install 'jax-ddpm[hub]'.\n"
+            "Then log in with: hf auth login. Without it, --folder FOLDER writes the files."
+        ) from None
+    api = HfApi()
+    try:
+        url = api.create_repo(name, private=private, exist_ok=True)
+        has_card = api.file_exists(name, "README.md")
+        ignored = ["README.md"] if has_card else None
+        api.upload_folder(
+            repo_id=name, folder_path=folder, commit_message="Upload with jax_ddpm", ignore_patterns=ignored
+        )
+    except Exception as error:  # of the connection, of the login, or of the name: there is no common class
+        raise UserError(
+            f"{name} could not be published: {type(error).__name__}: {one_line(error)}.\n"
+            "Log in with a token that may write: hf auth login. OWNER is you or an organisation of yours."
+        ) from None
+    log(f"Published: {url}. Load it with --model {name}")
+    if has_card:
+        log("Its README.md stays as it was. For a new one, delete it there and publish again.")
+    else:
+        log("Choose a license: edit README.md there.")

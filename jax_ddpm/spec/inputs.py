@@ -1,6 +1,7 @@
 """Checks of the arguments of sampling and editing, for both frameworks. All of them raise UserError."""
 
 import operator
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,10 +23,23 @@ def check_seed(seed: int) -> int:
     return number
 
 
+def check_path(name: str, path, expected: str) -> None:
+    """Require a text or a path."""
+    require(isinstance(path, str | os.PathLike), name, repr(path), expected)
+
+
+def check_count(name: str, value) -> None:
+    """Require an integer of at least 1."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    require(is_integer, name, repr(value), "expected an integer")
+    require(value >= 1, name, value, "expected at least 1")
+
+
 def seeds_and_indices(
     seed: int, seeds: Sequence[int] | None, num_images: int
 ) -> tuple[int | Sequence[int], np.ndarray]:
     """`seed` and the indices 0 to N - 1, or, if `seeds` is given, these N seeds and N zeros. N = num_images."""
+    check_count("num_images", num_images)
     if seeds is None:
         return seed, np.arange(num_images)
     require(len(seeds) == num_images, "number of seeds", len(seeds), f"expected {num_images}, one for each image")

@@ -25,6 +25,7 @@ from jax_ddpm.spec.flat_settings import check_names, plain_value
 from jax_ddpm.spec.hub import local_path
 from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.infer_network import check_size
+from jax_ddpm.spec.inputs import check_path
 from jax_ddpm.spec.json_text import from_json
 from jax_ddpm.spec.layout import Layout
 from jax_ddpm.spec.lucidrains_config import same_network_as
@@ -105,6 +106,7 @@ def read_model(
         require_one_of("weights", weights, Weights)
     if network is not None:
         check_registered(network)
+    check_path("path", path, "expected the path of a model")
     path = local_path(path, log)
     settings = dict(network_settings or {})
     if ema_width is not None:

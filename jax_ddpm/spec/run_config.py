@@ -4,7 +4,7 @@ The flags of `jax-ddpm train` are the fields of the parts of `RunConfig`. A run'
 """
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from jax_ddpm.spec.check_types import check_types
@@ -15,7 +15,7 @@ from jax_ddpm.spec.image_size import ImageSize, height_and_width, shortest
 from jax_ddpm.spec.json_text import STRICT
 from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
 from jax_ddpm.spec.power_ema import check_width
-from jax_ddpm.spec.types import LossKind, Precision
+from jax_ddpm.spec.types import LossKind, Precision, Tracker
 
 MAX_SEED = 2**32 - 1
 LRSchedule = Literal["cosine", "linear", "constant"]
@@ -203,7 +203,14 @@ class OutputConfig:
     gif_frames: int = 0
     """Frames of a GIF that shows the final samples from noise to image. 0: no GIF."""
     tensorboard: bool = True
-    """Also write the metrics and sample grids for TensorBoard."""
+    """Write for TensorBoard if --tracker has it. --no-tensorboard is short for leaving it out there."""
+    tracker: tuple[Tracker, ...] = ("tensorboard",)
+    """Where metrics and sample grids go besides the run's folder: tensorboard (files in the folder), wandb (Weights &
+    Biases) or trackio, several of them, or none."""
+
+    def __post_init__(self):
+        if isinstance(self.tracker, str):
+            object.__setattr__(self, "tracker", (self.tracker,))
 
     def check(self) -> None:
         """Raise UserError that names the first wrong field."""
@@ -218,6 +225,10 @@ class OutputConfig:
         features, kinds = self.evaluate_features, "expected classifier, pixels or inception:FILE"
         known = features is None or features in ("classifier", "pixels") or features.startswith("inception")
         require(known, "evaluate_features", features, kinds)
+        for name in self.tracker:
+            require_one_of("tracker", name, Tracker)
+        alone = "none" not in self.tracker or len(self.tracker) == 1
+        require(alone, "tracker", " ".join(self.tracker), "expected none alone, or names of trackers")
         require(self.gif_frames == 0 or self.gif_frames >= 2, "gif_frames", self.gif_frames, "expected 0 or at least 2")
 
 
@@ -235,6 +246,24 @@ class RunConfig:
     sampling: SamplerConfig = field(default_factory=SamplerConfig)
     training: TrainingConfig = TrainingConfig()
     output: OutputConfig = OutputConfig()
+
+    def __repr__(self) -> str:
+        """What makes it again: "preset('tiny', steps=10)"; the whole fields if no preset has this name."""
+        from jax_ddpm.spec.presets import PRESETS, preset  # which imports this module
+
+        parts = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "preset"}
+        if self.preset not in PRESETS:
+            return f"RunConfig(preset={self.preset!r}, {', '.join(f'{name}={part!r}' for name, part in parts.items())})"
+        usual, words = preset(self.preset), [repr(self.preset)]
+        for name, part in parts.items():
+            if type(part) is not type(getattr(usual, name)):
+                words.append(f"{name}={part!r}")
+                continue
+            for each in fields(part):
+                value = getattr(part, each.name)
+                if value != getattr(getattr(usual, name), each.name):
+                    words.append(f"{each.name}={value!r}")
+        return f"preset({', '.join(words)})"
 
     def with_(self, **settings) -> "RunConfig":
         """A copy with other values, by their names on the command line: `with_(steps=100, batch_size=32)`.

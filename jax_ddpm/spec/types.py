@@ -19,6 +19,7 @@ TimeScaleShift = Literal["default", "scale_shift"]
 ClassEmbedType = Literal["timestep", "identity"]
 Weights = Literal["ema", "raw"]
 Precision = Literal["float32", "bfloat16", "float64"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
 
 StateDict = dict[str, np.ndarray]
 """Parameters and buffers under their PyTorch names and in PyTorch's layouts."""

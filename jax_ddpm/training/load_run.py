@@ -1,5 +1,7 @@
 """`load_run`: what a training run has left in its folder, for a notebook."""
 
+import base64
+import html
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from PIL import Image
 from jax_ddpm.evaluation.results import read_results
 from jax_ddpm.report import figures
 from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.inputs import check_path
 from jax_ddpm.spec.read_run import CONFIG_FILE, read_config
 from jax_ddpm.spec.run_checkpoints import steps_of
 from jax_ddpm.spec.run_config import RunConfig
@@ -32,6 +35,17 @@ class TrainingRun:
         rows = self._rows()
         step = rows[-1]["step"] if rows else 0
         return f"TrainingRun {self.folder}: preset {self.config.preset}, {self.config.data.dataset}, step {step:,}"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the run in a line, its settings, and its newest sample grid."""
+        pictures = self.pictures
+        grids = [name for name in pictures if name.startswith("step-")]
+        shown = "grid.png" if "grid.png" in pictures else max(grids, default=None)
+        text = "".join(f"<div>{html.escape(line)}</div>" for line in (repr(self), repr(self.config)))
+        if shown is None:
+            return text
+        data = base64.b64encode(pictures[shown].read_bytes()).decode()
+        return f'{text}<img src="data:image/png;base64,{data}" alt="{shown}">'
 
     @property
     def metrics(self) -> Any:
@@ -88,6 +102,7 @@ def load_run(folder: str | os.PathLike) -> TrainingRun:
 
     `load_run("runs/x").metrics` has its metrics as columns; see `TrainingRun` for the rest.
     """
+    check_path("folder", folder, "expected the path of a run")
     folder = Path(folder)
     if not (folder / CONFIG_FILE).exists():
         raise UserError(f"{folder} holds no run: expected a folder with a {CONFIG_FILE}, as jax_ddpm.train writes it.")

@@ -17,7 +17,8 @@ from jax_ddpm import weights
 from jax_ddpm.process import check_devices
 from jax_ddpm.spec.data_record import check_same_images, find_images
 from jax_ddpm.spec.ema_snapshots import SNAPSHOTS, snapshot_path
-from jax_ddpm.spec.errors import UserError
+from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.inputs import check_path
 from jax_ddpm.spec.model_files import MODEL_FILE
 from jax_ddpm.spec.run_classes import with_classes, with_classes_of_run
 from jax_ddpm.spec.run_config import RunConfig
@@ -31,6 +32,7 @@ from jax_ddpm.training.prepare import Run, given_images, load_images, make_mesh,
 from jax_ddpm.training.run_folder import check_folder, default_out, lock_folder
 from jax_ddpm.training.run_page import write_page
 from jax_ddpm.training.start_hosts import continue_with
+from jax_ddpm.training.trackers import check_trackers
 
 WRITE_ERRORS = (OSError, safetensors.SafetensorError)
 
@@ -67,11 +69,16 @@ def train(
             `max_skipped` steps in a row with a loss or gradient that is not finite.
         Interrupted: a `KeyboardInterrupt`, raised after SIGINT, SIGTERM or SIGHUP, once a checkpoint is saved.
     """
+    expected = "expected a RunConfig, as jax_ddpm.preset returns it"
+    require(isinstance(config, RunConfig), "config", repr(config), expected)
+    if out is not None:
+        check_path("out", out, "expected the path of a folder")
     given = None
     log = print_nothing if is_joined() and jax.process_index() else log
     if images is not None or labels is not None:
         config, given = given_images(config, images, labels, log)
     config.check()
+    check_trackers(config.output)
     if config.training.precision == "float64":
         jax.config.update("jax_enable_x64", True)
     folder = Path(out) if out is not None else default_out(config)
@@ -104,10 +111,11 @@ def train(
             announce = {} if hosts is None else {"announce": hosts.announce}
             run = prepare(config, folder, resume, images, network, mesh, checkpoints, log, **announce)
             signals.deferred = True
-            with closing(run.progress):  # else an error would be printed behind the bar
-                take_steps(run, signals)
-            signals.raise_if_signalled()
-            finish(run)
+            with run.trackers:
+                with closing(run.progress):  # else an error would be printed behind the bar
+                    take_steps(run, signals)
+                signals.raise_if_signalled()
+                finish(run)
     return folder
 
 
@@ -161,7 +169,7 @@ def validate_sample_save(run: Run) -> None:
         with log_write_errors("The sample grid", run.log):
             state = here(run.state)
             grid = run.pictures.save_grid(state.weights, state.buffers, step)
-            run.tensorboard.picture("samples", grid, step)
+            run.trackers.picture("samples", grid, step)
     with log_write_errors("The page", run.log):
         run.page.refresh()
     due = run.intervals.checkpoint(step)
@@ -174,7 +182,7 @@ def validate_sample_save(run: Run) -> None:
 
 
 def save_checkpoint(run: Run) -> None:
-    run.tensorboard.flush()
+    run.trackers.flush()
     record = {
         "pending": run.metrics_log.pending,
         "unwritten": run.metrics_log.unwritten,
@@ -206,8 +214,8 @@ def finish(run: Run) -> None:
         for path, text in run.pictures.save_final(state.weights, state.buffers, run.step, run.images, rows):
             log(f"  {path}: {text}")
         if run.start_step < run.total_steps:
-            run.tensorboard.picture("final samples", folder / "samples" / "grid.png", run.total_steps)
-        run.tensorboard.flush()
+            run.trackers.picture("final samples", folder / "samples" / "grid.png", run.total_steps)
+        run.trackers.flush()
         log(f"Page of the run: {write_page(folder)}")
     except WRITE_ERRORS as error:
         raise UserError(

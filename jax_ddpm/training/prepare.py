@@ -32,7 +32,7 @@ from jax_ddpm.training.run_folder import MetricsLog
 from jax_ddpm.training.run_page import Page
 from jax_ddpm.training.state import TrainState, create_state, num_parameters
 from jax_ddpm.training.step import make_optimizer
-from jax_ddpm.training.tensorboard import TensorBoard
+from jax_ddpm.training.trackers import Trackers, open_trackers
 from jax_ddpm.unets.flax_layers import check_training
 
 
@@ -59,7 +59,7 @@ class Run:
     progress: Progress
     pictures: Pictures
     page: Page
-    tensorboard: TensorBoard
+    trackers: Trackers
     start_step: int
     """The number of steps that were done when this process started."""
     step: int
@@ -125,10 +125,10 @@ def prepare(
     remove_snapshots_after(folder, start)
     evaluates = config.output.evaluate_every and start < total_steps
     evaluate = Evaluation(config, images, info, graph, log) if evaluates else None
-    tensorboard = TensorBoard(folder, start, config.output.tensorboard, log)
     metrics_log = MetricsLog(folder, log)
+    trackers = open_trackers(config, folder, start, metrics_log.rows(), log)
     metrics_log.rewind(start, record["pending"], record["unwritten"])
-    metrics_log.on_row = tensorboard.row
+    metrics_log.on_row = trackers.row
     intervals = Intervals(config, steps_per_epoch, total_steps, num_held_out > 0)
 
     if every := intervals.every_snapshot:
@@ -165,7 +165,7 @@ def prepare(
         progress=progress,
         pictures=Pictures(folder, graph, config, image_shape, class_names),
         page=Page(folder, image_shape[2]),
-        tensorboard=tensorboard,
+        trackers=trackers,
         start_step=start,
         step=start,
         state=state,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = ".lock"
 RUN_FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, "checkpoints", "samples", "model.safetensors", "report.html")
-RUN_FILES += ("tensorboard", "evaluation", SNAPSHOTS)
+RUN_FILES += ("tensorboard", "evaluation", SNAPSHOTS, "wandb", "trackers.json")
 
 # Settings that may change when a run is resumed; so may everything in `output` and `sampling`.
 CHANGEABLE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}

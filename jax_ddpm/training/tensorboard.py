@@ -68,6 +68,10 @@ class TensorBoard:
             with self.stop_on_write_error():
                 self.writer.flush()
 
+    def finish(self, failed: bool) -> None:
+        """Write the buffer to the disk, however the run ended."""
+        self.flush()
+
     @contextmanager
     def stop_on_write_error(self):
         """Inside this context, an error while writing is logged, and nothing more is written."""
