@@ -90,6 +90,8 @@ def plan_sweep(arguments: Sequence[str], prog: str) -> tuple[Path, list[SweptRun
     for flag in NOT_SWEPT:
         if f"--{flag}" in rest or values_of(flag, rest):
             raise UserError(f"--sweep goes on by itself: give its command again, without --{flag}.")
+    if "--distributed" in rest:
+        raise UserError("--sweep trains in one process: leave out --distributed.")
     values = read_values(words)
     flags = parse_run(rest, prog)  # ends the process at --help and at flags that do not parse
     check_names(set(values) - {"preset"}, parts_by_field(flags.config))
