@@ -6,7 +6,7 @@ Public names are imported on first use: `import jax_ddpm` itself imports neither
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # type checkers and editors do not call __getattr__; a test compares the two lists
+if TYPE_CHECKING:  # type checkers and editors do not call __getattr__; a test compares the three lists
     from jax_ddpm.sampling.editing import img2img, interpolate, invert, reconstruct
     from jax_ddpm.sampling.export import export_sampler
     from jax_ddpm.sampling.inpainting import inpaint
@@ -56,7 +56,36 @@ PUBLIC = {
     "train": "training.loop",
     "export_sampler": "sampling.export",
 }
-__all__ = sorted(PUBLIC)
+__all__ = [
+    "ConvBlockConfig",
+    "DataConfig",
+    "DiffusionConfig",
+    "Model",
+    "ModelInfo",
+    "NetworkConfig",
+    "OutputConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "TrainingConfig",
+    "UserError",
+    "build",
+    "export_sampler",
+    "img2img",
+    "inpaint",
+    "interpolate",
+    "invert",
+    "load_model",
+    "load_run",
+    "make_tables",
+    "preset",
+    "reconstruct",
+    "register",
+    "register_objective",
+    "register_sampler",
+    "register_schedule",
+    "sample",
+    "train",
+]
 
 
 def __getattr__(name: str):

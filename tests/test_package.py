@@ -1,9 +1,13 @@
 """What importing the package loads."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import jax_ddpm
 
 
 def loaded_after(code: str) -> set[str]:
@@ -32,3 +36,11 @@ def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="nonsense"):
         jax_ddpm.nonsense  # noqa: B018
     assert all(getattr(jax_ddpm, name) is not None for name in dir(jax_ddpm))
+
+
+def test_type_checkers_see_the_public_names():
+    tree = ast.parse(Path(jax_ddpm.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    modules = {alias.name: node.module.removeprefix("jax_ddpm.") for node in imports for alias in node.names}
+    assert modules == jax_ddpm.PUBLIC and jax_ddpm.__all__ == sorted(jax_ddpm.PUBLIC)

@@ -20,14 +20,14 @@ class Package:
     """What the trackers use of wandb and of trackio, and what they were told."""
 
     def __init__(self):
-        self.starts, self.logged, self.ends, self.refuses = [], [], [], False
+        self.starts, self.logged, self.ends, self.refuses, self.online = [], [], [], False, 0
         self.Image = lambda path: ("picture", path)
 
     def init(self, **settings):
         if self.refuses:
             raise ConnectionError("no route")
         self.starts.append(settings)
-        return SimpleNamespace(log=self.log, finish=lambda **end: self.ends.append(end))
+        return SimpleNamespace(log=self.log, finish=lambda **end: self.ends.append(end), starting_step=self.online)
 
     def log(self, values, step):
         if self.refuses:
@@ -65,18 +65,23 @@ def test_rows_pictures_and_the_end(package, tmp_path):
     assert package.ends == [{"exit_code": 0} if package.name == "wandb" else {}]
 
 
-def test_a_resumed_training_goes_on_in_the_same_run(package, tmp_path):
-    """The first process is killed after step 12; its last checkpoint is of step 8."""
+@pytest.mark.parametrize("end", ["by itself", "killed", "killed with a connection"])
+def test_a_resumed_training_goes_on_in_the_same_run(package, tmp_path, end):
+    """The first process ends after step 12; its last checkpoint is of step 8."""
     key = "id" if package.name == "wandb" else "name"
     trackers = open_trackers(package.config, tmp_path, 0, [], pytest.fail)
     for step in (4, 8, 12):
         trackers.row(row(step))
+    if end == "by itself":
+        trackers.__exit__(None)
     known = json.loads((tmp_path / "trackers.json").read_text())
+    package.logged, package.online = [], 13 * (end == "killed with a connection")
     trackers = open_trackers(package.config, tmp_path, 8, [row(4), row(8), row(12)], pytest.fail)
     for step in (12, 16):
         trackers.row(row(step))
-    assert [step for step, _ in package.logged] == [4, 8, 12, 16]
-    assert [start[key] for start in package.starts] == [known[package.name]] * 2
+    lost = package.name == "wandb" and end == "killed"  # its file was in memory
+    assert [step for step, _ in package.logged] == [4, 8, 12, 16] if lost else [16]
+    assert [start[key] for start in package.starts] == [known[package.name]["id"]] * 2
 
 
 def test_a_tracker_that_is_added_later_gets_the_earlier_rows(package, tmp_path):
@@ -147,7 +152,7 @@ def test_wandb_itself_offline(monkeypatch, tmp_path):
                 trackers.row(row(step))
                 log.path.write_text("".join(json.dumps(row(each)) + "\n" for each in range(4, step + 1, 4)))
             trackers.picture("samples", tmp_path / "grid.png", step)
-    id_ = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
+    id_ = json.loads((tmp_path / "trackers.json").read_text())["wandb"]["id"]
     found = sorted((tmp_path / "wandb").glob(f"offline-run-*-{id_}/run-{id_}.wandb"))
     assert len(found) == 2 and all(path.stat().st_size > 500 for path in found)
     assert list((tmp_path / "wandb").rglob("*.png"))

@@ -1,4 +1,4 @@
-"""How programs use the public names. Type checkers read this file (`pyright`, set in pyproject.toml); nothing runs it."""
+"""How programs use the public names. pyright checks the types in this file; nothing runs it."""
 
 from pathlib import Path
 from typing import assert_type

@@ -21,7 +21,7 @@ from jax_ddpm.spec.text import one_line
 from jax_ddpm.training.tensorboard import TensorBoard
 
 TRACKERS_FILE = "trackers.json"
-"""In the folder of a run: by service, the id under which the service knows the run, so that it goes on there."""
+"""In the folder of a run: for each service, the id under which it knows the run, and the last step that it has."""
 PROJECT = "jax_ddpm"
 """The project of a run, unless WANDB_PROJECT or TRACKIO_PROJECT names another one."""
 SERVICES = ("wandb", "trackio")
@@ -74,12 +74,13 @@ class Service:
     """A run in Weights & Biases or in trackio.
 
     The run's id is in trackers.json, so that a training that is resumed goes on in the same run. It does not send again
-    what it sent before it was interrupted: the rows that it computes a second time are the same.
+    what the service has: the rows that it computes a second time are the same. Rows that the service lacks, because the
+    process was killed or had no such tracker, are sent first.
 
     Args:
         package: "wandb" or "trackio".
         start: the step at which this process starts.
-        rows: the rows of metrics.jsonl before `start` is taken up, with those of later steps of an interrupted process.
+        rows: the rows of metrics.jsonl, with those after `start` that an interrupted process wrote.
 
     Raises UserError if the service does not start.
     """
@@ -89,30 +90,46 @@ class Service:
     ):
         self.package, self.folder, self.log = package, folder, log
         self.module = importlib.import_module(package)
-        id_, is_new = self.id_of_run()
+        known = self.records().get(package)
+        self.record = known or self.write_record({"id": self.new_id(), "step": 0})
         settings = json.loads(json.dumps(asdict(config)))  # lists for tuples
         try:
-            self.run = self.wandb(id_, settings) if package == "wandb" else self.trackio(id_, settings)
+            start_run = self.wandb if package == "wandb" else self.trackio
+            self.run = start_run(self.record["id"], settings)
         except Exception as error:  # of the network, of the login, or of the settings: there is no common class
             raise UserError(
                 f"{package} did not start ({type(error).__name__}: {one_line(error)}).\n{self.way_out()}"
             ) from None
-        self.sent = 0 if is_new else rows[-1]["step"] if rows else 0  # the last step that the service knows
-        for row in rows if is_new else []:
+        self.sent = self.last_step_there(rows) if known else 0
+        self.newest = self.sent
+        for row in rows:
             if row["step"] <= start:
                 self.row(row)
 
-    def id_of_run(self) -> tuple[str, bool]:
-        """The id in trackers.json, and whether it is new; a new one is stored before the service uses it."""
+    def records(self) -> dict[str, dict]:
+        """The content of trackers.json."""
         path = self.folder / TRACKERS_FILE
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if self.package in known:
-            return known[self.package], False
-        id_ = secrets.token_hex(4)
-        if self.package == "trackio":  # which knows runs by their names
-            id_ = f"{self.folder.resolve().name}-{id_}"
-        write_text(path, json.dumps({**known, self.package: id_}, indent=2) + "\n")
-        return id_, True
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def write_record(self, record: dict) -> dict:
+        """Store this service's id and last step, and return them."""
+        write_text(self.folder / TRACKERS_FILE, json.dumps({**self.records(), self.package: record}, indent=2) + "\n")
+        return record
+
+    def new_id(self) -> str:
+        """An id; for trackio, which shows it as the name of the run, with the name of the folder."""
+        unique = secrets.token_hex(4)
+        return unique if self.package == "wandb" else f"{self.folder.resolve().name}-{unique}"
+
+    def last_step_there(self, rows: list[dict]) -> int:
+        """The last step that the service has of the run; 0 if it has none.
+
+        Weights & Biases says it if there is a connection. Without one, its file is only complete if the process ended
+        by itself, which stores the step. trackio writes each row within a second.
+        """
+        if self.package == "trackio":
+            return rows[-1]["step"] if rows else 0
+        return max(self.record["step"], getattr(self.run, "starting_step", 0) - 1)
 
     def wandb(self, id_: str, settings: dict):
         """Start or resume a run of Weights & Biases. Its files are in wandb/ of the run's folder."""
@@ -143,14 +160,15 @@ class Service:
 
     def picture(self, name: str, path: Path, step: int) -> None:
         if self.run is not None and path.exists():
-            self.send({name.replace(" ", "_"): self.module.Image(str(path))}, step, of_row=False)
+            self.send({name.replace(" ", "_"): self.module.Image(str(path))}, step)
 
-    def send(self, values: dict, step: int, of_row: bool = True) -> None:
+    def send(self, values: dict, step: int) -> None:
         """Log values of a step, unless the service has those of this step from an earlier process."""
         if self.run is None or step <= self.sent:
             return
         try:
             self.run.log(values, step=step)
+            self.newest = step
         except Exception as error:  # as in __init__
             self.run = None
             self.log(f"{self.package}: {one_line(error)}. Training continues without it.")
@@ -162,6 +180,7 @@ class Service:
         if self.run is None:
             return
         try:
+            self.write_record({**self.record, "step": self.newest})
             self.run.finish(**({"exit_code": int(failed)} if self.package == "wandb" else {}))
         except Exception as error:  # as in __init__
             self.log(f"{self.package}: {one_line(error)}.")
