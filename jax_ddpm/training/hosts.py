@@ -71,17 +71,21 @@ class Hosts:
         return self
 
     def __exit__(self, kind, error, _) -> None:
-        agreed = error is None or self.stopped or isinstance(error, ProcessesDiffer)
+        stopped = self.stopped and isinstance(error, Interrupted)
+        agreed = error is None or stopped or isinstance(error, ProcessesDiffer)
         if not agreed:
             self.tell_failure(error)
         if self.index == 0:
             self.set("finished", "")
             self.wait_until_others_left()
         elif agreed:
-            self.wait("finished")
+            try:
+                self.wait("finished")
+            except KeyboardInterrupt as stop:
+                self.tell_failure(stop)
+                raise
         self.finished.set()
-        with suppress(jax.errors.JaxRuntimeError):
-            self.set(f"left/{self.index}", "")
+        self.say_left()
 
     # Texts
 
@@ -147,6 +151,7 @@ class Hosts:
                         self.beats[int(i)] = text, now
                 for i, (text, can_resume) in ((i, json.loads(text)) for i, text in failed.items()):
                     if int(i) != self.index and not self.finished.is_set():
+                        self.say_left()
                         self.end(f"{self.names[int(i)]} has ended: {text}", can_resume)
                 if signals and self.index == 0 and self.signals.signal_number is None:
                     self.signals.signal_number = int(next(iter(signals.values())))
@@ -154,7 +159,10 @@ class Hosts:
                 return
 
     def watch(self) -> None:
-        """A thread: end this process when another has given no sign of life for DEAD_AFTER_SECONDS."""
+        """A thread: end this process when another has given no sign of life for DEAD_AFTER_SECONDS.
+
+        It does not use the store, which may not answer.
+        """
         previous = time.monotonic()
         while not self.finished.wait(PERIOD_SECONDS):
             now = time.monotonic()
@@ -166,14 +174,14 @@ class Hosts:
                 self.end(f"{self.names[0]}, which serves {self.address}, {silent}.")
             for i, (_, changed) in self.beats.items():
                 if i != self.index and now - changed > DEAD_AFTER_SECONDS and now - self.contact < DEAD_AFTER_SECONDS:
+                    if self.index == 0:
+                        time.sleep(3 * PERIOD_SECONDS)  # until the others, which need the store, have noticed it too
                     self.end(f"{self.names[i]} {silent}.")
 
     def end(self, reason: str, can_resume: bool = True) -> None:
         """End this process because of another one. A checkpoint that is being written is finished first."""
         if writer := self.saving():
             writer.join(GONE_SECONDS / 2)
-        with suppress(jax.errors.JaxRuntimeError):
-            self.set(f"left/{self.index}", "")
         end_process(f"{reason}\n{self.resume}" if can_resume else reason)
 
     def tell_failure(self, error: BaseException) -> None:
@@ -190,6 +198,10 @@ class Hosts:
             text = f"it was stopped by signal {getattr(error, 'number', 2)}"
         with suppress(jax.errors.JaxRuntimeError):
             self.set(f"failed/{self.index}", json.dumps([text, not isinstance(error, UserError)]))
+
+    def say_left(self) -> None:
+        with suppress(jax.errors.JaxRuntimeError):
+            self.set(f"left/{self.index}", "")
 
     def wait_until_others_left(self) -> None:
         end = time.monotonic() + GONE_SECONDS
