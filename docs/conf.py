@@ -19,7 +19,7 @@ html_css_files = ["reference.css"]
 smartquotes = False  # --flag is no dash
 
 extensions = [
-    "myst_parser",  # the guides are Markdown
+    "myst_nb",  # the guides are Markdown, read by myst_parser, and notebooks
     "sphinx.ext.autodoc",  # the reference comes from the docstrings
     "sphinx.ext.viewcode",  # each entry links to its source
     "sphinx_copybutton",
@@ -27,6 +27,8 @@ extensions = [
     "docstrings",  # docstrings.py: how they are read
 ]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+nb_execution_mode = "off"  # the notebooks are shown with the outputs that they hold
+nb_merge_streams = True
 myst_heading_anchors = 3  # [text](page.md#a-heading), as on GitHub
 copybutton_exclude = ".linenos, .gp, .go"  # prompts and output are not copied
 
