@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 OWN = ("jax_ddpm", "torch_ref")
 MAX_BYTES = 300_000
-MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|content|usr|opt|var|mnt)/|[A-Z]:\\")
+MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home|root|tmp|Users|content|usr|opt|var|mnt)/|[A-Z]:\\")
 notebook_by_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
