@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -147,6 +148,7 @@ def test_wandb_itself_offline(monkeypatch, tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "grid.png")
     config, log = small(tracker=("wandb",)), MetricsLog(tmp_path, pytest.fail)
     for start, steps in ((0, (4, 8, 12)), (8, (12, 16))):
+        time.sleep(1)  # the names of its folders have seconds
         with open_trackers(config, tmp_path, start, log.rows(), pytest.fail) as trackers:
             for step in steps:
                 trackers.row(row(step))
