@@ -53,6 +53,14 @@ def test_shares_count_every_pixel():
     assert shares.sum() == pytest.approx(1)
 
 
+def test_few_values_have_a_bin_each():
+    levels = np.round(np.arange(17) * 255 / 16).astype(np.uint8)
+    edges = diagnostics.bin_edges(levels.reshape(1, 17, 1, 1))
+    data, outside = (diagnostics.bin_fractions(x, edges) for x in (to_float(levels), np.asarray([-1.4, 1.4])))
+    assert np.count_nonzero(data) == 17 and np.ptp(np.flatnonzero(data)) == 16 and not (data * outside).any()
+    assert len(diagnostics.bin_edges(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1))) == 62
+
+
 def test_neighbours_come_from_the_training_images():
     images = ImageData("", IMAGES[:30], IMAGES[30:], ())
     numbers = diagnostics.data_statistics(Scaled(0), small(), images, IMAGES[[3, 7]], 8)

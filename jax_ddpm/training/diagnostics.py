@@ -20,6 +20,7 @@ from jax_ddpm.spec.labels import Labels
 from jax_ddpm.spec.run_config import RunConfig
 
 BIN_EDGES = np.linspace(-1.525, 1.525, 62)  # -1, 0 and 1 are bin centres; values outside go into the end bins
+NUM_HISTOGRAM_IMAGES = 2000
 NUM_LOSS_LEVELS = 20
 NUM_LOSS_IMAGES = 64
 NUM_NEIGHBOURS = 5
@@ -57,11 +58,16 @@ def predict_x_0(
 
 
 def data_statistics(
-    network: nnx.Module, config: RunConfig, images: ImageData, samples: np.ndarray, max_batch: int
+    network: nnx.Module,
+    config: RunConfig,
+    images: ImageData,
+    samples: np.ndarray,
+    max_batch: int,
+    edges: np.ndarray = BIN_EDGES,
 ) -> dict[str, np.ndarray]:
     """The numbers that need the data set: loss by t, histogram of the pixel values, nearest training images.
 
-    samples: uint8 (N, H, W, C). max_batch: largest batch for the network.
+    samples: uint8 (N, H, W, C). max_batch: largest batch for the network. edges: of the histogram's bins.
     """
     held_out = images.validation if len(images.validation) else images.train
     labels = images.validation_labels if len(images.validation) else images.labels
@@ -72,7 +78,7 @@ def data_statistics(
     numbers = {
         "loss_t": t,
         "loss_by_t": losses,
-        "data_shares": bin_fractions(to_float(images.train[:2000])),
+        "data_shares": bin_fractions(to_float(images.train[:NUM_HISTOGRAM_IMAGES]), edges),
         "nearest_index": indices,
         "nearest_distance": distances,
         "nearest_images": np.stack([train[row] for row in indices]),
@@ -111,9 +117,24 @@ def loss_by_t(
     return levels, np.asarray(run(state, x_0, noise, levels, labels))
 
 
-def bin_fractions(x: np.ndarray) -> np.ndarray:
-    """The fraction of the values of x in each bin between BIN_EDGES, (61,)."""
-    return np.histogram(np.clip(x, BIN_EDGES[0], BIN_EDGES[-1]), BIN_EDGES)[0] / x.size
+def bin_edges(images: np.ndarray) -> np.ndarray:
+    """Edges of bins of pixel values, for images uint8 (N, H, W, C) and samples of them.
+
+    If the images have 16 to 60 values, such as the 17 of digits, each value has a bin. With narrower bins, some would
+    hold samples but never data. Else BIN_EDGES.
+    """
+    values = np.unique(to_float(images))
+    if not 16 <= len(values) <= 60:
+        return BIN_EDGES
+    width = np.diff(values).mean()
+    below = np.arange(values[0] - width / 2, BIN_EDGES[0], -width)[::-1]
+    above = np.arange(values[-1] + width / 2, BIN_EDGES[-1], width)
+    return np.concatenate([below, (values[1:] + values[:-1]) / 2, above])
+
+
+def bin_fractions(x: np.ndarray, edges: np.ndarray = BIN_EDGES) -> np.ndarray:
+    """The fraction of the values of x in each of the K bins between K + 1 edges, (K,)."""
+    return np.histogram(np.clip(x, edges[0], edges[-1]), edges)[0] / x.size
 
 
 def forward_process(images: np.ndarray, config: RunConfig, columns: int) -> tuple[np.ndarray, list]:

@@ -123,6 +123,9 @@ class Pictures:
         before = diagnostics.predict_x_0(network, config.diffusion, states, t, *drawn_with)
         predicted = np.concatenate([from_data_range(before, data_range), frames[-1:]])
         x_t = to_uint8(frames)
+        edges = diagnostics.BIN_EDGES
+        if images is not None:
+            edges = diagnostics.bin_edges(np.asarray(images.train[: diagnostics.NUM_HISTOGRAM_IMAGES]))
         numbers: dict[str, np.ndarray] = {
             "step": np.int64(step),
             "are_raw": np.bool_(are_raw),
@@ -133,8 +136,8 @@ class Pictures:
             "frames_log_snr": log_snrs[steps],
             "frames_x_t": x_t,
             "frames_x_0": to_uint8(predicted),
-            "bins": diagnostics.BIN_EDGES,
-            "sampled_shares": diagnostics.bin_fractions(x_0),
+            "bins": edges,
+            "sampled_shares": diagnostics.bin_fractions(x_0, edges),
         }
         samples = to_uint8(x_0)
         pictures = {"grid.png": (self.grid(samples, labels), f"{len(samples)} samples")}
@@ -152,7 +155,7 @@ class Pictures:
         )
         if images is not None:
             compared, max_batch = samples[:STRIP_ROWS], max(STRIP_ROWS, len(samples))
-            numbers |= diagnostics.data_statistics(network, config, images, compared, max_batch)
+            numbers |= diagnostics.data_statistics(network, config, images, compared, max_batch, edges)
             pictures |= data_pictures(config, images, compared, numbers)
         for name, (picture, _) in pictures.items():
             picture.save(self.folder / name)
@@ -164,7 +167,7 @@ class Pictures:
             curves["timesteps.png"] = figure, f"loss by {level_name(config.diffusion)}"
         fractions = {"samples": numbers["sampled_shares"], "data": numbers.get("data_shares")}
         curves["histogram.png"] = (
-            report.histogram(diagnostics.BIN_EDGES, {name: x for name, x in fractions.items() if x is not None}),
+            report.histogram(edges, {name: x for name, x in fractions.items() if x is not None}),
             "histogram of the pixel values",
         )
         for name, (figure, _) in curves.items():

@@ -19,16 +19,18 @@ def training_charts(rows: list[dict]) -> list[dict]:
 
     steps = [row["step"] for row in rows]
     loss = [html_page.curve("training", steps, column("loss"), style="faint", log=True)]
-    window = max(1, len(rows) // 25)
+    window, about_mean = max(1, len(rows) // 25), ""
     if window > 1:
         smooth = np.convolve(column("loss"), np.ones(window) / window, mode="valid")
         loss.append(html_page.curve(f"mean of {window} rows", steps[window - 1 :], smooth, log=True))
+        about_mean = f" Mean of {window} rows: of the training loss, over the last {window} rows of metrics.jsonl."
     held_out = [(row["step"], row["validation_loss"]) for row in rows if row.get("validation_loss") is not None]
     if held_out:
         loss.append(
             html_page.curve("validation", *zip(*held_out, strict=True), colour="second", style="points", log=True)
         )
     text = "Training loss: with the current weights. Validation loss: with the weights for sampling (the EMA, if on)."
+    text += about_mean
     charts = [chart("Loss", text, loss), *evaluation_charts(rows)]
     for name, title, text, log in (
         ("images_per_second", "Images per second", "Without the time for validation, pictures and checkpoints.", False),
@@ -83,13 +85,13 @@ def final_charts(numbers: dict) -> list[dict]:
     fractions = {"samples": sampled, "data": numbers.get("data_shares", 0 * sampled)}
     used = np.flatnonzero(sum(fractions.values()))
     bins = slice(used[0], used[-1] + 1)
-    bin_centres = ((numbers["bins"][1:] + numbers["bins"][:-1]) / 2)[bins]
+    bin_centres = np.round((numbers["bins"][1:] + numbers["bins"][:-1]) / 2, 3)[bins]
     lines = [
         html_page.curve(name, bin_centres, 100 * fraction[bins], colour, "points", log=True)
         for (name, fraction), colour in zip(fractions.items(), ("first", "second"), strict=True)
         if fraction.any()
     ]
-    text = "Histogram of the pixel values. Images are scaled to [-1, 1]."
+    text = f"Share of the pixels in each of {len(bin_centres)} bins. Images are scaled to [-1, 1]."
     charts.append(chart("Pixel values", text, lines, x="value", y="percent of pixels", unit=" %"))
     return charts
 

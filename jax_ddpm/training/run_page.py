@@ -239,10 +239,18 @@ def pictures(folder: Path, config: RunConfig, numbers: dict | None, report_comma
     for name, (title, text) in PICTURES.items():
         picture = read_picture(folder / "samples" / name)
         if picture is not None:
-            text += about_labels(config) if name == "grid.png" else ""
+            text += about_labels(config) + about_count(config, numbers) if name == "grid.png" else ""
             image = html_page.image(picture, PICTURE_BYTES, f"{title}. {text}")
             result.append({**image, "title": title, "text": text, "command": commands.get(name, report_command)})
     return result
+
+
+def about_count(config: RunConfig, numbers: dict | None) -> str:
+    """Why there are fewer samples than num_samples, if there are."""
+    count, wanted = int(numbers["num_samples"]) if numbers else 0, config.output.num_samples
+    if not 0 < count < wanted:
+        return ""
+    return f" {count} of {wanted} images (num_samples): about as many as this machine draws in 50 seconds."
 
 
 def read_picture(path: Path) -> Image.Image | None:
