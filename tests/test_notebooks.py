@@ -78,6 +78,13 @@ def test_outputs_are_there_small_and_from_no_machine(path):
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
 
 
+@notebook_by_notebook
+def test_links_resolve(path):
+    text = "\n".join("".join(cell["source"]) for cell in cells_of(path, "markdown"))
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith("https:")]
+    assert links and all((FOLDER / link.partition("#")[0]).is_file() for link in links)
+
+
 def test_the_loop_written_by_hand_has_at_most_40_lines():
     sources = ["".join(cell["source"]) for cell in cells_of(FOLDER / "ddpm_in_an_hour.ipynb", "code")]
     loop = [source for source in sources if "train_step" in source or "reverse_process(" in source]

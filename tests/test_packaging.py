@@ -60,7 +60,14 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(built):
     assert {name for name in names if ".dist-info/" not in name} == sources()
     needed = about.get_all("Requires-Dist")
     heavy = [line for line in needed if line.startswith(("tensorflow-cpu", "tensorflow>", "torch"))]
-    assert {line.split("extra == ")[1] for line in heavy} == {'"data"', '"torch"', '"onnx"', '"test"', '"docs"'}
+    assert {line.split("extra == ")[1] for line in heavy} == {
+        '"data"',
+        '"torch"',
+        '"onnx"',
+        '"test"',
+        '"docs"',
+        '"notebooks"',
+    }
 
 
 def test_the_sdist_holds_no_tests(built):
