@@ -4,6 +4,7 @@ Index t of a table is timestep t, 0 <= t < T. The papers count from 1: their tim
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def make_tables(
     timesteps: int = 1000,
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
-    dtype=np.float32,
+    dtype: Any = np.float32,
     chain: np.ndarray | None = None,
     trained_betas: tuple[float, ...] | None = None,
     zero_terminal_snr: bool = False,

@@ -8,7 +8,7 @@ and settings raise UserError.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -58,18 +58,18 @@ def slerp(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def interpolate(
-    model,
+    model: Any,
     seed_a: int,
     seed_b: int,
     num_images: int = 16,
     batch_size: int = 64,
     *,
-    labels=None,
-    guide=None,
+    labels: Any = None,
+    guide: Any = None,
     sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
-    dtype=jnp.float32,
+    dtype: Any = jnp.float32,
     progress: Callable | None = None,
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
@@ -120,15 +120,15 @@ def _invert(graph, state, labels, carry, xs, config, sampler):
 
 
 def invert(
-    model,
+    model: Any,
     images: Array,
     batch_size: int = 64,
     *,
-    labels=None,
-    guide=None,
+    labels: Any = None,
+    guide: Any = None,
     sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
-    dtype=jnp.float32,
+    dtype: Any = jnp.float32,
     progress: Callable | None = None,
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
@@ -171,15 +171,15 @@ def invert(
 
 
 def reconstruct(
-    model,
+    model: Any,
     x_T: Array,
     batch_size: int = 64,
     *,
-    labels=None,
-    guide=None,
+    labels: Any = None,
+    guide: Any = None,
     sampler: SamplerConfig | str = DDIM,
     config: DiffusionConfig | None = None,
-    dtype=jnp.float32,
+    dtype: Any = jnp.float32,
     progress: Callable | None = None,
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:
@@ -206,18 +206,18 @@ def reconstruct(
 
 
 def img2img(
-    model,
+    model: Any,
     images: Array,
     start_t: int,
     seed: int = 0,
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
-    labels=None,
-    guide=None,
+    labels: Any = None,
+    guide: Any = None,
     sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
-    dtype=jnp.float32,
+    dtype: Any = jnp.float32,
     progress: Callable | None = None,
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,12 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export_sampler(
-    model,
-    path: str | os.PathLike,
+    model: Any,
+    path: str | os.PathLike[str],
     *,
     sampler: SamplerConfig | str | None = None,
     config: DiffusionConfig | None = None,
-    dtype=jnp.float32,
+    dtype: Any = jnp.float32,
     **settings: Unpack[SamplingSettings],
 ) -> Path:
     """Write a sampler as a .stablehlo file, which `jax.export.deserialize` reads. It runs on CPUs, GPUs and TPUs.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -75,20 +75,20 @@ def _inpaint(graph, state, images, keys, labels, mask, carry, xs, config, sample
 
 
 def inpaint(
-    model,
+    model: Any,
     images: Array,
     mask: np.ndarray,
     seed: int = 0,
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
-    labels=None,
-    guide=None,
+    labels: Any = None,
+    guide: Any = None,
     resamplings: int = 10,
     jump: int = 10,
     sampler: SamplerConfig | str = ANCESTRAL,
     config: DiffusionConfig | None = None,
-    dtype=jnp.float32,
+    dtype: Any = jnp.float32,
     progress: Callable | None = None,
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -152,20 +152,20 @@ def sample_in_batches(draw: Callable, num_images: int, batch_size: int) -> np.nd
 
 
 def sample(
-    model,
+    model: Any,
     num_images: int = 16,
     seed: int = 0,
     batch_size: int = 64,
     *,
     seeds: Sequence[int] | None = None,
-    labels=None,
-    guide=None,
+    labels: Any = None,
+    guide: Any = None,
     x_T: Array | None = None,
     start_t: int | None = None,
     sampler: SamplerConfig | str | None = None,
     config: DiffusionConfig | None = None,
     image_shape: tuple[int, int, int] | None = None,
-    dtype=jnp.float32,
+    dtype: Any = jnp.float32,
     progress: Callable | None = None,
     **settings: Unpack[SamplingSettings],
 ) -> np.ndarray:

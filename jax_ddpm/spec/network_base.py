@@ -1,7 +1,7 @@
 """The base class of the networks' settings, and the registry of its subclasses."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, ClassVar, Self, Union
+from typing import Annotated, Any, ClassVar, Self, Union
 
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize, height_and_width
@@ -11,7 +11,7 @@ from jax_ddpm.spec.image_size import ImageSize, height_and_width
 class NetworkConfig:
     """Base class of the networks' settings: the network's name, and in subclasses the arguments of its class."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # an unknown field in a JSON file is an error
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # an unknown field in a JSON file is an error
 
     name: str
     """Name of the network, unique among all networks."""
@@ -23,7 +23,7 @@ class NetworkConfig:
         """
 
     @property
-    def arguments(self) -> dict:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the network's class: all fields except the name."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 

@@ -1,6 +1,7 @@
 """Presets: complete settings of a run, by name. Flags override them."""
 
 from dataclasses import replace
+from typing import Any
 
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
@@ -25,7 +26,7 @@ from jax_ddpm.spec.simple_unet_config import SimpleUNetConfig
 from jax_ddpm.spec.superminddpm_config import SuperMinDDPMConfig
 
 
-def preset(name: str | None = None, dataset: str | None = None, **settings) -> RunConfig:
+def preset(name: str | None = None, dataset: str | None = None, **settings: Any) -> RunConfig:
     """All settings of a run: those of the preset `name`, with the data set replaced if `dataset` is given.
 
     Args:

@@ -5,7 +5,7 @@ The flags of `jax-ddpm train` are the fields of the parts of `RunConfig`. A run'
 
 import re
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 from jax_ddpm.spec.check_types import check_types
 from jax_ddpm.spec.diffusion_config import SOLVERS, DiffusionConfig, SamplerConfig, check_sampler, default_sampler
@@ -45,7 +45,7 @@ class DataConfig:
     flip: bool = False
     """Flip each training image left to right with probability 1/2."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", shortest(self.image_size))  # so that 32 and (32, 32) are equal
 
 
@@ -208,7 +208,7 @@ class OutputConfig:
     """Where metrics and sample grids go besides the run's folder: tensorboard (files in the folder), wandb (Weights &
     Biases) or trackio, several of them, or none."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.tracker, str):
             object.__setattr__(self, "tracker", (self.tracker,))
 
@@ -265,7 +265,7 @@ class RunConfig:
                     words.append(f"{each.name}={value!r}")
         return f"preset({', '.join(words)})"
 
-    def with_(self, **settings) -> "RunConfig":
+    def with_(self, **settings: Any) -> "RunConfig":
         """A copy with other values, by their names on the command line: `with_(steps=100, batch_size=32)`.
 
         Names of whole parts are taken too: `with_(network=StridedConfig())`.

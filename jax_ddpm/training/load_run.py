@@ -89,7 +89,7 @@ class TrainingRun:
         """Training and validation loss by step."""
         return figures.loss_curve(self._rows())
 
-    def model(self, **settings) -> Model:
+    def model(self, **settings: Any) -> Model:
         """`jax_ddpm.load_model` of the folder, with its arguments."""
         return load_model(self.folder, **settings)
 
@@ -97,7 +97,7 @@ class TrainingRun:
         return MetricsLog(self.folder, print).rows()
 
 
-def load_run(folder: str | os.PathLike) -> TrainingRun:
+def load_run(folder: str | os.PathLike[str]) -> TrainingRun:
     """The run in a folder. Raises UserError if there is none.
 
     `load_run("runs/x").metrics` has its metrics as columns; see `TrainingRun` for the rest.

@@ -1,6 +1,7 @@
 """Registry of networks by name: those of this package, and those added with `register`."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from flax import nnx
 
@@ -42,7 +43,7 @@ REGISTERED_TORCH_NAMES: dict[Callable, dict[str, str]] = {}
 """From the class of a registered network to the table that `register` got, in the format of `weights.torch_names`."""
 
 
-def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nnx.Module:
+def build(config: NetworkConfig, image_channels: int = 1, dtype: Any = None) -> nnx.Module:
     """Build the network of `config`. Its parameters are NaN: fill them with `weights.initialise` or `load_state_dict`.
 
     The network is called as network(x, t) with x (B, H, W, C) and t integers (B,) in [0, T), and returns a prediction

@@ -40,7 +40,7 @@ class Model:
     info: ModelInfo
     """Network settings, image shape and diffusion settings."""
 
-    def __call__(self, x, t, labels=None):
+    def __call__(self, x: Any, t: Any, labels: Any = None) -> Any:
         """The network's prediction for x at the timesteps t. Raises UserError for another shape or dtype."""
         t = jnp.asarray(t)
         if self.info.diffusion.is_continuous:
@@ -67,7 +67,7 @@ class Model:
 
 
 def load_model(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     image_size: ImageSize | None = None,
     precision: str = "float32",
     *,
@@ -77,7 +77,7 @@ def load_model(
     network: NetworkConfig | None = None,
     network_settings: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = print,
-    **diffusion,
+    **diffusion: Any,
 ) -> Model:
     """Load a trained model.
 
