@@ -38,7 +38,7 @@ def test_it_is_trained_once_and_read_by_both_frameworks(stripes, few_steps, tmp_
     first = classifier.load_classifier(stripes, tmp_path, lines.append)
     (file,) = (tmp_path / "classifiers").glob("*.safetensors")
     assert "Training the classifier of arrays once, on 234 images." in lines
-    assert str(file) in "".join(lines) and f"{first.description}." == lines[-1]
+    assert str(file) in "".join(lines) and f"{first.description}." in lines
 
     _, info = read_classifier(file)
     assert info.accuracy > 0.9 and info.num_held_out == len(stripes.validation) == 26
@@ -47,7 +47,7 @@ def test_it_is_trained_once_and_read_by_both_frameworks(stripes, few_steps, tmp_
 
     before, lines = file.read_bytes(), []
     again = classifier.load_classifier(stripes, tmp_path, lines.append)
-    assert again.fingerprint == first.fingerprint and lines == [f"{first.description}."]
+    assert again.fingerprint == first.fingerprint and lines == []
     features = first(stripes.validation)
     assert features.shape == (26, 128) and features.dtype == np.float64 and features.min() >= 0
     np.testing.assert_array_equal(again(stripes.validation), features)
@@ -83,7 +83,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(stripes, few_steps, tmp_path
     lines = []
     classifier.load_classifier(dataclasses.replace(stripes, validation_labels=None), tmp_path, lines.append)
     assert any("is not kept" in line for line in lines)
-    assert "there are no labelled held-out images to test it on" in lines[-1]
+    assert any("there are no labelled held-out images to test it on" in line for line in lines)
 
 
 def network_of(config):
