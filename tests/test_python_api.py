@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import jax_ddpm
 import torch_ref
@@ -24,6 +25,26 @@ def test_a_path_a_samplers_name_and_single_settings(command_run):
     np.testing.assert_array_equal(jax_ddpm.sample(model, 2, sampler=sampler, num_steps=np.int64(5)), wanted)
     theirs = torch_ref.sample(str(folder), 2, sampler="ddim", num_steps=5)
     np.testing.assert_allclose(theirs, wanted, atol=1e-3)
+
+
+def test_a_model_is_saved(command_run, tmp_path):
+    folder, _ = command_run
+    model = jax_ddpm.load_model(folder, log=lambda line: None)
+    saved = jax_ddpm.load_model(model.save(tmp_path / "x.safetensors"), log=lambda line: None)
+    settings = {"sampler": "ddim", "num_steps": 3}
+    np.testing.assert_array_equal(jax_ddpm.sample(saved, 2, **settings), jax_ddpm.sample(model, 2, **settings))
+    state = {f"unet.{name}": value for name, value in torch_ref.load_model(folder).state_dict().items()}
+    torch.save({"net": state}, tmp_path / "theirs.pt")
+    theirs = jax_ddpm.load_model(tmp_path / "theirs.pt", 8, log=lambda line: None)
+    back = torch.load(theirs.save(tmp_path / "back.pt", original=True), weights_only=True)
+    assert all(torch.equal(back["net"][name], value) for name, value in state.items())
+    for path, original, message in (
+        ("x.pt", True, "original = True: expected a model that was loaded from somebody's checkpoint"),
+        ("x.safetensors", True, "the original names are for a .pt"),
+        (folder / "model.safetensors", False, "overwrite=True"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            model.save(tmp_path / path, original=original)
 
 
 def test_editing_takes_them_too(command_run):

@@ -29,7 +29,7 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """Distances between a set of images and a reference. None: cannot be computed; `notes` say why."""
 
@@ -65,6 +65,13 @@ class Scores:
     """Share of the images that the classifier gives the class they were drawn for."""
     classes: tuple[ClassScores, ...] = ()
     """The numbers of each class, if the images and the reference have labels."""
+
+    def __repr__(self) -> str:
+        numbers = [
+            f"{name} {self.value_text(field)}" for field, name in NAMES.items() if getattr(self, field) is not None
+        ]
+        count = "an unknown number of" if self.num_images is None else f"{self.num_images:,}"
+        return f"Scores of {count} images: {', '.join(numbers)}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

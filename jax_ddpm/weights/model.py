@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import NetworkConfig
 from jax_ddpm.spec.types import Precision
-from jax_ddpm.weights.convert import array_shapes, load_state_dict, to_device
+from jax_ddpm.spec.write_model import TORCH_ENDINGS, check_output, save_model
+from jax_ddpm.weights.convert import array_shapes, load_state_dict, state_dict, to_device
 from jax_ddpm.weights.run_checkpoint import read_checkpoint
 
 
@@ -59,6 +61,30 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model: {describe(self.info, self.num_parameters)}"
+
+    def save(
+        self, path: str | os.PathLike[str], *, original: bool = False, diffusers: bool = False, overwrite: bool = False
+    ) -> Path:
+        """Write the weights and the metadata, and return the path of the weights file. `load_model` reads it.
+
+        Args:
+            path: a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder.
+            original: for a .pt and the like: keys and names as in the checkpoint that the model was loaded from.
+            diffusers: write a folder that diffusers' UNet2DModel reads; only for the network `ddpm`.
+            overwrite: replace the weights of a run, and files that this package did not write.
+
+        Raises:
+            UserError: a path that cannot be written or should be kept, a network or settings that diffusers does not
+                have, or `original` for a model that was not loaded from somebody's checkpoint.
+        """
+        layout = self.info.layout if original else None
+        if original:
+            expected = f"the original names are for a {', '.join(TORCH_ENDINGS)} file"
+            require(not diffusers and Path(path).suffix in TORCH_ENDINGS, "path", path, expected)
+            expected = "expected a model that was loaded from somebody's checkpoint; leave original out"
+            require(layout is not None, "original", original, expected)
+        check_output(path, diffusers, overwrite)
+        return save_model(path, state_dict(self.network), self.info, diffusers, layout)
 
     @property
     def num_parameters(self) -> int:
