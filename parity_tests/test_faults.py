@@ -10,7 +10,6 @@ from parity_tests import (
     faults_teaching,
     faults_training,
     ladder,
-    measures_training,
 )
 
 FAULTS = {
@@ -31,6 +30,5 @@ SLOW |= {"posterior for beta variance, in samples"}  # draws the 1000-step sampl
 def test_fault_breaks_its_rung(fault):
     patch, name = FAULTS[fault]
     rung = ladder.RUNGS[name]
-    measures_training.trained()  # of jax_ddpm, before the fault is there
     with patch():
         assert rung.measure() > rung.budget

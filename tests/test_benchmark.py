@@ -56,6 +56,7 @@ def test_the_command_measures_sampling(quick, monkeypatch, tmp_path, capsys):
     assert (tmp_path / "out" / "results.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_training_steps_agree_and_are_timed(quick, without_matrix_products):
     """Loss and gradient norm of torch's step are compared with jax_ddpm's before either is timed."""
     job = Job("", "train", small(widths=(32,), batch_size=8, flip=True, clip_norm=0.5))
