@@ -16,8 +16,8 @@ EXAMPLES = ("runs/digits-digits me/digits-ddpm", "runs/digits-digits me/digits-d
 
 @dataclass(frozen=True)
 class PushFlags:
-    """Publish a run on the Hugging Face Hub: weights, settings, pictures, and a model card. Anyone who knows the name
-    can then load it: --model OWNER/NAME."""
+    """Publish a run on the Hugging Face Hub: weights, settings, pictures, and a model card. Then it
+    is loaded by its name: --model OWNER/NAME."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
