@@ -113,6 +113,7 @@ def distances(name: str, *roundings: Callable) -> Iterator[tuple[float, float]]:
 
 def samples(network: nnx.Module, shape: tuple[int, int, int], diffusion: DiffusionConfig, products) -> np.ndarray:
     """Four images of seed 0, after all steps of the ancestral sampler."""
+    jax.clear_caches()  # JAX does not know that products are replaced
     with products:
         return np.asarray(sample_indices(network, diffusion, shape, 0, np.arange(4))[0])
 

@@ -174,6 +174,15 @@ def test_the_training_program_of_an_h100(optimised):
 
 @needs_gpu_compiler
 @pytest.mark.slow
+def test_the_training_program_of_an_h100_that_gets_its_images_with_each_dispatch(optimised, monkeypatch):
+    monkeypatch.setattr(feed, "MAX_RESIDENT_BYTES", 0)
+    lowered, figures, num_parameters = compiled_training()
+    assert program_faults(lowered, figures, num_parameters) == [] and set(figures.collectives) == {"all-reduce"}
+    assert lowered.arguments["images"].sharding.shard_shape(lowered.arguments["images"].shape)[1] == 64 // 8
+
+
+@needs_gpu_compiler
+@pytest.mark.slow
 def test_tf32_in_the_training_program_of_an_h100(optimised):
     _, figures, _ = compiled_training("h100:1", precision="tf32")
     assert set(figures.convolutions) == {("f32 x f32", "high")}
