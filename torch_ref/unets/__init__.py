@@ -85,14 +85,15 @@ def build_in(precision: str, config: NetworkConfig, image_channels: int = 1) -> 
 
 def with_autocast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The network, which from now on computes in autocast; the prediction has the dtype of x."""
-    forward = network.forward
+    kind = type(network)
 
-    @functools.wraps(forward)
-    def in_autocast(x, t, **labels):
+    @functools.wraps(kind.forward)
+    def in_autocast(self, x, t, **labels):
         with activations(x, dtype):
-            return forward(x, t, **labels).to(x.dtype)
+            return kind.forward(self, x, t, **labels).to(x.dtype)
 
-    network.forward = in_autocast
+    # A subclass: a function in the attribute `forward` would, in a copy such as an EMA, use the original's weights.
+    network.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, "forward": in_autocast})
     return network
 
 

@@ -29,7 +29,8 @@ def tf32(on: bool) -> Iterator[None]:
 def in_tf32(network: nn.Module) -> nn.Module:
     """Make every call of the network compute its products in TF32, in place. Copies of it do so, too.
 
-    A backward pass needs `tf32(True)` around it.
+    A backward pass needs `tf32(True)` around it. So do the calls of torch.compile's and torch.export's programs, which
+    cannot change the flags.
     """
     network.register_forward_pre_hook(begin_tf32)
     network.register_forward_hook(end_tf32, always_call=True)
@@ -37,10 +38,12 @@ def in_tf32(network: nn.Module) -> nn.Module:
 
 
 def begin_tf32(network: nn.Module, arguments: tuple) -> None:
-    network.tf32_of_the_call = tf32(True)
-    network.tf32_of_the_call.__enter__()
+    if not torch.compiler.is_compiling():
+        network.tf32_of_the_call = tf32(True)
+        network.tf32_of_the_call.__enter__()
 
 
 def end_tf32(network: nn.Module, arguments: tuple, prediction) -> None:
-    network.tf32_of_the_call.__exit__(None, None, None)
-    del network.tf32_of_the_call
+    if not torch.compiler.is_compiling():
+        network.tf32_of_the_call.__exit__(None, None, None)
+        del network.tf32_of_the_call
