@@ -22,6 +22,7 @@ from jax_ddpm.ops import add_bias, convolve, matmul, transpose_convolve
 from jax_ddpm.spec.errors import UserError
 
 uses_remat = ContextVar("uses_remat", default=False)
+casts_of_networks: ContextVar[dict] = ContextVar("casts_of_networks", default={})  # noqa: B039 - never changed
 statistics_of_the_batch: ContextVar[list | None] = ContextVar("statistics_of_the_batch", default=None)
 
 
@@ -87,6 +88,31 @@ def unfilled(*shape: int) -> nnx.Param:
     return nnx.Param(np.broadcast_to(np.float32(np.nan), shape))  # one element in memory
 
 
+def cast(variable: nnx.Param, dtype):
+    """The values of a parameter in the dtype of a layer's input. Inside `cast_once`: those that were cast there."""
+    values = casts_of_networks.get().get((id(variable), jnp.dtype(dtype)))
+    return variable[...].astype(dtype) if values is None else values
+
+
+@contextmanager
+def cast_once(*networks: nnx.Module | None):
+    """Context manager around a loop over calls of the networks: weights are cast to their activations' dtype before it.
+
+    XLA does not move these casts out of a loop. Those that no layer uses are not computed.
+    """
+    casts = {}
+    for network in networks:
+        dtype = getattr(network, "dtype", None)
+        if dtype is not None:
+            parameters = (node for _, node in nnx.iter_graph(network) if isinstance(node, nnx.Param))
+            casts |= {(id(node), jnp.dtype(dtype)): node[...].astype(dtype) for node in parameters}
+    token = casts_of_networks.set(casts)
+    try:
+        yield
+    finally:
+        casts_of_networks.reset(token)
+
+
 class Linear(nnx.Module):
     """y = x W + b; kernel (in, out)."""
 
@@ -95,7 +121,7 @@ class Linear(nnx.Module):
         self.bias = unfilled(out_features)
 
     def __call__(self, x):
-        return add_bias(matmul(x, self.kernel[...].astype(x.dtype)), self.bias[...])
+        return add_bias(matmul(x, cast(self.kernel, x.dtype)), self.bias[...])
 
 
 class Embedding(nnx.Module):
@@ -150,7 +176,7 @@ class Conv(nnx.Module):
         self.bias = unfilled(out_channels)
 
     def __call__(self, x):
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = cast(self.kernel, x.dtype)
         return convolve(x, kernel, self.stride, self.padding, self.bias[...])
 
 
@@ -163,7 +189,7 @@ class ConvTranspose(nnx.Module):
         self.bias = unfilled(out_channels)
 
     def __call__(self, x):
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = cast(self.kernel, x.dtype)
         return add_bias(transpose_convolve(x, kernel, self.stride, self.padding), self.bias[...])
 
 
@@ -179,7 +205,7 @@ class ConvTranspose2x2(nnx.Module):
 
     def __call__(self, x):
         b, h, w, c = x.shape
-        kernel = self.kernel[...].astype(x.dtype).transpose(2, 0, 1, 3).reshape(c, -1)  # (C, i j D)
+        kernel = cast(self.kernel, x.dtype).transpose(2, 0, 1, 3).reshape(c, -1)  # (C, i j D)
         rows = matmul(x, kernel).reshape(b, h, w, 2, -1)  # (B, H, W, i, j D)
         return add_bias(rows.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1), self.bias[...])
 

@@ -25,6 +25,7 @@ prepare_process()
 
 plain_only = jax.make_user_context(default_value=os.environ.get("JAX_DDPM_CPU_ROUTES") == "0")
 target_platform = jax.make_user_context(default_value=None)
+uses_tf32 = jax.make_user_context(default_value=False)
 
 
 def plain():
@@ -62,9 +63,22 @@ def op(function):
     return dispatch
 
 
+def tf32():
+    """Context manager: products of float32 that are traced inside are in TF32 on GPUs, in three passes on TPUs.
+
+    CPUs compute them in float32.
+    """
+    return uses_tf32(True)
+
+
 def matmul_precision(dtype) -> lax.Precision | None:
-    """The highest precision, or None for bfloat16. Without it, GPUs compute float32 in TF32 and TPUs in bfloat16."""
-    return None if dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+    """The highest precision, or None for bfloat16. Without it, GPUs compute float32 in TF32 and TPUs in bfloat16.
+
+    Inside `tf32()`, float32 has the precision HIGH: TF32 on GPUs, three bfloat16 passes on TPUs.
+    """
+    if dtype == jnp.bfloat16:
+        return None
+    return lax.Precision.HIGH if uses_tf32.value and dtype == jnp.float32 else lax.Precision.HIGHEST
 
 
 @op

@@ -156,3 +156,31 @@ def test_a_model_of_jax_ddpm_takes_one_timestep_too():
     for t, named in ((7.0, "dtype of t = float"), (True, "dtype of t = bool"), ([1, 2, 3], "shape of t = .3,.")):
         with pytest.raises(UserError, match=f"{named}.*: expected"):
             model(x, t)
+
+
+class OwnNetwork(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("make", [lambda n: torch_ref.unets.with_autocast(n, torch.bfloat16), torch_ref.unets.in_tf32])
+def test_a_copy_computes_with_its_own_weights(make):
+    """Such as the EMA of a network of the user's own in bfloat16."""
+    network = make(OwnNetwork())
+    average = copy.deepcopy(network)
+    torch.nn.init.zeros_(average.layer.weight)
+    torch.nn.init.zeros_(average.layer.bias)
+    x = torch.ones(2, 4)
+    assert average(x, 0).abs().max() == 0 and network(x, 0).abs().max() > 0 and network(x, 0).dtype == torch.float32
+
+
+def test_tf32_in_torch_compile():
+    network = torch_ref.unets.build_in("tf32", SMALL.config)
+    torch_ref.weights.initialise(network, 0)
+    x, t = torch.ones(1, 1, 4, 4), torch.tensor([3])
+    compiled = torch.compile(network.eval(), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x, t), network(x, t))

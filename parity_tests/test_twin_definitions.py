@@ -49,6 +49,7 @@ MODULES = {  # modules of torch_ref, and the modules of jax_ddpm that they mirro
     "unets/simple_unet": ["unets/simple_unet"],
     "unets/strided": ["unets/strided"],
     "unets/superminddpm": ["unets/superminddpm"],
+    "unets/tf32": ["unets/tf32"],
     "weights": ["weights/model", "weights/convert", "weights/initial_values"],
 }
 NAMES = "PyTorch's names are the module's own: nothing to translate"
@@ -58,6 +59,8 @@ LAYERS = [
     "Statistic",
     "batch_statistics",
     "unfilled",
+    "cast",
+    "cast_once",
     "Linear",
     "Embedding",
     "Conv",
@@ -111,6 +114,9 @@ ONLY_IN_JAX = {  # in the order in which they stand there
         ["ConvWithoutBias", "LayerNorm", "interpolate_rows"], "torch.nn and torch.nn.functional have it"
     ),
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
+    "unets/tf32": dict.fromkeys(
+        ["class_in_tf32", "is_in_tf32", "class_of"], "a call is traced in a context, of which its gradient follows"
+    ),
     "unets/lucidrains": dict.fromkeys(
         ["Normal", "RandomFrequencies", "ConvWithoutBias"], "arrays whose initial values or layouts are their own"
     ),
@@ -155,6 +161,9 @@ ONLY_IN_TORCH = {
     "unets/simple_unet": {"Sinusoids": "a module, whose place gives the Linear its name"},
     "unets/ddpm": dict.fromkeys(["average_pool_2x2", "repeat_2x2"], "in ops.py in JAX; torch has functions for both"),
     "unets/layer_norm": {"TimeTable": "a module, for the name of its array"},
+    "unets/tf32": dict.fromkeys(
+        ["set_tf32", "tf32", "begin_tf32", "end_tf32"], "PyTorch has flags of the process, which gradients obey, too"
+    ),
     "weights": {
         "state_arrays": "BatchNorm's counters of batches have no counterpart in Flax",
         "refuse_checkpoint": "in jax_ddpm, weights/run_checkpoint.py reads the checkpoint",

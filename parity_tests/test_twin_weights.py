@@ -139,5 +139,5 @@ def test_contradictions_and_unknown_precisions_are_refused(tmp_path):
     with pytest.raises(UserError, match="objective = eps was given, but the model was trained with v"):
         torch_ref.load_model(path, objective="eps")
     assert torch_ref.load_model(path, clip="state").info.diffusion.clip == "state"
-    with pytest.raises(UserError, match="precision = half: expected one of float32, bfloat16, float64"):
+    with pytest.raises(UserError, match="precision = half: expected one of float32, tf32, bfloat16, float64"):
         torch_ref.load_model(path, precision="half")

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -45,17 +46,21 @@ needs_tpu_compiler = pytest.mark.skipif(
 
 
 def stablehlo(name: str, precision: str) -> str:
-    """The forward pass of a small network, for all three platforms."""
-    case, dtype = CASES[name], jnp.bfloat16 if precision == "bfloat16" else None
-    graph, state = nnx.split(unets.build(case.config, case.channels, dtype))
+    """A small network for all three platforms: its forward pass; in tf32, that and its gradient."""
+    case = CASES[name]
+    graph, state = nnx.split(unets.build_in(precision, case.config, case.channels))
 
     def forward(state, x, t):
         return nnx.merge(graph, state)(x, t)
 
+    def gradient(state, x, t):
+        return jax.grad(lambda state: jnp.sum(forward(state, x, t)))(state)
+
     x = jax.ShapeDtypeStruct((2, case.size, case.size, case.channels), jnp.float32)
     time = jnp.float32 if name == "lucidrains" else jnp.int32
     with ops.compile_for("gpu"):
-        traced = jax.jit(forward).trace(placed(state, None), x, jax.ShapeDtypeStruct((2,), time))
+        program = gradient if precision == "tf32" else forward
+        traced = jax.jit(program).trace(placed(state, None), x, jax.ShapeDtypeStruct((2,), time))
         return traced.lower(lowering_platforms=PLATFORMS).as_text()
 
 
@@ -65,20 +70,26 @@ def dtypes_of(text: str, operation: str) -> Counter:
     for line in text.splitlines():
         if f"stablehlo.{operation}" in line:
             operand = re.search(r": \(?tensor<(?:\d+x)*(\w+)>", line)
-            precision = re.search(r"(?:precision = \[|precision HIGHEST|#stablehlo<precision )(\w*)", line)
-            found[operand[1], "HIGHEST" if precision and "HIGHEST" in line else "DEFAULT"] += 1
+            precisions = set(re.findall(r"\b(?:DEFAULT|HIGHEST|HIGH)\b", line))
+            found[operand[1], " and ".join(sorted(precisions)) or "DEFAULT"] += 1
     return found
+
+
+WANTED = {"float32": ("f32", "HIGHEST"), "tf32": ("f32", "HIGH"), "bfloat16": ("bf16", "DEFAULT")}
 
 
 def precision_faults(text: str, precision: str) -> list[str]:
     """Which rules about dtypes and precisions a program breaks."""
     convolutions, products = (dtypes_of(text, operation) for operation in ("convolution", "dot_general"))
     waves = dtypes_of(text, "sine") + dtypes_of(text, "cosine")
-    wanted = ("bf16", "DEFAULT") if precision == "bfloat16" else ("f32", "HIGHEST")
+    wanted = WANTED[precision]
     broken = []
     if not convolutions or set(convolutions) != {wanted}:
         broken.append("convolutions")
-    if not set(products) <= {wanted, ("f32", "HIGHEST")}:  # those of the time are always float32
+    if not set(products) <= {
+        wanted,
+        WANTED["tf32" if precision == "tf32" else "float32"],
+    }:  # those of the time: float32
         broken.append("matrix products")
     if {dtype for dtype, _ in waves} - {"f32"}:
         broken.append("phases of the time")
@@ -91,6 +102,11 @@ def test_dtypes_and_precisions_of_a_network(name, precision):
     assert precision_faults(stablehlo(name, precision), precision) == []
 
 
+@pytest.mark.parametrize("name", ["conv_block", *(pytest.param(name, marks=pytest.mark.slow) for name in QUICK[1:])])
+def test_tf32_of_a_network_and_its_gradient(name):
+    assert precision_faults(stablehlo(name, "tf32"), "tf32") == []
+
+
 def float32_convolution(x, kernel, *rest):
     return plain_convolution(x.astype(jnp.float32), kernel.astype(jnp.float32), *rest).astype(x.dtype)
 
@@ -98,6 +114,7 @@ def float32_convolution(x, kernel, *rest):
 plain_convolution = ops.convolution_nhwc
 STABLEHLO_FAULTS = {
     "matmul_precision": (ops, lambda dtype: None, "float32", ["convolutions", "matrix products"]),
+    "tf32": (ops, nullcontext, "tf32", ["convolutions", "matrix products"]),
     "convolution_nhwc": (ops, float32_convolution, "bfloat16", ["convolutions"]),
     "interleaved_embedding": (
         conv_block,
@@ -153,6 +170,22 @@ def program_faults(lowered: Lowered, figures: Measured, num_parameters: int) -> 
 @needs_gpu_compiler
 def test_the_training_program_of_an_h100(optimised):
     assert program_faults(*compiled_training()) == []
+
+
+@needs_gpu_compiler
+@pytest.mark.slow
+def test_the_training_program_of_an_h100_that_gets_its_images_with_each_dispatch(optimised, monkeypatch):
+    monkeypatch.setattr(feed, "MAX_RESIDENT_BYTES", 0)
+    lowered, figures, num_parameters = compiled_training()
+    assert program_faults(lowered, figures, num_parameters) == [] and set(figures.collectives) == {"all-reduce"}
+    assert lowered.arguments["images"].sharding.shard_shape(lowered.arguments["images"].shape)[1] == 64 // 8
+
+
+@needs_gpu_compiler
+@pytest.mark.slow
+def test_tf32_in_the_training_program_of_an_h100(optimised):
+    _, figures, _ = compiled_training("h100:1", precision="tf32")
+    assert set(figures.convolutions) == {("f32 x f32", "high")}
 
 
 def without_donation(monkeypatch):

@@ -102,6 +102,12 @@ def test_flops_of_a_convolution_are_those_that_xla_counts(stride, padding, dilat
     assert counted == {"float32": jax.jit(convolve).lower(x, kernel).cost_analysis()["flops"]}
 
 
+def test_flops_of_products_in_tf32():
+    with ops.tf32(), ops.plain():
+        jaxpr = jax.make_jaxpr(jax.grad(lambda x: jnp.sum(ops.matmul(x, x))))(jnp.zeros((4, 4))).jaxpr
+    assert product_flops(jaxpr) == {"tf32": 3 * 2 * 4**3}
+
+
 def test_flops_of_products_in_loops_and_branches():
     def f(x, w):
         x = lax.scan(lambda x, _: (x @ w, None), x, None, length=5)[0]

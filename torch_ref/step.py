@@ -16,6 +16,7 @@ from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
 from torch_ref import rng
 from torch_ref.layers import Dropout
 from torch_ref.objectives import Continuous, Discrete, make_objective
+from torch_ref.unets.tf32 import tf32
 
 Metrics = dict[str, float]
 
@@ -203,7 +204,8 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
                 labels = drop_labels(k, labels, null_index, training.label_dropout)
             batch = *batch, labels
         statistics = [value.clone() for value in running_statistics(state.network)]
-        loss, grads = gradients(state.network, step, *batch)
+        with tf32(training.precision == "tf32"):  # for the backward pass
+            loss, grads = gradients(state.network, step, *batch)
         norm, rate = global_norm(grads), learning_rate(training, step, total_steps)
         finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
         if finite:

@@ -21,7 +21,7 @@ from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.own_networks import import_flags
 from jax_ddpm.spec.run_checkpoints import Checkpoint
 from jax_ddpm.spec.state_dict import check_arrays
-from jax_ddpm.spec.types import Precision, StateDict
+from jax_ddpm.spec.types import TF32_ON_CPUS, Precision, StateDict
 from torch_ref import rng, unets
 from torch_ref.unets import adm, attention, lucidrains
 
@@ -62,7 +62,9 @@ def load_model(
     if info.network.name in BUILT_IN:
         with torch.device("meta"):  # takes no memory, whatever sizes the file claims
             check_state_dict(unets.build(info.network, info.image_shape[2]), values)
-    built = unets.build(info.network, info.image_shape[2], torch.bfloat16 if precision == "bfloat16" else None)
+    if precision == "tf32" and not torch.cuda.is_available():
+        log(TF32_ON_CPUS)
+    built = unets.build_in(precision, info.network, info.image_shape[2])
     load_state_dict(built, values, np.float64 if precision == "float64" else np.float32)
     built.info = info
     return built.eval()

@@ -1,6 +1,7 @@
 """The code of jax_ddpm that is timed: a training dispatch, the sampler, and a large matrix product."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -38,8 +39,7 @@ def peak_memory() -> int | None:
 
 
 def make_network(job: Job):
-    dtype = jnp.bfloat16 if job.run.training.precision == "bfloat16" else None
-    network = unets.build(job.run.network, job.image_channels, dtype)
+    network = unets.build_in(job.run.training.precision, job.run.network, job.image_channels)
     weights.initialise(network, SEED)
     return network
 
@@ -150,9 +150,12 @@ def sample(job: Job) -> Contender:
 def matrix_product(job: Job) -> Contender:
     """Prepare to time the product of two square matrices in the precision of the job."""
     size = 3000 if jax.default_backend() == "cpu" else 8192
-    dtype = jnp.dtype(job.run.training.precision)
+    in_tf32 = job.run.training.precision == "tf32"
+    dtype = jnp.dtype("float32" if in_tf32 else job.run.training.precision)
     a = jnp.asarray(np.random.default_rng(SEED).standard_normal((size, size)), dtype)
-    product = jax.jit(lambda a: jnp.dot(a, a, precision=matmul_precision(dtype)))
+    with ops.tf32() if in_tf32 else nullcontext():
+        precision = matmul_precision(dtype)
+    product = jax.jit(lambda a: jnp.dot(a, a, precision=precision))
 
     def work(runs):
         for _ in range(runs):

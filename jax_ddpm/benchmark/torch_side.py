@@ -27,6 +27,7 @@ from torch_ref.objectives import Discrete
 from torch_ref.sampling import reverse, samplers
 from torch_ref.schedules import Tables, schedule_tables
 from torch_ref.step import draw_level_and_noise, learning_rate, prepare_images
+from torch_ref.unets.tf32 import set_tf32
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 torch.backends.cudnn.benchmark = True
@@ -76,6 +77,7 @@ class Network:
         self.bfloat16 = job.run.training.precision == "bfloat16"
         self.dropout_rate = getattr(job.run.network, "dropout", 0.0)
         reference = unets.build(job.run.network, job.image_channels, torch.bfloat16 if self.bfloat16 else None)
+        set_tf32(*[job.run.training.precision == "tf32"] * 2)  # the only network of this process
         weights.initialise(reference, SEED)
         self.module: nn.Module = unet2d(job, reference) if job.contender == "diffusers" else reference
         self.module.to(DEVICE)
@@ -299,7 +301,9 @@ def pipeline(job: Job, network: Network) -> Callable[[Callable], Tensor]:
 def matrix_product(job: Job) -> Contender:
     """Prepare to time the product of two square matrices in the precision of the job."""
     size = 3000 if DEVICE.type == "cpu" else 8192
-    dtype = getattr(torch, job.run.training.precision)
+    in_tf32 = job.run.training.precision == "tf32"
+    set_tf32(in_tf32, in_tf32)
+    dtype = torch.float32 if in_tf32 else getattr(torch, job.run.training.precision)
     a = torch.as_tensor(np.random.default_rng(SEED).standard_normal((size, size)), dtype=dtype, device=DEVICE)
 
     def work(runs):

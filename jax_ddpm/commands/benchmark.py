@@ -37,13 +37,13 @@ class CaseFlags:
     width: tuple[int, ...] = ()
     """Channels at the first level of conv_block. Default: as --preset says."""
     precision: tuple[str, ...] = ("float32",)
-    """float32 (without TF32) or bfloat16 (in PyTorch by autocast)."""
+    """float32 (without TF32), tf32 (products in TF32), or bfloat16 (in PyTorch by autocast)."""
     sampling_steps: int = 20
     """T, the number of sampling steps. The result is the time per step. On an accelerator, use 1000."""
 
     def check(self) -> None:
         require(self.sampling_steps >= 1, "sampling_steps", self.sampling_steps, "expected at least 1")
-        known_values("precision", self.precision, ("float32", "bfloat16"))
+        known_values("precision", self.precision, ("float32", "tf32", "bfloat16"))
 
 
 @dataclass(frozen=True)

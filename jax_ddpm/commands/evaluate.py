@@ -54,7 +54,8 @@ class EvaluateFlags:
     batch_size: int = 64
     """Images at a time."""
     precision: Precision = "float32"
-    """dtype of the network's activations. With float64, everything is computed in float64."""
+    """dtype of the network's activations. With float64, everything is computed in float64. tf32: float32, but products
+    in TF32 on GPUs and in three bfloat16 passes on TPUs."""
     image_size: ImageSize | None = None
     """Height and width of the images, or one number if they are square, for model files that do not say."""
     out: Path | None = None

@@ -39,7 +39,8 @@ class ExportFlags:
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUTPUT if it exists."""
     precision: Precision = "float32"
-    """dtype of the network's activations. With float64, everything is computed in float64."""
+    """dtype of the network's activations. With float64, everything is computed in float64. tf32: float32, but products
+    in TF32 on GPUs and in three bfloat16 passes on TPUs."""
     image_size: ImageSize | None = None
     """Height and width of the images, or one number if they are square, for model files that do not say."""
     imports: ImportFlag = ()

@@ -60,14 +60,14 @@ def draw_pictures(folder: Path, config, weights: Weights | None, step: int | Non
     from jax_ddpm.spec.data_record import check_same_images
     from jax_ddpm.spec.model_files import MODEL_FILE
     from jax_ddpm.training import prepare, run_page
+    from jax_ddpm.training.compare import precision_of
     from jax_ddpm.training.pictures import Pictures
     from jax_ddpm.training.run_folder import MetricsLog
     from jax_ddpm.weights.model import load_model
 
     if weights is None and step is None and not (folder / MODEL_FILE).is_file():
         return ("This run has saved no weights yet.",)
-    precision = "bfloat16" if config.training.precision == "bfloat16" else "float32"
-    model = load_model(folder, precision=precision, weights=weights, step=step)
+    model = load_model(folder, precision=precision_of(config), weights=weights, step=step)
     are_raw = weights == "raw" and config.training.ema
     if run_page.drawn_with(folder) == (model.info.step, are_raw):
         return ()

@@ -47,7 +47,8 @@ class SampleFlags:
     framework: Literal["jax", "torch"] = "jax"
     """Framework that draws; both draw the same pictures."""
     precision: Precision = "float32"
-    """dtype of the network's activations. With float64, everything is computed in float64."""
+    """dtype of the network's activations. With float64, everything is computed in float64. tf32: float32, but products
+    in TF32 on GPUs and in three bfloat16 passes on TPUs."""
     image_size: ImageSize | None = None
     """Height and width of the images, or one number if they are square, for model files that do not say."""
     rescale: Literal["none", "per-image"] = "none"

@@ -46,9 +46,7 @@ def train(config: RunConfig, folder: Path) -> None:
     class_names = images.class_names if training.conditional else None
     info = ModelInfo(config.network, images.train.shape[1:], config.diffusion, class_names=class_names)
 
-    network = unets.build(
-        info.network, info.image_shape[2], torch.bfloat16 if training.precision == "bfloat16" else None
-    )
+    network = unets.build_in(training.precision, info.network, info.image_shape[2])
     check_takes_labels(config, network.forward)
     torch.manual_seed(training.seed)  # for nn.Dropout in a network of the user's own
     if training.init_from is None:

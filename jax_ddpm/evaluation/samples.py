@@ -21,6 +21,7 @@ from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.files import atomic_path, write_text
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.registered import code_of
+from jax_ddpm.unets.tf32 import is_in_tf32
 
 SETTINGS_FILE = "settings.json"
 LOCK_FILE = ".lock"
@@ -177,6 +178,8 @@ def settings_of(model: weights.Model, sampler: SamplerConfig, seed: int, guide: 
         "sampler": asdict(sampler) if sampler.guidance != 1 else without_guidance(sampler),
         "seed": int(seed),
     }
+    if is_in_tf32(network):
+        settings["tf32"] = True
     if guide is not None:
         settings["guide"] = weights_fingerprint(guide)
     if info.network.name not in BUILT_IN:

@@ -5,6 +5,7 @@ from typing import Literal
 
 GPU_MEMORY_SHARE = 0.75  # the share of a GPU's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION is set
 PASSES_OF_FLOAT32 = 6  # bfloat16 products that a TPU needs for one in float32, at the highest precision
+PASSES_OF_TF32 = 3  # the same in tf32
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Chip:
     """FLOP/s in bfloat16."""
     float32: float
     """FLOP/s in float32 at the highest precision: without TF32 on a GPU, in six passes of bfloat16 on a TPU."""
+    tf32: float
+    """FLOP/s in TF32 on a GPU, in three passes of bfloat16 on a TPU."""
     bandwidth: float
     """Bytes/s to and from the chip's memory."""
     link: float
@@ -32,7 +35,8 @@ class Chip:
 
 def tpu(name: str, title: str, memory: float, bfloat16: float, bandwidth: float, link: float, clock: float) -> Chip:
     source = f"https://cloud.google.com/tpu/docs/{name}"
-    return Chip(name, title, "tpu", memory, bfloat16, bfloat16 / PASSES_OF_FLOAT32, bandwidth, link / 2, source, clock)
+    products = bfloat16, bfloat16 / PASSES_OF_FLOAT32, bfloat16 / PASSES_OF_TF32
+    return Chip(name, title, "tpu", memory, *products, bandwidth, link / 2, source, clock)
 
 
 H100 = Chip(
@@ -42,6 +46,7 @@ H100 = Chip(
     GPU_MEMORY_SHARE * 84_942_979_072,
     989.4e12,
     66.9e12,
+    494.7e12,
     3.35e12,
     900e9 / 2,
     "https://www.nvidia.com/en-us/data-center/h100/",

@@ -134,7 +134,7 @@ def seconds(measured: Measured, chip: Chip, num_devices: int) -> Seconds:
     for kind, arrays in measured.collectives.items():
         rounds = (2 if kind == "all-reduce" else 1) * (num_devices - 1) / num_devices
         sent += rounds * sum(array.bytes for array in arrays)
-    peaks = {"bfloat16": chip.bfloat16}
+    peaks = {"bfloat16": chip.bfloat16, "tf32": chip.tf32}
     products = sum(flops / peaks.get(dtype, chip.float32) for dtype, flops in measured.flops.items())
     return Seconds(products, measured.bytes_moved / chip.bandwidth, sent / chip.link)
 

@@ -112,7 +112,8 @@ def time_lines(measured: Measured, times: Seconds, chip: Chip, batch_size: int) 
     yield f"It {'fits' if fits else 'does not fit'}: {measured.memory.total / chip.memory:.0%} of the memory"
     if chip.platform == "gpu":
         yield f"  (JAX takes {GPU_MEMORY_SHARE:.0%} of a GPU's memory; XLA_PYTHON_CLIENT_MEM_FRACTION changes that)"
-    rates = f"{chip.bfloat16 / 1e12:,.0f} TFLOP/s in bfloat16, {chip.float32 / 1e12:,.0f} in float32"
+    rates = f"{chip.bfloat16 / 1e12:,.0f} TFLOP/s in bfloat16, {chip.tf32 / 1e12:,.0f} in tf32, "
+    rates += f"{chip.float32 / 1e12:,.0f} in float32"
     ways = f"{chip.bandwidth / 1e9:,.0f} GB/s to memory, {chip.link / 1e9:,.0f} GB/s to other chips"
     yield f"Peaks of {chip.title}: {rates}, {ways} ({chip.source})"
 

@@ -5,10 +5,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+from jax.lax import Precision
 
 
 def product_flops(jaxpr) -> Counter:
-    """FLOPs of all convolutions and matrix products, by the name of their operands' dtype.
+    """FLOPs of all convolutions and matrix products, by the name of their operands' dtype, or tf32.
 
     A multiplication and an addition are two. Products with padding and with the zeros between the rows of a strided
     gradient are not counted. A scan counts as often as it goes round, a `while` loop once, and of a `cond` the branch
@@ -18,9 +19,9 @@ def product_flops(jaxpr) -> Counter:
     for equation in jaxpr.eqns:
         name, times = equation.primitive.name, 1
         if name == "dot_general":
-            total[equation.invars[0].aval.dtype.name] += dot_flops(equation)
+            total[kind(equation)] += dot_flops(equation)
         elif name == "conv_general_dilated":
-            total[equation.invars[0].aval.dtype.name] += convolution_flops(equation)
+            total[kind(equation)] += convolution_flops(equation)
         elif name == "scan":
             times = equation.params["length"]
         elif name == "shard_map":
@@ -31,6 +32,12 @@ def product_flops(jaxpr) -> Counter:
         for part in parts:
             total.update({dtype: times * flops for dtype, flops in part.items()})
     return total
+
+
+def kind(equation) -> str:
+    """The dtype of the operands; tf32 for those of float32 with the precision that `ops.tf32` gives."""
+    dtype, precision = equation.invars[0].aval.dtype.name, equation.params["precision"]
+    return "tf32" if dtype == "float32" and precision == (Precision.HIGH, Precision.HIGH) else dtype
 
 
 def inner_jaxprs(parameters: dict) -> Iterator:

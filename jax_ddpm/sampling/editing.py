@@ -17,6 +17,7 @@ from flax import nnx
 
 from jax_ddpm import diffusion
 from jax_ddpm.arrays import Array
+from jax_ddpm.layers import cast_once
 from jax_ddpm.sampling.guidance import guided_predict
 from jax_ddpm.sampling.reverse import initial_carry, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.samplers import (
@@ -116,7 +117,8 @@ def _invert(graph, state, labels, carry, xs, config, sampler):
         prediction, _ = diffusion.split_prediction(predict(x, next_t[t]), x)
         return diffusion.predicted_eps(tables, config.objective, x, next_t[t], prediction)
 
-    return scan_steps(partial(ddim_inverse_step, tables), eps_at_next_timestep, lambda t: None, carry, xs)
+    with cast_once(network, guide):
+        return scan_steps(partial(ddim_inverse_step, tables), eps_at_next_timestep, lambda t: None, carry, xs)
 
 
 def invert(

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from jax_ddpm import ops, rng
 from jax_ddpm.arrays import Array
+from jax_ddpm.layers import cast_once
 from jax_ddpm.objectives.discrete import by_timestep
 from jax_ddpm.sampling.guidance import guided_predict, guided_prediction
 from jax_ddpm.sampling.reverse import initial_carry, sampling_timesteps
@@ -117,7 +118,8 @@ def sampler_function(model: Model, config: DiffusionConfig, sampler: SamplerConf
             none = jnp.full_like(labels, model.info.network.null_index)
             predict = predict_with_guidance(network, config, sampler, Labels(labels, none), guidance)
         carry, xs = initial_carry(x_T, sampling_timesteps(config, sampler), history=history)
-        x_0, _, _ = scan_sampler(predict, keys, carry, xs, config, sampler, dtype)
+        with cast_once(network):
+            x_0, _, _ = scan_sampler(predict, keys, carry, xs, config, sampler, dtype)
         return from_data_range(x_0, config.data_range)
 
     return draw

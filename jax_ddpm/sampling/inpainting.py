@@ -11,6 +11,7 @@ from flax import nnx
 
 from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
+from jax_ddpm.layers import cast_once
 from jax_ddpm.sampling.guidance import guided_predict
 from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.samplers import (
@@ -71,7 +72,8 @@ def _inpaint(graph, state, images, keys, labels, mask, carry, xs, config, sample
 
         return jax.lax.cond(signal_scale[n] < 1, jump_up, lambda: x)
 
-    return scan_steps(step, lambda x, n: predict(x, ts[n]), draw_noise, carry, xs)
+    with cast_once(network, guide):
+        return scan_steps(step, lambda x, n: predict(x, ts[n]), draw_noise, carry, xs)
 
 
 def inpaint(

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from jax_ddpm import rng
 from jax_ddpm.arrays import Array
+from jax_ddpm.layers import cast_once
 from jax_ddpm.objectives import make_objective
 from jax_ddpm.sampling.guidance import guided_predict
 from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
@@ -60,7 +61,8 @@ def scan_sampler(
 def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype):
     network, guide = nnx.merge(graph, state)
     predict = guided_predict(network, config, sampler, labels, guide)
-    return scan_sampler(predict, keys, carry, xs, config, sampler, dtype)
+    with cast_once(network, guide):
+        return scan_sampler(predict, keys, carry, xs, config, sampler, dtype)
 
 
 def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:

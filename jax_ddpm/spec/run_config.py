@@ -102,7 +102,8 @@ class TrainingConfig:
     max_skipped: int = 20
     """Stop the run after this many consecutive steps with a non-finite loss or gradient. Such steps are skipped."""
     precision: Precision = "float32"
-    """dtype of the activations. Parameters, EMA and loss stay float32. With float64, everything is float64."""
+    """dtype of the activations. Parameters, EMA and loss stay float32. With float64, everything is float64. tf32:
+    float32, but products in TF32 on GPUs and in three bfloat16 passes on TPUs."""
     seed: int = 0
     """Seed of the initial weights, order of images, timesteps, noise and samples: an integer from 0 to 2^32 - 1."""
     init_from: str | None = None

@@ -18,8 +18,10 @@ TimeActivation = Literal["silu", "leaky_relu"]
 TimeScaleShift = Literal["default", "scale_shift"]
 ClassEmbedType = Literal["timestep", "identity"]
 Weights = Literal["ema", "raw"]
-Precision = Literal["float32", "bfloat16", "float64"]
+Precision = Literal["float32", "tf32", "bfloat16", "float64"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "none"]
+
+TF32_ON_CPUS = "Precision tf32: CPUs compute it as float32."
 
 StateDict = dict[str, np.ndarray]
 """Parameters and buffers under their PyTorch names and in PyTorch's layouts."""

@@ -86,8 +86,8 @@ def open_run(path: Path, name: str, log: Callable[[str], None]) -> ComparedRun:
 
 
 def precision_of(config: RunConfig) -> str:
-    """The precision that a run's weights are sampled in: bfloat16 if it was trained so, else float32."""
-    return "bfloat16" if config.training.precision == "bfloat16" else "float32"
+    """The precision that a run's weights are sampled in: that of the training, but float32 for float64."""
+    return "float32" if config.training.precision == "float64" else config.training.precision
 
 
 # Tables: rows of a name and a text for each run.

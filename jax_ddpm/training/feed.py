@@ -66,16 +66,16 @@ def rows_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def sends_by_step(mesh: Mesh, is_resident: bool) -> bool:
-    """Whether the images of each step are sent sharded by the batch, so that a process sends only its own part."""
-    return mesh.is_multi_process and not is_resident
+    """Whether the images of each step are sent sharded by the batch, so that each device gets only its own part."""
+    return mesh.size > 1 and not is_resident
 
 
 class Feed:
     """Gives a dispatch its inputs: uint8 images on the devices, and the indices of each batch in them.
 
     A small data set is copied to the devices once; later only indices are sent. For a larger one, the images of each
-    dispatch are sent; a thread reads those of the next dispatch in the meantime. With several processes, each reads and
-    sends only the images of its own devices.
+    dispatch are sent, to each device its own; a thread reads those of the next dispatch in the meantime. With several
+    processes, each reads and sends only the images of its own devices.
     """
 
     def __init__(
@@ -309,7 +309,9 @@ def program_inputs(
     def array(shape, dtype, sharding=replicated):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    num_images = num_images if is_resident else steps * batch_size
-    images = array((num_images, *rows_shape(image_shape)), np.uint8)
-    labels = (array((num_images,), np.int32),) if config.training.conditional else ()
+    batches, sharding = ((num_images if is_resident else steps * batch_size),), replicated
+    if sends_by_step(mesh, is_resident):
+        batches, sharding = (steps, batch_size), by_image
+    images = array((*batches, *rows_shape(image_shape)), np.uint8, sharding)
+    labels = (array(batches, np.int32, sharding),) if config.training.conditional else ()
     return images, array((steps, batch_size), np.int32, by_image), array((), np.int32), *labels

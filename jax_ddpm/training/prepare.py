@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -22,6 +21,7 @@ from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.run_classes import check_takes_labels, describe_classes
 from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.spec.types import TF32_ON_CPUS
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.evaluate import Evaluation
 from jax_ddpm.training.feed import Feed, Validation, make_program
@@ -110,6 +110,8 @@ def prepare(
     log(f"{total_steps:,} steps, batch size {training.batch_size}")
     kind = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({jax.default_backend()})"
     log(f"Devices: {kind}, {training.precision}")
+    if training.precision == "tf32" and jax.default_backend() == "cpu":
+        log(TF32_ON_CPUS)
 
     checkpoints.remove_incomplete()
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -269,8 +271,7 @@ def load_images(
 
 def build_network(config: RunConfig, image_channels: int) -> nnx.Module:
     """The network that is trained, without weights."""
-    dtype = jnp.bfloat16 if config.training.precision == "bfloat16" else None
-    network = unets.build(config.network, image_channels, dtype)
+    network = unets.build_in(config.training.precision, config.network, image_channels)
     if config.network.name not in BUILT_IN:
         check_training(network)
         check_takes_labels(config, network)

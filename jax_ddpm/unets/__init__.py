@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from jax_ddpm.spec.errors import UserError
@@ -23,6 +24,7 @@ from jax_ddpm.unets.lucidrains import LucidrainsUNet
 from jax_ddpm.unets.simple_unet import SimpleUNet
 from jax_ddpm.unets.strided import StridedUNet
 from jax_ddpm.unets.superminddpm import SuperMinDDPM
+from jax_ddpm.unets.tf32 import in_tf32
 
 NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "conv_block": ConvBlockUNet,
@@ -67,6 +69,15 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype: Any = None) -> 
     if config.name not in BUILT_IN:
         adapt(network)
     return network
+
+
+def build_in(precision: str, config: NetworkConfig, image_channels: int = 1) -> nnx.Module:
+    """`build` for a precision as of `spec.types.Precision`. The dtype of the parameters is that of their values.
+
+    bfloat16: of the activations. tf32: products in TF32 on GPUs, in three bfloat16 passes on TPUs.
+    """
+    network = build(config, image_channels, jnp.bfloat16 if precision == "bfloat16" else None)
+    return in_tf32(network) if precision == "tf32" else network
 
 
 def register(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array, upcast
 from jax_ddpm.embeddings import concatenated_embedding, geometric_frequencies
-from jax_ddpm.layers import Conv, GroupNorm, Linear, add_label, identity, label_embedding, remat_block, unfilled
+from jax_ddpm.layers import Conv, GroupNorm, Linear, add_label, cast, identity, label_embedding, remat_block, unfilled
 from jax_ddpm.ops import (
     add_bias,
     add_to_pixels,
@@ -37,7 +37,7 @@ class Projection(nnx.Module):
         self.bias = unfilled(out_features)
 
     def __call__(self, x):
-        return add_bias(matmul(x, self.kernel[0].astype(x.dtype)), self.bias[...])
+        return add_bias(matmul(x, cast(self.kernel, x.dtype)[0]), self.bias[...])
 
 
 class ZeroProjection(Projection):

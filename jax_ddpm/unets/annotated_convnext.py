@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Float, Real
 
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import Conv, ConvTranspose, GroupNorm, Linear, remat_block
+from jax_ddpm.layers import Conv, ConvTranspose, GroupNorm, Linear, cast, remat_block
 from jax_ddpm.ops import add_bias, add_to_pixels, concatenate_channels, gelu, matmul_precision
 from jax_ddpm.unets.annotated import Attention, LinearAttention, PreNorm
 from jax_ddpm.unets.lucidrains import TimeEmbedding
@@ -26,7 +26,7 @@ class DepthwiseConv(Conv):
     def __call__(self, x):
         y = lax.conv_general_dilated(
             x,
-            self.kernel[...].astype(x.dtype),
+            cast(self.kernel, x.dtype),
             window_strides=(1, 1),
             padding=((self.padding, self.padding), (self.padding, self.padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Real
 
 from jax_ddpm.arrays import Array, upcast, upcast_dtype
 from jax_ddpm.embeddings import concatenated_embedding
-from jax_ddpm.layers import Conv, GroupNorm, Linear, add_label, label_embedding, remat_block
+from jax_ddpm.layers import Conv, GroupNorm, Linear, add_label, cast, label_embedding, remat_block
 from jax_ddpm.ops import add_to_pixels, concatenate_channels, convolve, gelu, layer_norm, max_pool_2x2, silu
 from jax_ddpm.unets.attention import SelfAttention
 
@@ -44,7 +44,7 @@ class ConvWithoutBias(Conv):
         self.bias = None
 
     def __call__(self, x):
-        return convolve(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
+        return convolve(x, cast(self.kernel, x.dtype), self.stride, self.padding)
 
 
 class LayerNorm(GroupNorm):

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Float, Real
 
 from jax_ddpm.arrays import Array, upcast
-from jax_ddpm.layers import Buffer, Conv, GroupNorm, Linear, identity, remat_block, unfilled
+from jax_ddpm.layers import Buffer, Conv, GroupNorm, Linear, cast, identity, remat_block, unfilled
 from jax_ddpm.ops import (
     add_to_pixels,
     cast_and_broadcast,
@@ -45,7 +45,7 @@ class ConvWithoutBias(nnx.Module):
         self.kernel = unfilled(1, 1, in_channels, out_channels)
 
     def __call__(self, x):
-        return convolve(x, self.kernel[...].astype(x.dtype), 1, 0)
+        return convolve(x, cast(self.kernel, x.dtype), 1, 0)
 
 
 def frequencies(width: int, theta: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_ddpm import unets
+from jax_ddpm import ops, unets
 from jax_ddpm.objectives.discrete import by_timestep
 from jax_ddpm.process import check_devices
 from jax_ddpm.spec.errors import require, require_one_of
@@ -19,7 +19,7 @@ from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_files import read_model
 from jax_ddpm.spec.model_info import ModelInfo, describe
 from jax_ddpm.spec.network_config import NetworkConfig
-from jax_ddpm.spec.types import Precision
+from jax_ddpm.spec.types import TF32_ON_CPUS, Precision
 from jax_ddpm.spec.write_model import TORCH_ENDINGS, check_output, save_model
 from jax_ddpm.weights.convert import array_shapes, load_state_dict, state_dict, to_device
 from jax_ddpm.weights.run_checkpoint import read_checkpoint
@@ -117,8 +117,8 @@ def load_model(
             PyTorch, or the name of a model on the Hugging Face Hub.
         image_size: height and width in pixels, such as (32, 48), or one integer for square images. Default: those in
             the file, else those of the network's preset.
-        precision: "float32", "bfloat16" (of the activations only) or "float64" (of the parameters too; needs
-            jax_enable_x64).
+        precision: "float32", "tf32" (of products on GPUs; three bfloat16 passes on TPUs; float32 on CPUs), "bfloat16"
+            (of the activations only) or "float64" (of the parameters too; needs jax_enable_x64).
         weights: "ema" or "raw", for models that have both. Default: EMA weights where there are some. The raw weights
             of a run are those of its newest checkpoint.
         step: for a run, the checkpoint to load.
@@ -150,7 +150,9 @@ def load_model(
         log=log,
         **diffusion,
     )
-    built = unets.build(info.network, info.image_shape[2], jnp.bfloat16 if precision == "bfloat16" else None)
+    if precision == "tf32" and ops.platform() == "cpu":
+        log(TF32_ON_CPUS)
+    built = unets.build_in(precision, info.network, info.image_shape[2])
     load_state_dict(built, values, np.float64 if precision == "float64" else np.float32)
     to_device(built)
     return Model(built, info)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from flax import nnx
 
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
+from jax_ddpm.unets.tf32 import class_of
 from jax_ddpm.weights.names_adm import ADM
 from jax_ddpm.weights.names_annotated import ANNOTATED
 from jax_ddpm.weights.names_annotated_convnext import ANNOTATED_CONVNEXT
@@ -235,7 +236,7 @@ def own_table(network: nnx.Module) -> Mapping[str, str]:
     """The table of the names that differ in a network of the user's own."""
     if has_complete_table(network):
         return {}
-    kind = type(network)
+    kind = class_of(network)
     return REGISTERED_TORCH_NAMES.get(kind) or getattr(kind, "TORCH_NAMES", {})
 
 

@@ -36,6 +36,7 @@ from torch_ref.unets.lucidrains import LucidrainsUNet
 from torch_ref.unets.simple_unet import SimpleUNet
 from torch_ref.unets.strided import StridedUNet
 from torch_ref.unets.superminddpm import SuperMinDDPM
+from torch_ref.unets.tf32 import in_tf32, set_tf32
 
 NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "conv_block": ConvBlockUNet,
@@ -61,8 +62,7 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Modu
     dtype of the parameters. Switches TF32 off for the whole process, so that GPUs compute float32 in float32. Raises
     UserError if the network is not registered.
     """
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    set_tf32(False, False)
     if config.name not in NETWORK_CLASSES:
         raise UserError(
             f"The network '{config.name}' has no PyTorch module here. Call torch_ref.register({type(config).__name__}, "
@@ -74,16 +74,26 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Modu
     return network if dtype is None else with_autocast(network, dtype)
 
 
+def build_in(precision: str, config: NetworkConfig, image_channels: int = 1) -> nn.Module:
+    """`build` for a precision as of `spec.types.Precision`. The dtype of the parameters is that of their values.
+
+    bfloat16: of the activations. tf32: products in TF32 on GPUs, as of `unets.tf32.in_tf32`.
+    """
+    network = build(config, image_channels, torch.bfloat16 if precision == "bfloat16" else None)
+    return in_tf32(network) if precision == "tf32" else network
+
+
 def with_autocast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The network, which from now on computes in autocast; the prediction has the dtype of x."""
-    forward = network.forward
+    kind = type(network)
 
-    @functools.wraps(forward)
-    def in_autocast(x, t, **labels):
+    @functools.wraps(kind.forward)
+    def in_autocast(self, x, t, **labels):
         with activations(x, dtype):
-            return forward(x, t, **labels).to(x.dtype)
+            return kind.forward(self, x, t, **labels).to(x.dtype)
 
-    network.forward = in_autocast
+    # A subclass: a function in the attribute `forward` would, in a copy such as an EMA, use the original's weights.
+    network.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, "forward": in_autocast})
     return network
 
 
