@@ -175,6 +175,7 @@ ONLY_IN_TORCH = {
 PYTREES = "torch modules and optimisers hold their parameters, so that they are the state"
 SEQUENTIAL = "an nn.Sequential, whose forward is torch's, for the names of its parameters"
 OTHER_ARGUMENTS = {
+    "sampling/samplers": {"sample_in_batches": "several processes draw together in JAX alone"},
     "classifier": {"load_classifier": TRAINED},
     "step": dict.fromkeys(
         ["TrainState", "make_optimizer", "ema_update", "power_ema_update", "make_train_step", "make_validation"],

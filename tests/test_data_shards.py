@@ -86,6 +86,23 @@ def test_indexing_is_that_of_an_array(load, small_blocks):
             images[key]
 
 
+def test_threads_read_the_same_images(tmp_path, monkeypatch):
+    """More shards than files may be open, a shard that is an array, repeated indices, and a file that was cut."""
+    monkeypatch.setattr(shards, "MAX_OPEN_FILES", 2)
+    images = np.random.default_rng(0).integers(0, 256, (70, 3, 2, 1), np.uint8)
+    paths = [tmp_path / f"{number}.npy" for number in range(6)]
+    for path, part in zip(paths, np.split(images[:60], 6), strict=True):
+        np.save(path, part)
+    found = shards.ShardedImages([*paths, images[60:]], [10] * 7, (3, 2, 1))
+    indices = np.random.default_rng(1).integers(0, 70, (8, 25))
+    assert indices.size >= shards.MIN_IMAGES_FOR_THREADS
+    np.testing.assert_array_equal(found[indices], images[indices])
+    paths[3].write_bytes(paths[3].read_bytes()[:-1])
+    again = shards.ShardedImages([*paths, images[60:]], [10] * 7, (3, 2, 1))
+    with pytest.raises((OSError, ValueError)):
+        again[indices]
+
+
 def test_an_interrupted_decoding_goes_on(load, tmp_path, small_blocks, monkeypatch):
     """Whole blocks are kept, and nothing else is left behind."""
     expected = load(cache_dir=str(tmp_path / "other"))

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.slow
-TRAIN = Path(__file__).parents[1] / "scripts" / "train_jax.py"
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 FLAGS = "--preset digits --batch-size 16 --steps 24 --widths 32 --time-width 32 --timesteps 20 --beta-end 0.4 "
 FLAGS += "--log-every 4 --validate-every 12 --checkpoint-every 8 --sample-every 12 --num-samples 4"
 STREAMED = "feed.MAX_RESIDENT_BYTES = 0"  # images are read for each dispatch
@@ -24,8 +24,8 @@ IMPATIENT = "start_hosts.WAIT_SECONDS = 15"
 LOSS = 1e-5  # four gradients are added up in another order
 
 
-def start(folder, *flags, processes=2, devices=2, first="", ids=None, of_last=()) -> list[subprocess.Popen]:
-    """Processes of one training in a folder.
+def start(folder, *flags, processes=2, devices=2, first="", ids=None, of_last=(), script="train_jax.py"):
+    """Processes (subprocess.Popen) of one training in a folder, or of another command of `scripts/`.
 
     first: a statement that each executes first. ids: start only these. of_last: more flags for the last process.
     """
@@ -33,7 +33,7 @@ def start(folder, *flags, processes=2, devices=2, first="", ids=None, of_last=()
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     program = f"import runpy\nfrom jax_ddpm.training import feed, start_hosts\n{first}\n"
-    program += f"runpy.run_path({str(TRAIN)!r}, run_name='__main__')"
+    program += f"runpy.run_path({str(SCRIPTS / script)!r}, run_name='__main__')"
     options = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     started = []
     for i in range(processes) if ids is None else ids:
@@ -55,7 +55,11 @@ def start(folder, *flags, processes=2, devices=2, first="", ids=None, of_last=()
 def ended(started: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     """The exit codes, and what the processes said themselves: Gloo's lines come from JAX's runtime for CPUs."""
     said = [process.communicate(timeout=600)[0] for process in started]
-    lines = [[line for line in text.splitlines() if line.strip() and "[Gloo]" not in line] for text in said]
+    gloo = ("[Gloo]", "peer ranks")  # two of its lines can be mixed
+    lines = [
+        [line for line in text.splitlines() if line.strip() and not any(words in line for words in gloo)]
+        for text in said
+    ]
     return [process.returncode for process in started], ["\n".join(each) for each in lines]
 
 

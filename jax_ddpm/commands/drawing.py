@@ -149,7 +149,7 @@ def draw(flags, model, package: ModuleType, settings: dict) -> str:
         cells = report.as_uint8(x_0, flags.rescale).reshape(len(columns), -1, *x_0.shape[1:]).swapaxes(0, 1)
         rows = [] if labels is None or labels.ndim > 1 else [report.label_text(label, names) for label in labels]
         picture = report.table(cells, [f"{sampler.guidance:g}" for sampler in samplers], row_labels=rows)
-        return report.write_images(flags.out, x_0, flags.rescale, picture)
+        return written(flags, x_0, picture)
     x_0, arrays = draw_images(flags, model, package, settings, images, mask)
     if flags.editing.invert:
         error = float(np.sqrt(np.mean(np.square(x_0 - images))))
@@ -158,7 +158,28 @@ def draw(flags, model, package: ModuleType, settings: dict) -> str:
         picture = report.class_grid(report.as_uint8(x_0, flags.rescale), arrays["labels"], names)
     else:
         picture = layout(flags, images, mask, x_0, arrays.get("x_T"))
+    return written(flags, x_0, picture, **arrays)
+
+
+def written(flags, x_0: np.ndarray, picture, **arrays: np.ndarray) -> str:
+    """Write the images and a picture of all of them, in the first process if several draw. Returns what was written."""
+    from jax_ddpm import report
+
+    if flags.hosts.distributed:
+        from jax_ddpm.sampling.processes import writes
+
+        if not writes():
+            return ""
     return report.write_images(flags.out, x_0, flags.rescale, picture, **arrays)
+
+
+def images_at_a_time(flags) -> int:
+    """The images of a batch, in all processes together."""
+    if not flags.hosts.distributed:
+        return flags.batch_size
+    from jax_ddpm.sampling.processes import num_drawing
+
+    return flags.batch_size * num_drawing()
 
 
 def draw_images(
@@ -180,7 +201,7 @@ def draw_images(
         print(f"Inpainting takes {len(timesteps):,} network calls.")
     elif kind == "--start-t":
         print(f"The image is noised to t = {timesteps[0]} and denoised in {len(timesteps):,} steps.")
-    passes = -(-count // max(1, min(flags.batch_size, count))) * (2 if kind == "--invert" else 1)
+    passes = -(-count // max(1, min(images_at_a_time(flags), count))) * (2 if kind == "--invert" else 1)
     labels, arrays = labels_to_draw(flags, model.info, count), {}
     with tqdm(total=len(timesteps) * passes, unit="step", delay=0.5) as bar:
         settings = {**settings, "batch_size": flags.batch_size, "progress": update_bar(bar, len(timesteps))}

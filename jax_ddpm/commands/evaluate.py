@@ -1,5 +1,6 @@
 """`jax-ddpm evaluate`: how close the images of a model, or given ones, come to real images."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Annotated, Literal
 import tyro
 
 from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, SamplerFlags, parse
+from jax_ddpm.commands.together import refuse_together, together
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.types import Precision
+from jax_ddpm.training.start_hosts import HostFlags
 
 EXAMPLES = (
     "runs/digits-digits",
@@ -83,6 +86,7 @@ class EvaluateFlags:
     """A weaker model, away from which the images are guided (autoguidance; Karras et al. 2024). Needs --guidance."""
     nearest: Path | None = None
     """Also the share of images that are copies of training images, and a .png of those most like one."""
+    hosts: Annotated[HostFlags, tyro.conf.arg(name="")] = field(default_factory=HostFlags)
     imports: ImportFlag = ()
     data: DataFlags = field(default_factory=DataFlags)
     sampling: SamplerFlags = field(default_factory=SamplerFlags)
@@ -92,10 +96,18 @@ class EvaluateFlags:
 
 def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse(EvaluateFlags, arguments, prog, EXAMPLES)
-    check_flags(flags)
-    from jax_ddpm.commands.evaluating import run  # imported here so that --help and flag errors appear at once
+    alone = {"--sweep": flags.sweep, "--checkpoints": flags.checkpoints, "--likelihood": flags.likelihood}
+    refuse_together(flags.hosts, alone)
+    if not flags.hosts.resolved(os.environ).distributed or flags.hosts.process_id in (None, 0):
+        check_flags(flags)
+    with together("evaluate", flags, arguments) as hosts:
+        # imported here so that --help and flag errors appear at once
+        from jax_ddpm.commands.evaluating import draw_for_process_0, run
 
-    run(flags)
+        if hosts is None or hosts.index == 0:
+            run(flags, hosts)
+        else:
+            draw_for_process_0(flags, hosts)
 
 
 def check_flags(flags: EvaluateFlags) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jax_ddpm import load_model
 from jax_ddpm.commands.evaluate import EvaluateFlags
+from jax_ddpm.commands.together import compare_weights
 from jax_ddpm.evaluation import choices
 from jax_ddpm.evaluation.classes import samples_with_labels
 from jax_ddpm.evaluation.curve import checkpoint_steps
@@ -32,6 +33,7 @@ from jax_ddpm.spec.model_info import describe
 from jax_ddpm.spec.read_content import EXPECTED
 from jax_ddpm.spec.run_checkpoints import averages_weights
 from jax_ddpm.spec.run_config import DataConfig
+from jax_ddpm.training.hosts import Hosts
 from jax_ddpm.weights.model import Model
 
 
@@ -101,10 +103,10 @@ class Evaluation:
         return append_result(self.run, result)
 
 
-def run(flags: EvaluateFlags) -> None:
-    """All of the command."""
+def run(flags: EvaluateFlags, hosts: Hosts | None = None) -> None:
+    """All of the command. hosts: the processes that draw together; this is process 0."""
     start = time.perf_counter()
-    evaluation = prepare(flags)
+    evaluation = prepare(flags, hosts)
     if flags.sweep:
         from jax_ddpm.commands.sweeping import sweep  # here: it imports this file
 
@@ -115,6 +117,8 @@ def run(flags: EvaluateFlags) -> None:
 
         score_checkpoints(evaluation)
         return
+    if hosts is not None:
+        hosts.set("draw", "")
     images = evaluation.images()
     drawn = time.perf_counter()
     scores = score(images, evaluation.reference, batch_size=flags.batch_size, progress=evaluation.bars)
@@ -134,8 +138,26 @@ def run(flags: EvaluateFlags) -> None:
     write(evaluation, images, values, seconds)
 
 
-def prepare(flags: EvaluateFlags) -> Evaluation:
-    """Load the model or open the images, and the reference with its features. Prints what is taken."""
+def draw_for_process_0(flags: EvaluateFlags, hosts: Hosts) -> None:
+    """Draw a part of the images, in another process than the first, which prepares and scores everything."""
+    if flags.precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+    model = load_subject(flags, {**flags.loading.arguments, **asdict(flags.diffusion)})
+    compare_weights(hosts, model)
+    sampler = flags.sampling.fitting(model.info.diffusion)
+    guide = (
+        load_model(flags.guide, flags.image_size, flags.precision) if flags.guide and sampler.guidance != 1 else None
+    )
+    hosts.wait("draw")
+    count = flags.num_images or choices.default_num_images()
+    draw_samples(model, count, sampler, flags.seed, flags.batch_size, None, lambda done: None, guide)
+
+
+def prepare(flags: EvaluateFlags, hosts: Hosts | None = None) -> Evaluation:
+    """Load the model or open the images, and the reference with its features. Prints what is taken.
+
+    hosts: the processes that draw together, which have the same model.
+    """
     bars, model, given, run, chosen, guide, sampler = Bars(), None, None, None, [], None, SamplerConfig()
     settings = DataConfig(**asdict(flags.data), image_size=flags.image_size or DataConfig.image_size)
     if choices.holds_model(flags.subject):
@@ -151,6 +173,7 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
             if not has_model_file(run):  # of a run that was interrupted
                 loading["step"] = chosen[-1]
         model = load_subject(flags, loading)
+        compare_weights(hosts, model)
         timesteps, sampler = model.info.diffusion.timesteps, flags.sampling.fitting(model.info.diffusion)
         if flags.likelihood:
             require_timesteps(model.info.diffusion, "--likelihood")
@@ -167,6 +190,8 @@ def prepare(flags: EvaluateFlags) -> Evaluation:
         shape = model.info.image_shape
     else:
         refuse_flags_of_models(flags)
+        if hosts is not None:
+            raise UserError(f"{flags.subject} is images, so nothing is drawn: omit --distributed.")
         given = first_images(open_images(flags.subject, None, settings), flags.num_images)
         if given.data is not None and flags.image_size is None:
             print(f"Images are resized to {size_text(given.image_shape)}. --image-size changes that.")

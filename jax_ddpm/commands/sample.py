@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,10 +11,12 @@ from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
 from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
 from jax_ddpm.commands.label_flags import GuidanceFlags, LabelFlags
 from jax_ddpm.commands.noise_checking import CheckFlags, say_check
+from jax_ddpm.commands.together import compare_weights, refuse_together, together
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_info import describe
 from jax_ddpm.spec.types import Precision
+from jax_ddpm.training.start_hosts import HostFlags
 
 EXAMPLES = (
     "--model runs/digits-digits --num-images 64 --out grid.png",
@@ -53,6 +55,7 @@ class SampleFlags:
     """Height and width of the images, or one number if they are square, for model files that do not say."""
     rescale: Literal["none", "per-image"] = "none"
     """per-image: map each picture's own range of values to black and white, for samples that leave [-1, 1]."""
+    hosts: Annotated[HostFlags, tyro.conf.arg(name="")] = field(default_factory=HostFlags)
     imports: ImportFlag = ()
     label: LabelFlags = field(default_factory=LabelFlags)
     editing: EditingFlags = field(default_factory=EditingFlags)
@@ -64,14 +67,20 @@ class SampleFlags:
 
 def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse(SampleFlags, arguments, prog, EXAMPLES)
+    refuse_together(
+        flags.hosts, {"--framework torch": flags.framework == "torch", "A .gif": flags.out.suffix == ".gif"}
+    )
     from jax_ddpm import report  # imported here so that --help and flag errors appear at once
 
-    report.check_images_path(flags.out, flags.overwrite)
-    check_together(flags)
-    model, package, settings, described = with_jax(flags) if flags.framework == "jax" else with_torch(flags)
-    print(described)
-    say_check(flags, flags.model, model)
-    print(f"Saved {draw(flags, model, package, settings)}")
+    with together("sample", flags, arguments) as hosts:
+        if hosts is None or hosts.index == 0:
+            report.check_images_path(flags.out, flags.overwrite)
+        check_together(flags)
+        model, package, settings, described = with_jax(flags) if flags.framework == "jax" else with_torch(flags)
+        compare_weights(hosts, model)
+        print(described)
+        say_check(flags, flags.model, model)
+        print(f"Saved {draw(flags, model, package, settings)}")
 
 
 def with_jax(flags: SampleFlags):

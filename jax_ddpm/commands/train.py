@@ -1,11 +1,10 @@
 """`jax-ddpm train`: train a model, resume a run, or replay one of its steps."""
 
-import atexit
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ from jax_ddpm.spec.image_size import height_and_width
 from jax_ddpm.spec.presets import PRESETS, preset
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training import run_folder
-from jax_ddpm.training.start_hosts import HostFlags, join, leave
+from jax_ddpm.training.start_hosts import HostFlags, join, left_by_all
 
 FULL_SIZE = ("conv_block", "strided", "attention", "ddpm")  # presets whose networks want an accelerator
 EXAMPLES = (
@@ -79,27 +78,6 @@ def main(arguments: Sequence[str], prog: str) -> None:
                     "CPU.\n--preset tiny trains a small network on the same data."
                 )
             train(flags.config, flags.out, flags.resume)
-
-
-@contextmanager
-def left_by_all():
-    """Inside this context, several processes train together. At its end they leave JAX's runtime, or end at once.
-
-    After a failure they cannot leave together. JAX would wait for the others, and then abort the process.
-    """
-    try:
-        yield
-    except BaseException as error:
-        code = 128 + getattr(error, "number", 2) if isinstance(error, KeyboardInterrupt) else 2
-        atexit.register(end_at_once, code)  # runs before JAX's own, and after the message was printed
-        raise
-    leave()
-
-
-def end_at_once(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def is_first_process() -> bool:

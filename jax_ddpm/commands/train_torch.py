@@ -22,6 +22,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
         raise UserError("The PyTorch reference cannot resume or replay a run. Start a new run with another --out.")
     if flags.hosts.resolved({}).distributed:
         raise UserError("The PyTorch reference trains in one process: omit --distributed.")
+    if flags.config.training.fsdp:
+        raise UserError("The PyTorch reference trains on one device: omit --fsdp.")
     if flags.sweep:
         raise UserError("The PyTorch reference has no sweeps: leave out --sweep.")
     if flags.config.output.evaluate_every:

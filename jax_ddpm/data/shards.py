@@ -1,14 +1,18 @@
 """`ShardedImages`: images in several arrays or files, used like one array that need not fit in memory."""
 
 import functools
+import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 MAX_IN_MEMORY = 2**28  # bytes; smaller data sets are ordinary arrays
 MAX_OPEN_FILES = 128
+NUM_READERS = 16  # threads
+MIN_IMAGES_FOR_THREADS = 32
 
 
 class ShardedImages:
@@ -34,7 +38,6 @@ class ShardedImages:
         self.ends = np.cumsum(counts, dtype=np.int64)
         self.rows = rows
         self._open = functools.lru_cache(MAX_OPEN_FILES)(ShardFile)
-        self._lock = threading.Lock()  # files have a position
 
     def of(self, rows: np.ndarray) -> "ShardedImages":
         """Only some of these images, without reading them. rows: an increasing array of integers."""
@@ -79,13 +82,25 @@ class ShardedImages:
         numbers = np.searchsorted(self.ends, rows, side="right")
         order = np.argsort(numbers, kind="stable")
         places = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if len(rows) else []
-        for place in places:
+
+        def read(place: np.ndarray) -> None:
             number = int(numbers[place[0]])
             first = self.ends[number - 1] if number else 0
             shard, here = self.shards[number], rows[place] - first
-            with self._lock:
-                images[place] = self._open(shard).read(here) if isinstance(shard, Path) else shard[here]
+            images[place] = self._open(shard).read(here) if isinstance(shard, Path) else shard[here]
+
+        list(readers().map(read, places) if len(rows) >= MIN_IMAGES_FOR_THREADS else map(read, places))
         return images
+
+
+@functools.cache
+def readers() -> ThreadPoolExecutor:
+    """Threads that read from several shards at the same time. A disk answers many requests faster than one by one."""
+    return ThreadPoolExecutor(NUM_READERS, thread_name_prefix="images")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=readers.cache_clear)  # a forked process has none of these threads
 
 
 class ShardFile:
@@ -97,6 +112,7 @@ class ShardFile:
 
     def __init__(self, path: Path):
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self.lock = threading.Lock()  # the file has a position
         header = np.load(path, mmap_mode="r", allow_pickle=False)
         self.offset, self.image_shape = header.offset, header.shape[1:]
 
@@ -108,10 +124,11 @@ class ShardFile:
         """The images at these rows, uint8 (n, H, W, C). Raises OSError if the file was cut."""
         images = np.empty((len(rows), *self.image_shape), np.uint8)
         size = images[:1].nbytes
-        for image, row in zip(images, rows.tolist(), strict=True):
-            self.file.seek(self.offset + row * size)
-            if self.file.readinto(image) != size:
-                raise OSError(f"{self.file.name} is shorter than it was")
+        with self.lock:
+            for image, row in zip(images, rows.tolist(), strict=True):
+                self.file.seek(self.offset + row * size)
+                if self.file.readinto(image) != size:
+                    raise OSError(f"{self.file.name} is shorter than it was")
         return images
 
 

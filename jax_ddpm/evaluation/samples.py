@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from filelock import FileLock, Timeout
 from flax import nnx
+from jax.experimental import multihost_utils
 
 import jax_ddpm
 from jax_ddpm import data, weights
+from jax_ddpm.sampling.processes import num_drawing
 from jax_ddpm.sampling.reverse import sampling_timesteps
 from jax_ddpm.sampling.samplers import labels_and_guide, sample_in_batches, sample_indices
 from jax_ddpm.spec.diffusion_config import SamplerConfig, check_sampler, default_sampler
@@ -67,6 +70,8 @@ def draw_samples(
         require(value >= 1, name, value, "expected at least 1")
     sampler = sampler or default_sampler(model.info.diffusion)
     check_sampler(sampler, model.info.diffusion)
+    if num_drawing() > 1 and jax.process_index() > 0:
+        folder = None  # process 0 writes
     if folder is None:
         return draw_missing(model, num_images, [], sampler, seed, batch_size, None, progress, guide)
     settings = settings_of(model, sampler, seed, guide)
@@ -99,8 +104,12 @@ def draw_missing(
 ) -> np.ndarray:
     """The images of `found`, which are the first ones, and those after them, which are drawn and written."""
     first = sum(map(len, found))
+    if num_drawing() > 1:  # process 0 knows what is there
+        first = int(multihost_utils.broadcast_one_to_all(np.int32(first)))
     if progress is not None:
         progress(min(first, num_images))
+    if first and not found:
+        found = [np.zeros((first, *model.info.image_shape), np.uint8)]  # of a process that does not need them
     if first >= num_images:
         return np.concatenate(found)[:num_images]
     num_steps = len(sampling_timesteps(model.info.diffusion, sampler))
@@ -113,7 +122,7 @@ def draw_missing(
         start, count = int(indices[0]), len(np.unique(indices))
 
         def in_batch(steps: int) -> None:
-            progress(start + count * steps // num_steps)
+            progress(min(num_images, start + count * num_drawing() * steps // num_steps))
 
         x_0, _ = sample_indices(
             model.network,
@@ -133,17 +142,20 @@ def draw_missing(
                 f"The model draws images that are not finite (nan, inf), with {sampler.sampler} in {num_steps} steps.\n"
                 "Use other weights, such as an earlier checkpoint (--step), or --clip x0."
             )
-        images = data.to_uint8(x_0)
+        return data.to_uint8(x_0)
+
+    def keep(batch: np.ndarray, images: np.ndarray) -> None:
+        indices = np.minimum(first + batch, num_images - 1)
+        start, count = int(indices[0]), len(np.unique(indices))
         if folder is not None:
             with atomic_path(folder / BLOCK_FILE.format(start)) as draft, draft.open("wb") as file:
                 np.save(file, images[:count])
         if progress is not None:
             progress(start + count)
-        return images
 
     # At least a whole batch, although fewer images may be missing: the same program as in an uninterrupted drawing.
     count = max(num_images - first, min(batch_size, num_images))
-    return np.concatenate([*found, sample_in_batches(draw, count, batch_size)])[:num_images]
+    return np.concatenate([*found, sample_in_batches(draw, count, batch_size, keep)])[:num_images]
 
 
 def read_blocks(folder: Path, num_images: int, image_shape: tuple[int, int, int]) -> list[np.ndarray]:

@@ -129,10 +129,13 @@ class Seconds:
 
 
 def seconds(measured: Measured, chip: Chip, num_devices: int) -> Seconds:
-    """An all-reduce sends each number 2 (n - 1) / n times, as a ring does; the other collectives half as often."""
+    """In a ring, an all-reduce sends each number 2 (n - 1) / n times. An all-gather sends those of its argument, the
+    part of one device, n - 1 times. The other collectives send each number (n - 1) / n times.
+    """
     sent = 0.0
     for kind, arrays in measured.collectives.items():
-        rounds = (2 if kind == "all-reduce" else 1) * (num_devices - 1) / num_devices
+        factor = {"all-reduce": 2, "all-gather": num_devices}.get(kind, 1)
+        rounds = factor * (num_devices - 1) / num_devices
         sent += rounds * sum(array.bytes for array in arrays)
     peaks = {"bfloat16": chip.bfloat16, "tf32": chip.tf32}
     products = sum(flops / peaks.get(dtype, chip.float32) for dtype, flops in measured.flops.items())

@@ -49,7 +49,7 @@ def plan(
             raise
         raise UserError(
             f"It does not fit: the compiler finds no place for it in the chip's memory ({one_line(error, 300)}).\n"
-            "Take more chips, a smaller --batch-size, --accumulate, --remat or --precision bfloat16."
+            "Take more chips, a smaller --batch-size, --accumulate, --remat, --fsdp or --precision bfloat16."
         ) from None
     measured = measure(lowered, compiled, len(devices), target.chip)
     yield f"Compiled in {time.perf_counter() - start:.0f} s"

@@ -18,6 +18,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.labels import Labels
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training import feed
+from jax_ddpm.training.fsdp import state_shardings
 from jax_ddpm.training.prepare import build_network, count_steps
 from jax_ddpm.training.state import TrainState, create_state
 from jax_ddpm.training.step import make_optimizer
@@ -48,8 +49,8 @@ def check_batch(devices: list, batch_size: int, accumulate: int = 1) -> None:
         raise UserError(f"batch_size = {batch_size}: expected a multiple of the {len(devices)} devices{times}.")
 
 
-def abstract_state(config: RunConfig, image_channels: int, sharding=None) -> tuple[nnx.GraphDef, TrainState]:
-    """Graph and shapes of a run's training state. Its weights are not made."""
+def abstract_state(config: RunConfig, image_channels: int, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
+    """Graph and shapes of a run's training state, with its shardings. Its weights are not made."""
     network, optimizer = build_network(config, image_channels), make_optimizer(config.training)
     dtype = np.float64 if config.training.precision == "float64" else np.float32
     graphs = []
@@ -60,7 +61,10 @@ def abstract_state(config: RunConfig, image_channels: int, sharding=None) -> tup
         return state
 
     state = jax.eval_shape(make)
-    return graphs[0], placed(state, sharding)
+    shardings = state_shardings(state, mesh, config.training.fsdp)
+    if isinstance(shardings, NamedSharding):
+        return graphs[0], placed(state, shardings)
+    return graphs[0], jax.tree.map(placed, state, shardings)
 
 
 def placed(tree, sharding):
@@ -82,7 +86,7 @@ def lower_training(
     with ops.compile_for(platform):
         inputs = feed.program_inputs(config, mesh, num_images, image_shape)
         is_resident = inputs[0].shape[0] == num_images
-        graph, state = abstract_state(config, image_shape[2], NamedSharding(mesh, PartitionSpec()))
+        graph, state = abstract_state(config, image_shape[2], mesh)
         total_steps = count_steps(config, num_images)[1]
         dispatch = feed.make_program(
             graph, make_optimizer(training), config, total_steps, mesh, image_shape, is_resident

@@ -16,6 +16,7 @@ from jax_ddpm.arrays import Array
 from jax_ddpm.layers import cast_once
 from jax_ddpm.objectives import make_objective
 from jax_ddpm.sampling.guidance import guided_predict
+from jax_ddpm.sampling.processes import drawn_by_all, num_drawing
 from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.solvers import make_solver
 from jax_ddpm.sampling.steps import first_history
@@ -143,14 +144,25 @@ def sample_indices(
     return from_data_range(x_0, config.data_range), from_data_range(frames, config.data_range)
 
 
-def sample_in_batches(draw: Callable, num_images: int, batch_size: int) -> np.ndarray:
-    """`spec.batches.in_batches` for draw(indices) -> (B, H, W, C) on JAX devices."""
+def sample_in_batches(
+    draw: Callable, num_images: int, batch_size: int, keep: Callable[[np.ndarray, np.ndarray], None] | None = None
+) -> np.ndarray:
+    """`spec.batches.in_batches` for draw(indices) -> (B, H, W, C) on JAX devices.
+
+    batch_size: of each process, if several draw together (`processes.drawing_together`); then a batch is not made
+    smaller if it does not fit. keep: called with the indices and the images of each batch.
+    """
+    count = num_drawing()
+    draw_batch = drawn_by_all(draw) if count > 1 else draw
 
     def to_numpy(indices):
-        return np.asarray(draw(indices))
+        images = np.asarray(draw_batch(indices))
+        if keep is not None:
+            keep(indices, images)
+        return images
 
-    memory_error = jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED"
-    return in_batches(to_numpy, num_images, batch_size, *memory_error, len(jax.local_devices()))
+    memory_error = (jax.errors.JaxRuntimeError, "RESOURCE_EXHAUSTED") if count == 1 else ((), "")
+    return in_batches(to_numpy, num_images, batch_size * count, *memory_error, len(jax.local_devices()))
 
 
 def sample(

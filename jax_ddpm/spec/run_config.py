@@ -65,6 +65,9 @@ class TrainingConfig:
     """Split a batch into this many parts and add up their gradients, to save memory. The result is the same."""
     remat: bool = False
     """Gradient checkpointing: recompute the activations of each block in the backward pass, to save memory."""
+    fsdp: bool = False
+    """Split parameters, averages and the optimiser's state over the devices, to save memory (ZeRO-3). The result is the
+    same."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Optimiser: Adam, or AdamW with weight_decay."""
     weight_decay: float = 0.0

@@ -64,7 +64,8 @@ class Checkpoints:
         self.wait()
         leaves = flatten_state(state)
         for leaf in leaves.values():
-            leaf.copy_to_host_async()  # starts all copies before the first one is waited for
+            if isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()  # starts all copies before the first one is waited for
         copy = {name: np.array(leaf) for name, leaf in leaves.items()}  # the next step donates the state's own memory
         self.writer = threading.Thread(target=self.write, args=(step, copy, json.dumps(record)))
         self.writer.start()
@@ -161,7 +162,8 @@ class Checkpoints:
         state = jax.tree.unflatten(jax.tree.structure(template), [restored[name] for name in target])
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         # Orbax's arrays cannot always be donated (jax#18617); the outputs of a jitted function can.
-        return jax.jit(lambda x: jax.tree.map(jnp.copy, x))(state), record
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=shardings)(state), record
 
 
 def open_checkpointer() -> ocp.Checkpointer:

@@ -21,7 +21,6 @@ from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.progress import duration
 from jax_ddpm.training.run_charts import FLOOR
-from jax_ddpm.training.state import TrainState
 from jax_ddpm.weights import Model
 
 RECORDED = ("fid", "kid", "precision", "recall")  # scores in metrics.jsonl
@@ -53,14 +52,14 @@ class Evaluation:
             f"by the features {extractor.name}."
         )
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float | None]:
+    def __call__(self, weights: nnx.State, buffers: nnx.State, step: int) -> dict[str, float | None]:
         """The scores of the weights for sampling (the EMA, if on), by their names in metrics.jsonl.
 
         None for samples that have no scores, such as those of a training that has diverged.
         """
         name, start = self.reference.extractor.name, time.perf_counter()
         try:
-            found = self.score(Model(nnx.merge(self.graph, state.weights, state.buffers), self.info))
+            found = self.score(Model(nnx.merge(self.graph, weights, buffers), self.info))
         except UserError as error:
             self.log(f"Step {step:,}: the samples cannot be scored: {error}")
             return {f"fid_{name}": None}

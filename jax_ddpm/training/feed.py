@@ -204,7 +204,7 @@ class Validation:
     ):
         """labels: class of each image, int32 (M,); None for a network without classes."""
         self.images, self.labels, self.batch_size = images, labels, config.training.batch_size
-        self.validate = make_validation(graph, config)
+        self.validate = make_validation(graph, config, mesh)
         self.batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
 
     def __call__(self, state: TrainState) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import jax_ddpm
 from jax_ddpm import data
@@ -19,10 +19,11 @@ from jax_ddpm.spec.data_record import path_of, record_of
 from jax_ddpm.spec.own_networks import import_flags
 from jax_ddpm.spec.run_classes import with_classes
 from jax_ddpm.spec.run_config import RunConfig
+from jax_ddpm.training import fsdp
 from jax_ddpm.training.feed import Feed, Validation, make_program
 from jax_ddpm.training.hosts import Hosts
 from jax_ddpm.training.interrupt import SignalHandler
-from jax_ddpm.training.placement import from_process_0
+from jax_ddpm.training.placement import from_process_0, here
 from jax_ddpm.training.prepare import count_steps, load_images, make_network
 from jax_ddpm.training.progress import Intervals
 from jax_ddpm.training.run_folder import flatten, version_of
@@ -67,10 +68,13 @@ def settings_and_versions(config: RunConfig, resume: bool) -> dict[str, object]:
     settings = {name.split(".")[-1]: value for name, value in flatten(config).items() if name not in OF_ONE_HOST}
     if path_of(config.data.dataset):
         del settings["dataset"]  # the images are compared
+    return {**settings, "resume": resume, **versions()}
+
+
+def versions() -> dict[str, object]:
+    """What all processes that work together must have in common, whatever they do, by name."""
     devices = jax.local_devices()
     return {
-        **settings,
-        "resume": resume,
         "python": ".".join(platform.python_version_tuple()[:2]),
         **{f"the version of {name}": version_of(name) for name in PACKAGES},
         "the source code of jax_ddpm": hash_of_source(),
@@ -122,7 +126,8 @@ def follow(
     # The weights come from process 0. So those of this process, and a file of --init-from, do not matter.
     network = make_network(config, image_shape, has_checkpoint=True)
     graph, state = create_state(network, optimizer, training.ema, dtype, training.power_ema)
-    start, state = from_process_0((np.int32(0), state), NamedSharding(mesh, PartitionSpec()))
+    start = from_process_0(np.int32(0), fsdp.replicated(mesh))
+    state = from_process_0(state, fsdp.state_shardings(state, mesh, training.fsdp))
     step = int(start)
 
     feed = Feed(images.train, config, mesh, labels[0])
@@ -131,7 +136,10 @@ def follow(
     intervals = Intervals(config, steps_per_epoch, total_steps, len(images.validation) > 0)
     signals.message = f"Stopped. {continue_with(hosts.command)}"
     signals.deferred = True
-    while (turn := hosts.next_turn()).steps:
+    while (turn := hosts.next_turn()).steps or turn.part:
+        if turn.part:
+            here(fsdp.part_of_state(state, turn.part))
+            continue
         state, _ = feed.run(dispatch, state, step, turn.steps)
         step += turn.steps
         if intervals.validation(step):

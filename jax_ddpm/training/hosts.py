@@ -1,4 +1,4 @@
-"""The processes of one training: what they tell each other, and how each notices that another has ended.
+"""The processes of one training or drawing: what they tell each other, and how each notices that another has ended.
 
 Process 0 decides and writes everything. The others take the same steps with it, and write nothing. They exchange short
 texts through the key-value store of `jax.distributed`, which process 0 serves. Arrays go through JAX's collectives.
@@ -29,10 +29,14 @@ _runs = itertools.count()
 
 @dataclass(frozen=True)
 class Turn:
-    """What process 0 decided: the number of steps of the next dispatch, or 0 and the signal that ends the run."""
+    """What process 0 decided: the number of steps of the next dispatch, or 0 and the signal that ends the run.
+
+    part: of the state, which all processes then send to process 0, in place of a dispatch; one of `fsdp.PARTS`.
+    """
 
     steps: int
     signal: int | None = None
+    part: str | None = None
 
 
 class ProcessesDiffer(UserError):
@@ -44,14 +48,23 @@ class Hosts:
 
     client: JAX's key-value store. index, count: the number of this process and of all. address: of the coordinator.
     signals: of this process. A signal of any process becomes one of process 0, which ends the run for all.
-    resume: words of the command that continues the run.
+    resume: words of the command that continues the run. task: what the processes do together, for messages.
     """
 
-    def __init__(self, client, index: int, count: int, address: str, signals: SignalHandler, resume: list[str]):
+    def __init__(
+        self,
+        client,
+        index: int,
+        count: int,
+        address: str,
+        signals: SignalHandler,
+        resume: list[str],
+        task: str = "training",
+    ):
         self.client, self.signals = client, signals
         self.index, self.count, self.address = index, count, address
         self.prefix = f"jax_ddpm/{next(_runs)}"
-        self.command, self.resume = resume, continue_with(resume)
+        self.task, self.command, self.resume = task, resume, continue_with(resume)
         self.names = {i: f"Process {i}" for i in range(self.count)}
         self.turns = 0
         self.stopped = False
@@ -116,13 +129,16 @@ class Hosts:
         """Raises the same UserError in all processes, which names every value that differs between them."""
         gathered = {i: json.loads(text) for i, text in self.gather(key, json.dumps(values, default=str)).items()}
         if found := differences(gathered, self.names):
-            raise ProcessesDiffer(f"The processes of this training differ: {found}.\n{advice}")
+            raise ProcessesDiffer(f"The processes of this {self.task} differ: {found}.\n{advice}")
 
-    def announce(self, steps: int) -> None:
-        """Process 0: tell the others how many steps the next dispatch has; 0: there is none."""
-        number = self.signals.signal_number if not steps else None
+    def announce(self, steps: int, part: str | None = None) -> None:
+        """Process 0: tell the others how many steps the next dispatch has; 0: there is none.
+
+        part: the others send this part of the state now; steps is then 0, and the training goes on.
+        """
+        number = self.signals.signal_number if not steps and part is None else None
         self.stopped = number is not None
-        self.set(f"turn/{self.turns}", json.dumps([steps, number]))
+        self.set(f"turn/{self.turns}", json.dumps([steps, number, part]))
         if self.turns >= KEPT_TURNS:  # the others are at most two dispatches behind
             self.client.key_value_delete(f"{self.prefix}/turn/{self.turns - KEPT_TURNS}")
         self.turns += 1

@@ -27,7 +27,6 @@ from jax_ddpm.spec.write_model import write_model
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.follow import command_to_resume, compare_images, follow, hosts_of_run, is_joined
 from jax_ddpm.training.interrupt import SignalHandler
-from jax_ddpm.training.placement import here
 from jax_ddpm.training.prepare import Run, given_images, load_images, make_mesh, make_network, prepare
 from jax_ddpm.training.run_folder import check_folder, default_out, lock_folder
 from jax_ddpm.training.run_page import write_page
@@ -110,6 +109,7 @@ def train(
             signals.message = f"Stopped. {continue_with(command_to_resume(folder))}"
             announce = {} if hosts is None else {"announce": hosts.announce}
             run = prepare(config, folder, resume, images, network, mesh, checkpoints, log, **announce)
+            del network  # the state has copies of its arrays
             signals.deferred = True
             with run.trackers:
                 with closing(run.progress):  # else an error would be printed behind the bar
@@ -143,6 +143,7 @@ def take_steps(run: Run, signals: SignalHandler) -> None:
             run.feed.reset_timer()
             with run.progress.pause():
                 validate_sample_save(run)
+    run.state = run.state_here()
     run.announce(0)
     if unread is not None:
         run.progress.update(*unread)
@@ -159,7 +160,7 @@ def validate_sample_save(run: Run) -> None:
         improved = output.keep_best and math.isfinite(loss) and (not run.best or loss < run.best["validation_loss"])
         run.best = {"step": step, "validation_loss": loss} if improved else run.best
     if run.intervals.evaluation(step):
-        measured |= run.evaluate(here(run.state), step)
+        measured |= run.evaluate(*run.part_here("weights"), step)
     if measured or (step == run.total_steps and run.metrics_log.pending):
         run.progress.write_row(step, **measured)
     if run.intervals.snapshot(step):
@@ -167,8 +168,7 @@ def validate_sample_save(run: Run) -> None:
             save_snapshots(run)
     if run.intervals.samples(step):
         with log_write_errors("The sample grid", run.log):
-            state = here(run.state)
-            grid = run.pictures.save_grid(state.weights, state.buffers, step)
+            grid = run.pictures.save_grid(*run.part_here("weights"), step)
             run.trackers.picture("samples", grid, step)
     with log_write_errors("The page", run.log):
         run.page.refresh()
@@ -189,14 +189,13 @@ def save_checkpoint(run: Run) -> None:
         "skipped_in_a_row": run.progress.skipped_in_a_row,
         "best": run.best,
     }
-    run.checkpoints.save(run.step, here(run.state), record)
+    run.checkpoints.save(run.step, run.state_here(), record)
     run.saved_step = run.step
 
 
 def finish(run: Run) -> None:
     """Export the weights (with --keep-best: the best ones), and make the final pictures and the page."""
     folder, log, should_export = run.folder, run.log, True
-    run.state = here(run.state)
     if run.best and run.best["step"] != run.step:
         best = run.best["step"]
         log(f"Best validation loss: {run.best['validation_loss']:.4g}, at step {best:,}. Using its weights.")
@@ -210,8 +209,8 @@ def finish(run: Run) -> None:
         if should_export:
             export(run)
         log("Making the final pictures ...")
-        state, rows = run.state, run.metrics_log.rows()
-        for path, text in run.pictures.save_final(state.weights, state.buffers, run.step, run.images, rows):
+        rows = run.metrics_log.rows()
+        for path, text in run.pictures.save_final(*run.part_here("weights"), run.step, run.images, rows):
             log(f"  {path}: {text}")
         if run.start_step < run.total_steps:
             run.trackers.picture("final samples", folder / "samples" / "grid.png", run.total_steps)
@@ -227,18 +226,19 @@ def finish(run: Run) -> None:
 
 def export(run: Run) -> None:
     """Write model.safetensors: the weights used for sampling (the EMA if there is one), in float32."""
-    write_weights(run, run.state.weights, run.folder / MODEL_FILE)
+    write_weights(run, *run.part_here("weights"), run.folder / MODEL_FILE)
 
 
 def save_snapshots(run: Run) -> None:
     """Write the power-function averages of this step, a file each, in float32."""
     (run.folder / SNAPSHOTS).mkdir(exist_ok=True)
-    for average, width in zip(run.state.power_ema, run.config.training.power_ema_widths, strict=True):
-        write_weights(run, average, snapshot_path(run.folder, run.step, width))
+    averages, buffers = run.part_here("power_ema")
+    for average, width in zip(averages, run.config.training.power_ema_widths, strict=True):
+        write_weights(run, average, buffers, snapshot_path(run.folder, run.step, width))
 
 
-def write_weights(run: Run, parameters: nnx.State, path: Path) -> None:
-    values = weights.state_dict(nnx.merge(run.graph, *here((parameters, run.state.buffers))))
+def write_weights(run: Run, parameters: nnx.State, buffers: nnx.State, path: Path) -> None:
+    values = weights.state_dict(nnx.merge(run.graph, parameters, buffers))
     values = {name: value.astype(np.float32) for name, value in values.items()}
     write_model(path, values, replace(run.info, step=run.step))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
@@ -37,21 +37,44 @@ def columns_here(sharding: NamedSharding, shape: tuple[int, int]) -> slice:
 
 
 def here(tree):
-    """Replicated arrays as arrays of one device of this process. With one process: the tree itself."""
-    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
-        return tree
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+    """The arrays, whole in this process. Those that are already so stay as they are.
+
+    Of arrays that are replicated over several processes: those of one device. Arrays that are split over the devices of
+    one process become replicated. Those that are split over several processes become arrays of NumPy, one after
+    another, so that no device holds all of them; then all processes call this at the same time.
+    """
+    return jax.tree.map(_here, tree)
 
 
-def from_process_0(tree, sharding: NamedSharding):
-    """The arrays of process 0, bit for bit, replicated over the devices of all processes.
+def _here(leaf):
+    if isinstance(leaf, np.ndarray) or (leaf.is_fully_addressable and leaf.is_fully_replicated):
+        return leaf
+    if leaf.is_fully_replicated:
+        return leaf.addressable_data(0)
+    whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    if leaf.is_fully_addressable:
+        return jax.device_put(leaf, whole)
+    return np.asarray(jax.jit(_copy, out_shardings=whole)(leaf).addressable_data(0))
+
+
+def _copy(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def from_process_0(tree, shardings):
+    """The arrays of process 0, bit for bit, on the devices of all processes.
 
     Every process calls this at the same time, with arrays of the same shapes and dtypes.
+
+    shardings: one for all arrays, or a tree of the same structure; then the arrays are sent one after another, so that
+    no device holds all of them.
     """
+    if not isinstance(shardings, NamedSharding):
+        return jax.tree.map(from_process_0, tree, shardings)
     dtypes = jax.tree.map(lambda leaf: leaf.dtype, tree)
     # Processes add up the arrays, and -0.0 + 0.0 is 0.0. Integers keep all bits.
     words = jax.tree.map(lambda leaf: np.asarray(leaf).view(WORDS[leaf.dtype.itemsize]), tree)
     words = multihost_utils.broadcast_one_to_all(words)
     tree = jax.tree.map(lambda word, dtype: np.asarray(word).view(dtype), words, dtypes)
     # Arrays that share memory with NumPy cannot be donated. The outputs of a jitted function can.
-    return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=sharding)(put(tree, sharding))
+    return jax.jit(_copy, out_shardings=shardings)(put(tree, shardings))

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jax_ddpm import data, report, rng, unets, weights
 from jax_ddpm.objectives import make_objective
@@ -22,11 +22,12 @@ from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.run_classes import check_takes_labels, describe_classes
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.spec.types import TF32_ON_CPUS
+from jax_ddpm.training import fsdp
 from jax_ddpm.training.checkpoint import Checkpoints
 from jax_ddpm.training.evaluate import Evaluation
 from jax_ddpm.training.feed import Feed, Validation, make_program
 from jax_ddpm.training.pictures import Pictures
-from jax_ddpm.training.placement import from_process_0
+from jax_ddpm.training.placement import from_process_0, here
 from jax_ddpm.training.progress import CheckpointPolicy, Intervals, Progress
 from jax_ddpm.training.run_folder import MetricsLog
 from jax_ddpm.training.run_page import Page
@@ -69,8 +70,22 @@ class Run:
     """{"step": ..., "validation_loss": ...} of the best validation; None before the first, or without --keep-best."""
     saved_step: int
     """The step of the newest checkpoint."""
-    announce: Callable[[int], None]
-    """Called with the number of steps before each dispatch, and with 0 after the last, for other processes."""
+    announce: Callable[..., None]
+    """For other processes. Called with the number of steps before each dispatch, with 0 and a part of the state before
+    `part_here`, and with 0 after the last dispatch."""
+
+    def part_here(self, part: str):
+        """A part of the state, one of `fsdp.PARTS`, whole in this process."""
+        tree = fsdp.part_of_state(self.state, part)
+        arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+        if any(not array.is_fully_addressable and not array.is_fully_replicated for array in arrays):
+            self.announce(0, part)
+        return here(tree)
+
+    def state_here(self) -> TrainState:
+        """The state, readable in this process; in a training of one process it may be split over its devices."""
+        readable = all(leaf.is_fully_addressable for leaf in jax.tree.leaves(self.state) if isinstance(leaf, jax.Array))
+        return self.state if readable else self.part_here("state")
 
 
 def prepare(
@@ -82,7 +97,7 @@ def prepare(
     mesh: Mesh,
     checkpoints: Checkpoints,
     log: Callable[[str], None],
-    announce: Callable[[int], None] = lambda steps: None,
+    announce: Callable[..., None] = lambda steps, part=None: None,
 ) -> Run:
     """A run at step 0, or at its newest undamaged checkpoint if it is resumed. Logs what will be trained.
 
@@ -112,17 +127,20 @@ def prepare(
     log(f"Devices: {kind}, {training.precision}")
     if training.precision == "tf32" and jax.default_backend() == "cpu":
         log(TF32_ON_CPUS)
+    if training.fsdp:
+        log(fsdp.describe(state, mesh))
 
     checkpoints.remove_incomplete()
-    replicated = NamedSharding(mesh, PartitionSpec())
+    shardings = fsdp.state_shardings(state, mesh, training.fsdp)
     if not mesh.is_multi_process:
-        state = jax.device_put(state, replicated)
+        state = jax.device_put(state, shardings)
     start, record = 0, {"pending": [], "unwritten": [], "skipped_in_a_row": 0, "best": None}
     if resume and (found := checkpoints.restore_newest(state)):
         start, state, record = found
         log(f"Resuming from step {start:,}.")
     if mesh.is_multi_process:
-        _, state = from_process_0((np.int32(start), state), replicated)
+        from_process_0(np.int32(start), fsdp.replicated(mesh))
+        state = from_process_0(state, shardings)
 
     remove_snapshots_after(folder, start)
     evaluates = config.output.evaluate_every and start < total_steps

@@ -37,7 +37,8 @@ RUN_FILES += ("tensorboard", "evaluation", SNAPSHOTS, "wandb", "trackers.json")
 # Settings that may change when a run is resumed; so may everything in `output` and `sampling`.
 CHANGEABLE = {"data.data_dir", "data.manual_dir", "data.cache_dir"}
 CHANGEABLE |= {"training.epochs", "training.steps", "training.max_skipped"}
-CHANGEABLE |= {"training.accumulate", "training.remat"}  # memory and time; the result changes by rounding only
+# Memory and time; the result changes by rounding only.
+CHANGEABLE |= {"training.accumulate", "training.remat", "training.fsdp"}
 
 
 def default_out(config: RunConfig) -> Path:

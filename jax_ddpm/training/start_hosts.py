@@ -1,8 +1,9 @@
-"""Joins this process to the others of a training over several processes or hosts, by `jax.distributed`.
+"""Joins this process to the others of a training or drawing over several processes, by `jax.distributed`.
 
 Importing this module does not import jax.
 """
 
+import atexit
 import ctypes
 import os
 import shlex
@@ -26,10 +27,10 @@ COORDINATOR, PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESS
 
 @dataclass(frozen=True)
 class HostFlags:
-    """One training by several processes, on one or several hosts."""
+    """Work of several processes, on one or several hosts."""
 
     distributed: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Train together with other processes that have the same flags. Under SLURM and on TPU pods they find each other.
+    """Work together with other processes that have the same flags. Under SLURM and on TPU pods they find each other.
     Elsewhere give --coordinator, --processes and --process-id, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID."""
     coordinator: str | None = None
@@ -45,7 +46,7 @@ class HostFlags:
         given = [f"--{name}" for name, value in explicit.items() if value is not None]
         if not self.distributed:
             if given:
-                raise UserError(f"{given[0]} is for a training over several processes: add --distributed.")
+                raise UserError(f"{given[0]} is for work of several processes: add --distributed.")
             return self
         found = HostFlags(
             True,
@@ -126,7 +127,7 @@ def join(flags: HostFlags, environment: Mapping[str, str] = os.environ) -> None:
     except (ValueError, TypeError) as error:
         missing = [flag for flag in ("coordinator", "processes", "process-id") if f"--{flag}" not in found.arguments()]
         raise UserError(
-            f"The processes of a training cannot find each other ({one_line(error)}).\n"
+            f"The processes cannot find each other ({one_line(error)}).\n"
             f"Give --{', --'.join(missing)}, or start the processes under SLURM or on a TPU pod."
         ) from None
     except RuntimeError as error:
@@ -143,6 +144,27 @@ def leave() -> None:
 
     with suppress(RuntimeError):
         jax.distributed.shutdown()
+
+
+@contextmanager
+def left_by_all():
+    """Inside this context, several processes work together. At its end they leave JAX's runtime, or end at once.
+
+    After a failure they cannot leave together. JAX would wait for the others, and then abort the process.
+    """
+    try:
+        yield
+    except BaseException as error:
+        code = 128 + getattr(error, "number", 2) if isinstance(error, KeyboardInterrupt) else 2
+        atexit.register(end_at_once, code)  # runs before JAX's own, and after the message was printed
+        raise
+    leave()
+
+
+def end_at_once(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def wait_for_coordinator(address: str, seconds: float) -> None:
@@ -194,11 +216,11 @@ def end_process(message: str) -> None:
     os._exit(2)
 
 
-def continue_with(command: list[str]) -> str:
-    """How to continue a run, for the last line of a process. command: words of `jax-ddpm train --resume ...`."""
+def continue_with(command: list[str], what: str = "continue") -> str:
+    """How to go on after a process ended, for its last line. command: its words, such as `jax-ddpm train --resume`."""
     arguments = started_with.arguments()
     every = " on every host, each with its own --process-id" if "--process-id" in arguments else " on every host"
-    return f"To continue{every if arguments else ''}: {shlex.join([*command, *arguments])}"
+    return f"To {what}{every if arguments else ''}: {shlex.join([*command, *arguments])}"
 
 
 _abort_message = ""

@@ -20,7 +20,7 @@ class TrainState:
     power_ema: the power-function averages, one for each of `power_ema_widths`; empty without --power-ema.
     """
 
-    step: jax.Array | jax.ShapeDtypeStruct | jax.stages.ArgInfo
+    step: jax.Array | jax.ShapeDtypeStruct | jax.stages.ArgInfo | jax.sharding.NamedSharding
     params: nnx.State
     ema: nnx.State | None
     optimizer: optax.OptState

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ from jax_ddpm.spec.data_range import USUAL, from_levels
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
+from jax_ddpm.training import fsdp
 from jax_ddpm.training.adam import scale_by_adam
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.unets.flax_layers import dropout_in_layers
@@ -186,6 +188,9 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
 
     def gradients(state: TrainState, images: Array, labels: Array | None = None):
         step, compute = state.step, averaged if by_device(state) else accumulated
+        if fsdp.is_on(training.fsdp, mesh):  # ZeRO-3: the forward and backward pass need all parameters
+            whole = fsdp.constrain_whole(state.params, mesh)
+            state = replace(state, params=whole, ema=None, optimizer=(), power_ema=())
         flip_key = rng.key(seed, rng.FLIP, step) if config.data.flip else None
         x_0 = shard(prepare_images(images, dtype, flip_key, config.diffusion.data_range), "data")
         level = objective.draw_level(rng.key(seed, rng.TIMESTEPS, step), x_0.shape[0])
@@ -221,8 +226,13 @@ def make_train_step(
     training, gradients = config.training, make_gradients(graph, config, mesh, unroll_accumulation)
     gammas = [gamma_of(width) for width in training.power_ema_widths]
 
+    def split(tree):
+        """With --fsdp: each device holds and updates its part of these arrays."""
+        return fsdp.constrain_split(tree, mesh) if fsdp.is_on(training.fsdp, mesh) else tree
+
     def train_step(state: TrainState, images: Array, labels: Array | None = None) -> tuple[TrainState, Metrics]:
         loss, grads, statistics = gradients(state, images, labels)
+        grads = split(grads)
         norm, rate = global_norm(grads), learning_rate(training, state.step, total_steps)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -241,16 +251,18 @@ def make_train_step(
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate, "skipped": (~finite).astype(jnp.float32)}
         averages = zip(state.power_ema, gammas, strict=bool(state.power_ema))
         power_ema = tuple(power_ema_update(average, params, state.step, gamma) for average, gamma in averages)
+        params, ema, optimizer_state, power_ema = split((params, ema, optimizer_state, power_ema))
         return TrainState(state.step + 1, params, ema, optimizer_state, buffers, power_ema), metrics
 
     return train_step
 
 
-def make_validation(graph, config: RunConfig) -> Callable[..., Array]:
+def make_validation(graph, config: RunConfig, mesh: Mesh | None = None) -> Callable[..., Array]:
     """Returns validate(weights, buffers, images uint8 (B, H, W, C), mask bool (B,), batch_index, labels=None) -> sum.
 
     The sum of the losses is over the images whose mask is True. Noise levels and noise depend only on the seed and
-    `batch_index`. labels: as in `make_train_step`; none is dropped.
+    `batch_index`. labels: as in `make_train_step`; none is dropped. mesh: that of the training, whose weights may be
+    split over its devices.
     """
     dtype = jnp.float64 if config.training.precision == "float64" else jnp.float32
     objective = make_objective(config.diffusion, dtype)
@@ -261,6 +273,8 @@ def make_validation(graph, config: RunConfig) -> Callable[..., Array]:
         seed = config.training.seed
         level = objective.draw_level(rng.key(seed, rng.VALIDATION, rng.TIMESTEPS, batch_index), x_0.shape[0])
         noise = rng.normal(rng.key(seed, rng.VALIDATION, rng.NOISE, batch_index), x_0.shape, dtype)
+        if fsdp.is_on(config.training.fsdp, mesh):
+            weights = fsdp.constrain_whole(weights, mesh)
         network = nnx.merge(graph, weights, buffers)
         if labels is not None:
             network = partial(network, labels=labels)
