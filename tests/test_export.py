@@ -234,7 +234,7 @@ def test_an_exported_step_computes_what_the_step_does(suffix, sampler, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--sampler", "ddim", "--num-steps", "5"]])
+@pytest.mark.parametrize("flags", [[], *(["--sampler", name, "--num-steps", "5"] for name in ("ddim", "heun"))])
 def test_the_numpy_program_of_the_page_draws_the_same_pictures(flags, command_run, tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxscript", reason="torch.onnx needs onnx and onnxscript: pip install 'jax-ddpm[onnx]'")
     pytest.importorskip("onnxruntime", reason="pip install 'jax-ddpm[onnx]'")
