@@ -7,7 +7,9 @@ import time
 import pytest
 from tqdm import tqdm
 
+import jax_ddpm
 from jax_ddpm import waiting
+from jax_ddpm.training.pictures import Pictures
 
 
 class Terminal(io.StringIO):
@@ -31,3 +33,10 @@ def test_waiting_is_removed_at_the_end_and_by_errors(monkeypatch):
         raise KeyError
     assert "compiling [00:00]" in terminal.getvalue()
     assert terminal.getvalue().endswith("\r") and "\n" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("of_run, allowed", [(0.0, 10.0), (60.0, 30.0), (3600.0, 50.0)])
+def test_the_final_grid_takes_at_most_half_the_time_of_a_run(of_run, allowed, tmp_path):
+    pictures = Pictures(tmp_path, None, jax_ddpm.preset("digits"), (8, 8, 1))
+    pictures.limit_seconds(of_run)
+    assert pictures.max_seconds == allowed
