@@ -149,7 +149,7 @@ ONLY_IN_TORCH = {
     "sampling/samplers": {"tensors": "JAX takes the NumPy arrays of labels"},
     "sampling/guidance": {"twice": "jnp.concatenate; networks of torch_ref take marked floats only"},
     "sampling/solvers": {"for_images": "jnp.full, which takes arrays too"},
-    "sampling/steps": {"of_images": "jnp.full, which takes arrays too"},
+    "sampling/steps": {"of_images": "jnp.full, which takes arrays too", "where": "stands for lax.cond"},
     "step": {
         **dict.fromkeys(["running_statistics", "copy_statistics"], "in JAX they are in the state"),
         "draw_level_and_noise": "one line in JAX; here with the permutation of the noise",

@@ -299,6 +299,7 @@ BAD_SAMPLING = {
     "seeds": (["--seeds", "3,b"], "seeds = 3,b: expected integers"),
     "one of the seeds": (["--seeds", "3,-1"], "seed = -1"),
     "format": (["--out", "x.jpg"], ".jpg"),
+    "video": (["--out", "x.mp4"], "x.mp4: this command makes no videos. It makes a GIF (--out x.gif)."),
     "unwritable": (["--out", "/proc/x/y.png"], "cannot be written"),
     "no images": (["--num-images", "0"], "num_images"),
     "no batch": (["--batch-size", "0"], "batch_size"),

@@ -1,5 +1,6 @@
 """What the doctor says and where it points: lines of the code, one sentence for one mistake, hints, progress, codes."""
 
+import linecache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from jax_ddpm import doctor
 from jax_ddpm.commands import doctor as command
 from jax_ddpm.commands import main as commands
-from jax_ddpm.doctor import progress
+from jax_ddpm.doctor import progress, source
 from jax_ddpm.spec.errors import UserError
 
 
@@ -120,3 +121,21 @@ def test_a_crash_is_no_difference(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         commands.run("doctor", [], "jax-ddpm doctor")
     assert end.value.code == 70 and "KeyError" in capsys.readouterr().err
+
+
+CELL = """class Net:
+    def __init__(self):
+        self.norm = None
+
+    def __call__(self, x):
+        return self.norm(x)
+"""
+
+
+def test_the_line_of_a_class_in_a_notebook_is_found(monkeypatch):
+    name, made = "/tmp/ipykernel_1/2.py", {}  # as Jupyter names a cell, whose text it keeps in linecache
+    monkeypatch.setitem(linecache.cache, name, (len(CELL), None, CELL.splitlines(keepends=True), name))
+    exec(compile(CELL, name, "exec"), made)
+    net = made["Net"]()
+    assert source.line_in(net, "__call__", source.called("norm")) == "the notebook's cell, line 6"
+    assert source.line_in(net, "__init__", source.made("norm")) == "the notebook's cell, line 3"

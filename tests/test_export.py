@@ -36,9 +36,9 @@ NETWORK = ConvBlockConfig(widths=(32,), time_width=32)
 DIFFUSION = jax_ddpm.DiffusionConfig(timesteps=20, beta_end=0.4)
 
 
-def model(network=NETWORK) -> Model:
+def model(network=NETWORK, seed=0) -> Model:
     built = unets.build(network, 1)
-    weights.initialise(built, 0)
+    weights.initialise(built, seed)
     return Model(built, ModelInfo(network=network, image_shape=(4, 4, 1), diffusion=DIFFUSION))
 
 
@@ -87,6 +87,21 @@ def test_labels_and_guidance_are_arguments(tmp_path):
         assert_same_pictures(np.asarray(images), to_uint8(wanted))
 
 
+def test_a_guide_is_exported_with_the_model(tmp_path):
+    strong, weak = model(NETWORK.with_classes(3, null_label=True)), model(NETWORK, 1)
+    path = jax_ddpm.export_sampler(strong, tmp_path / "a.stablehlo", guide=weak, num_steps=3)
+    arguments = np.uint32(5), np.arange(3, dtype=np.uint32), np.arange(3, dtype=np.int32)
+    draw = jit(export.deserialize(bytearray(path.read_bytes())).call)
+    for weight in (1.0, 3.0):
+        guide = {} if weight == 1 else {"guide": weak, "guidance": weight}
+        wanted = jax_ddpm.sample(strong, 3, seed=5, num_steps=3, **guide)
+        assert_same_pictures(np.asarray(draw(*arguments, np.float32(weight))), to_uint8(wanted))
+    unlabelled = jax_ddpm.export_sampler(weak, tmp_path / "b.stablehlo", guide=model(), num_steps=2)
+    images = export.deserialize(bytearray(unlabelled.read_bytes())).call(*arguments[:2], np.float32(2))
+    wanted = jax_ddpm.sample(weak, 3, seed=5, num_steps=2, guide=model(), guidance=2.0)
+    assert_same_pictures(np.asarray(images), to_uint8(wanted))
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -124,25 +139,30 @@ SAMPLERS = {
     "ddpm": ({}, {}),
     "ddim": ({"sampler": "ddim", "eta": 1.0, "num_steps": 5}, {}),
     "dpmpp": ({"sampler": "dpmpp", "num_steps": 5}, {}),
+    "heun": ({"sampler": "heun", "num_steps": 5}, {}),
+    "heun from nearly pure noise": ({"sampler": "heun", "num_steps": 3}, {"objective": "v", "zero_terminal_snr": True}),
     "euler of edm": ({"sampler": "euler", "num_steps": 5}, {"objective": "edm"}),
+    "heun of edm": ({"sampler": "heun", "num_steps": 5}, {"objective": "edm"}),
+    "heun of flow": ({"sampler": "heun", "num_steps": 5}, {"objective": "flow"}),
     "midpoint of flow": ({"sampler": "midpoint", "num_steps": 5}, {"objective": "flow"}),
 }
 
 
-def torch_model(network=NETWORK, **diffusion):
+def torch_model(network=NETWORK, seed=0, **diffusion):
     built = torch_ref.build(network, 1)
-    torch_ref.weights.initialise(built, 0)
+    torch_ref.weights.initialise(built, seed)
     built.info = ModelInfo(network=network, image_shape=(4, 4, 1), diffusion=replace(DIFFUSION, **diffusion))
     return built.eval()
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_loop_around_the_step_of_a_sampler_is_the_sampler(name):
+@pytest.mark.parametrize("name, has_guide", [*((name, False) for name in SAMPLERS), ("heun", True)])
+def test_a_loop_around_the_step_of_a_sampler_is_the_sampler(name, has_guide):
     settings, diffusion = SAMPLERS[name]
     model = torch_model(NETWORK.with_classes(3, null_label=True), **diffusion)
-    wanted = torch_ref.sample(model, 2, labels=[2, None], guidance=3.0, **settings)
+    guide = torch_model(NETWORK.with_classes(3, null_label=True), 1, **diffusion) if has_guide else None
+    wanted = torch_ref.sample(model, 2, labels=[2, None], guidance=3.0, guide=guide, **settings)
     sampler, config = sampling_settings(settings.get("sampler"), model.info.diffusion, others(settings))
-    step, about = Step(model, config, sampler, torch.float32), file_settings(model.info, config, sampler)
+    step, about = Step(model, config, sampler, torch.float32, guide), file_settings(model.info, config, sampler)
     assert set(about["timesteps"]) <= set(range(20)) and about["no_label"] == 3
     inputs = example_inputs(model.info, config, sampler, torch.float32)
     inputs |= {"labels": torch.tensor([2, 3]), "guidance": torch.tensor(3.0)}
@@ -167,11 +187,7 @@ def others(settings: dict) -> dict:
     "path, settings, message",
     [
         ("a.stablehlo", {}, "file name = a.stablehlo: expected one that ends in .onnx or .pt2."),
-        (
-            "a.pt2",
-            {"sampler": "heun"},
-            "sampler = heun: its last step differs from the others, so it cannot be",
-        ),
+        ("a.pt2", {"guide": torch_model(timesteps=10)}, "timesteps of the guide = 10: expected the model's, 20."),
         ("a.pt2", {"guidance": 2.0}, "guidance = 2.0: the exported file takes the weight of guidance as an argument"),
     ],
 )
@@ -196,7 +212,7 @@ def random_inputs(model, **settings) -> tuple[Step, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp", "euler"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp", "euler", "heun"])
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_an_exported_step_computes_what_the_step_does(suffix, sampler, tmp_path):
     model = torch_model(NETWORK.with_classes(3, null_label=True))
@@ -218,7 +234,7 @@ def test_an_exported_step_computes_what_the_step_does(suffix, sampler, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--sampler", "ddim", "--num-steps", "5"]])
+@pytest.mark.parametrize("flags", [[], *(["--sampler", name, "--num-steps", "5"] for name in ("ddim", "heun"))])
 def test_the_numpy_program_of_the_page_draws_the_same_pictures(flags, command_run, tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxscript", reason="torch.onnx needs onnx and onnxscript: pip install 'jax-ddpm[onnx]'")
     pytest.importorskip("onnxruntime", reason="pip install 'jax-ddpm[onnx]'")

@@ -53,6 +53,14 @@ def test_without_held_out_images():
     assert "held-out" not in str(found)
 
 
+def test_floats_are_levels():
+    made, train = images(3, 5), images(9, 6)
+    found = nearest.nearest_images(made.astype(np.float32) / 127.5 - 1, train).generated["pixels"]
+    np.testing.assert_array_equal(found.distances, nearest.nearest_images(made, train).generated["pixels"].distances)
+    with pytest.raises(UserError, match="float32 from 0 to 255: expected uint8, or floats around"):
+        nearest.nearest_images(np.linspace(0, 255, made.size, dtype=np.float32).reshape(made.shape), train)
+
+
 def test_picture():
     train, made = images(9, 5, (4, 6, 1)), images(5, 6, (4, 6, 1))
     made[3] = train[7]

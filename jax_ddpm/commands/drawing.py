@@ -16,9 +16,11 @@ from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.inputs import seeds_and_indices
 from jax_ddpm.spec.labels import label_array
 from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.waiting import ticking
 
 MAX_COLUMNS = 16  # of a grid of interpolated pictures
 MAX_FRAMES = 60  # of a .gif
+DRAWING = {"unit": "step", "delay": 0.5, "postfix": "compiling the sampler"}  # of a progress bar
 NUM_IMAGES = 16  # default number of pictures, if neither a flag nor the images decide it
 
 
@@ -203,7 +205,7 @@ def draw_images(
         print(f"The image is noised to t = {timesteps[0]} and denoised in {len(timesteps):,} steps.")
     passes = -(-count // max(1, min(images_at_a_time(flags), count))) * (2 if kind == "--invert" else 1)
     labels, arrays = labels_to_draw(flags, model.info, count), {}
-    with tqdm(total=len(timesteps) * passes, unit="step", delay=0.5) as bar:
+    with tqdm(total=len(timesteps) * passes, **DRAWING) as bar, ticking(bar):
         settings = {**settings, "batch_size": flags.batch_size, "progress": update_bar(bar, len(timesteps))}
         settings["labels"] = labels
         seeded = {**settings, "seed": flags.seed, "seeds": None if flags.seeds is None else integers(flags.seeds)}
@@ -234,7 +236,7 @@ def draw_frames(flags, model, package: ModuleType, settings: dict) -> tuple[np.n
     seeds, indices = seeds_and_indices(flags.seed, None if flags.seeds is None else integers(flags.seeds), count)
     steps = len(importlib.import_module(f"{package.__name__}.sampling.reverse").sampling_timesteps(config, sampler))
     frames = []
-    with tqdm(total=steps * -(-count // flags.batch_size), unit="step", delay=0.5) as bar:
+    with tqdm(total=steps * -(-count // flags.batch_size), **DRAWING) as bar, ticking(bar):
         for start in range(0, count, flags.batch_size):
             batch = slice(start, start + flags.batch_size)
             states = samplers.sample_indices(
@@ -279,6 +281,7 @@ def update_bar(bar: tqdm, steps: int):
     """A `progress` function that moves the bar through reverse processes of `steps` steps, one after another."""
 
     def progress(done):
+        bar.set_postfix_str("", refresh=False)
         bar.update((done - bar.n - 1) % steps + 1)
 
     return progress

@@ -10,7 +10,7 @@ import tyro
 from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, SamplerFlags, parse
 from jax_ddpm.commands.noise_checking import CheckFlags, say_check
 from jax_ddpm.spec.errors import UserError, require
-from jax_ddpm.spec.exporting import STABLEHLO, STEP_SUFFIXES, check_export_path, is_guidable
+from jax_ddpm.spec.exporting import STABLEHLO, STEP_SUFFIXES, check_export_path, null_label, takes_weight
 from jax_ddpm.spec.image_size import ImageSize
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.types import Precision
@@ -43,6 +43,8 @@ class ExportFlags:
     in TF32 on GPUs and in three bfloat16 passes on TPUs."""
     image_size: ImageSize | None = None
     """Height and width of the images, or one number if they are square, for model files that do not say."""
+    guide: Path | None = None
+    """A weaker model, away from which the pictures are guided (autoguidance). The file then takes the weight."""
     imports: ImportFlag = ()
     sampling: ExportedSamplerFlags = field(default_factory=ExportedSamplerFlags)
     loading: LoadingFlags = field(default_factory=LoadingFlags)
@@ -53,13 +55,15 @@ class ExportFlags:
 def main(arguments: Sequence[str], prog: str) -> None:
     flags = parse(ExportFlags, arguments, prog, EXAMPLES)
     check_export_path(flags.output, (STABLEHLO, *STEP_SUFFIXES), flags.overwrite)
-    info = write_sampler(flags) if flags.output.suffix == STABLEHLO else write_step(flags)
+    info, guide = write_sampler(flags) if flags.output.suffix == STABLEHLO else write_step(flags)
     print(f"Wrote {flags.output}, {flags.output.stat().st_size / 1e6:.1f} MB.")
-    if is_guidable(info):
-        print(f"Its labels are numbers of classes. {info.network.null_index} stands for no label.")
+    if null_label(info, guide) is not None:
+        print(f"Its labels are numbers of classes. {null_label(info, guide)} stands for no label.")
+    if takes_weight(info, guide):
+        print("It takes the weight of guidance as an argument. 1: none.")
 
 
-def write_sampler(flags: ExportFlags) -> ModelInfo:
+def write_sampler(flags: ExportFlags) -> tuple[ModelInfo, ModelInfo | None]:
     import jax
     import jax.numpy as jnp
 
@@ -70,12 +74,14 @@ def write_sampler(flags: ExportFlags) -> ModelInfo:
     settings = {**flags.loading.arguments, **asdict(flags.diffusion)}
     model = jax_ddpm.load_model(flags.model, flags.image_size, flags.precision, **settings)
     say_check(flags, flags.model, model)
+    guide = flags.guide and jax_ddpm.load_model(flags.guide, flags.image_size, flags.precision)
     dtype = jnp.float64 if flags.precision == "float64" else jnp.float32
-    jax_ddpm.export_sampler(model, flags.output, sampler=flags.sampling.fitting(model.info.diffusion), dtype=dtype)
-    return model.info
+    sampler = flags.sampling.fitting(model.info.diffusion)
+    jax_ddpm.export_sampler(model, flags.output, sampler=sampler, guide=guide, dtype=dtype)
+    return model.info, guide and guide.info
 
 
-def write_step(flags: ExportFlags) -> ModelInfo:
+def write_step(flags: ExportFlags) -> tuple[ModelInfo, ModelInfo | None]:
     fits = ("float32",) if flags.output.suffix == ".onnx" else ("float32", "float64")
     require(flags.precision in fits, "precision", flags.precision, f"for {flags.output.suffix} {' or '.join(fits)}")
     try:
@@ -91,6 +97,8 @@ def write_step(flags: ExportFlags) -> ModelInfo:
     settings = {**flags.loading.arguments, **asdict(flags.diffusion)}
     model = torch_ref.load_model(flags.model, flags.image_size, flags.precision, **settings)
     say_check(flags, flags.model, model)
+    guide = flags.guide and torch_ref.load_model(flags.guide, flags.image_size, flags.precision)
     dtype = torch.float64 if flags.precision == "float64" else torch.float32
-    torch_ref.export_step(model, flags.output, sampler=flags.sampling.fitting(model.info.diffusion), dtype=dtype)
-    return model.info
+    sampler = flags.sampling.fitting(model.info.diffusion)
+    torch_ref.export_step(model, flags.output, sampler=sampler, guide=guide, dtype=dtype)
+    return model.info, guide and guide.info

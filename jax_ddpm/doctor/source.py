@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import linecache
 import os
 from collections.abc import Sequence
 
@@ -20,7 +21,10 @@ def scope(finding: Finding) -> Call | None:
 
 
 def source_line(finding: Finding) -> str:
-    """ "port.py, line 20": where our code calls the layer, or makes it; empty where that is not known."""
+    """ "port.py, line 20" or "the notebook's cell, line 3": where our code calls the layer, or makes it.
+
+    Empty where that is not known.
+    """
     around, ours = scope(finding), finding.pair.ours
     if finding.place not in ("glue", "layer") or around is None or type(around.module).__module__.startswith(LIBRARIES):
         return ""
@@ -66,16 +70,17 @@ def line_in(module, method: str, is_wanted) -> str:
     code = getattr(inspect.unwrap(getattr(type(module), method, None) or line_in), "__code__", None)
     if code is None or code is line_in.__code__:
         return ""
+    linecache.checkcache(code.co_filename)
     try:
-        with open(code.co_filename, encoding="utf-8") as file:
-            tree = ast.parse(file.read())
-    except (OSError, ValueError, SyntaxError):
+        tree = ast.parse("".join(linecache.getlines(code.co_filename)))  # notebooks keep the text of their cells there
+    except (ValueError, SyntaxError):
         return ""
+    file = os.path.basename(code.co_filename) if os.path.exists(code.co_filename) else "the notebook's cell"
     for node in ast.walk(tree):
         starts = [node.lineno, *(line.lineno for line in node.decorator_list)] if is_function(node) else []
         if code.co_firstlineno in starts:
             lines = [part.lineno for part in ast.walk(node) if is_wanted(part)]
-            return f"{os.path.basename(code.co_filename)}, line {min(lines)}" if lines else ""
+            return f"{file}, line {min(lines)}" if lines else ""
     return ""
 
 

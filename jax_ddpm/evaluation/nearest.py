@@ -15,6 +15,7 @@ from jax_ddpm.data import ShardedImages
 from jax_ddpm.evaluation.distances import BLOCK_ROWS, pairwise_distances
 from jax_ddpm.evaluation.extractors import PIXELS, Extractor
 from jax_ddpm.report import table
+from jax_ddpm.report.pictures import levels
 from jax_ddpm.spec.errors import UserError
 
 COPY_BELOW = 1 / 3  # ratio of the distances to the nearest and to the second nearest training image
@@ -127,6 +128,11 @@ def smallest_two(distances: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
+def as_levels(images: Images) -> Images:
+    """Images as uint8, unchanged or from floats around [-1, 1]. Raises UserError for anything else."""
+    return images if isinstance(images, ShardedImages) or images.dtype == np.uint8 else levels(images, 4)
+
+
 def nearest_images(
     images: Images,
     train: Images,
@@ -138,15 +144,18 @@ def nearest_images(
     """The nearest training images of images, and of as many held-out images, by pixels and by features.
 
     Args:
-        images: uint8 (N, H, W, C).
-        train: the images that the model was trained on, uint8 (M, H, W, C).
-        held_out: other real images, uint8 (K, H, W, C); the first N of them are used.
+        images: uint8 (N, H, W, C), or floats around [-1, 1], such as those of `sample`, which are rounded to levels.
+        train: the images that the model was trained on, (M, H, W, C), of the same kinds.
+        held_out: other real images, (K, H, W, C); the first N of them are used.
         extractor: the features.
         progress: called with what is done, how many images of it are, and how many there are.
 
     Raises:
-        UserError: images of another shape than the training images, or fewer than two training images.
+        UserError: images of another shape than the training images or of another dtype, or fewer than two training
+            images.
     """
+    images, train = as_levels(images), as_levels(train)
+    held_out = None if held_out is None else as_levels(held_out)
     if images.shape[1:] != train.shape[1:]:
         raise UserError(
             f"The images have the shape {tuple(images.shape[1:])}, but the training images {tuple(train.shape[1:])}."
@@ -173,6 +182,7 @@ def picture(images: Images, train: Images, found: NearestImages, columns: int = 
 
     The first of the features, those of the extractor if there are any, chooses and orders the images.
     """
+    images, train = as_levels(images), as_levels(train)
     ratios = next(iter(found.generated.values())).ratios
     chosen = np.argsort(ratios, kind="stable")[:columns]
     rows = [images[chosen]]

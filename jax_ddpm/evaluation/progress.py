@@ -1,8 +1,11 @@
 """How far an evaluation is: a function that is called with what is computed, and progress bars that are one."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from tqdm import tqdm
+
+from jax_ddpm.waiting import ticking
 
 Progress = Callable[[str, int, int], None]
 """Called with what is computed, how much of it is done, and how much there is."""
@@ -20,15 +23,18 @@ class Bars:
     def __init__(self):
         self.bar: tqdm | None = None
         self.what = ""
+        self.clock = ExitStack()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self.bar is None or self.what != what:
             self.close()
             self.what, self.bar = what, tqdm(total=total, desc=what, delay=0.5 * (total > 1), leave=False)
+            self.clock.enter_context(ticking(self.bar))
         self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
         """Remove the bar."""
+        self.clock.close()
         if self.bar is not None:
             self.bar.close()
         self.bar = None

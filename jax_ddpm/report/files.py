@@ -16,6 +16,8 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.files import atomic_path
 from jax_ddpm.spec.text import one_line
 
+VIDEOS = (".mp4", ".webm", ".mov", ".avi", ".mkv")
+
 
 def check_images_path(path: Path, overwrite: bool = False) -> None:
     """Create the folder for `write_images(path, ...)`.
@@ -23,6 +25,12 @@ def check_images_path(path: Path, overwrite: bool = False) -> None:
     Raises UserError if `path` is not valid or cannot be written; without `overwrite` also for a folder that is not
     empty, and for a file that `write_images` did not write.
     """
+    if path.suffix in VIDEOS:
+        gif = path.with_suffix(".gif")
+        raise UserError(
+            f"{path}: this command makes no videos. It makes a GIF (--out {gif}).\n"
+            f"ffmpeg, a program of its own, makes a video of it: ffmpeg -i {gif} -pix_fmt yuv420p {path}"
+        )
     if path.suffix not in (".png", ".npz", ".gif", ""):
         raise UserError(f"{path} ends in {path.suffix}: expected a .png (grid), a .gif, a .npz, or a folder.")
     folder = path if path.suffix == "" else path.parent

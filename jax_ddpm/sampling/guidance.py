@@ -86,9 +86,17 @@ def guided_predict(
     """
     labels, network = labels or Labels(), by_timestep(network, config)
     guide = guide if guide is None else by_timestep(guide, config)
-    conditional = with_labels(network, labels.wanted)
     if sampler.guidance == 1:
-        return conditional
+        return with_labels(network, labels.wanted)
+    return always_guided(network, sampler, labels, guide)
+
+
+def always_guided(network: Callable, sampler: SamplerConfig, labels: Labels, guide: Callable | None) -> Callable:
+    """predict(x, t) of a network and perhaps a guide, from `by_timestep`: guided even if the weight is 1.
+
+    The weight may be an array, float ().
+    """
+    conditional = with_labels(network, labels.wanted)
 
     def predict(x, t):
         if guide is not None:

@@ -1,10 +1,14 @@
 """What both frameworks need to export a sampler: checks of the file name and of the settings."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
+from jax_ddpm.spec.labels import check_guidance, check_same_labels
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.registered import OBJECTIVES, SAMPLERS
@@ -32,11 +36,28 @@ def check_export_path(path: str | os.PathLike, suffixes: tuple[str, ...], overwr
     return path
 
 
-def is_guidable(info: ModelInfo) -> bool:
-    """Whether the model can be guided away from its prediction without a label."""
-    return info.network.null_index is not None and info.network.label_width is None
+def takes_weight(info: ModelInfo, guide: ModelInfo | None) -> bool:
+    """Whether the file takes the weight of guidance: away from a guide, or from the prediction without a label."""
+    return guide is not None or (info.network.null_index is not None and info.network.label_width is None)
 
 
-def uses_own_code(info: ModelInfo, config: DiffusionConfig, sampler: SamplerConfig) -> bool:
-    """Whether the network, the objective or the sampler is registered by the user."""
-    return info.network.name not in BUILT_IN or config.objective in OBJECTIVES or sampler.sampler in SAMPLERS
+def null_label(info: ModelInfo, guide: ModelInfo | None) -> int | None:
+    """The label of the file that stands for none. None: there is none, or the guide does not know it."""
+    knows = guide is None or not guide.network.takes_labels or guide.network.null_index is not None
+    return info.network.null_index if knows and info.network.label_width is None else None
+
+
+def check_export(info: ModelInfo, sampler: SamplerConfig, guide: ModelInfo | None) -> None:
+    """Raise UserError for a weight of guidance, and for a guide of another kind than the model."""
+    require(sampler.guidance == 1, "guidance", sampler.guidance, GUIDANCE)
+    if guide is None:
+        return
+    check_guidance(info, replace(sampler, guidance=2.0), guide)
+    if guide.network.takes_labels and info.network.takes_labels:
+        check_same_labels(info, guide, np.zeros(1, int))
+
+
+def uses_own_code(info: ModelInfo, config: DiffusionConfig, sampler: SamplerConfig, guide: ModelInfo | None) -> bool:
+    """Whether a network, the objective or the sampler is registered by the user."""
+    networks = {each.network.name for each in (info, guide) if each is not None}
+    return not networks <= set(BUILT_IN) or config.objective in OBJECTIVES or sampler.sampler in SAMPLERS

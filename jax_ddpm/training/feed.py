@@ -23,6 +23,7 @@ from jax_ddpm.spec.run_config import OutputConfig, RunConfig
 from jax_ddpm.training.placement import columns_here, put
 from jax_ddpm.training.state import TrainState
 from jax_ddpm.training.step import make_train_step, make_validation
+from jax_ddpm.waiting import ticking
 
 MAX_RESIDENT_BYTES = 2 * 2**30  # a data set up to this size is copied to the devices once
 LANES = 128  # numbers to which a TPU pads the last axis of an array
@@ -211,20 +212,21 @@ class Validation:
         starts = range(0, len(self.images), self.batch_size)
         settings = {"unit": "batch", "leave": False, "delay": 5, "disable": jax.process_index() > 0}
         total, previous_total = 0.0, 0.0
-        for batch_index, first in enumerate(tqdm(starts, "validating", **settings)):
-            batch = self.images[first : first + self.batch_size]
-            missing = self.batch_size - len(batch)
-            mask = np.arange(self.batch_size) < len(batch)
-            batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
-            batch, mask = put((batch, mask), self.batch_sharding)
-            labels = ()
-            if self.labels is not None:
-                padded = np.pad(self.labels[first : first + self.batch_size], (0, missing))
-                labels = (put(padded, self.batch_sharding),)
-            # Wait for the batch before the last, so that the bar counts finished batches. The last one keeps running.
-            jax.block_until_ready(previous_total)
-            loss = self.validate(state.weights, state.buffers, batch, mask, np.int32(batch_index), *labels)
-            previous_total, total = total, total + loss
+        with tqdm(starts, "validating", **settings) as bar, ticking(bar):
+            for batch_index, first in enumerate(bar):
+                batch = self.images[first : first + self.batch_size]
+                missing = self.batch_size - len(batch)
+                mask = np.arange(self.batch_size) < len(batch)
+                batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
+                batch, mask = put((batch, mask), self.batch_sharding)
+                labels = ()
+                if self.labels is not None:
+                    padded = np.pad(self.labels[first : first + self.batch_size], (0, missing))
+                    labels = (put(padded, self.batch_sharding),)
+                # Wait for the batch before the last: the bar counts finished batches, and the last one keeps running.
+                jax.block_until_ready(previous_total)
+                loss = self.validate(state.weights, state.buffers, batch, mask, np.int32(batch_index), *labels)
+                previous_total, total = total, total + loss
         return float(total) / len(self.images)
 
 

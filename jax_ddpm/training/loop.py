@@ -1,6 +1,7 @@
 """A training run, from a `RunConfig` to a folder with weights and pictures: prepare, take the steps, finish."""
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -209,6 +210,8 @@ def finish(run: Run) -> None:
         if should_export:
             export(run)
         log("Making the final pictures ...")
+        if run.start_step < run.total_steps:
+            run.pictures.limit_seconds(time.perf_counter() - run.progress.start_time)
         rows = run.metrics_log.rows()
         for path, text in run.pictures.save_final(*run.part_here("weights"), run.step, run.images, rows):
             log(f"  {path}: {text}")

@@ -24,6 +24,7 @@ from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.noise_levels import level_name, symbol
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training import diagnostics
+from jax_ddpm.waiting import ticking, waiting
 
 NUMBERS_FILE = "closing.npz"  # arrays behind the final pictures, from which the page is made
 NUM_FRAMES = 31  # states of the reverse process on the page, with x_T and x_0
@@ -31,6 +32,7 @@ STRIP_COLUMNS = 11  # states in a strip
 STRIP_ROWS = 8  # images in a strip; also the number of samples that are compared with training images
 PREVIEW_STEPS = 50  # sampler steps of the grids during the training
 MAX_SAMPLING_SECONDS = 50.0  # for a sample grid, without compilation: a slow network draws fewer images
+MIN_SAMPLING_SECONDS = 10.0  # allowed for the grid at the end of a short run
 
 
 class Pictures:
@@ -48,6 +50,7 @@ class Pictures:
         self.info = ModelInfo(config.network, image_shape, config.diffusion, class_names=class_names)
         self.names = class_names or ()
         self.seconds: float | None = None  # per image and network call; None until measured
+        self.max_seconds = MAX_SAMPLING_SECONDS
 
     def sample(
         self, network: nnx.Module, sampler: SamplerConfig, frame_steps: tuple[int, ...] = ()
@@ -59,14 +62,21 @@ class Pictures:
         """
         config, num_samples = self.config, self.config.output.num_samples
         if self.seconds is None:
-            self.seconds = seconds_per_image(network, min(8, num_samples), self.image_shape, self.info)
+            with waiting("compiling the network"):
+                self.seconds = seconds_per_image(network, min(8, num_samples), self.image_shape, self.info)
         steps = len(sampling_timesteps(config.diffusion, sampler))
         calls = (2 * steps if sampler.sampler in ("heun", "midpoint") else steps) * (1 if sampler.guidance == 1 else 2)
-        count = max(1, min(num_samples, int(MAX_SAMPLING_SECONDS / (calls * self.seconds))))
+        count = max(1, min(num_samples, int(self.max_seconds / (calls * self.seconds))))
         classes = config.network.label_count or 1
         count -= count % classes if count > classes else 0
         labels = labels_of_images(self.info, None, count, sampler)
-        with tqdm(total=steps, desc=f"sampling {count}", unit="step", leave=False, mininterval=1) as bar:
+        what = {"desc": f"sampling {count}", "unit": "step", "postfix": "compiling the sampler"}
+        with tqdm(total=steps, leave=False, mininterval=1, **what) as bar, ticking(bar):
+
+            def progress(done):
+                bar.set_postfix_str("", refresh=False)
+                bar.update(done - bar.n)
+
             x, frames = sample_indices(
                 network,
                 config.diffusion,
@@ -76,7 +86,7 @@ class Pictures:
                 sampler=sampler,
                 num_frames=frame_steps,
                 labels=labels,
-                progress=lambda done: bar.update(done - bar.n),
+                progress=progress,
             )
         return np.asarray(x), np.asarray(frames), labels
 
@@ -87,10 +97,14 @@ class Pictures:
     def save_grid(self, weights: nnx.State, buffers: nnx.State, step: int) -> Path:
         """Draw a sample grid with `preview_sampler`, and save it as step-NNNNNNN.png."""
         samples, _, labels = self.sample(nnx.merge(self.graph, weights, buffers), preview_sampler(self.config))
-        path = self.folder / f"step-{step:07d}.png"
+        path = self.folder / grid_name(step)
         with atomic_path(path) as draft:
             self.grid(to_uint8(samples), labels).save(draft, "PNG")
         return path
+
+    def limit_seconds(self, of_run: float) -> None:
+        """Let the final grid take half the time of the run at most, so that a short run ends soon."""
+        self.max_seconds = min(MAX_SAMPLING_SECONDS, max(MIN_SAMPLING_SECONDS, of_run / 2))
 
     def save_final(
         self,
@@ -120,7 +134,8 @@ class Pictures:
         drawn_with = config.sampling, shown
         data_range = config.diffusion.data_range
         states = to_data_range(frames[:-1], data_range)
-        before = diagnostics.predict_x_0(network, config.diffusion, states, t, *drawn_with)
+        with waiting("predicting x_0"):
+            before = diagnostics.predict_x_0(network, config.diffusion, states, t, *drawn_with)
         predicted = np.concatenate([from_data_range(before, data_range), frames[-1:]])
         x_t = to_uint8(frames)
         edges = diagnostics.BIN_EDGES
@@ -141,7 +156,10 @@ class Pictures:
         }
         samples = to_uint8(x_0)
         pictures = {"grid.png": (self.grid(samples, labels), f"{len(samples)} samples")}
-        self.save_grid(weights, buffers, step)
+        if preview_sampler(config) == config.sampling:
+            pictures["grid.png"][0].save(self.folder / grid_name(step))  # else it would be drawn twice
+        else:
+            self.save_grid(weights, buffers, step)
         columns = evenly_spaced_indices(len(x_t), STRIP_COLUMNS)
         heads = ["x_T", *level_labels(config, t[columns[1:-1]]), "x_0"]
         names = [report.label_text(label, self.names) for label in shown.wanted] if shown else []
@@ -155,7 +173,8 @@ class Pictures:
         )
         if images is not None:
             compared, max_batch = samples[:STRIP_ROWS], max(STRIP_ROWS, len(samples))
-            numbers |= diagnostics.data_statistics(network, config, images, compared, max_batch, edges)
+            with waiting("measuring the loss by noise level"):
+                numbers |= diagnostics.data_statistics(network, config, images, compared, max_batch, edges)
             pictures |= data_pictures(config, images, compared, numbers)
         for name, (picture, _) in pictures.items():
             picture.save(self.folder / name)
@@ -180,6 +199,11 @@ class Pictures:
             report.write_gif(self.folder / "reverse.gif", gif, labels=labels and labels.wanted, names=self.names)
             paths.append((self.folder / "reverse.gif", f"the reverse process, {len(gif)} frames"))
         return paths
+
+
+def grid_name(step: int) -> str:
+    """The file of a grid that is drawn during the training."""
+    return f"step-{step:07d}.png"
 
 
 def evenly_spaced_indices(length: int, count: int) -> np.ndarray:

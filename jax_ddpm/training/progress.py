@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 from tqdm import tqdm
@@ -12,6 +12,7 @@ from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.noise_levels import level_text, symbol
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.training.run_folder import MetricsLog
+from jax_ddpm.waiting import ticking
 
 MIN_DEFAULT_INTERVAL = 500  # steps between two validations or checkpoints, unless the user sets an interval
 DEFAULT_SNAPSHOTS = 32  # of the power-function averages in a run, at most, unless the user sets an interval
@@ -124,6 +125,8 @@ class Progress:
             bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             postfix="compiling the training step",
         )
+        self.compiling = ExitStack()
+        self.compiling.enter_context(ticking(self.bar))
 
     def update(self, step: int, n: int, metrics: Mapping) -> None:
         """Record the metrics of the n steps after `step`, and move the bar. Waits for the device.
@@ -141,6 +144,7 @@ class Progress:
         self.update_time = now
         left, speed = "", ""
         if self.timing_start is None:
+            self.compiling.close()
             self.timing_start = (step + n, now)
             if now - self.start_time > 2:
                 self.log(f"The first {steps(n)}, with compilation, took {duration(now - self.start_time)}.")
@@ -203,6 +207,7 @@ class Progress:
             self.timing_start = (self.timing_start[0], self.timing_start[1] + seconds)
 
     def close(self) -> None:
+        self.compiling.close()
         self.bar.close()
 
 

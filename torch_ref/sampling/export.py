@@ -14,17 +14,24 @@ from torch import Tensor, nn
 
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler
 from jax_ddpm.spec.errors import UserError, require
-from jax_ddpm.spec.exporting import GUIDANCE, STEP_SUFFIXES, check_export_path, is_guidable, uses_own_code
+from jax_ddpm.spec.exporting import (
+    STEP_SUFFIXES,
+    check_export,
+    check_export_path,
+    null_label,
+    takes_weight,
+    uses_own_code,
+)
 from jax_ddpm.spec.files import atomic_path
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
-from jax_ddpm.spec.inputs import EXPECTED_MODEL
+from jax_ddpm.spec.inputs import EXPECTED_GUIDE, EXPECTED_MODEL
 from jax_ddpm.spec.labels import Labels
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.text import one_line
 from torch_ref.layouts import numpy_dtype
 from torch_ref.objectives import make_objective
 from torch_ref.objectives.discrete import by_timestep
-from torch_ref.sampling.guidance import guided_predict, guided_prediction, twice
+from torch_ref.sampling.guidance import always_guided, guided_predict
 from torch_ref.sampling.reverse import make_step, sampling_timesteps
 from torch_ref.sampling.samplers import opened
 from torch_ref.sampling.solvers import make_solver
@@ -39,6 +46,7 @@ def export_step(
     path: str | os.PathLike,
     *,
     sampler: SamplerConfig | str | None = None,
+    guide=None,
     config: DiffusionConfig | None = None,
     dtype=torch.float32,
     **settings: Unpack[SamplingSettings],
@@ -51,29 +59,27 @@ def export_step(
     Args:
         model: what `load_model` returns or takes, such as the path of a run.
         path: a file name that ends in .onnx (needs onnx and onnxscript) or in .pt2.
-        sampler, config, dtype, settings: as in `sample`. Not the sampler heun, whose last step differs from the others,
-            and not the setting guidance, which is an input of the step.
+        sampler, guide, config, dtype, settings: as in `sample`. The setting guidance is an input of the step instead.
 
     Returns:
         The path.
 
     Raises:
-        UserError: settings that do not fit, or operations that PyTorch cannot export.
+        UserError: settings or a guide that do not fit, or operations that PyTorch cannot export.
     """
-    path, model = check_export_path(path, STEP_SUFFIXES), opened(model)
+    path, model, guide = check_export_path(path, STEP_SUFFIXES), opened(model), opened(guide)
     require(hasattr(model, "info"), "model", type(model).__name__, EXPECTED_MODEL)
+    require(guide is None or hasattr(guide, "info"), "guide", type(guide).__name__, EXPECTED_GUIDE)
     sampler, config = sampling_settings(sampler, config or model.info.diffusion, settings)
     config.check()
     check_sampler(sampler, config)
-    require(sampler.guidance == 1, "guidance", sampler.guidance, GUIDANCE)
-    others = "euler or midpoint" if config.is_continuous else "ddpm, ddim, dpmpp or euler"
-    expected = f"its last step differs from the others, so it cannot be exported as one; expected {others}"
-    require(sampler.sampler != "heun", "sampler", "heun", f"{expected} (--sampler euler)")
-    step = Step(model, config, sampler, dtype).eval()
-    inputs = example_inputs(model.info, config, sampler, dtype)
+    guide_info = None if guide is None else guide.info
+    check_export(model.info, sampler, guide_info)
+    step = Step(model, config, sampler, dtype, guide).eval()
+    inputs = example_inputs(model.info, config, sampler, dtype, guide_info)
     sizes = {0: torch.export.Dim("batch")}
     shapes = {name: sizes if value.ndim else None for name, value in inputs.items()}
-    about = json.dumps(file_settings(model.info, config, sampler))
+    about = json.dumps(file_settings(model.info, config, sampler, guide_info))
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # about PyTorch's own code
@@ -83,7 +89,7 @@ def export_step(
         raise UserError(f"A .onnx needs the package {error.name}: pip install 'jax-ddpm[onnx]'.") from None
     except Exception as error:
         is_unsupported = type(error).__module__.startswith("torch.onnx")
-        if not (is_unsupported or uses_own_code(model.info, config, sampler)):
+        if not (is_unsupported or uses_own_code(model.info, config, sampler, guide_info)):
             raise
         raise UserError(
             f"This step cannot be exported to {path.suffix} ({one_line(error)}).\n"
@@ -97,8 +103,16 @@ def export_step(
 class Step(nn.Module):
     """One step of a sampler: from x_t to the state at the next lower timestep."""
 
-    def __init__(self, network: nn.Module, config: DiffusionConfig, sampler: SamplerConfig, dtype):
+    def __init__(
+        self,
+        network: nn.Module,
+        config: DiffusionConfig,
+        sampler: SamplerConfig,
+        dtype,
+        guide: nn.Module | None = None,
+    ):
         super().__init__()
+        self.guide = guide
         self.network, self.config, self.sampler, self.dtype = network, config, sampler, dtype
         self.null_index = network.info.network.null_index
         self.chain = sampling_timesteps(config, sampler)
@@ -123,7 +137,8 @@ class Step(nn.Module):
             t: int64 (), a timestep of the file's settings.
             noise: standard normal, like x. Only of samplers that draw noise.
             labels: int64 (B,), or floats (B, D). Only of models with classes.
-            guidance: the weight, float (). Only of models with a null label, which are then called for both.
+            guidance: the weight, float (). Only of models with a null label, which are then called for both, or with a
+                guide.
             x_0_before, lambda_before: the outputs x_0 and lambda_t of the step before; for the first step zeros like x,
                 and -inf, (B, 1, 1, 1). Only of dpmpp.
 
@@ -147,18 +162,18 @@ class Step(nn.Module):
         """`guided_predict` with a weight that is known when the step runs."""
         if guidance is None:
             return guided_predict(self.network, self.config, self.sampler, Labels(labels))
-        network = by_timestep(self.network, self.config)
-        both_labels = torch.cat([labels, torch.full_like(labels, self.null_index)])
-
-        def predict(x, t):
-            both = network(torch.cat([x, x]), twice(t), labels=both_labels)
-            halves = both[: x.shape[0]], both[x.shape[0] :]
-            return guided_prediction(replace(self.sampler, guidance=guidance), x, t, *halves)
-
-        return predict
+        network, sampler = by_timestep(self.network, self.config), replace(self.sampler, guidance=guidance)
+        if self.guide is None:
+            null = torch.full_like(labels, self.null_index)
+            return always_guided(network, sampler, Labels(labels, null), None)
+        of_guide = labels if self.guide.info.network.takes_labels else None
+        guide = by_timestep(self.guide, self.config)
+        return always_guided(network, sampler, Labels(labels, of_guide=of_guide), guide)
 
 
-def example_inputs(info: ModelInfo, config: DiffusionConfig, sampler: SamplerConfig, dtype) -> dict[str, Tensor]:
+def example_inputs(
+    info: ModelInfo, config: DiffusionConfig, sampler: SamplerConfig, dtype, guide: ModelInfo | None = None
+) -> dict[str, Tensor]:
     """Inputs of `Step.forward`, for two images."""
     height, width, channels = info.image_shape
     x, network = torch.zeros(BATCH, channels, height, width, dtype=dtype), info.network
@@ -168,14 +183,16 @@ def example_inputs(info: ModelInfo, config: DiffusionConfig, sampler: SamplerCon
     if network.takes_labels:
         vectors = network.label_width is not None
         inputs["labels"] = torch.zeros(BATCH, network.label_width) if vectors else torch.zeros(BATCH).long()
-    if is_guidable(info):
+    if takes_weight(info, guide):
         inputs["guidance"] = torch.tensor(1.0, dtype=dtype)
     if sampler.sampler == "dpmpp":
         inputs |= {"x_0_before": x.clone(), "lambda_before": torch.full((BATCH, 1, 1, 1), -torch.inf, dtype=dtype)}
     return inputs
 
 
-def file_settings(info: ModelInfo, config: DiffusionConfig, sampler: SamplerConfig) -> dict[str, Any]:
+def file_settings(
+    info: ModelInfo, config: DiffusionConfig, sampler: SamplerConfig, guide: ModelInfo | None = None
+) -> dict[str, Any]:
     """What a loop around the step needs, for JSON.
 
     image_shape: (H, W, C). timesteps: the inputs t, in their order. first_noise: T, the number at which the noise of
@@ -189,7 +206,7 @@ def file_settings(info: ModelInfo, config: DiffusionConfig, sampler: SamplerConf
         "sigma": float(config.initial_sigma) if config.is_continuous else 1.0,
         "data_range": config.data_range,
         "class_names": info.class_names,
-        "no_label": info.network.null_index,
+        "no_label": null_label(info, guide),
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jax_ddpm.spec.diffusion_config import CONTINUOUS_STEPS, SamplerConfig
 from torch_ref.objectives import Continuous
-from torch_ref.sampling.steps import threshold
+from torch_ref.sampling.steps import threshold, where
 
 
 def make_solver(objective: Continuous, sampler: SamplerConfig, network: Callable) -> tuple[Callable, Callable]:
@@ -55,10 +55,12 @@ def heun_step(
     d = slope(objective, x, level, prediction)  # line 4
     x_next = x + h * d  # line 5
 
-    if i == 0:
-        return x_next
-    d_next = slope(objective, x_next, next_level, predict(x_next, for_images(x, next_level)))  # line 7
-    return x + h * (d + d_next) / 2  # line 8
+    def corrected():
+        prediction = predict(x_next, for_images(x, next_level))
+        d_next = slope(objective, x_next, next_level, prediction)  # line 7
+        return x + h * (d + d_next) / 2  # line 8
+
+    return where(i > 0, corrected, x_next)
 
 
 def midpoint_step(

@@ -1,7 +1,7 @@
 """Steps of the reverse process: from x_t and the network's prediction to the state at the next lower timestep.
 
 `tables` are those of the timesteps that the sampler visits (`schedules.make_tables(..., chain=chain)`). t is one
-integer for the whole batch, or a tensor (B,) that repeats it, which a compiled step needs; Heun's step cannot take it.
+integer for the whole batch, or a tensor (B,) that repeats it, which an exported step needs.
 If the network also predicts a variance, only `ancestral_step` uses it.
 """
 
@@ -23,7 +23,14 @@ History = tuple[Tensor, Tensor]
 
 def of_images(x: Tensor, t: int | Tensor) -> Tensor:
     """t for each image of x: integers (B,)."""
-    return t if isinstance(t, Tensor) else torch.full((x.shape[0],), t, device=x.device)
+    return t if isinstance(t, Tensor) else torch.full((x.shape[0],), int(t), device=x.device)
+
+
+def where(condition: bool | Tensor, compute: Callable[[], Tensor], otherwise: Tensor) -> Tensor:
+    """compute() where the condition holds, else the other: `lax.cond`. A tensor (in an exported step) computes both."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition.reshape(-1, 1, 1, 1), compute(), otherwise)
+    return compute() if condition else otherwise
 
 
 def threshold(
@@ -198,12 +205,13 @@ def edm_step(
     x_next = D + sigma_next * d  # line 5: x + (sigma_next - sigma) d, where x = D + sigma d
 
     def corrected():
-        t_next = int(next_timesteps[t])
+        t_next = below.clip(0)
         prediction = predict(x_next * scale_next, of_images(x_t, t_next))
         d_next = (x_next - clipped_x_0(tables, config, x_next * scale_next, prediction, t_next)) / sigma_next  # line 7
         sigma = noise_level / scale
         return x_t / scale + (sigma_next - sigma) * (d + d_next) / 2  # line 8
 
-    if predict is not None and next_timesteps[t] >= 0 and tables.sqrt_alpha_bars[t] > 1 / HEUN_MAX_SIGMA:
-        x_next = corrected()
+    if predict is not None:
+        below = (torch.as_tensor(next_timesteps).long() if isinstance(t, Tensor) else next_timesteps)[t]
+        x_next = where((below >= 0) & (tables.sqrt_alpha_bars[t] > 1 / HEUN_MAX_SIGMA), corrected, x_next)
     return clamp_state(x_next * scale_next, config)
