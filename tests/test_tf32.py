@@ -22,6 +22,7 @@ from jax_ddpm.weights.torch_names import own_table
 from tests.small import small
 
 
+@pytest.mark.slow
 def test_a_run_in_tf32(tmp_path, monkeypatch):
     monkeypatch.setattr(Pictures, "save_final", lambda *_: [])
     monkeypatch.setattr(trackers.TensorBoard, "picture", lambda *_: None)
