@@ -159,11 +159,12 @@ class Checkpoints:
                 restored = checkpointer.restore(folder / STATE, args=ocp.args.StandardRestore(target))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"The checkpoint {folder} cannot be restored: {one_line(error)}.") from None
-        state = jax.tree.unflatten(jax.tree.structure(template), [restored[name] for name in target])
+        arrays = [restored[name] for name in target]
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         # Orbax's arrays cannot always be donated (jax#18617); the outputs of a jitted function can.
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=shardings)(state), record
+        shardings = [getattr(array, "sharding", None) for array in arrays]
+        arrays = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=shardings)(arrays)
+        return jax.tree.unflatten(jax.tree.structure(template), arrays), record
 
 
 def open_checkpointer() -> ocp.Checkpointer:
