@@ -115,7 +115,8 @@ ONLY_IN_JAX = {  # in the order in which they stand there
     ),
     "unets/layer_norm": {"LayerNorm": "torch.nn has it"},
     "unets/tf32": dict.fromkeys(
-        ["class_in_tf32", "is_in_tf32", "class_of"], "a call is traced in a context, of which its gradient follows"
+        ["in_full_float32", "class_in", "is_in_tf32", "class_of"],
+        "a call is traced in a context, which its gradient follows",
     ),
     "unets/lucidrains": dict.fromkeys(
         ["Normal", "RandomFrequencies", "ConvWithoutBias"], "arrays whose initial values or layouts are their own"

@@ -55,13 +55,17 @@ class OwnUNet(nnx.Module):
         return self.layer(x)
 
 
-def test_a_network_of_the_users_own(monkeypatch):
-    """Flax's layers compute in TF32, too, and the network keeps its names and arguments."""
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(unets.tf32.in_tf32, lax.Precision.HIGH), (unets.tf32.in_full_float32, lax.Precision.HIGHEST)],
+)
+def test_a_network_of_the_users_own(monkeypatch, change, expected):
+    """Flax's layers follow, too, and the network keeps its names and arguments."""
     monkeypatch.setitem(unets.REGISTERED_TORCH_NAMES, OwnUNet, {"conv": "layer"})
-    graph, state = nnx.split(unets.tf32.in_tf32(OwnUNet()))
+    graph, state = nnx.split(change(unets.tf32.in_full_float32(OwnUNet())))
     network = nnx.merge(graph, state)
     equations = jax.make_jaxpr(lambda x: network(x, None))(np.zeros((1, 4, 4, 1), np.float32)).jaxpr.eqns
     precisions = [each.params["precision"] for each in equations if each.primitive.name == "conv_general_dilated"]
-    assert precisions == [(lax.Precision.HIGH, lax.Precision.HIGH)]
+    assert precisions == [(expected, expected)]
     assert isinstance(network, OwnUNet) and type(network).__name__ == "OwnUNet"
     assert own_table(network) == {"conv": "layer"} and "dropout" in inspect.signature(network).parameters

@@ -24,7 +24,7 @@ from jax_ddpm.unets.lucidrains import LucidrainsUNet
 from jax_ddpm.unets.simple_unet import SimpleUNet
 from jax_ddpm.unets.strided import StridedUNet
 from jax_ddpm.unets.superminddpm import SuperMinDDPM
-from jax_ddpm.unets.tf32 import in_tf32
+from jax_ddpm.unets.tf32 import in_full_float32, in_tf32
 
 NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "conv_block": ConvBlockUNet,
@@ -68,6 +68,8 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype: Any = None) -> 
     network = NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
     if config.name not in BUILT_IN:
         adapt(network)
+        if isinstance(network, nnx.Module) and dtype != jnp.bfloat16:
+            in_full_float32(network)
     return network
 
 

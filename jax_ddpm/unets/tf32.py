@@ -1,6 +1,8 @@
-"""Networks whose products and convolutions are computed in TF32 on GPUs, and in three bfloat16 passes on TPUs."""
+"""The precision of all products and convolutions of a network, which holds for its calls and their gradients."""
 
 import functools
+from contextlib import nullcontext
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -9,30 +11,38 @@ from jax_ddpm import ops
 
 
 def in_tf32(network: nnx.Module) -> nnx.Module:
-    """Make every call of the network compute its products in TF32, in place. Gradients follow the call.
+    """Make every call of the network compute its products in TF32 on GPUs, in three bfloat16 passes on TPUs. In place.
 
     Its class becomes a subclass with the same name, so that copies and `nnx.split` keep it. Layers of Flax in a network
     of the user's own follow `jax_default_matmul_precision`, which is set for the call.
     """
-    network.__class__ = class_in_tf32(type(network))
+    network.__class__ = class_in(class_of(network), "tensorfloat32")
+    return network
+
+
+def in_full_float32(network: nnx.Module) -> nnx.Module:
+    """Like `in_tf32`: make layers of Flax compute float32 in float32, for which GPUs take TF32 and TPUs bfloat16."""
+    network.__class__ = class_in(class_of(network), "highest")
     return network
 
 
 @functools.cache
-def class_in_tf32(kind: type[nnx.Module]) -> type[nnx.Module]:
+def class_in(kind: type[nnx.Module], precision: Literal["tensorfloat32", "highest"]) -> type[nnx.Module]:
     """The subclass of a network's class. Its attribute `as_written` is the class itself."""
+    context = ops.tf32 if precision == "tensorfloat32" else nullcontext
 
     @functools.wraps(kind.__call__)
     def call(self, *arguments, **settings):
-        with ops.tf32(), jax.default_matmul_precision("tensorfloat32"):
+        with context(), jax.default_matmul_precision(precision):
             return kind.__call__(self, *arguments, **settings)
 
     copied = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(kind.__name__, (kind,), {**copied, "__call__": call, "as_written": kind})
+    added = {"__call__": call, "as_written": kind, "matmul_precision": precision}
+    return type(kind.__name__, (kind,), copied | added)
 
 
 def is_in_tf32(network: nnx.Module) -> bool:
-    return class_of(network) is not type(network)
+    return getattr(type(network), "matmul_precision", None) == "tensorfloat32"
 
 
 def class_of(network: nnx.Module) -> type[nnx.Module]:
