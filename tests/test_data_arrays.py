@@ -57,6 +57,7 @@ def test_layouts_and_ranges(given, expected):
 
 def test_what_was_assumed_is_said():
     assert whole(COLOUR).notes == ("validation: none",)
+    assert "images of 8x6 are resized to 4x4 (image_size)" in data.from_arrays(COLOUR, image_size=4).notes
     assert "(12, 3, 8, 6) is read as (N, channels, height, width)" in whole(torch.zeros(12, 3, 8, 6)).notes[0]
     (note,) = [line for line in whole(GRAY / 127.5 - 1).notes if "becomes" in line]
     assert note == "arrays: float64 values from -1 to 1; -1 becomes black and 1 white, in 256 levels"

@@ -42,6 +42,10 @@ def image_data(
         count, label = source.validation.count, source.validation.label
         notes.append(f"{count:,} images are not used ({label}), because a validation fraction is given")
         source = dataclasses.replace(source, validation=None)
+    first = source.parts["train"]
+    if isinstance(first, ArrayImages) and first.images.shape[1:3] != height_and_width(image_size):
+        sizes = [f"{height}x{width}" for height, width in (first.images.shape[1:3], height_and_width(image_size))]
+        notes.append(f"images of {sizes[0]} are resized to {sizes[1]} (--image-size)")
     if all(isinstance(part, ArrayImages) and part.is_ready(image_size) for part in source.parts.values()):
         store = None
         images = {

@@ -90,7 +90,8 @@ def reference_images(
         )
     if settings.dataset == ARRAYS:
         raise UserError(
-            f"The images of {run} were given from Python.\nSave them as a .npz with `images`, and give --reference."
+            f"The images of {run} were given from Python.\n"
+            "Save them as a .npz with `images` (and `labels`), and give --reference train:FILE.npz."
         )
     images = load_data(find_images(run, settings.dataset), image_shape, settings, log)
     check_same_images(run, images, log)
