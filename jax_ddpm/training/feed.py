@@ -30,7 +30,6 @@ LANES = 128  # numbers to which a TPU pads the last axis of an array
 STEPS_PER_DISPATCH = 10  # enough that the host's few milliseconds per dispatch are negligible
 # The progress bar and Ctrl-C wait for up to two dispatches. So on a CPU this limits a dispatch of several steps.
 MAX_DISPATCH_SECONDS_ON_CPU = 0.5
-LONG_DISPATCH_SECONDS, RELEASE_SECONDS = 0.2, 0.002  # the pause after a dispatch that took longer than the first
 DEPTHWISE = frozenset({"annotated_convnext"})
 """Networks with depthwise convolutions."""
 
@@ -161,8 +160,7 @@ class Feed:
     def run(self, dispatch: Callable, state: TrainState, step: int, n: int) -> tuple[TrainState, Mapping]:
         """Run n steps from `step` on with `dispatch`, a function of `make_dispatch`. Returns (state, metrics).
 
-        On a CPU this first waits for the previous dispatch: two at the same time would need twice the memory. XLA
-        releases a program's temporary arrays a moment after its results are ready.
+        On a CPU this first waits for the previous dispatch: two at the same time would need twice the memory.
         """
         batches = self.batches(step, n)
         if self.on_cpu:
@@ -170,8 +168,6 @@ class Feed:
             now = time.perf_counter()
             if self.last_dispatch is not None:
                 start, steps = self.last_dispatch
-                if now - start > LONG_DISPATCH_SECONDS:
-                    time.sleep(RELEASE_SECONDS)
                 limit = int(MAX_DISPATCH_SECONDS_ON_CPU / ((now - start) / steps))
                 self.next_steps = max(1, min(self.steps_per_dispatch, limit))
             self.last_dispatch = now, n
