@@ -29,11 +29,10 @@ def in_full_float32(network: nnx.Module) -> nnx.Module:
 @functools.cache
 def class_in(kind: type[nnx.Module], precision: Literal["tensorfloat32", "highest"]) -> type[nnx.Module]:
     """The subclass of a network's class. Its attribute `as_written` is the class itself."""
-    context = ops.tf32 if precision == "tensorfloat32" else nullcontext
 
     @functools.wraps(kind.__call__)
     def call(self, *arguments, **settings):
-        with context(), jax.default_matmul_precision(precision):
+        with ops.tf32() if precision == "tensorfloat32" else nullcontext(), jax.default_matmul_precision(precision):
             return kind.__call__(self, *arguments, **settings)
 
     copied = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
