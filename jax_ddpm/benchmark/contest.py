@@ -18,7 +18,7 @@ TURN_SECONDS = 1.0  # target length of a turn
 # Largest differences to the output of the first contender: relative for loss and gradient norm, absolute for images in
 # [-1, 1]. float32: sums are added in another order; the measured differences are 1e-6 (loss), 6e-6 (gradient norm) and
 # 2e-6 (images). bfloat16 has 8 bits of precision, and torch's autocast rounds in other places. tf32
-# has 11 bits: a tenth of that.
+# has 11 bits; a tenth of bfloat16's is an estimate, not measured on a GPU.
 TOLERANCES = {
     "float32": {"loss": 1e-5, "grad_norm": 1e-4, "x_0": 1e-4},
     "tf32": {"loss": 1e-3, "grad_norm": 1e-2, "x_0": 1e-2},

@@ -21,7 +21,10 @@ def in_tf32(network: nnx.Module) -> nnx.Module:
 
 
 def in_full_float32(network: nnx.Module) -> nnx.Module:
-    """Like `in_tf32`: make layers of Flax compute float32 in float32, for which GPUs take TF32 and TPUs bfloat16."""
+    """Make every call compute products of float32 in float32, in place, as `in_tf32` does for TF32.
+
+    Layers of Flax would otherwise compute them in TF32 on GPUs and in bfloat16 on TPUs.
+    """
     network.__class__ = class_in(class_of(network), "highest")
     return network
 
