@@ -278,19 +278,22 @@ def identity(h):
     return h
 
 
+FIRST_PASS = 1 << 16  # n of the first dropout call in the pass that predicts x_0 for self-conditioning
+
+
 class Dropout:
     """Dropout of one forward pass (Srivastava et al. 2014).
 
-    A value becomes 0 with probability `rate`, else it is divided by 1 - rate. Call n, counted from 0, draws the mask
-    (H, W, C) of image i from the address (DROPOUT, step, n, i). i is the index in the whole batch, so the masks do not
-    depend on how the batch is split.
+    A value becomes 0 with probability `rate`, else it is divided by 1 - rate. Call n draws the mask (H, W, C) of image
+    i from the address (DROPOUT, step, n, i). i is the index in the whole batch, so the masks do not depend on how the
+    batch is split.
     """
 
-    def __init__(self, rate: float, seed: int, step, images):
-        """images: integers (B,), the indices of the images in the whole batch."""
+    def __init__(self, rate: float, seed: int, step, images, first_call: int = 0):
+        """images: integers (B,), the indices of the images in the whole batch. first_call: n of the first call."""
         self.rate, self.images = rate, images
         self.key = rng.key(seed, rng.DROPOUT, step)
-        self.calls = 0
+        self.calls = first_call
 
     def __call__(self, h):
         layer = jax.random.fold_in(self.key, self.calls)

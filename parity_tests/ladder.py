@@ -21,6 +21,7 @@ from parity_tests import (
     measures_inputs,
     measures_objectives,
     measures_registered,
+    measures_self_condition,
     measures_training,
 )
 from parity_tests.measures import (
@@ -158,6 +159,11 @@ RUNGS["bits per dimension with labels, float64"] = Rung(budgets.BOUND_FLOAT64, m
 
 RUNGS["registered parts, losses, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.losses)
 RUNGS["registered parts, samples, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.samples)
+
+RUNGS["self-conditioned outputs, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_self_condition.outputs)
+RUNGS["self-conditioned samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_self_condition.samples)
+RUNGS["self-conditioned edits, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_self_condition.edits)
+RUNGS["self-conditioned training, float64"] = Rung(budgets.UPDATE_FLOAT64, measures_self_condition.training)
 
 RUNGS["data ranges and times, losses, float64"] = Rung(budgets.LOSS[np.float64], measures_inputs.losses)
 RUNGS["data ranges and times, bits, float64"] = Rung(budgets.BOUND_FLOAT64, measures_inputs.bits)

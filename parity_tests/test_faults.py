@@ -7,6 +7,7 @@ from parity_tests import (
     faults_networks,
     faults_objectives,
     faults_sampling,
+    faults_self_condition,
     faults_teaching,
     faults_training,
     ladder,
@@ -17,6 +18,7 @@ FAULTS = {
     **faults_teaching.FAULTS,
     **faults_sampling.FAULTS,
     **faults_objectives.FAULTS,
+    **faults_self_condition.FAULTS,
     **faults_training.FAULTS,
     **faults_evaluation.FAULTS,
 }

@@ -23,6 +23,7 @@ KNOWN = 7  # (KNOWN, image index, t + v (T + 1)): an (H, W, C) draw, noise of th
 JUMP = 8  # (JUMP, image index, t + v (T + 1)): an (H, W, C) draw, noise of the jump up after visit v of t
 LIKELIHOOD = 9  # (LIKELIHOOD, image index, t): an (H, W, C) draw of eps. t = T: a (K,) draw of t. t = T + 1: of signs
 LABEL_DROPOUT = 10  # (LABEL_DROPOUT, step): a (B,) draw of which labels become the null label
+SELF_CONDITION = 11  # (SELF_CONDITION, step): whether the network is given the x_0 that it predicts in a first pass
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # Salmon et al. 2011, table 2, N = 2, W = 32
 

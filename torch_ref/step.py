@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from jax_ddpm.spec.data_range import USUAL, from_levels
 from jax_ddpm.spec.power_ema import gamma_of
 from jax_ddpm.spec.run_config import RunConfig, TrainingConfig
-from torch_ref import rng
-from torch_ref.layers import Dropout
+from torch_ref import diffusion, rng
+from torch_ref.layers import FIRST_PASS, Dropout
 from torch_ref.objectives import Continuous, Discrete, make_objective
+from torch_ref.objectives.discrete import by_timestep
+from torch_ref.sampling.guidance import self_conditioned
 from torch_ref.unets.tf32 import tf32
 
 Metrics = dict[str, float]
@@ -168,16 +170,35 @@ def make_train_step(config: RunConfig, total_steps: int) -> Callable[..., tuple[
     dtype = torch.float64 if training.precision == "float64" else torch.float32
     objective, null_index = make_objective(config.diffusion, dtype), config.network.null_index
 
+    def in_training(network, step, image_indices, labels, first_call=0):
+        """The network as (x, t) -> prediction with labels and dropout."""
+        predict = network
+        if dropout and "dropout" in inspect.signature(network.forward).parameters:
+            predict = partial(network, dropout=Dropout(dropout, seed, step, image_indices, first_call))
+        return partial(predict, labels=labels[0]) if labels else predict
+
+    @torch.no_grad()
+    def first_x_0(network, step, x_0, level, noise, image_indices, labels):
+        """In every second step on average, the x_0 that the network predicts without an x_0, else zeros.
+
+        Chen et al. 2023: self-conditioning. No gradient passes through it.
+        """
+        x_t = objective.noised(x_0, level, noise)
+        if not bool(rng.bernoulli(rng.key(seed, rng.SELF_CONDITION, step), 0.5, ())):
+            return torch.zeros_like(x_t)
+        predict = in_training(network, step, image_indices, labels, FIRST_PASS)
+        prediction = by_timestep(predict, config.diffusion)(*objective.network_input(x_t, level))
+        return objective.predicted_x_0(x_t, level, diffusion.split_prediction(prediction, x_t)[0])
+
     def gradients(network, step, *batch):
         """Loss and gradients of the batch: the mean over `accumulate` parts of equal size."""
         total, parts = 0.0, training.accumulate
         for a in range(parts):  # part a takes images a, a + A, a + 2A, ...
             x_0, level, noise, image_indices, *labels = (values[a::parts] for values in batch)
-            predict = network
-            if dropout and "dropout" in inspect.signature(network.forward).parameters:
-                predict = partial(network, dropout=Dropout(dropout, seed, step, image_indices))
-            if labels:
-                predict = partial(predict, labels=labels[0])
+            predict = in_training(network, step, image_indices, labels)
+            if self_conditioned(network):
+                given = first_x_0(network, step, x_0, level, noise, image_indices, labels)
+                predict = partial(predict, x_self_cond=given)
             loss = objective.loss(predict, x_0, level, noise, **training.loss_settings)
             loss.backward()
             total = total + loss.detach()

@@ -11,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_ddpm import ops
 from jax_ddpm.sampling import samplers
+from jax_ddpm.sampling.guidance import self_conditioned
 from jax_ddpm.sampling.reverse import initial_carry, sampling_timesteps
-from jax_ddpm.sampling.steps import first_history
+from jax_ddpm.sampling.steps import initial_history
 from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.labels import Labels
@@ -118,7 +119,7 @@ def lower_sampling(
         keys = placed(jax.eval_shape(lambda: samplers.image_keys(0, np.arange(num_images))), by_image)
 
         def initial(x_T):
-            return initial_carry(x_T, chain, 0, first_history(x_T) if sampler.sampler == "dpmpp" else None)
+            return initial_carry(x_T, chain, 0, initial_history(x_T, sampler, self_conditioned(network)))
 
         x_T = jax.ShapeDtypeStruct((num_images, *image_shape), dtype)
         carry, xs = jax.eval_shape(initial, x_T)

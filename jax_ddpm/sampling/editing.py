@@ -18,7 +18,7 @@ from flax import nnx
 from jax_ddpm import diffusion
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import cast_once
-from jax_ddpm.sampling.guidance import guided_predict
+from jax_ddpm.sampling.guidance import guided_predict, self_conditioned
 from jax_ddpm.sampling.reverse import initial_carry, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.samplers import (
     ANCESTRAL,
@@ -32,7 +32,7 @@ from jax_ddpm.sampling.samplers import (
     unless_given,
     unpack_model,
 )
-from jax_ddpm.sampling.steps import ddim_inverse_step
+from jax_ddpm.sampling.steps import ddim_inverse_step, remembering_x_0, x_0_below
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.data_range import to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
@@ -113,12 +113,14 @@ def _invert(graph, state, labels, carry, xs, config, sampler):
     tables = schedule_tables(config, carry[0].dtype, chain)
     next_t = jnp.asarray(np.maximum(next_timesteps(chain, config.timesteps), chain[-1]))
 
-    def eps_at_next_timestep(x, t):
-        prediction, _ = diffusion.split_prediction(predict(x, next_t[t]), x)
+    def eps_at_next_timestep(x, t, **given):
+        prediction, _ = diffusion.split_prediction(predict(x, next_t[t], **given), x)
         return diffusion.predicted_eps(tables, config.objective, x, next_t[t], prediction)
 
+    step, self_condition = partial(ddim_inverse_step, tables), self_conditioned(network, guide)
+    step = remembering_x_0(step, partial(x_0_below, tables)) if self_condition else step
     with cast_once(network, guide):
-        return scan_steps(partial(ddim_inverse_step, tables), eps_at_next_timestep, lambda t: None, carry, xs)
+        return scan_steps(step, eps_at_next_timestep, lambda t: None, carry, xs, self_condition)
 
 
 def invert(
@@ -138,7 +140,8 @@ def invert(
 
     `reconstruct` with the same sampler gives the images back, approximately: the more steps, the closer. Nothing is
     clipped. The step up to t uses eps predicted from the state at the next lower timestep that the sampler visits. The
-    first step has no such state: it uses eps predicted from the images at the lowest timestep.
+    first step has no such state: it uses eps predicted from the images at the lowest timestep. A network with
+    self-conditioning is given the images in the first step, then the x_0 that the last step predicted.
 
     Args:
         model, batch_size, guide, config, dtype, progress: as in `sample`.
@@ -162,7 +165,9 @@ def invert(
     def draw(indices):
         of_images = labels and labels.rows(indices)
         graph, state, x_0, of_images = shard((network, guide), images[indices], of_images)
-        carry, xs = initial_carry(jnp.asarray(x_0), sampling_timesteps(config, sampler)[::-1])
+        x_0 = jnp.asarray(x_0)
+        history = (x_0,) if self_conditioned(network, guide) else None
+        carry, xs = initial_carry(x_0, sampling_timesteps(config, sampler)[::-1], history=history)
 
         def run(carry, xs):
             return _invert(graph, state, of_images, carry, xs, config, sampler)

@@ -16,10 +16,10 @@ from jax_ddpm import ops, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import cast_once
 from jax_ddpm.objectives.discrete import by_timestep
-from jax_ddpm.sampling.guidance import always_guided, guided_predict
+from jax_ddpm.sampling.guidance import accepting_x_0, always_guided, guided_predict, self_conditioned
 from jax_ddpm.sampling.reverse import initial_carry, sampling_timesteps
 from jax_ddpm.sampling.samplers import noise_at, opened, scan_sampler
-from jax_ddpm.sampling.steps import first_history
+from jax_ddpm.sampling.steps import initial_history
 from jax_ddpm.spec.data_range import from_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, check_sampler
 from jax_ddpm.spec.errors import UserError, require
@@ -119,7 +119,8 @@ def sampler_function(
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(indices)
         x_T = noise_at(keys, config.timesteps, shape, dtype)
         x_T = x_T * config.initial_sigma if config.is_continuous else x_T
-        history = first_history(x_T) if sampler.sampler == "dpmpp" else None
+        self_condition = self_conditioned(network, weaker)
+        history = initial_history(x_T, sampler, self_condition)
         predict = guided_predict(network, config, sampler, Labels(labels))
         if guidance is not None:
             null = jnp.full_like(labels, info.null_index) if guide is None else None
@@ -128,7 +129,7 @@ def sampler_function(
             predict = predict_with_guidance(network, config, sampler, labels, guidance, weaker)
         carry, xs = initial_carry(x_T, sampling_timesteps(config, sampler), history=history)
         with cast_once(network):
-            x_0, _, _ = scan_sampler(predict, keys, carry, xs, config, sampler, dtype)
+            x_0, _, _ = scan_sampler(predict, keys, carry, xs, config, sampler, dtype, self_condition)
         return from_data_range(x_0, config.data_range)
 
     return draw
@@ -144,9 +145,12 @@ def predict_with_guidance(
 ) -> Callable:
     """`guided_predict` with a weight that is known when the program runs. 1: one call of the network, with labels."""
     plain = guided_predict(network, config, sampler, labels)
-    guide = None if guide is None else by_timestep(guide, config)
-    guided = always_guided(by_timestep(network, config), replace(sampler, guidance=weight), labels, guide)
-    return lambda x, t: jax.lax.cond(weight == 1, plain, guided, x, t)
+    guide = None if guide is None else by_timestep(accepting_x_0(guide), config)
+    network = by_timestep(accepting_x_0(network), config)
+    guided = always_guided(network, replace(sampler, guidance=weight), labels, guide)
+    return lambda *inputs, **given: jax.lax.cond(
+        weight == 1, lambda: plain(*inputs, **given), lambda: guided(*inputs, **given)
+    )
 
 
 def to_levels(images: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:

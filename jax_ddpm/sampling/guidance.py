@@ -74,7 +74,8 @@ def guided_predict(
 ) -> Callable:
     """predict(x, t) for `reverse_process`: the network with labels, guided as the sampler's settings say.
 
-    t are integers in [0, T), whatever the network receives (`t_input`).
+    t are integers in [0, T), whatever the network receives (`t_input`). predict(x, t, x_self_cond=x_0) gives x_0 to the
+    networks with self-conditioning (`self_conditioned`).
 
     Both predictions come from one call, of a batch of two halves: x with labels, and x without. With a guide they come
     from a call of each model. Without guidance there is a single prediction.
@@ -84,8 +85,8 @@ def guided_predict(
         labels: of the images, from `spec.labels.labels_of_images`. None: the network takes none.
         guide: a weaker model, in place of the network without labels.
     """
-    labels, network = labels or Labels(), by_timestep(network, config)
-    guide = guide if guide is None else by_timestep(guide, config)
+    labels, network = labels or Labels(), by_timestep(accepting_x_0(network), config)
+    guide = guide if guide is None else by_timestep(accepting_x_0(guide), config)
     if sampler.guidance == 1:
         return with_labels(network, labels.wanted)
     return always_guided(network, sampler, labels, guide)
@@ -94,15 +95,19 @@ def guided_predict(
 def always_guided(network: Callable, sampler: SamplerConfig, labels: Labels, guide: Callable | None) -> Callable:
     """predict(x, t) of a network and perhaps a guide, from `by_timestep`: guided even if the weight is 1.
 
+    Both see the same x_self_cond if they take it: the last x_0 that was predicted with guidance.
+
     The weight may be an array, float ().
     """
     conditional = with_labels(network, labels.wanted)
 
-    def predict(x, t):
+    def predict(x, t, **given):
         if guide is not None:
-            return guided_prediction(sampler, x, t, conditional(x, t), with_labels(guide, labels.of_guide)(x, t))
+            predictions = (each(x, t, **given) for each in (conditional, with_labels(guide, labels.of_guide)))
+            return guided_prediction(sampler, x, t, *predictions)
+        given = {name: jnp.concatenate([value, value]) for name, value in given.items()}
         both_labels = jnp.concatenate([labels.wanted, labels.none])
-        both = network(jnp.concatenate([x, x]), jnp.concatenate([t, t]), labels=both_labels)
+        both = network(jnp.concatenate([x, x]), jnp.concatenate([t, t]), labels=both_labels, **given)
         return guided_prediction(sampler, x, t, *jnp.split(both, 2))
 
     return predict
@@ -110,4 +115,19 @@ def always_guided(network: Callable, sampler: SamplerConfig, labels: Labels, gui
 
 def with_labels(network: Callable | None, labels: Array | None) -> Callable | None:
     """The network as (x, t) -> prediction, for these labels. None: the network itself."""
-    return network if labels is None else lambda x, t: network(x, t, labels=labels)
+    return network if labels is None else lambda x, t, **given: network(x, t, labels=labels, **given)
+
+
+def self_conditioned(*networks: Callable | None) -> bool:
+    """Whether one of the networks is called as network(x, t, x_self_cond=x_0) with the last predicted x_0.
+
+    Such a network has an attribute self_condition that is True (Chen et al. 2023).
+    """
+    return any(getattr(network, "self_condition", False) for network in networks)
+
+
+def accepting_x_0(network: Callable) -> Callable:
+    """The network, called with x_self_cond: one without self-conditioning ignores it."""
+    if self_conditioned(network):
+        return network
+    return lambda x, t, x_self_cond=None, **others: network(x, t, **others)

@@ -12,7 +12,7 @@ from flax import nnx
 from jax_ddpm import diffusion, rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import cast_once
-from jax_ddpm.sampling.guidance import guided_predict
+from jax_ddpm.sampling.guidance import guided_predict, self_conditioned
 from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.samplers import (
     ANCESTRAL,
@@ -26,6 +26,7 @@ from jax_ddpm.sampling.samplers import (
     unless_given,
     unpack_model,
 )
+from jax_ddpm.sampling.steps import initial_history
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig, require_timesteps
@@ -53,7 +54,8 @@ def _inpaint(graph, state, images, keys, labels, mask, carry, xs, config, sample
     ratios = jump_alpha_ratios(schedule_tables(config, np.float64, chain), timesteps)
     signal_scale, noise_scale = (jnp.asarray(np.sqrt(ratio), images.dtype) for ratio in (ratios, 1 - ratios))
     noise_index, ts = jnp.asarray(timesteps + visits * (config.timesteps + 1)), jnp.asarray(timesteps)
-    ancestral_step = make_step(tables, config, sampler, chain, predict)
+    self_condition = self_conditioned(network, guide)
+    ancestral_step = make_step(tables, config, sampler, chain, predict, self_condition)
 
     def draw(keys, n):
         return noise_at(keys, noise_index[n], images.shape[1:], images.dtype)
@@ -61,19 +63,25 @@ def _inpaint(graph, state, images, keys, labels, mask, carry, xs, config, sample
     def draw_noise(n):
         return draw(sampling_keys, n), draw(known_keys, n)
 
-    def step(x_t, prediction, n, noise):
+    def step(x_t, prediction, n, noise, *history):
         t = jnp.full((x_t.shape[0],), ts[n])
         known = diffusion.extract(tables.sqrt_alpha_bars_prev, t) * images
         known = known + diffusion.extract(tables.sqrt_one_minus_alpha_bars_prev, t) * noise[1]  # Algorithm 1, line 5
-        x = jnp.where(mask, known, ancestral_step(x_t, prediction, ts[n], noise[0]))  # lines 7 and 8
+        unknown = ancestral_step(x_t, prediction, ts[n], noise[0], *history)  # line 7
+        unknown, *history = unknown if history else (unknown,)
+        x = jnp.where(mask, known, unknown)  # line 8
 
         def jump_up():
             return signal_scale[n] * x + noise_scale[n] * draw(jump_keys, n)  # line 10
 
-        return jax.lax.cond(signal_scale[n] < 1, jump_up, lambda: x)
+        x = jax.lax.cond(signal_scale[n] < 1, jump_up, lambda: x)
+        return (x, *history) if history else x
+
+    def predict_at(x, n, **given):
+        return predict(x, ts[n], **given)
 
     with cast_once(network, guide):
-        return scan_steps(step, lambda x, n: predict(x, ts[n]), draw_noise, carry, xs)
+        return scan_steps(step, predict_at, draw_noise, carry, xs, self_condition)
 
 
 def inpaint(
@@ -134,7 +142,8 @@ def inpaint(
         of_images = labels and labels.rows(indices)
         arrays = shard((network, guide), images[indices], tuple(k[indices] for k in keys), of_images)
         x_T = compiled_noise_at(arrays[3][0], config.timesteps, tuple(images.shape[1:]), images.dtype)
-        carry, xs = initial_carry(x_T, np.arange(steps))
+        history = initial_history(x_T, sampler, self_conditioned(network, guide))
+        carry, xs = initial_carry(x_T, np.arange(steps), history=history)
 
         def run(carry, xs):
             return _inpaint(*arrays, known, carry, xs, config, sampler, resamplings, jump)

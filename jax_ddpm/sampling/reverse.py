@@ -10,7 +10,15 @@ from jaxtyping import Float
 
 from jax_ddpm.arrays import Array
 from jax_ddpm.objectives import make_objective
-from jax_ddpm.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step, own_step
+from jax_ddpm.sampling.steps import (
+    ancestral_step,
+    clipped_x_0,
+    ddim_step,
+    dpmpp_step,
+    edm_step,
+    own_step,
+    remembering_x_0,
+)
 from jax_ddpm.schedules import Tables, schedule_tables
 from jax_ddpm.spec.diffusion_config import (
     CONTINUOUS_STEPS,
@@ -27,24 +35,34 @@ Images = Float[Array, "b h w c"]
 
 
 def make_step(
-    tables: Tables, config: DiffusionConfig, sampler: SamplerConfig, chain: np.ndarray, predict: Callable
+    tables: Tables,
+    config: DiffusionConfig,
+    sampler: SamplerConfig,
+    chain: np.ndarray,
+    predict: Callable,
+    self_condition: bool = False,
 ) -> Callable:
-    """The sampler's step function: step(x_t, prediction, t, noise) -> x. "dpmpp" also takes and returns a history.
+    """The sampler's step function: step(x_t, prediction, t, noise) -> x.
 
-    chain: the timesteps that the sampler visits. predict: the network, (x, t) -> prediction; "heun" calls it again.
+    The step of "dpmpp", and with self_condition every step, also takes and returns a history, whose first part is the
+    predicted x_0: step(x_t, prediction, t, noise, history) -> (x, history).
+
+    chain: the timesteps that the sampler visits. predict: the network, (x, t) -> prediction; "heun" calls it again,
+    with self_condition as predict(x, t, x_self_cond=x_0).
     """
-    if sampler.sampler == "ddpm":
-        return partial(ancestral_step, tables, config)
-    if sampler.sampler == "ddim":
-        return partial(ddim_step, tables, config, eta=sampler.eta)
     if sampler.sampler == "dpmpp":
         return partial(dpmpp_step, tables, config)
-    if sampler.sampler == "euler":
-        return partial(edm_step, tables, config)
+    if sampler.sampler == "heun":
+        below = next_timesteps(chain, config.timesteps)
+        return partial(edm_step, tables, config, predict=predict, next_timesteps=below)
+    step = {
+        "ddpm": partial(ancestral_step, tables, config),
+        "ddim": partial(ddim_step, tables, config, eta=sampler.eta),
+        "euler": partial(edm_step, tables, config),
+    }.get(sampler.sampler)
     if sampler.sampler in SAMPLERS:
-        return partial(own_step, tables, config, SAMPLERS[sampler.sampler])
-    below = next_timesteps(chain, config.timesteps)
-    return partial(edm_step, tables, config, predict=predict, next_timesteps=below)
+        step = partial(own_step, tables, config, SAMPLERS[sampler.sampler])
+    return remembering_x_0(step, partial(clipped_x_0, tables, config)) if self_condition else step
 
 
 def sampling_timesteps(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
@@ -81,6 +99,7 @@ def reverse_process(
     num_frames: int | tuple[int, ...] = 0,
     progress: Callable | None = None,
     history=None,
+    self_condition: bool = False,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
     """From x_T to x_0 in one scan over timesteps: x <- step(x, predict(x, t), t, draw_noise(t)).
 
@@ -97,13 +116,15 @@ def reverse_process(
         progress: called with the number of steps done, about fifty times. The timesteps are then split into as many
             scans, which is not possible inside jit.
         history: initial history of a step with memory: (x, prediction, t, noise, history) -> (x, history).
+        self_condition: give the first part of the history to the network: predict(x, t, x_self_cond=history[0]).
 
     Returns:
         x_0, and the frames (F, B, H, W, C).
     """
     chain = np.arange(timesteps - 1, -1, -1) if isinstance(timesteps, int) else timesteps
     carry, xs = initial_carry(x_T, chain, num_frames, history)
-    return run_with_progress(partial(scan_steps, step, predict, draw_noise), carry, xs, progress)
+    scan = partial(scan_steps, step, predict, draw_noise, self_condition=self_condition)
+    return run_with_progress(scan, carry, xs, progress)
 
 
 def initial_carry(x_T: Images, chain: np.ndarray, num_frames: int | tuple[int, ...] = 0, history=None) -> tuple:
@@ -116,13 +137,16 @@ def initial_carry(x_T: Images, chain: np.ndarray, num_frames: int | tuple[int, .
     return (x_T, frames, history), (chain.astype(np.int32), slots[1:])
 
 
-def scan_steps(step: Callable, predict: Callable, draw_noise: Callable, carry: tuple, xs: tuple) -> tuple:
+def scan_steps(
+    step: Callable, predict: Callable, draw_noise: Callable, carry: tuple, xs: tuple, self_condition: bool = False
+) -> tuple:
     """Scan over `xs`, all or part of the timesteps, and return the final `carry`. Arguments as in `reverse_process`."""
 
     def body(carry, x_slice):
         x, frames, history = carry
         t, slot = x_slice
-        arguments = x, predict(x, jnp.full((x.shape[0],), t)), t, draw_noise(t)
+        given = {"x_self_cond": history[0]} if self_condition else {}
+        arguments = x, predict(x, jnp.full((x.shape[0],), t), **given), t, draw_noise(t)
         if history is None:
             x = step(*arguments)
         else:

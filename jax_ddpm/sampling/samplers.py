@@ -15,11 +15,11 @@ from jax_ddpm import rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import cast_once
 from jax_ddpm.objectives import make_objective
-from jax_ddpm.sampling.guidance import guided_predict
+from jax_ddpm.sampling.guidance import guided_predict, self_conditioned
 from jax_ddpm.sampling.processes import drawn_by_all, num_drawing
 from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
 from jax_ddpm.sampling.solvers import make_solver
-from jax_ddpm.sampling.steps import first_history
+from jax_ddpm.sampling.steps import initial_history
 from jax_ddpm.schedules import schedule_tables
 from jax_ddpm.spec.batches import in_batches
 from jax_ddpm.spec.data_range import from_data_range
@@ -43,19 +43,26 @@ compiled_noise_at = jax.jit(noise_at, static_argnames=("shape", "dtype"))
 
 
 def scan_sampler(
-    predict: Callable, keys: Array, carry: tuple, xs: tuple, config: DiffusionConfig, sampler: SamplerConfig, dtype
+    predict: Callable,
+    keys: Array,
+    carry: tuple,
+    xs: tuple,
+    config: DiffusionConfig,
+    sampler: SamplerConfig,
+    dtype,
+    self_condition: bool = False,
 ) -> tuple:
     """`scan_steps` of a sampler. predict: the network, (x, t) -> prediction. keys: of the images, from `image_keys`."""
     chain = sampling_timesteps(config, sampler)
     if config.is_continuous:
-        step, predict = make_solver(make_objective(config, dtype), sampler, predict)
-        return scan_steps(step, predict, lambda i: None, carry, xs)
-    step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, predict)
+        step, predict = make_solver(make_objective(config, dtype), sampler, predict, self_condition)
+        return scan_steps(step, predict, lambda i: None, carry, xs, self_condition)
+    step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, predict, self_condition)
 
     def draw_noise(t):
         return None if sampler.is_deterministic else noise_at(keys, t, carry[0].shape[1:], dtype)
 
-    return scan_steps(step, predict, draw_noise, carry, xs)
+    return scan_steps(step, predict, draw_noise, carry, xs, self_condition)
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "sampler", "dtype"))
@@ -63,7 +70,7 @@ def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype):
     network, guide = nnx.merge(graph, state)
     predict = guided_predict(network, config, sampler, labels, guide)
     with cast_once(network, guide):
-        return scan_sampler(predict, keys, carry, xs, config, sampler, dtype)
+        return scan_sampler(predict, keys, carry, xs, config, sampler, dtype, self_conditioned(network, guide))
 
 
 def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:
@@ -134,7 +141,7 @@ def sample_indices(
         x_T = x_T * config.initial_sigma if config.is_continuous else x_T
     else:
         x_T = jnp.asarray(x_T)
-    history = first_history(x_T) if sampler.sampler == "dpmpp" else None
+    history = initial_history(x_T, sampler, self_conditioned(network, guide))
     carry, xs = initial_carry(x_T, sampling_timesteps(config, sampler, start_t), num_frames, history)
 
     def run(carry, xs):

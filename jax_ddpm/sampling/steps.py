@@ -16,7 +16,7 @@ from jax_ddpm.arrays import Array
 from jax_ddpm.diffusion import extract
 from jax_ddpm.schedules import Tables
 from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
-from jax_ddpm.spec.diffusion_config import HEUN_MAX_SIGMA, DiffusionConfig
+from jax_ddpm.spec.diffusion_config import HEUN_MAX_SIGMA, DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.registered import NoiseLevel, OwnSampler
 
 Images = Float[Array, "b h w c"]
@@ -141,10 +141,14 @@ def ddim_inverse_step(tables: Tables, x: Images, eps: Images, t: Array, noise: N
 
     One Euler step of the ODE of Song et al. 2021, section 4.3, eq. 14. For the lowest t, x is the clean image.
     """
+    return diffusion.q_sample(tables, x_0_below(tables, x, eps, t), jnp.full((x.shape[0],), t), eps)
+
+
+def x_0_below(tables: Tables, x: Images, eps: Images, t: Array) -> Images:
+    """The x_0 that eps means for a state at the next timestep below t: Ho et al. 2020, eq. 15."""
     ts = jnp.full((x.shape[0],), t)
     noise_level = extract(tables.sqrt_one_minus_alpha_bars_prev, ts)
-    x_0 = (x - noise_level * eps) / extract(tables.sqrt_alpha_bars_prev, ts)
-    return diffusion.q_sample(tables, x_0, ts, eps)
+    return (x - noise_level * eps) / extract(tables.sqrt_alpha_bars_prev, ts)
 
 
 def dpmpp_step(
@@ -178,6 +182,25 @@ def first_history(x_T: Images) -> History:
     return jnp.zeros_like(x_T), jnp.full_like(x_T[:, :1, :1, :1], -jnp.inf)
 
 
+def initial_history(x_T: Images, sampler: SamplerConfig, self_condition: bool) -> tuple | None:
+    """Initial history of the sampler's step, in which the last predicted x_0 comes first. None: the step has none.
+
+    self_condition: whether the network is given that x_0. Before the first step it is 0.
+    """
+    if sampler.sampler == "dpmpp":
+        return first_history(x_T)
+    return (jnp.zeros_like(x_T),) if self_condition else None
+
+
+def remembering_x_0(step: Callable, predicted_x_0: Callable) -> Callable:
+    """A step without memory as one whose history is the x_0 that it predicts: predicted_x_0(x, prediction, t)."""
+
+    def with_history(x, prediction, t, noise, history):
+        return step(x, prediction, t, noise), (predicted_x_0(x, prediction, t),)
+
+    return with_history
+
+
 def edm_step(
     tables: Tables,
     config: DiffusionConfig,
@@ -185,10 +208,11 @@ def edm_step(
     prediction: Prediction,
     t: Array,
     noise: Images | None,
+    history: tuple[Images] | None = None,
     *,
     predict: Callable | None = None,
     next_timesteps: Int[np.ndarray, "t"] | None = None,
-) -> Images:
+) -> Images | tuple[Images, tuple[Images]]:
     """Karras et al. 2022, Algorithm 1, with a DDPM network (table 1, column VP).
 
     The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Without `predict` this
@@ -196,6 +220,9 @@ def edm_step(
     second time, at next_timesteps[t] (of `spec.spacing.next_timesteps`). The last step, to sigma = 0, is Euler's. So is
     a step from sigma above `HEUN_MAX_SIGMA`, such as the first one of the schedule "cosine": there a step of
     thousands multiplies the small difference of the two slopes.
+
+    history: (x_0,) if the network has self-conditioning. The second prediction is given the first D. The last D is
+    then returned as the history for the next step.
     """
     ts = jnp.full((x_t.shape[0],), t)
     scale, scale_next = extract(tables.sqrt_alpha_bars, ts), extract(tables.sqrt_alpha_bars_prev, ts)
@@ -207,12 +234,15 @@ def edm_step(
 
     def corrected():
         t_next = jnp.asarray(next_timesteps)[t]
-        prediction = predict(x_next * scale_next, jnp.full((x_t.shape[0],), t_next))
-        d_next = (x_next - clipped_x_0(tables, config, x_next * scale_next, prediction, t_next)) / sigma_next  # line 7
+        given = {} if history is None else {"x_self_cond": D}
+        prediction = predict(x_next * scale_next, jnp.full((x_t.shape[0],), t_next), **given)
+        D_next = clipped_x_0(tables, config, x_next * scale_next, prediction, t_next)
+        d_next = (x_next - D_next) / sigma_next  # line 7
         sigma = noise_level / scale
-        return x_t / scale + (sigma_next - sigma) * (d + d_next) / 2  # line 8
+        return x_t / scale + (sigma_next - sigma) * (d + d_next) / 2, D_next  # line 8
 
     if predict is not None:
         is_inner = (jnp.asarray(next_timesteps)[t] >= 0) & (jnp.asarray(tables.sqrt_alpha_bars)[t] > 1 / HEUN_MAX_SIGMA)
-        x_next = jax.lax.cond(is_inner, corrected, lambda: x_next)
-    return clamp_state(x_next * scale_next, config)
+        x_next, D = jax.lax.cond(is_inner, corrected, lambda: (x_next, D))
+    x = clamp_state(x_next * scale_next, config)
+    return x if history is None else (x, (D,))

@@ -80,6 +80,8 @@ class LucidrainsConfig(NetworkConfig):
     """Channels after the first convolution. Default: dim."""
     learned_variance: bool = False
     """Also predict the variance of a reverse step; doubles the output channels (Nichol & Dhariwal 2021)."""
+    self_condition: bool = False
+    """Also see the x_0 that the last step predicted (Chen et al. 2023); doubles the input channels."""
     learned_sinusoidal_cond: bool = False
     """Embed the time by learned frequencies."""
     random_fourier_features: bool = False
@@ -133,6 +135,8 @@ class LucidrainsConfig(NetworkConfig):
         divides = groups >= 1 and all(width % groups == 0 for width in self.widths)
         expected = f"expected a divisor of all channels, {', '.join(map(str, self.widths))}"
         require(divides or not traits.group_norm, "resnet_block_groups", groups, expected)
+        both = self.self_condition and self.learned_variance
+        require(not both, "self_condition", True, "expected False with learned_variance, as in the package")
         waves = self.learned_sinusoidal_dim
         require(waves >= 2 and waves % 2 == 0, "learned_sinusoidal_dim", waves, "expected an even number, at least 2")
         theta = self.sinusoidal_pos_emb_theta

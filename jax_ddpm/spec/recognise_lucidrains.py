@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.recognised import Arrays, Recognised, count_numbered, shape_of
 
@@ -45,10 +44,7 @@ def recognise_wrapped_lucidrains(values: Arrays) -> Recognised | None:
 
 
 def recognise(values: Arrays, inner: str, shown: dict[str, Any], likely: dict[str, Any]) -> Recognised | None:
-    """The network. inner: the names between those of an attention layer and its arrays.
-
-    Raises UserError for a network with self-conditioning.
-    """
+    """The network. inner: the names between those of an attention layer and its arrays."""
     first, last = shape_of(values, "init_conv.weight", 4), shape_of(values, "final_conv.weight", 4)
     time, waves = shape_of(values, "time_mlp.3.weight", 2), shape_of(values, "time_mlp.0.weights", 1)
     levels = count_numbered(values, "downs.{}.0.block1.proj.weight", 4)
@@ -60,12 +56,7 @@ def recognise(values: Arrays, inner: str, shown: dict[str, Any], likely: dict[st
     inputs = [shape_of(values, f"{layer}to_qkv.weight", 4) for layer in layers]
     if first is None or last is None or time is None or levels == 0 or None in (*outputs, *inputs):
         return None
-    if first[1] == 2 * last[0]:
-        raise UserError(
-            "init_conv.weight takes twice the output's channels: this network was trained with self_condition=True, "
-            "and\nits input has the last prediction of x_0 beside x_t. The samplers here do not feed it back. Give a "
-            "model without it."
-        )
+    self_condition = first[1] == 2 * last[0]
     dim = time[0] // 4
     widths = [out[0] for out in outputs]
     if dim == 0 or any(width % dim for width in widths):
@@ -77,6 +68,7 @@ def recognise(values: Arrays, inner: str, shown: dict[str, Any], likely: dict[st
         "dim_mults": tuple(width // dim for width in widths),
         "init_dim": None if first[0] == dim else first[0],
         "learned_variance": last[0] == 2 * first[1],
+        "self_condition": self_condition,
         "full_attn": () if is_full == usual else is_full,
         "num_mem_kv": 0,
         **(heads_of(values, layers, is_full) or heads_of_width([shape[0] // 3 for shape in inputs])),
@@ -87,7 +79,8 @@ def recognise(values: Arrays, inner: str, shown: dict[str, Any], likely: dict[st
     }
     if waves is not None:
         likely = {"learned_sinusoidal_cond": True, **likely}
-    return RecognisedByVersion(LucidrainsConfig, first[1], settings, likely=likely)
+    channels = last[0] if self_condition else first[1]
+    return RecognisedByVersion(LucidrainsConfig, channels, settings, likely=likely)
 
 
 def heads_of(values: Arrays, layers: list[str], is_full: tuple[bool, ...]) -> dict[str, Any] | None:

@@ -13,10 +13,12 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_ddpm import ops, rng
+from jax_ddpm import diffusion, ops, rng
 from jax_ddpm.arrays import Array
-from jax_ddpm.layers import Dropout, Statistic, batch_statistics, remat_blocks, store_statistics
+from jax_ddpm.layers import FIRST_PASS, Dropout, Statistic, batch_statistics, remat_blocks, store_statistics
 from jax_ddpm.objectives import make_objective
+from jax_ddpm.objectives.discrete import by_timestep
+from jax_ddpm.sampling.guidance import self_conditioned
 from jax_ddpm.spec.data_range import USUAL, from_levels
 from jax_ddpm.spec.network_config import BUILT_IN
 from jax_ddpm.spec.power_ema import gamma_of
@@ -119,18 +121,41 @@ def make_gradients(graph, config: RunConfig, mesh: Mesh | None = None, unroll_ac
     def shard(x, *axes):
         return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
 
-    def loss_of(params, state, statistics, x_0, level, noise, image_indices, labels=None):
-        network = nnx.merge(graph, params, with_statistics(state.buffers, statistics))
+    def in_training(network, state, image_indices, labels, first_call=0):
+        """The network as (x, t) -> prediction with labels and dropout, and the context in which to call it."""
         predict, in_layers = network, nullcontext()
         parameters = inspect.signature(predict).parameters if is_own else ()
         if rate or is_own:
-            dropout = Dropout(rate, seed, state.step, image_indices)
+            dropout = Dropout(rate, seed, state.step, image_indices, first_call)
             if is_own:
                 in_layers = dropout_in_layers(dropout)
             if rate and (not is_own or "dropout" in parameters):
                 predict = partial(predict, dropout=dropout)
-        if labels is not None:
-            predict = partial(predict, labels=labels)
+        return predict if labels is None else partial(predict, labels=labels), in_layers
+
+    def first_x_0(params, state, x_0, level, noise, image_indices, labels):
+        """In every second step on average, the x_0 that the network predicts without an x_0, else zeros.
+
+        Chen et al. 2023: self-conditioning. No gradient passes through it.
+        """
+        x_t = objective.noised(x_0, level, noise)
+        coin = jax.random.bernoulli(rng.key(seed, rng.SELF_CONDITION, state.step), jnp.float32(0.5))
+
+        def predicted():
+            network = nnx.merge(graph, lax.stop_gradient(params), state.buffers)
+            predict, in_layers = in_training(network, state, image_indices, labels, FIRST_PASS)
+            with in_layers:
+                prediction = by_timestep(predict, config.diffusion)(*objective.network_input(x_t, level))
+            return objective.predicted_x_0(x_t, level, diffusion.split_prediction(prediction, x_t)[0])
+
+        return lax.cond(coin, predicted, lambda: jnp.zeros_like(x_t))
+
+    def loss_of(params, state, statistics, x_0, level, noise, image_indices, labels=None):
+        network = nnx.merge(graph, params, with_statistics(state.buffers, statistics))
+        predict, in_layers = in_training(network, state, image_indices, labels)
+        if self_conditioned(network):
+            given = first_x_0(params, state, x_0, level, noise, image_indices, labels)
+            predict = partial(predict, x_self_cond=given)
         with remat_blocks(training.remat), in_layers, batch_statistics() as found:
             loss = objective.loss(predict, x_0, level, noise, **training.loss_settings)
         store_statistics(found)

@@ -297,8 +297,9 @@ class LucidrainsUNet(nnx.Module):
 
     x: (B, H, W, image_channels), about within [-1, 1], H and W multiples of 2^(levels - 1). t: integers (B,) in [0, T).
     The settings are those of `LucidrainsConfig`. `dropout`, an argument of the call, is a function h -> h for training.
-    Activations have the dtype `dtype` (default: that of the parameters). The prediction has the dtype of the
-    parameters.
+    With `self_condition`, x_self_cond is the x_0 that was predicted before, of x's shape (Chen et al. 2023). None means
+    zeros, as in the first step of a sampler. Activations have the dtype `dtype` (default: that of the parameters). The
+    prediction has the dtype of the parameters.
     """
 
     def __init__(
@@ -309,6 +310,7 @@ class LucidrainsUNet(nnx.Module):
         dim_mults: tuple[int, ...] = (1, 2, 4, 8),
         init_dim: int | None = None,
         learned_variance: bool = False,
+        self_condition: bool = False,
         learned_sinusoidal_cond: bool = False,
         random_fourier_features: bool = False,
         learned_sinusoidal_dim: int = 16,
@@ -321,7 +323,7 @@ class LucidrainsUNet(nnx.Module):
         resnet_block_groups: int = 8,
         dtype=None,
     ):
-        self.dtype = dtype
+        self.dtype, self.self_condition = dtype, self_condition
         traits, levels = TRAITS[package_version], len(dim_mults)
         widths = [init_dim or dim, *(dim * factor for factor in dim_mults)]
         block = partial(ResidualBlock, time_width=4 * dim, traits=traits, groups=resnet_block_groups)
@@ -335,7 +337,7 @@ class LucidrainsUNet(nnx.Module):
             return PreNorm(channels, layer, traits) if traits.wrapped else layer
 
         waves = learned_sinusoidal_dim if learned_sinusoidal_cond or random_fourier_features else 0
-        self.input = Conv(image_channels, widths[0], 7)
+        self.input = Conv(image_channels * (2 if self_condition else 1), widths[0], 7)
         self.time_embedding = TimeEmbedding(dim, sinusoidal_pos_emb_theta, waves, random_fourier_features)
         down, up = [], []
         for level, (width, next_width) in enumerate(pairwise(widths)):
@@ -364,11 +366,16 @@ class LucidrainsUNet(nnx.Module):
         x: Float[Array, "b h w c"],
         t: Real[Array, "b"],
         dropout: Callable = identity,
+        x_self_cond: Float[Array, "b h w c"] | None = None,
     ) -> Float[Array, "b h w e"]:
         result_dtype = self.output.kernel.dtype
         dtype = self.dtype or result_dtype
         time = self.time_embedding(t).astype(dtype)
-        first = h = self.input(x.astype(dtype))
+        x = x.astype(dtype)
+        if self.self_condition:
+            x_0 = jnp.zeros_like(x) if x_self_cond is None else x_self_cond.astype(dtype)
+            x = concatenate_channels(x_0, x)
+        first = h = self.input(x)
         skips: list = []
         for level in self.down:
             h = level(h, skips, time, dropout)

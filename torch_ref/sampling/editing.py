@@ -22,7 +22,7 @@ from jax_ddpm.spec.labels import mixed_labels
 from jax_ddpm.spec.spacing import next_timesteps
 from torch_ref import diffusion
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
-from torch_ref.sampling.guidance import guided_predict
+from torch_ref.sampling.guidance import guided_predict, self_conditioned
 from torch_ref.sampling.reverse import reverse_process, sampling_timesteps
 from torch_ref.sampling.samplers import (
     ANCESTRAL,
@@ -36,7 +36,7 @@ from torch_ref.sampling.samplers import (
     unless_given,
     unpack_model,
 )
-from torch_ref.sampling.steps import ddim_inverse_step
+from torch_ref.sampling.steps import ddim_inverse_step, remembering_x_0, x_0_below
 from torch_ref.schedules import schedule_tables
 
 DDIM = SamplerConfig("ddim")  # all T steps
@@ -105,7 +105,8 @@ def invert(
     """Encode images as x_T with DDIM's ODE, Song et al. 2021, section 4.3. Returns x_T (N, H, W, C).
 
     The step up to t uses eps predicted from the state at the next lower timestep that the sampler visits. The first
-    step has no such state: it uses eps predicted from the images at the lowest timestep.
+    step has no such state: it uses eps predicted from the images at the lowest timestep. A network with
+    self-conditioning is given the images in the first step, then the x_0 that the last step predicted.
     """
     model = opened(model)
     network, config, image_shape = unpack_model(model, config, None)
@@ -125,13 +126,16 @@ def invert(
         x = channels_first(images[indices], device_of(network))
         predict = guided_predict(network, config, sampler, tensors(labels, indices, x.device), guide)
 
-        def eps_at_next_timestep(x, t):
+        def eps_at_next_timestep(x, t, **given):
             s = next_t.to(t.device)[t]
-            prediction, _ = diffusion.split_prediction(predict(x, s), x)
+            prediction, _ = diffusion.split_prediction(predict(x, s, **given), x)
             return diffusion.predicted_eps(tables, config.objective, x, s, prediction)
 
-        step = partial(ddim_inverse_step, tables)
-        return reverse_process(step, eps_at_next_timestep, x, chain[::-1], lambda t: None, progress=progress)[0]
+        step, options = partial(ddim_inverse_step, tables), {"progress": progress}
+        if self_conditioned(network, guide):
+            step = remembering_x_0(step, partial(x_0_below, tables))
+            options |= {"history": (x,), "self_condition": True}
+        return reverse_process(step, eps_at_next_timestep, x, chain[::-1], lambda t: None, **options)[0]
 
     return sample_in_batches(draw, len(images), batch_size)
 

@@ -31,13 +31,15 @@ from jax_ddpm.spec.text import one_line
 from torch_ref.layouts import numpy_dtype
 from torch_ref.objectives import make_objective
 from torch_ref.objectives.discrete import by_timestep
-from torch_ref.sampling.guidance import always_guided, guided_predict
+from torch_ref.sampling.guidance import accepting_x_0, always_guided, guided_predict, self_conditioned
 from torch_ref.sampling.reverse import make_step, sampling_timesteps
 from torch_ref.sampling.samplers import opened
 from torch_ref.sampling.solvers import make_solver
+from torch_ref.sampling.steps import initial_history
 from torch_ref.schedules import Tables, schedule_tables
 
 OUTPUTS = ("x_next", "prediction", "x_0", "lambda_t")
+INPUTS_OF_OUTPUTS = {"x_0": "x_0_before", "lambda_t": "lambda_before"}  # outputs that the next step takes
 BATCH = 2  # of the example inputs: torch.export takes sizes of 0 and 1 for constants
 
 
@@ -139,35 +141,41 @@ class Step(nn.Module):
             labels: int64 (B,), or floats (B, D). Only of models with classes.
             guidance: the weight, float (). Only of models with a null label, which are then called for both, or with a
                 guide.
-            x_0_before, lambda_before: the outputs x_0 and lambda_t of the step before; for the first step zeros like x,
-                and -inf, (B, 1, 1, 1). Only of dpmpp.
+            x_0_before: the output x_0 of the step before; for the first step zeros like x. Only of dpmpp, and of models
+                with self-conditioning.
+            lambda_before: the output lambda_t of the step before; for the first step -inf, (B, 1, 1, 1). Only of dpmpp.
 
         Returns:
-            "x_next": the next state, "prediction": that of the network, both (B, C, H, W), and for dpmpp "x_0" and
-            "lambda_t". A network that predicts a variance gives 2 C channels.
+            "x_next": the next state, "prediction": that of the network, both (B, C, H, W), and with x_0_before "x_0",
+            with lambda_before "lambda_t". A network that predicts a variance gives 2 C channels.
         """
         predict, ts = self.predict_function(labels, guidance), t.expand(x.shape[0])
+        self_condition = self_conditioned(self.network, self.guide)
         if self.config.is_continuous:
-            step, predict = make_solver(make_objective(self.config, self.dtype), self.sampler, predict)
-            prediction = predict(x, ts)
-            return {"x_next": step(x, prediction, t, None), "prediction": prediction}
-        step = make_step(self.tables, self.config, self.sampler, self.chain, predict)
-        prediction = predict(x, ts)
+            objective = make_objective(self.config, self.dtype)
+            step, predict = make_solver(objective, self.sampler, predict, self_condition)
+            number = t
+        else:
+            step = make_step(self.tables, self.config, self.sampler, self.chain, predict, self_condition)
+            number = ts
+        prediction = predict(x, ts, x_self_cond=x_0_before) if self_condition else predict(x, ts)
         if x_0_before is None:
-            return {"x_next": step(x, prediction, ts, noise), "prediction": prediction}
-        x, (x_0, lambda_t) = step(x, prediction, ts, noise, (x_0_before, lambda_before))
-        return {"x_next": x, "prediction": prediction, "x_0": x_0, "lambda_t": lambda_t}
+            return {"x_next": step(x, prediction, number, noise), "prediction": prediction}
+        history = (x_0_before,) if lambda_before is None else (x_0_before, lambda_before)
+        x, history = step(x, prediction, number, noise, history)
+        return {"x_next": x, "prediction": prediction, **dict(zip(INPUTS_OF_OUTPUTS, history, strict=False))}
 
     def predict_function(self, labels: Tensor | None, guidance: Tensor | None) -> Callable:
         """`guided_predict` with a weight that is known when the step runs."""
         if guidance is None:
             return guided_predict(self.network, self.config, self.sampler, Labels(labels))
-        network, sampler = by_timestep(self.network, self.config), replace(self.sampler, guidance=guidance)
+        network = by_timestep(accepting_x_0(self.network), self.config)
+        sampler = replace(self.sampler, guidance=guidance)
         if self.guide is None:
             null = torch.full_like(labels, self.null_index)
             return always_guided(network, sampler, Labels(labels, null), None)
         of_guide = labels if self.guide.info.network.takes_labels else None
-        guide = by_timestep(self.guide, self.config)
+        guide = by_timestep(accepting_x_0(self.guide), self.config)
         return always_guided(network, sampler, Labels(labels, of_guide=of_guide), guide)
 
 
@@ -185,8 +193,9 @@ def example_inputs(
         inputs["labels"] = torch.zeros(BATCH, network.label_width) if vectors else torch.zeros(BATCH).long()
     if takes_weight(info, guide):
         inputs["guidance"] = torch.tensor(1.0, dtype=dtype)
-    if sampler.sampler == "dpmpp":
-        inputs |= {"x_0_before": x.clone(), "lambda_before": torch.full((BATCH, 1, 1, 1), -torch.inf, dtype=dtype)}
+    takes_x_0 = any(getattr(each.network, "self_condition", False) for each in (info, guide) if each is not None)
+    history = initial_history(x, sampler, takes_x_0) or ()
+    inputs |= {name: value.clone() for name, value in zip(INPUTS_OF_OUTPUTS.values(), history, strict=False)}
     return inputs
 
 
@@ -212,7 +221,8 @@ def file_settings(
 
 def as_onnx(program: torch.export.ExportedProgram, about: str) -> bytes:
     """The content of a .onnx file. Inputs and outputs have the names of `Step.forward`."""
-    names = OUTPUTS if "x_0_before" in program.graph_signature.user_inputs else OUTPUTS[:2]
+    inputs = program.graph_signature.user_inputs
+    names = [name for name in OUTPUTS if INPUTS_OF_OUTPUTS.get(name, "x") in inputs]
     exported = torch.onnx.export(program, output_names=names, dynamo=True, verbose=False)
     exported.model.metadata_props["settings"] = about
     return exported.model_proto.SerializeToString()

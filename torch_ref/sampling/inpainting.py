@@ -14,7 +14,7 @@ from jax_ddpm.spec.inputs import check_ancestral, check_images, check_mask, seed
 from jax_ddpm.spec.spacing import repaint_schedule
 from torch_ref import diffusion, rng
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
-from torch_ref.sampling.guidance import guided_predict
+from torch_ref.sampling.guidance import guided_predict, self_conditioned
 from torch_ref.sampling.reverse import make_step, reverse_process, sampling_timesteps
 from torch_ref.sampling.samplers import (
     ANCESTRAL,
@@ -27,6 +27,7 @@ from torch_ref.sampling.samplers import (
     unless_given,
     unpack_model,
 )
+from torch_ref.sampling.steps import initial_history
 from torch_ref.schedules import Tables, schedule_tables
 
 
@@ -68,7 +69,7 @@ def inpaint(
     sampler.check(config.timesteps)
     check_ancestral(sampler)
     labels, guide = labels_and_guide(model, unless_given(model, labels), len(images), sampler, guide)
-    chain = sampling_timesteps(config, sampler)
+    chain, self_condition = sampling_timesteps(config, sampler), self_conditioned(network, guide)
     tables = schedule_tables(config, images.dtype, chain)
     timesteps, visits = repaint_schedule(chain, resamplings, jump)
     ratios = jump_alpha_ratios(schedule_tables(config, np.float64, chain), timesteps)
@@ -80,7 +81,7 @@ def inpaint(
     def draw(indices):
         batch = channels_first(images[indices], device)
         guided = guided_predict(network, config, sampler, tensors(labels, indices, device), guide)
-        ancestral_step = make_step(tables, config, sampler, chain, guided)
+        ancestral_step = make_step(tables, config, sampler, chain, guided, self_condition)
 
         def noise_of(keys, number):
             return noise_at(keys[indices], number, images.shape[1:], dtype).to(device)
@@ -88,22 +89,25 @@ def inpaint(
         def draw_noise(n):
             return noise_of(keys, noise_index[n]), noise_of(known_keys, noise_index[n])
 
-        def step(x_t, prediction, n, noise):
+        def step(x_t, prediction, n, noise, *history):
             t = torch.full((x_t.shape[0],), int(timesteps[n]), device=device)
             known = diffusion.extract(tables.sqrt_alpha_bars_prev, t) * batch
             known = (
                 known + diffusion.extract(tables.sqrt_one_minus_alpha_bars_prev, t) * noise[1]
             )  # Algorithm 1, line 5
-            x = torch.where(is_known, known, ancestral_step(x_t, prediction, t, noise[0]))  # lines 7 and 8
-            if signal_scale[n] == 1:
-                return x
-            return signal_scale[n] * x + noise_scale[n] * noise_of(jump_keys, noise_index[n])  # line 10
+            unknown = ancestral_step(x_t, prediction, t, noise[0], *history)  # line 7
+            unknown, *history = unknown if history else (unknown,)
+            x = torch.where(is_known, known, unknown)  # line 8
+            if signal_scale[n] < 1:
+                x = signal_scale[n] * x + noise_scale[n] * noise_of(jump_keys, noise_index[n])  # line 10
+            return (x, *history) if history else x
 
-        def predict(x, n):
-            return guided(x, torch.from_numpy(timesteps).to(x.device)[n].long())
+        def predict_at(x, n, **given):
+            return guided(x, torch.from_numpy(timesteps).to(x.device)[n].long(), **given)
 
         x_T, steps = noise_of(keys, config.timesteps), np.arange(len(timesteps))
-        return reverse_process(step, predict, x_T, steps, draw_noise, progress=progress)[0]
+        options = {"history": initial_history(x_T, sampler, self_condition), "self_condition": self_condition}
+        return reverse_process(step, predict_at, x_T, steps, draw_noise, progress=progress, **options)[0]
 
     x_0 = from_data_range(sample_in_batches(draw, len(images), batch_size), config.data_range)
     return x_0 if config.data_range == USUAL else np.where(mask[..., None], given, x_0)

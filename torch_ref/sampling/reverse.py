@@ -17,26 +17,44 @@ from jax_ddpm.spec.diffusion_config import (
 from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.registered import SAMPLERS
 from jax_ddpm.spec.spacing import frame_slots, next_timesteps, spaced_timesteps, timesteps_from
-from torch_ref.sampling.steps import ancestral_step, ddim_step, dpmpp_step, edm_step, own_step
+from torch_ref.sampling.steps import (
+    ancestral_step,
+    clipped_x_0,
+    ddim_step,
+    dpmpp_step,
+    edm_step,
+    own_step,
+    remembering_x_0,
+)
 from torch_ref.schedules import Tables, schedule_tables
 
 
 def make_step(
-    tables: Tables, config: DiffusionConfig, sampler: SamplerConfig, chain: np.ndarray, predict: Callable
+    tables: Tables,
+    config: DiffusionConfig,
+    sampler: SamplerConfig,
+    chain: np.ndarray,
+    predict: Callable,
+    self_condition: bool = False,
 ) -> Callable:
-    """The sampler's step function: step(x_t, prediction, t, noise) -> x. "dpmpp" also takes and returns a history."""
-    if sampler.sampler == "ddpm":
-        return partial(ancestral_step, tables, config)
-    if sampler.sampler == "ddim":
-        return partial(ddim_step, tables, config, eta=sampler.eta)
+    """The sampler's step function: step(x_t, prediction, t, noise) -> x.
+
+    The step of "dpmpp", and with self_condition every step, also takes and returns a history, whose first part is the
+    predicted x_0.
+    """
     if sampler.sampler == "dpmpp":
         return partial(dpmpp_step, tables, config)
-    if sampler.sampler == "euler":
-        return partial(edm_step, tables, config)
+    if sampler.sampler == "heun":
+        below = next_timesteps(chain, config.timesteps)
+        return partial(edm_step, tables, config, predict=predict, next_timesteps=below)
+    step = {
+        "ddpm": partial(ancestral_step, tables, config),
+        "ddim": partial(ddim_step, tables, config, eta=sampler.eta),
+        "euler": partial(edm_step, tables, config),
+    }.get(sampler.sampler)
     if sampler.sampler in SAMPLERS:
-        return partial(own_step, tables, config, SAMPLERS[sampler.sampler])
-    below = next_timesteps(chain, config.timesteps)
-    return partial(edm_step, tables, config, predict=predict, next_timesteps=below)
+        step = partial(own_step, tables, config, SAMPLERS[sampler.sampler])
+    return remembering_x_0(step, partial(clipped_x_0, tables, config)) if self_condition else step
 
 
 def sampling_timesteps(config: DiffusionConfig, sampler: SamplerConfig, start_t: int | None = None) -> np.ndarray:
@@ -64,6 +82,7 @@ def reverse_process(
     num_frames: int | tuple[int, ...] = 0,
     progress: Callable | None = None,
     history=None,
+    self_condition: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """From x_T to x_0 over timesteps: x <- step(x, predict(x, t), t, draw_noise(t)).
 
@@ -78,7 +97,8 @@ def reverse_process(
         frames[slots[0]] = x_T
     x = x_T
     for done, t in enumerate(chain.tolist(), 1):
-        arguments = x, predict(x, torch.full((x.shape[0],), t, device=x.device)), t, draw_noise(t)
+        given = {"x_self_cond": history[0]} if self_condition else {}
+        arguments = x, predict(x, torch.full((x.shape[0],), t, device=x.device), **given), t, draw_noise(t)
         if history is None:
             x = step(*arguments)
         else:

@@ -18,10 +18,10 @@ from jax_ddpm.spec.labels import NONE, Labels, labels_of_images, labels_of_netwo
 from torch_ref import rng
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
 from torch_ref.objectives import make_objective
-from torch_ref.sampling.guidance import guided_predict
+from torch_ref.sampling.guidance import guided_predict, self_conditioned
 from torch_ref.sampling.reverse import make_step, reverse_process, sampling_timesteps
 from torch_ref.sampling.solvers import make_solver
-from torch_ref.sampling.steps import first_history
+from torch_ref.sampling.steps import initial_history
 from torch_ref.schedules import schedule_tables
 from torch_ref.weights import load_model
 
@@ -70,10 +70,12 @@ def sample_indices(
     keys, device = image_keys(seed, indices), device_of(network)
     chain, visited = sampling_timesteps(config, sampler), sampling_timesteps(config, sampler, start_t)
     predict = guided_predict(network, config, sampler, tensors(labels, slice(None), device), guide)
+    self_condition = self_conditioned(network, guide)
     if config.is_continuous:
-        step, predict = make_solver(make_objective(config, dtype), sampler, predict)
+        step, predict = make_solver(make_objective(config, dtype), sampler, predict, self_condition)
     else:
-        step = make_step(schedule_tables(config, numpy_dtype(dtype), chain), config, sampler, chain, predict)
+        tables = schedule_tables(config, numpy_dtype(dtype), chain)
+        step = make_step(tables, config, sampler, chain, predict, self_condition)
 
     def draw_noise(t):
         return noise_at(keys, t, image_shape, dtype).to(device)
@@ -81,9 +83,9 @@ def sample_indices(
     if x_T is None:
         x_T = draw_noise(config.timesteps)
         x_T = x_T * config.initial_sigma if config.is_continuous else x_T
-    history = first_history(x_T) if sampler.sampler == "dpmpp" else None
+    history = initial_history(x_T, sampler, self_condition)
     noise = (lambda t: None) if sampler.is_deterministic else draw_noise
-    x_0, frames = reverse_process(step, predict, x_T, visited, noise, num_frames, progress, history)
+    x_0, frames = reverse_process(step, predict, x_T, visited, noise, num_frames, progress, history, self_condition)
     return from_data_range(x_0, config.data_range), from_data_range(frames, config.data_range)
 
 

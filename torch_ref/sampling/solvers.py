@@ -14,15 +14,24 @@ from torch_ref.objectives import Continuous
 from torch_ref.sampling.steps import threshold, where
 
 
-def make_solver(objective: Continuous, sampler: SamplerConfig, network: Callable) -> tuple[Callable, Callable]:
-    """The functions `step` and `predict` of `reverse.reverse_process`. network: (x, time) -> prediction."""
+def make_solver(
+    objective: Continuous, sampler: SamplerConfig, network: Callable, self_condition: bool = False
+) -> tuple[Callable, Callable]:
+    """The functions `step` and `predict` of `reverse.reverse_process`. network: (x, time) -> prediction.
+
+    self_condition: steps have a history, (x_0,), and each call of the network is given the x_0 predicted before.
+    """
     levels = torch.as_tensor(objective.levels(sampler.num_steps or CONTINUOUS_STEPS), dtype=objective.dtype)
 
-    def predict(x, level):
-        return network(*objective.network_input(x, level))
+    def predict(x, level, **given):
+        return network(*objective.network_input(x, level), **given)
 
     step = {"euler": euler_step, "heun": heun_step, "midpoint": midpoint_step}[sampler.sampler]
-    return partial(step, objective, levels, predict), lambda x, i: predict(x, levels.to(x.device)[i + 1])
+
+    def predict_at(x, i, **given):
+        return predict(x, levels.to(x.device)[i + 1], **given)
+
+    return partial(step, objective, levels, predict), predict_at
 
 
 def for_images(x: Tensor, level: Tensor) -> Tensor:
@@ -30,45 +39,77 @@ def for_images(x: Tensor, level: Tensor) -> Tensor:
     return level.to(x.device).expand(x.shape[0])
 
 
-def slope(objective: Continuous, x: Tensor, level: Tensor, prediction: Tensor) -> Tensor:
-    """dx / dlevel with the predicted x_0, limited as the settings say. level: one number."""
+def slope(objective: Continuous, x: Tensor, level: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor]:
+    """dx / dlevel with the predicted x_0, limited as the settings say, and that x_0. level: one number."""
     config, level = objective.config, for_images(x, level)
     x_0 = objective.predicted_x_0(x, level, prediction)
     limits = config.clip, config.clip_percentile, config.clip_range, config.clip_max, config.data_range
     x_0 = threshold(x_0, *limits)
-    return objective.slope(x, level, x_0)
+    return objective.slope(x, level, x_0), x_0
 
 
 def euler_step(
-    objective: Continuous, levels: Tensor, predict: Callable, x: Tensor, prediction: Tensor, i: int, noise: None
-) -> Tensor:
+    objective: Continuous,
+    levels: Tensor,
+    predict: Callable,
+    x: Tensor,
+    prediction: Tensor,
+    i: int,
+    noise: None,
+    history: tuple[Tensor] | None = None,
+) -> Tensor | tuple[Tensor, tuple[Tensor]]:
     """Euler's method, of first order."""
-    return x + (levels[i] - levels[i + 1]) * slope(objective, x, levels[i + 1], prediction)
+    d, x_0 = slope(objective, x, levels[i + 1], prediction)
+    x = x + (levels[i] - levels[i + 1]) * d
+    return x if history is None else (x, (x_0,))
 
 
 def heun_step(
-    objective: Continuous, levels: Tensor, predict: Callable, x: Tensor, prediction: Tensor, i: int, noise: None
-) -> Tensor:
+    objective: Continuous,
+    levels: Tensor,
+    predict: Callable,
+    x: Tensor,
+    prediction: Tensor,
+    i: int,
+    noise: None,
+    history: tuple[Tensor] | None = None,
+) -> Tensor | tuple[Tensor, tuple[Tensor]]:
     """Heun's method, of second order: Karras et al. 2022, Algorithm 1. The last step, to level 0, is Euler's."""
     level, next_level = levels[i + 1], levels[i]
     h = next_level - level
-    d = slope(objective, x, level, prediction)  # line 4
+    d, x_0 = slope(objective, x, level, prediction)  # line 4
     x_next = x + h * d  # line 5
 
     def corrected():
-        prediction = predict(x_next, for_images(x, next_level))
-        d_next = slope(objective, x_next, next_level, prediction)  # line 7
-        return x + h * (d + d_next) / 2  # line 8
+        prediction = predict(x_next, for_images(x, next_level), **given_x_0(x_0, history))
+        d_next, x_0_next = slope(objective, x_next, next_level, prediction)  # line 7
+        return x + h * (d + d_next) / 2, x_0_next  # line 8
 
-    return where(i > 0, corrected, x_next)
+    x, x_0 = where(i > 0, corrected, (x_next, x_0))
+    return x if history is None else (x, (x_0,))
 
 
 def midpoint_step(
-    objective: Continuous, levels: Tensor, predict: Callable, x: Tensor, prediction: Tensor, i: int, noise: None
-) -> Tensor:
+    objective: Continuous,
+    levels: Tensor,
+    predict: Callable,
+    x: Tensor,
+    prediction: Tensor,
+    i: int,
+    noise: None,
+    history: tuple[Tensor] | None = None,
+) -> Tensor | tuple[Tensor, tuple[Tensor]]:
     """The midpoint method, of second order: the slope of the whole step is that in its middle."""
     level, next_level = levels[i + 1], levels[i]
     middle = (level + next_level) / 2
-    x_middle = x + (middle - level) * slope(objective, x, level, prediction)
-    prediction = predict(x_middle, for_images(x, middle))
-    return x + (next_level - level) * slope(objective, x_middle, middle, prediction)
+    d, x_0 = slope(objective, x, level, prediction)
+    x_middle = x + (middle - level) * d
+    prediction = predict(x_middle, for_images(x, middle), **given_x_0(x_0, history))
+    d, x_0 = slope(objective, x_middle, middle, prediction)
+    x = x + (next_level - level) * d
+    return x if history is None else (x, (x_0,))
+
+
+def given_x_0(x_0: Tensor, history: tuple | None) -> dict[str, Tensor]:
+    """What the second call of the network in a step is given: the first x_0, with self-conditioning."""
+    return {} if history is None else {"x_self_cond": x_0}

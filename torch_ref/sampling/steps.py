@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jax_ddpm.spec.data_range import USUAL, from_data_range, to_data_range
-from jax_ddpm.spec.diffusion_config import HEUN_MAX_SIGMA, DiffusionConfig
+from jax_ddpm.spec.diffusion_config import HEUN_MAX_SIGMA, DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.registered import NoiseLevel, OwnSampler
 from torch_ref import diffusion
 from torch_ref.diffusion import extract
@@ -26,10 +26,13 @@ def of_images(x: Tensor, t: int | Tensor) -> Tensor:
     return t if isinstance(t, Tensor) else torch.full((x.shape[0],), int(t), device=x.device)
 
 
-def where(condition: bool | Tensor, compute: Callable[[], Tensor], otherwise: Tensor) -> Tensor:
+def where(
+    condition: bool | Tensor, compute: Callable[[], tuple[Tensor, ...]], otherwise: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """compute() where the condition holds, else the other: `lax.cond`. A tensor (in an exported step) computes both."""
     if isinstance(condition, Tensor):
-        return torch.where(condition.reshape(-1, 1, 1, 1), compute(), otherwise)
+        pairs = zip(compute(), otherwise, strict=True)
+        return tuple(torch.where(condition.reshape(-1, 1, 1, 1), *pair) for pair in pairs)
     return compute() if condition else otherwise
 
 
@@ -142,10 +145,14 @@ def ddim_inverse_step(tables: Tables, x: Tensor, eps: Tensor, t: int, noise: Non
 
     One Euler step of the ODE of Song et al. 2021, section 4.3, eq. 14. For the lowest t, x is the clean image.
     """
+    return diffusion.q_sample(tables, x_0_below(tables, x, eps, t), of_images(x, t), eps)
+
+
+def x_0_below(tables: Tables, x: Tensor, eps: Tensor, t: int) -> Tensor:
+    """The x_0 that eps means for a state at the next timestep below t: Ho et al. 2020, eq. 15."""
     ts = of_images(x, t)
     noise_level = extract(tables.sqrt_one_minus_alpha_bars_prev, ts)
-    x_0 = (x - noise_level * eps) / extract(tables.sqrt_alpha_bars_prev, ts)
-    return diffusion.q_sample(tables, x_0, ts, eps)
+    return (x - noise_level * eps) / extract(tables.sqrt_alpha_bars_prev, ts)
 
 
 def dpmpp_step(
@@ -179,6 +186,25 @@ def first_history(x_T: Tensor) -> History:
     return torch.zeros_like(x_T), x_T.new_full((x_T.shape[0], 1, 1, 1), -torch.inf)
 
 
+def initial_history(x_T: Tensor, sampler: SamplerConfig, self_condition: bool) -> tuple | None:
+    """Initial history of the sampler's step, in which the last predicted x_0 comes first. None: the step has none.
+
+    self_condition: whether the network is given that x_0. Before the first step it is 0.
+    """
+    if sampler.sampler == "dpmpp":
+        return first_history(x_T)
+    return (torch.zeros_like(x_T),) if self_condition else None
+
+
+def remembering_x_0(step: Callable, predicted_x_0: Callable) -> Callable:
+    """A step without memory as one whose history is the x_0 that it predicts: predicted_x_0(x, prediction, t)."""
+
+    def with_history(x, prediction, t, noise, history):
+        return step(x, prediction, t, noise), (predicted_x_0(x, prediction, t),)
+
+    return with_history
+
+
 def edm_step(
     tables: Tables,
     config: DiffusionConfig,
@@ -186,15 +212,19 @@ def edm_step(
     prediction: Tensor,
     t: int,
     noise: Tensor | None,
+    history: tuple[Tensor] | None = None,
     *,
     predict: Callable | None = None,
     next_timesteps: np.ndarray | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, tuple[Tensor]]:
     """Karras et al. 2022, Algorithm 1, with a DDPM network (table 1, column VP).
 
     The solver's variable is x_t / sqrt(alpha_bar), whose noise has the standard deviation sigma. Euler's method, or,
     with `predict`, Heun's: predict(x, t) is called again at next_timesteps[t], except in the step to sigma = 0 and in
     one from sigma above `HEUN_MAX_SIGMA`.
+
+    history: (x_0,) if the network has self-conditioning. The second prediction is given the first D. The last D is
+    then returned as the history for the next step.
     """
     ts = of_images(x_t, t)
     scale, scale_next = extract(tables.sqrt_alpha_bars, ts), extract(tables.sqrt_alpha_bars_prev, ts)
@@ -206,12 +236,16 @@ def edm_step(
 
     def corrected():
         t_next = below.clip(0)
-        prediction = predict(x_next * scale_next, of_images(x_t, t_next))
-        d_next = (x_next - clipped_x_0(tables, config, x_next * scale_next, prediction, t_next)) / sigma_next  # line 7
+        given = {} if history is None else {"x_self_cond": D}
+        prediction = predict(x_next * scale_next, of_images(x_t, t_next), **given)
+        D_next = clipped_x_0(tables, config, x_next * scale_next, prediction, t_next)
+        d_next = (x_next - D_next) / sigma_next  # line 7
         sigma = noise_level / scale
-        return x_t / scale + (sigma_next - sigma) * (d + d_next) / 2  # line 8
+        return x_t / scale + (sigma_next - sigma) * (d + d_next) / 2, D_next  # line 8
 
     if predict is not None:
         below = (torch.as_tensor(next_timesteps).long() if isinstance(t, Tensor) else next_timesteps)[t]
-        x_next = where((below >= 0) & (tables.sqrt_alpha_bars[t] > 1 / HEUN_MAX_SIGMA), corrected, x_next)
-    return clamp_state(x_next * scale_next, config)
+        is_inner = (below >= 0) & (tables.sqrt_alpha_bars[t] > 1 / HEUN_MAX_SIGMA)
+        x_next, D = where(is_inner, corrected, (x_next, D))
+    x = clamp_state(x_next * scale_next, config)
+    return x if history is None else (x, (D,))

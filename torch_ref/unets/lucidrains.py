@@ -267,6 +267,7 @@ class LucidrainsUNet(nn.Module):
         dim_mults: tuple[int, ...] = (1, 2, 4, 8),
         init_dim: int | None = None,
         learned_variance: bool = False,
+        self_condition: bool = False,
         learned_sinusoidal_cond: bool = False,
         random_fourier_features: bool = False,
         learned_sinusoidal_dim: int = 16,
@@ -280,7 +281,7 @@ class LucidrainsUNet(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.self_condition = dtype, self_condition
         traits, levels = TRAITS[package_version], len(dim_mults)
         widths = [init_dim or dim, *(dim * factor for factor in dim_mults)]
         block = partial(ResidualBlock, time_width=4 * dim, traits=traits, groups=resnet_block_groups)
@@ -294,7 +295,7 @@ class LucidrainsUNet(nn.Module):
             return PreNorm(channels, layer, traits) if traits.wrapped else layer
 
         waves = learned_sinusoidal_dim if learned_sinusoidal_cond or random_fourier_features else 0
-        self.init_conv = nn.Conv2d(image_channels, widths[0], 7, padding=3)
+        self.init_conv = nn.Conv2d(image_channels * (2 if self_condition else 1), widths[0], 7, padding=3)
         self.time_mlp = TimeEmbedding(dim, sinusoidal_pos_emb_theta, waves, random_fourier_features)
         down, up = [], []
         for level, (width, next_width) in enumerate(pairwise(widths)):
@@ -318,11 +319,21 @@ class LucidrainsUNet(nn.Module):
         self.final_res_block = block(2 * widths[0], widths[0])
         self.final_conv = nn.Conv2d(widths[0], image_channels * (2 if learned_variance else 1), 1)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, dropout: Callable = identity) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        dropout: Callable = identity,
+        x_self_cond: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         with without_autocast(x):
             time = self.time_mlp(timesteps(x, t))
         with activations(x, self.dtype):
-            first = h = self.init_conv(x.to(self.final_conv.weight.dtype))
+            x = x.to(self.final_conv.weight.dtype)
+            if self.self_condition:
+                x_0 = torch.zeros_like(x) if x_self_cond is None else x_self_cond.to(x.dtype)
+                x = torch.cat([x_0, x], dim=1)
+            first = h = self.init_conv(x)
             skips: list[torch.Tensor] = []
             for level in self.downs:
                 h = level(h, skips, time, dropout)
