@@ -22,6 +22,7 @@ from jax_ddpm import unets, weights
 from jax_ddpm.data import to_uint8
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.flat_settings import sampling_settings
+from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from jax_ddpm.spec.model_info import ModelInfo
 from jax_ddpm.spec.network_config import ConvBlockConfig, NetworkConfig
 from jax_ddpm.weights.model import Model
@@ -33,6 +34,9 @@ from torch_ref.sampling.export import Step, example_inputs, file_settings
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 WITHOUT_US = "import sys; sys.modules['jax_ddpm'] = sys.modules['torch_ref'] = None\n"
 NETWORK = ConvBlockConfig(widths=(32,), time_width=32)
+SELF_CONDITIONED = LucidrainsConfig(
+    **{"dim": 8, "dim_mults": (1,), "attn_heads": (1,), "attn_dim_head": (4,), "num_mem_kv": 1, "self_condition": True}
+)
 DIFFUSION = jax_ddpm.DiffusionConfig(timesteps=20, beta_end=0.4)
 
 
@@ -102,6 +106,15 @@ def test_a_guide_is_exported_with_the_model(tmp_path):
     assert_same_pictures(np.asarray(images), to_uint8(wanted))
 
 
+def test_self_conditioning_is_exported_with_a_guide_without_it(tmp_path):
+    strong, weak = model(SELF_CONDITIONED), model()
+    path = jax_ddpm.export_sampler(strong, tmp_path / "a.stablehlo", guide=weak, num_steps=3)
+    draw = jit(export.deserialize(bytearray(path.read_bytes())).call)
+    wanted = jax_ddpm.sample(strong, 3, seed=5, num_steps=3, guide=weak, guidance=3.0)
+    images = draw(np.uint32(5), np.arange(3, dtype=np.uint32), np.float32(3))
+    assert_same_pictures(np.asarray(images), to_uint8(wanted))
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -155,28 +168,48 @@ def torch_model(network=NETWORK, seed=0, **diffusion):
     return built.eval()
 
 
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp", "heun", "heun of edm"])
+def test_a_loop_around_the_step_of_a_model_with_self_conditioning(name):
+    settings, diffusion = SAMPLERS[name]
+    model = torch_model(SELF_CONDITIONED, **diffusion)
+    wanted = torch_ref.sample(model, 2, **settings)
+    step, about, inputs, noise = loop_around(model, settings)
+    x = walk(step, about, inputs, noise)
+    np.testing.assert_allclose(x.permute(0, 2, 3, 1), wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name, has_guide", [*((name, False) for name in SAMPLERS), ("heun", True)])
 def test_a_loop_around_the_step_of_a_sampler_is_the_sampler(name, has_guide):
     settings, diffusion = SAMPLERS[name]
     model = torch_model(NETWORK.with_classes(3, null_label=True), **diffusion)
     guide = torch_model(NETWORK.with_classes(3, null_label=True), 1, **diffusion) if has_guide else None
     wanted = torch_ref.sample(model, 2, labels=[2, None], guidance=3.0, guide=guide, **settings)
+    step, about, inputs, noise = loop_around(model, settings, guide)
+    assert set(about["timesteps"]) <= set(range(20)) and about["no_label"] == 3
+    inputs |= {"labels": torch.tensor([2, 3]), "guidance": torch.tensor(3.0)}
+    x = walk(step, about, inputs, noise)
+    np.testing.assert_allclose(x.permute(0, 2, 3, 1), wanted, rtol=0, atol=1e-6)
+
+
+def loop_around(model, settings, guide=None) -> tuple:
+    """The step, the file's settings, inputs for two images, and their noise by its number."""
     sampler, config = sampling_settings(settings.get("sampler"), model.info.diffusion, others(settings))
     step, about = Step(model, config, sampler, torch.float32, guide), file_settings(model.info, config, sampler)
-    assert set(about["timesteps"]) <= set(range(20)) and about["no_label"] == 3
     inputs = example_inputs(model.info, config, sampler, torch.float32)
-    inputs |= {"labels": torch.tensor([2, 3]), "guidance": torch.tensor(3.0)}
-    keys = samplers.image_keys(0, np.arange(2))
-    noise = partial(samplers.noise_at, keys, shape=(4, 4, 1), dtype=torch.float32)
-    inputs["x"] = noise(about["first_noise"]) * about["sigma"]
+    noise = partial(samplers.noise_at, samplers.image_keys(0, np.arange(2)), shape=(4, 4, 1), dtype=torch.float32)
+    return step, about, inputs | {"x": noise(about["first_noise"]) * about["sigma"]}, noise
+
+
+def walk(step, about, inputs, noise) -> torch.Tensor:
+    """x_0 after all steps, as docs/export.md says."""
     for t in about["timesteps"]:
         more = {"noise": noise(t)} if "noise" in inputs else {}
         with torch.no_grad():
             outputs = step(**{**inputs, "t": torch.tensor(t), **more})
         inputs["x"] = outputs["x_next"]
-        if "x_0" in outputs:
-            inputs |= {"x_0_before": outputs["x_0"], "lambda_before": outputs["lambda_t"]}
-    np.testing.assert_allclose(inputs["x"].permute(0, 2, 3, 1), wanted, rtol=0, atol=1e-6)
+        carried = {"x_0": "x_0_before", "lambda_t": "lambda_before"}
+        inputs |= {carried[name]: outputs[name] for name in carried if name in outputs}
+    return inputs["x"]
 
 
 def others(settings: dict) -> dict:

@@ -41,11 +41,20 @@ async function draw(seed) {
   const start = performance.now(), [height, width, channels] = settings.image_shape;
   const images = (values) => new ort.Tensor("float32", values, [COUNT, channels, height, width]);
   let x = noises(seed, settings.first_noise).map((value) => value * settings.sigma);
+  // What a step takes from the step before, with its first value: dpmpp, and models with self-conditioning.
+  const carried = {
+    x_0: { input: "x_0_before", value: images(new Float32Array(x.length)) },
+    lambda_t: { input: "lambda_before", value: new ort.Tensor("float32", Array(COUNT).fill(-Infinity), [COUNT, 1, 1, 1]) },
+  };
+  const names = Object.keys(carried).filter((name) => session.inputNames.includes(carried[name].input));
   element("progress").max = settings.timesteps.length;
   for (const [done, t] of settings.timesteps.entries()) {
     const inputs = { x: images(x), t: new ort.Tensor("int64", [BigInt(t)], []) };
     if (session.inputNames.includes("noise")) inputs.noise = images(noises(seed, t));
-    x = (await session.run(inputs, ["x_next"])).x_next.data;
+    for (const name of names) inputs[carried[name].input] = carried[name].value;
+    const outputs = await session.run(inputs, ["x_next", ...names]);
+    for (const name of names) carried[name].value = outputs[name];
+    x = outputs.x_next.data;
     show(x);
     element("progress").value = done + 1;
     said(`Step ${done + 1} of ${settings.timesteps.length}, ${seconds(start)} s`);
