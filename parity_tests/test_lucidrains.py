@@ -157,16 +157,6 @@ def test_releases():
     assert {release: same_network_as(release) for release in known} == known
 
 
-def test_self_conditioning_is_refused(tmp_path):
-    network = torch_ref.unets.build(CASES["lucidrains"].config, 1)
-    torch_ref.weights.initialise(network, 3)
-    values = dict(network.state_dict())
-    values["init_conv.weight"] = torch.cat([values["init_conv.weight"]] * 2, dim=1)
-    torch.save(values, tmp_path / "model.pt")
-    with pytest.raises(UserError, match="self_condition=True"):
-        torch_ref.load_model(tmp_path / "model.pt")
-
-
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
