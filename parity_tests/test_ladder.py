@@ -1,6 +1,7 @@
 """Every rung of the ladder within its budget, and the network in configurations that hypothesis draws."""
 
 import functools
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from jax_ddpm.spec.network_config import ConvBlockConfig
 from parity_tests import budgets, ladder, measures, measures_sampling
+from parity_tests.test_faults import FAULTS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,6 +29,14 @@ def drawn_once():
 def test_rung(name):
     rung = ladder.RUNGS[name]
     assert rung.measure() <= rung.budget
+
+
+def test_the_pages_count_rungs_and_faults_and_name_every_rung():
+    root = Path(__file__).parents[1]
+    readme, page = (" ".join((root / name).read_text("utf-8").split()) for name in ("README.md", "docs/parity.md"))
+    assert f"in {len(ladder.RUNGS)} comparisons" in readme and f"inserts {len(FAULTS)} faults" in readme
+    assert f"seed {len(FAULTS)} faults" in page
+    assert [name for name in ladder.RUNGS if f"| {name} |" not in page] == []
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ def test_labels_that_do_not_fit(labels, said):
         (INFO, None, GUIDED, replace(INFO, network=NETWORK.with_classes(4)), "number of classes of the guide = 4"),
         (INFO, None, GUIDED, replace(INFO, class_names=NAMES[::-1]), "class names of the guide"),
         (INFO, "none", GUIDED, replace(INFO, network=NETWORK.with_classes(3, False)), "guide has no null label"),
+        (PLAIN, None, GUIDED, replace(INFO, network=NETWORK.with_classes(3, False)), "it needs a label for each image"),
     ],
 )
 def test_guidance_and_guides_that_do_not_fit(info, labels, sampler, guide, said):

@@ -182,6 +182,11 @@ def check_guidance(info: ModelInfo, sampler: SamplerConfig, guide: ModelInfo | N
         require(
             shape == info.image_shape, "image shape of the guide", shape, f"expected the model's {info.image_shape}"
         )
+        if guide.network.takes_labels and not info.network.takes_labels and guide.network.null_index is None:
+            raise UserError(
+                "guide: it needs a label for each image, and the model takes none.\n"
+                "Give a guide without labels, or one that has a null label."
+            )
         for name in (each.name for each in fields(info.diffusion) if each.name not in SamplingSettings.__annotations__):
             ours, theirs = getattr(info.diffusion, name), getattr(guide.diffusion, name)
             require(ours == theirs, f"{name} of the guide", theirs, f"expected the model's, {ours}")
