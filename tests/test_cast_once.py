@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jax_ddpm import unets, weights
+from jax_ddpm.jaxprs import inner_jaxprs
 from jax_ddpm.plan import target
 from jax_ddpm.plan.programs import lower_sampling
 from jax_ddpm.sampling import samplers
@@ -34,11 +35,8 @@ def casts_of_kernels(jaxpr, in_loop: bool = False) -> list[bool]:
                 and operand.shape[0] == operand.shape[1] == 3
             ):
                 found.append(in_loop)
-        for value in equation.params.values():
-            for each in value if isinstance(value, list | tuple) else (value,):
-                inner = getattr(each, "jaxpr", each)
-                if hasattr(inner, "eqns"):
-                    found += casts_of_kernels(inner, in_loop or equation.primitive.name in ("scan", "while"))
+        for inner in inner_jaxprs(equation):
+            found += casts_of_kernels(inner, in_loop or equation.primitive.name in ("scan", "while"))
     return found
 
 

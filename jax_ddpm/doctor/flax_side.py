@@ -16,6 +16,7 @@ from jax_ddpm.doctor.gradient_rows import output_name
 from jax_ddpm.doctor.recording import Recording
 from jax_ddpm.doctor.records import Call, map_arrays
 from jax_ddpm.doctor.torch_side import first_array, with_arrays
+from jax_ddpm.jaxprs import inner_jaxprs
 from jax_ddpm.spec.errors import UserError
 
 
@@ -319,7 +320,7 @@ def dtypes_of(jaxpr) -> set[str]:
     found = set()
     for equation in jaxpr.eqns:
         found |= {value.aval.dtype.name for value in equation.outvars if hasattr(value.aval, "dtype")}
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in inner_jaxprs(equation):
             found |= dtypes_of(inner)
     return found
 

@@ -2,10 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 from jax.lax import Precision
+
+from jax_ddpm.jaxprs import inner_jaxprs
 
 
 def product_flops(jaxpr) -> Counter:
@@ -26,7 +27,7 @@ def product_flops(jaxpr) -> Counter:
             times = equation.params["length"]
         elif name == "shard_map":
             times = equation.params["mesh"].size
-        parts = [product_flops(inner) for inner in inner_jaxprs(equation.params)]
+        parts = [product_flops(inner) for inner in inner_jaxprs(equation)]
         if name == "cond" and parts:
             parts = [max(parts, key=lambda part: sum(part.values()))]
         for part in parts:
@@ -38,14 +39,6 @@ def kind(equation) -> str:
     """The dtype of the operands; tf32 for those of float32 with the precision that `ops.tf32` gives."""
     dtype, precision = equation.invars[0].aval.dtype.name, equation.params["precision"]
     return "tf32" if dtype == "float32" and precision == (Precision.HIGH, Precision.HIGH) else dtype
-
-
-def inner_jaxprs(parameters: dict) -> Iterator:
-    for value in parameters.values():
-        for each in value if isinstance(value, list | tuple) else (value,):
-            inner = getattr(each, "jaxpr", each)  # of a ClosedJaxpr
-            if hasattr(inner, "eqns"):
-                yield inner
 
 
 def dot_flops(equation) -> int:
