@@ -250,6 +250,7 @@ def main():
     print(f"{'rung':45} {'measured':>10} {'budget':>10}")
     for name, rung in RUNGS.items():
         print(f"{name:45} {rung.measure():10.2g} {rung.budget:10.2g}", flush=True)
+        jax.clear_caches()  # compiled programs of all rungs together take some ten gigabytes
 
 
 if __name__ == "__main__":
