@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -19,9 +20,11 @@ from jax import lax
 
 from jax_ddpm import ops, unets
 from jax_ddpm.plan import target
+from jax_ddpm.plan.hlo import Program
 from jax_ddpm.plan.measure import Measured, measure
-from jax_ddpm.plan.programs import Lowered, lower_training, placed
-from jax_ddpm.spec.network_config import BUILT_IN
+from jax_ddpm.plan.programs import Lowered, lower_sampling, lower_training, placed
+from jax_ddpm.spec.diffusion_config import SamplerConfig
+from jax_ddpm.spec.network_config import BUILT_IN, ConvBlockConfig
 from jax_ddpm.spec.presets import preset
 from jax_ddpm.training import feed, step
 from jax_ddpm.unets import conv_block
@@ -321,3 +324,47 @@ def test_gradients_of_two_devices_are_those_of_one():
         [sys.executable, "-c", TWO_DEVICES], capture_output=True, text=True, env=environment, check=True
     )
     assert [float(line) < 4e-3 for line in done.stdout.split()] == [True, True]
+
+
+def small_sampler(platform: str, devices: list) -> Lowered:
+    """A sampler whose deepest level has 2x2 pixels, in bfloat16."""
+    network = ConvBlockConfig(widths=(32, 64, 128), time_width=32)
+    sampler = SamplerConfig("ddim", num_steps=2)
+    config = replace(small(precision="bfloat16"), network=network, sampling=sampler)
+    return lower_sampling(config, devices, platform, 8, (8, 8, 1))
+
+
+def reversed_shapes(text: str) -> set[str]:
+    """Shapes of the arrays that a program of StableHLO reverses."""
+    return set(re.findall(r"stablehlo\.reverse .*: tensor<((?:\d+x)+)", text))
+
+
+def test_2x2_maps_are_convolved_in_another_way_for_tpus_only():
+    programs = {name: small_sampler(name, jax.devices()[:1]).program.as_text() for name in ("cpu", "gpu", "tpu")}
+    assert {name: reversed_shapes(text) for name, text in programs.items()} == {
+        "cpu": set(),
+        "gpu": set(),
+        "tpu": {"8x2x2x128x"},
+    }
+
+
+def sampler_of_a_tpu() -> tuple[set, dict]:
+    """The shapes of the 3x3 kernels that the sampler's program for four TPUs reverses, and what it sends."""
+    chips = target.parse_target("v5e:2x2")
+    lowered = small_sampler("tpu", target.devices_of(chips))
+    compiled = lowered.program.compile()
+    found = {i.arrays[0].shape for i in Program(compiled.as_text()).by_name.values() if i.opcode == "reverse"}
+    return {shape for shape in found if shape[:2] == (3, 3)}, measure(lowered, compiled, 4, chips.chip).collectives
+
+
+@needs_tpu_compiler
+@pytest.mark.slow
+def test_no_kernel_is_reversed_in_a_sampler_of_a_tpu(optimised, monkeypatch):
+    assert sampler_of_a_tpu() == (set(), {})
+    jax.clear_caches()
+    convolve = lambda x, kernel: lax.conv_general_dilated(  # noqa: E731
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    monkeypatch.setattr(ops, "convolve_2x2", convolve)
+    assert sampler_of_a_tpu()[0] == {(3, 3, 64, 128), (3, 3, 128, 128)}
+    jax.clear_caches()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,25 @@ def test_the_routes_differ_in_rounding_alone(name):
             jax.jvp(loss, (params,), (direction,))
         with pytest.raises(TypeError, match="forward-mode"):
             jax.jvp(jax.grad(loss), (params,), (direction,))
+
+
+def test_the_convolution_of_2x2_maps_for_tpus_is_the_usual_one():
+    """Its values, its gradient, and derivatives of the gradient, in float64; in float32, it rounds no more."""
+    with jax.enable_x64():
+        x, kernel, direction = normal(0, 3, 2, 2, 64), normal(1, 3, 3, 64, 8) / 16, normal(2, 3, 2, 2, 64)
+
+        def derivatives(name):
+            with ops.compile_for(name):
+                convolve = partial(ops.convolve, stride=1, padding=1, bias=jnp.arange(8.0))
+                gradient = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel))), (0, 1))
+                found = jax.jvp(lambda x: gradient(x, kernel), (x,), (direction,))
+                return convolve(x, kernel), found, convolve(x.astype("float32"), kernel.astype("float32"))
+
+        (*of_tpu, rounded), (*usual, usual_rounded) = map(derivatives, ("tpu", "gpu"))
+        for one, other in zip(*map(jax.tree.leaves, (of_tpu, usual)), strict=True):
+            assert_close(one, other, 1e-13)
+        error, own = (float(jnp.sqrt(jnp.mean((y - usual[0]) ** 2))) for y in (rounded, usual_rounded))
+        assert rounded.dtype == jnp.float32 and error < 2 * own
 
 
 def test_plain_ends_with_its_block_even_by_an_error():
