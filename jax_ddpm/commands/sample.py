@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import tyro
@@ -96,7 +97,7 @@ def with_jax(flags: SampleFlags):
     guide = flags.label.guide and jax_ddpm.load_model(flags.label.guide, flags.image_size, flags.precision)
     dtype = jnp.float64 if flags.precision == "float64" else jnp.float32
     described = describe(model.info, model.num_parameters)
-    return model, jax_ddpm, {"guide": guide, "dtype": dtype}, described
+    return model, jax_ddpm, {"guide": guide, "dtype": dtype, **classifier_settings(flags, jax_ddpm)}, described
 
 
 def with_torch(flags: SampleFlags):
@@ -113,4 +114,12 @@ def with_torch(flags: SampleFlags):
     guide = flags.label.guide and torch_ref.load_model(flags.label.guide, flags.image_size, flags.precision)
     dtype = torch.float64 if flags.precision == "float64" else torch.float32
     described = describe(model.info, num_parameters(model))
-    return model, torch_ref, {"guide": guide, "dtype": dtype}, described
+    return model, torch_ref, {"guide": guide, "dtype": dtype, **classifier_settings(flags, torch_ref)}, described
+
+
+def classifier_settings(flags: SampleFlags, package: ModuleType) -> dict:
+    """The arguments `classifier` and `classifier_scale` of the package's `sample`, if there is a classifier."""
+    if flags.label.classifier is None:
+        return {}
+    classifier = package.load_noisy_classifier(flags.label.classifier, flags.precision)
+    return {"classifier": classifier, "classifier_scale": flags.label.classifier_scale}
