@@ -159,7 +159,7 @@ RUNGS["guided edits, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.
 RUNGS["bits per dimension with labels, float64"] = Rung(budgets.BOUND_FLOAT64, measures_guidance.bits)
 
 RUNGS["classifiers of noisy images, float32"] = Rung(
-    budgets.NETWORK_FLOAT32, partial(measures_classifier_guidance.networks, np.float32)
+    budgets.CLASS_GRADIENT_FLOAT32, partial(measures_classifier_guidance.networks, np.float32)
 )
 RUNGS["classifiers of noisy images, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_classifier_guidance.networks)
 RUNGS["classifier-guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_classifier_guidance.samples)

@@ -45,7 +45,8 @@ def test_classes_of_a_model_without_labels(flags, tmp_path, capsys, monkeypatch)
     succeed(capsys, monkeypatch, *given, "--labels", "1", "--num-images", "3")
     with np.load(tmp_path / "out.npz") as drawn:
         assert np.abs(drawn["x0"] - x_0).max() > 0.01
-    said = succeed(capsys, monkeypatch, *given, "--num-images", "4")
+    said = succeed(capsys, monkeypatch, *given, "--num-images", "4", "--classifier-setting", "num_head_channels=32")
+    assert "Assumed of the classifier, as in the published ones: use_new_attention_order" in said
     assert "Labels: the classes in turn." in said
     gif = [*plain[:-1], tmp_path / "out.gif", *classifier]
     succeed(capsys, monkeypatch, *gif, "--label-grid", "--num-images", "3")
@@ -55,6 +56,10 @@ def test_flags_that_do_not_go_together(flags, capsys, monkeypatch):
     plain, classifier = flags
     said = refusal(capsys, monkeypatch, *plain, "--classifier-scale", "3")
     assert "--classifier-scale 3 needs a classifier: give --classifier FILE." in said
+    said = refusal(capsys, monkeypatch, *plain, "--classifier-setting", "time_scale=0.25")
+    assert "--classifier-setting needs a classifier" in said
+    said = refusal(capsys, monkeypatch, *plain, *classifier, "--classifier-setting", "num_head_channels=48")
+    assert "num_head_channels = 48: expected a divisor" in said and "--classifier-setting NAME=VALUE" in said
     said = refusal(capsys, monkeypatch, *plain, *classifier, "--interpolate", "1,2", "--sampler", "ddim")
     assert "Leave it or --interpolate out" in said
     said = refusal(capsys, monkeypatch, *plain, *classifier, "--labels", "3")

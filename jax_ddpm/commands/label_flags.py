@@ -31,6 +31,9 @@ class LabelFlags:
     (Dhariwal & Nichol 2021). A model without labels then takes its classes as --labels. Not for edits of images."""
     classifier_scale: float = 1.0
     """Weight of the classifier's gradient."""
+    classifier_setting: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE: a setting of the classifier that shapes do not show, such as num_head_channels=32. May be given
+    several times."""
 
     @property
     def words(self) -> list[str] | None:
@@ -67,6 +70,8 @@ def check_label_flags(flags) -> None:
         raise UserError(
             f"--classifier guides pictures that are drawn from noise. Leave it or {flags.editing.kind} out."
         )
+    if label.classifier is None and label.classifier_setting:
+        raise UserError("--classifier-setting needs a classifier: give --classifier FILE.")
     if label.classifier is None and label.classifier_scale != 1:
         raise UserError(f"--classifier-scale {label.classifier_scale:g} needs a classifier: give --classifier FILE.")
     if several and (flags.editing.kind is not None or flags.out.suffix != ".png"):

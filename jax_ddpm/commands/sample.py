@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
-from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
+from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse, read_setting
 from jax_ddpm.commands.label_flags import GuidanceFlags, LabelFlags
 from jax_ddpm.commands.noise_checking import CheckFlags, say_check
 from jax_ddpm.commands.together import compare_weights, refuse_together, together
@@ -121,5 +121,6 @@ def classifier_settings(flags: SampleFlags, package: ModuleType) -> dict:
     """The arguments `classifier` and `classifier_scale` of the package's `sample`, if there is a classifier."""
     if flags.label.classifier is None:
         return {}
-    classifier = package.load_noisy_classifier(flags.label.classifier, flags.precision)
+    settings = dict(read_setting(text, "classifier-setting") for text in flags.label.classifier_setting)
+    classifier = package.load_noisy_classifier(flags.label.classifier, flags.precision, network_settings=settings)
     return {"classifier": classifier, "classifier_scale": flags.label.classifier_scale}

@@ -54,8 +54,8 @@ def read_noisy_classifier(
         raise UserError(f"{path} is no classifier of noisy images: {EXPECTED}.\nA diffusion model belongs to --model.")
     if found[0].conflict is not None:
         raise UserError(
-            f"{path}: {found[0].conflict}\nGive settings that shapes do not show in Python: "
-            "load_noisy_classifier(path, network_settings={'num_head_channels': 32})."
+            f"{path}: {found[0].conflict}\nSettings that shapes do not show can be given: "
+            "--classifier-setting NAME=VALUE (in Python: network_settings={'NAME': VALUE})."
         )
     found = find_weights(file.content, shapes_of, settings, None, recognisers)
     chosen = choose(path, file.content, found, None, shapes_of, found[0].network)
