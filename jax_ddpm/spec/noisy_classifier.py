@@ -49,15 +49,15 @@ def read_noisy_classifier(
         raise UserError(f"{path} is a folder: {EXPECTED}.")
     file, settings = open_model(path), {ADMClassifierConfig.name: dict(network_settings or {})}
     recognisers = {"input_blocks.0.0.weight": recognise_adm_classifier}
-    found = [] if file.metadata is not None else find_weights(file.content, None, settings, None, recognisers)
+    found = [] if file.metadata is not None else find_weights(file.content, shapes_of, settings, None, recognisers)
+    found = [each for each in found if each.recognised.kind is ADMClassifierConfig]
     if not found:
-        raise UserError(f"{path} is no classifier of noisy images: {EXPECTED}.\nA diffusion model belongs to --model.")
+        raise UserError(f"{path} is no classifier of noisy images: {EXPECTED}.\nA diffusion model is given as --model.")
     if found[0].conflict is not None:
         raise UserError(
             f"{path}: {found[0].conflict}\nSettings that shapes do not show can be given: "
             "--classifier-setting NAME=VALUE (in Python: network_settings={'NAME': VALUE})."
         )
-    found = find_weights(file.content, shapes_of, settings, None, recognisers)
     chosen = choose(path, file.content, found, None, shapes_of, found[0].network)
     assert isinstance(chosen.network, ADMClassifierConfig)
     log(describe_choice(path, file.content, found, chosen, None, ()))
