@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # type checkers and editors do not call __getattr__; a test c
     from jax_ddpm.training.loop import train
     from jax_ddpm.unets import build, register
     from jax_ddpm.weights.model import Model, load_model
+    from jax_ddpm.weights.noisy_classifier import load_noisy_classifier
 
     __version__: str
 
@@ -46,6 +47,7 @@ PUBLIC = {
     "preset": "spec.presets",
     "Model": "weights.model",
     "load_model": "weights.model",
+    "load_noisy_classifier": "weights.noisy_classifier",
     "sample": "sampling.samplers",
     "interpolate": "sampling.editing",
     "invert": "sampling.editing",
@@ -75,6 +77,7 @@ __all__ = [
     "interpolate",
     "invert",
     "load_model",
+    "load_noisy_classifier",
     "load_run",
     "make_tables",
     "preset",

@@ -16,6 +16,7 @@ from parity_tests import (
     budgets,
     measures_batch_norm,
     measures_classifier,
+    measures_classifier_guidance,
     measures_ddpm_conditional,
     measures_guidance,
     measures_inputs,
@@ -157,6 +158,12 @@ RUNGS["guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidanc
 RUNGS["guided edits, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_guidance.edits)
 RUNGS["bits per dimension with labels, float64"] = Rung(budgets.BOUND_FLOAT64, measures_guidance.bits)
 
+RUNGS["classifiers of noisy images, float32"] = Rung(
+    budgets.CLASS_GRADIENT_FLOAT32, partial(measures_classifier_guidance.networks, np.float32)
+)
+RUNGS["classifiers of noisy images, float64"] = Rung(budgets.NETWORK_FLOAT64, measures_classifier_guidance.networks)
+RUNGS["classifier-guided samples, float64"] = Rung(budgets.GUIDED_FLOAT64, measures_classifier_guidance.samples)
+
 RUNGS["registered parts, losses, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.losses)
 RUNGS["registered parts, samples, float64"] = Rung(budgets.REGISTERED_FLOAT64, measures_registered.samples)
 
@@ -230,6 +237,7 @@ SLOW = {  # Compiling them takes long. For each, a faster rung of its kind is te
     ),
     *(f"one Adam step, {objective}, float64" for objective in ("edm", "flow")),
     *(f"6-step {sampler}, float64" for sampler in ("midpoint, edm", "euler, edm", "heun, flow", "euler, flow")),
+    "classifiers of noisy images, float32",
     "1000-step samples, 8-bit pixels, float32",
     "one Adam step, learned variance, float64",
     "1000-step samples, float64",

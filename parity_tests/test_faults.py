@@ -3,6 +3,7 @@
 import pytest
 
 from parity_tests import (
+    faults_classifier_guidance,
     faults_evaluation,
     faults_networks,
     faults_objectives,
@@ -19,6 +20,7 @@ FAULTS = {
     **faults_sampling.FAULTS,
     **faults_objectives.FAULTS,
     **faults_self_condition.FAULTS,
+    **faults_classifier_guidance.FAULTS,
     **faults_training.FAULTS,
     **faults_evaluation.FAULTS,
 }

@@ -145,7 +145,7 @@ def test_parts_are_the_whole(network, sampler, timesteps):
 def test_memory_does_not_grow_with_the_steps(network, sampler):
     from flax import nnx
 
-    graph, state = nnx.split((network, None))
+    graph, state = nnx.split((network, None, None))
     keys = jax.vmap(lambda i: jax.random.fold_in(rng.key(0, rng.SAMPLING), i))(jnp.arange(4))
 
     def temporary(steps):

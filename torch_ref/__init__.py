@@ -20,6 +20,7 @@ PUBLIC = {
     "register_sampler": "jax_ddpm.spec.registered",
     "register_schedule": "jax_ddpm.spec.registered",
     "load_model": "torch_ref.weights",
+    "load_noisy_classifier": "torch_ref.noisy_classifier",
     "sample": "torch_ref.sampling.samplers",
     "interpolate": "torch_ref.sampling.editing",
     "invert": "torch_ref.sampling.editing",

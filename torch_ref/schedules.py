@@ -141,7 +141,9 @@ def make_tables(
     one_minus, one_minus_prev = 1.0 - alpha_bars, 1.0 - alpha_bars_prev
     posterior_variance = betas * one_minus_prev / one_minus
     is_zero = posterior_variance == 0
-    first_positive = posterior_variance[~is_zero][0] if not is_zero.all() else betas[0]
+    visited = np.arange(timesteps) if chain is None else np.sort(chain)
+    positive = posterior_variance[visited][~is_zero[visited]]
+    first_positive = positive[0] if len(positive) else betas[visited[0]]
     values = Tables(
         betas=betas,
         alphas=alphas,

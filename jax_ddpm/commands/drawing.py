@@ -14,8 +14,9 @@ from jax_ddpm.commands.label_flags import check_label_flags, check_labels, defau
 from jax_ddpm.spec.diffusion_config import check_sampler, require_timesteps
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.inputs import seeds_and_indices
-from jax_ddpm.spec.labels import label_array
+from jax_ddpm.spec.labels import label_array, labelled_by
 from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.noisy_classifier import NoisyClassifierInfo
 from jax_ddpm.waiting import ticking
 
 MAX_COLUMNS = 16  # of a grid of interpolated pictures
@@ -127,15 +128,17 @@ def num_images(flags, info: ModelInfo) -> int:
 def draw(flags, model, package: ModuleType, settings: dict) -> str:
     """Draw what the flags ask for and write it. Returns a description of the output.
 
-    package: jax_ddpm or torch_ref. settings: the arguments `guide` and `dtype` of its functions.
+    package: jax_ddpm or torch_ref. settings: the arguments `guide` and `dtype` of its functions, and, if there is one,
+    `classifier` and its scale.
     """
     from jax_ddpm import report
 
-    check_labels(flags, model.info)
+    labelled = labelled_by(model.info, of_classifier(settings))
+    check_labels(flags, labelled)
     first, *others = flags.sampling.samplers
     samplers = [first.fitting(model.info.diffusion)]
     samplers += [each.fitting(model.info.diffusion, log=lambda line: None) for each in others]
-    names = names_of(model.info)
+    names = names_of(labelled)
     settings = {**settings, "sampler": samplers[0]}
     if flags.out.suffix == ".gif":
         frames, labels = draw_frames(flags, model, package, settings)
@@ -190,7 +193,8 @@ def draw_images(
     """The pictures, float32 (N, H, W, C), and further arrays by name: `x_T` after an inversion, and `labels` of
     pictures that are drawn from noise with labels."""
     kind, editing, sampler, config = flags.editing.kind, flags.editing, settings["sampler"], model.info.diffusion
-    count = num_images(flags, model.info) if images is None else len(images)
+    labelled = labelled_by(model.info, of_classifier(settings))
+    count = num_images(flags, labelled) if images is None else len(images)
     repaint = {"resamplings": editing.resamplings, "jump": editing.jump}
     check_sampler(sampler, config)
     if kind in ("--start-t", "--mask", "--invert"):
@@ -204,14 +208,14 @@ def draw_images(
     elif kind == "--start-t":
         print(f"The image is noised to t = {timesteps[0]} and denoised in {len(timesteps):,} steps.")
     passes = -(-count // max(1, min(images_at_a_time(flags), count))) * (2 if kind == "--invert" else 1)
-    labels, arrays = labels_to_draw(flags, model.info, count), {}
+    labels, arrays = labels_to_draw(flags, labelled, count), {}
     with tqdm(total=len(timesteps) * passes, **DRAWING) as bar, ticking(bar):
         settings = {**settings, "batch_size": flags.batch_size, "progress": update_bar(bar, len(timesteps))}
         settings["labels"] = labels
         seeded = {**settings, "seed": flags.seed, "seeds": None if flags.seeds is None else integers(flags.seeds)}
         if kind is None:
             x_0 = package.sample(model, count, **seeded)
-            if (drawn := label_array(model.info, labels, count)) is not None:
+            if (drawn := label_array(labelled, labels, count)) is not None:
                 arrays["labels"] = drawn
         elif kind == "--interpolate":
             x_0 = package.interpolate(model, *pair(editing.interpolate), count, **settings)
@@ -230,9 +234,13 @@ def draw_frames(flags, model, package: ModuleType, settings: dict) -> tuple[np.n
     """States from noise to images, float (F, N, H, W, C), and the labels of the images."""
     samplers = importlib.import_module(f"{package.__name__}.sampling.samplers")
     network, config, image_shape = samplers.unpack_model(model, None, None)
-    sampler, count = settings["sampler"], num_images(flags, model.info)
-    labels = labels_to_draw(flags, model.info, count)
-    arrays, guide = samplers.labels_and_guide(model, labels, count, sampler, settings["guide"])
+    labelled, classifier = labelled_by(model.info, of_classifier(settings)), settings.get("classifier")
+    sampler, count = settings["sampler"], num_images(flags, labelled)
+    labels = labels_to_draw(flags, labelled, count)
+    samplers.fitting_classifier(classifier, settings.get("classifier_scale", 1), config, image_shape)
+    arrays, guide = samplers.labels_and_guide(model, labels, count, sampler, settings["guide"], classifier)
+    if classifier is not None:
+        settings = {**settings, "classifier": getattr(classifier, "network", classifier)}
     seeds, indices = seeds_and_indices(flags.seed, None if flags.seeds is None else integers(flags.seeds), count)
     steps = len(importlib.import_module(f"{package.__name__}.sampling.reverse").sampling_timesteps(config, sampler))
     frames = []
@@ -246,7 +254,13 @@ def draw_frames(flags, model, package: ModuleType, settings: dict) -> tuple[np.n
                 progress=update_bar(bar, steps),
             )[1]
             frames.append(np.asarray(states if package.__name__ == "jax_ddpm" else states.permute(0, 1, 3, 4, 2)))
-    return np.concatenate(frames, axis=1), arrays and arrays.wanted
+    wanted = arrays and (arrays.of_classifier if arrays.wanted is None else arrays.wanted)
+    return np.concatenate(frames, axis=1), wanted
+
+
+def of_classifier(settings: dict) -> NoisyClassifierInfo | None:
+    """The settings of the classifier; None without one."""
+    return settings["classifier"].info if "classifier" in settings else None
 
 
 def layout(flags, images: np.ndarray | None, mask: np.ndarray | None, x_0: np.ndarray, x_T: np.ndarray | None = None):

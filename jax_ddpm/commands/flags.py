@@ -169,11 +169,11 @@ class LoadingFlags:
         }
 
 
-def read_setting(text: str) -> tuple[str, Any]:
+def read_setting(text: str, flag: str = "network-setting") -> tuple[str, Any]:
     """Name and value in NAME=VALUE. Values are read as JSON where they are JSON, as True, False or None, or as text."""
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise UserError(f"network-setting = {text}: expected NAME=VALUE, such as heads=4.")
+        raise UserError(f"{flag} = {text}: expected NAME=VALUE, such as heads=4.")
     try:
         return name, json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
     except (ValueError, RecursionError):

@@ -26,6 +26,14 @@ class LabelFlags:
     guide: Path | None = None
     """A weaker model, away from which the pictures are guided (autoguidance; Karras et al. 2024): one that is smaller
     or was trained for fewer steps. Needs --guidance."""
+    classifier: Path | None = None
+    """A classifier of noisy images of guided-diffusion, such as 64x64_classifier.pt, that guides to the classes
+    (Dhariwal & Nichol 2021). A model without labels then takes its classes as --labels. Not for edits of images."""
+    classifier_scale: float = 1.0
+    """Weight of the classifier's gradient."""
+    classifier_setting: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NAME=VALUE: a setting of the classifier that shapes do not show, such as num_head_channels=32. May be given
+    several times."""
 
     @property
     def words(self) -> list[str] | None:
@@ -57,7 +65,15 @@ class GuidanceFlags(SamplerFlags):
 
 def check_label_flags(flags) -> None:
     """UserError for flags of labels and guidance that cannot be combined."""
-    several = len(flags.sampling.samplers) > 1
+    several, label = len(flags.sampling.samplers) > 1, flags.label
+    if label.classifier is not None and flags.editing.kind is not None:
+        raise UserError(
+            f"--classifier guides pictures that are drawn from noise. Leave it or {flags.editing.kind} out."
+        )
+    if label.classifier is None and label.classifier_setting:
+        raise UserError("--classifier-setting needs a classifier: give --classifier FILE.")
+    if label.classifier is None and label.classifier_scale != 1:
+        raise UserError(f"--classifier-scale {label.classifier_scale:g} needs a classifier: give --classifier FILE.")
     if several and (flags.editing.kind is not None or flags.out.suffix != ".png"):
         what = flags.editing.kind or f"--out {flags.out}"
         raise UserError(f"Several weights of --guidance are columns of a .png, which {what} is not: give one weight.")

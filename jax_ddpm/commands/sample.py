@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import tyro
 
 from jax_ddpm.commands.drawing import EditingFlags, check_together, draw
-from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse
+from jax_ddpm.commands.flags import DiffusionFlags, ImportFlag, LoadingFlags, parse, read_setting
 from jax_ddpm.commands.label_flags import GuidanceFlags, LabelFlags
 from jax_ddpm.commands.noise_checking import CheckFlags, say_check
 from jax_ddpm.commands.together import compare_weights, refuse_together, together
@@ -96,7 +97,7 @@ def with_jax(flags: SampleFlags):
     guide = flags.label.guide and jax_ddpm.load_model(flags.label.guide, flags.image_size, flags.precision)
     dtype = jnp.float64 if flags.precision == "float64" else jnp.float32
     described = describe(model.info, model.num_parameters)
-    return model, jax_ddpm, {"guide": guide, "dtype": dtype}, described
+    return model, jax_ddpm, {"guide": guide, "dtype": dtype, **classifier_settings(flags, jax_ddpm)}, described
 
 
 def with_torch(flags: SampleFlags):
@@ -113,4 +114,13 @@ def with_torch(flags: SampleFlags):
     guide = flags.label.guide and torch_ref.load_model(flags.label.guide, flags.image_size, flags.precision)
     dtype = torch.float64 if flags.precision == "float64" else torch.float32
     described = describe(model.info, num_parameters(model))
-    return model, torch_ref, {"guide": guide, "dtype": dtype}, described
+    return model, torch_ref, {"guide": guide, "dtype": dtype, **classifier_settings(flags, torch_ref)}, described
+
+
+def classifier_settings(flags: SampleFlags, package: ModuleType) -> dict:
+    """The arguments `classifier` and `classifier_scale` of the package's `sample`, if there is a classifier."""
+    if flags.label.classifier is None:
+        return {}
+    settings = dict(read_setting(text, "classifier-setting") for text in flags.label.classifier_setting)
+    classifier = package.load_noisy_classifier(flags.label.classifier, flags.precision, network_settings=settings)
+    return {"classifier": classifier, "classifier_scale": flags.label.classifier_scale}

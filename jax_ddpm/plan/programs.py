@@ -113,7 +113,7 @@ def lower_sampling(
     dtype = jnp.dtype(jnp.float64 if config.training.precision == "float64" else jnp.float32)
     with ops.compile_for(platform):
         network = build_network(config, image_shape[2])
-        graph, state = nnx.split((network, None))
+        graph, state = nnx.split((network, None, None))
         state = placed(state, replicated)
         chain = sampling_timesteps(diffusion, sampler)
         keys = placed(jax.eval_shape(lambda: samplers.image_keys(0, np.arange(num_images))), by_image)

@@ -41,6 +41,7 @@ def make_step(
     chain: np.ndarray,
     predict: Callable,
     self_condition: bool = False,
+    gradient: Callable | None = None,
 ) -> Callable:
     """The sampler's step function: step(x_t, prediction, t, noise) -> x.
 
@@ -48,7 +49,8 @@ def make_step(
     predicted x_0: step(x_t, prediction, t, noise, history) -> (x, history).
 
     chain: the timesteps that the sampler visits. predict: the network, (x, t) -> prediction; "heun" calls it again,
-    with self_condition as predict(x, t, x_self_cond=x_0).
+    with self_condition as predict(x, t, x_self_cond=x_0). gradient: of a classifier, for "ddpm", as in
+    `ancestral_step`; the other samplers have it in `predict` (`guided_by_classifier`).
     """
     if sampler.sampler == "dpmpp":
         return partial(dpmpp_step, tables, config)
@@ -56,7 +58,7 @@ def make_step(
         below = next_timesteps(chain, config.timesteps)
         return partial(edm_step, tables, config, predict=predict, next_timesteps=below)
     step = {
-        "ddpm": partial(ancestral_step, tables, config),
+        "ddpm": partial(ancestral_step, tables, config, gradient=gradient),
         "ddim": partial(ddim_step, tables, config, eta=sampler.eta),
         "euler": partial(edm_step, tables, config),
     }.get(sampler.sampler)

@@ -15,6 +15,7 @@ from jax_ddpm import rng
 from jax_ddpm.arrays import Array
 from jax_ddpm.layers import cast_once
 from jax_ddpm.objectives import make_objective
+from jax_ddpm.sampling.classifier_guidance import class_gradient, guided_by_classifier
 from jax_ddpm.sampling.guidance import guided_predict, self_conditioned
 from jax_ddpm.sampling.processes import drawn_by_all, num_drawing
 from jax_ddpm.sampling.reverse import initial_carry, make_step, run_with_progress, sampling_timesteps, scan_steps
@@ -28,7 +29,9 @@ from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import EXPECTED_GUIDE, EXPECTED_MODEL, check_images, seeds_and_indices
 from jax_ddpm.spec.labels import NONE, Labels, labels_of_images, labels_of_network
+from jax_ddpm.spec.noisy_classifier import EXPECTED_CLASSIFIER, check_noisy_classifier
 from jax_ddpm.weights.model import Model, load_model
+from jax_ddpm.weights.noisy_classifier import NoisyClassifier, load_noisy_classifier
 
 Images = Float[Array, "b h w c"]
 ANCESTRAL = SamplerConfig()  # all T steps
@@ -51,13 +54,20 @@ def scan_sampler(
     sampler: SamplerConfig,
     dtype,
     self_condition: bool = False,
+    gradient: Callable | None = None,
 ) -> tuple:
-    """`scan_steps` of a sampler. predict: the network, (x, t) -> prediction. keys: of the images, from `image_keys`."""
+    """`scan_steps` of a sampler. predict: the network, (x, t) -> prediction. keys: of the images, from `image_keys`.
+
+    gradient: of a classifier, from `class_gradient`.
+    """
     chain = sampling_timesteps(config, sampler)
     if config.is_continuous:
         step, predict = make_solver(make_objective(config, dtype), sampler, predict, self_condition)
         return scan_steps(step, predict, lambda i: None, carry, xs, self_condition)
-    step = make_step(schedule_tables(config, dtype, chain), config, sampler, chain, predict, self_condition)
+    tables = schedule_tables(config, dtype, chain)
+    if gradient is not None and sampler.sampler != "ddpm":
+        config, predict = guided_by_classifier(tables, config, predict, gradient)
+    step = make_step(tables, config, sampler, chain, predict, self_condition, gradient)
 
     def draw_noise(t):
         return None if sampler.is_deterministic else noise_at(keys, t, carry[0].shape[1:], dtype)
@@ -66,11 +76,13 @@ def scan_sampler(
 
 
 @partial(jax.jit, static_argnames=("graph", "config", "sampler", "dtype"))
-def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype):
-    network, guide = nnx.merge(graph, state)
+def _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype, scale=None):
+    network, guide, classifier = nnx.merge(graph, state)
     predict = guided_predict(network, config, sampler, labels, guide)
-    with cast_once(network, guide):
-        return scan_sampler(predict, keys, carry, xs, config, sampler, dtype, self_conditioned(network, guide))
+    gradient = None if classifier is None else class_gradient(classifier, labels.of_classifier, scale)
+    self_condition = self_conditioned(network, guide)
+    with cast_once(network, guide, classifier):
+        return scan_sampler(predict, keys, carry, xs, config, sampler, dtype, self_condition, gradient)
 
 
 def image_keys(seed: int | Sequence[int], indices, purpose: int = rng.SAMPLING) -> Array:
@@ -115,10 +127,13 @@ def sample_indices(
     start_t: int | None = None,
     labels: Labels | None = None,
     guide: nnx.Module | None = None,
+    classifier: nnx.Module | None = None,
+    classifier_scale: float = 1.0,
 ) -> tuple[Images, Float[Array, "f b h w c"]]:
     """Sample one batch: images `indices` of a seed, or image indices[k] of seed[k].
 
     labels: of these images, from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance.
+    classifier: (x_t, t) -> logits (B, K), for classifier guidance towards labels.of_classifier.
 
     Image i takes its noise from the address (SAMPLING, i, t), and its x_T from t = T with every sampler and objective;
     for edm, x_T is sigma_max times that noise. So an image does not depend on its batch or on the number of devices, up
@@ -134,7 +149,7 @@ def sample_indices(
     config.check()
     sampler = sampler or default_sampler(config)
     check_sampler(sampler, config)
-    graph, state, keys, x_T, labels = shard((network, guide), image_keys(seed, indices), x_T, labels)
+    graph, state, keys, x_T, labels = shard((network, guide, classifier), image_keys(seed, indices), x_T, labels)
     shape, dtype = tuple(image_shape), jnp.dtype(dtype)
     if x_T is None:
         x_T = compiled_noise_at(keys, config.timesteps, shape, dtype)
@@ -144,8 +159,10 @@ def sample_indices(
     history = initial_history(x_T, sampler, self_conditioned(network, guide))
     carry, xs = initial_carry(x_T, sampling_timesteps(config, sampler, start_t), num_frames, history)
 
+    scale = None if classifier is None else jnp.asarray(classifier_scale, dtype)
+
     def run(carry, xs):
-        return _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype)
+        return _sample(graph, state, keys, labels, carry, xs, config, sampler, dtype, scale)
 
     x_0, frames = run_with_progress(run, carry, xs, progress)
     return from_data_range(x_0, config.data_range), from_data_range(frames, config.data_range)
@@ -181,6 +198,8 @@ def sample(
     seeds: Sequence[int] | None = None,
     labels: Any = None,
     guide: Any = None,
+    classifier: Any = None,
+    classifier_scale: float = 1.0,
     x_T: Array | None = None,
     start_t: int | None = None,
     sampler: SamplerConfig | str | None = None,
@@ -208,6 +227,10 @@ def sample(
             (N, D), as in `spec.labels.labels_of_images`.
         guide: a weaker `Model`, or the path of one, away from which the images are guided (autoguidance), in place of
             the model without labels. Needs guidance.
+        classifier: what `load_noisy_classifier` returns, or the path of one: the images are guided towards the classes
+            that it gives them (Dhariwal & Nichol 2021). A model without classes then takes those of the classifier as
+            labels. Not for the objectives edm and flow.
+        classifier_scale: weight of the classifier. 0: none; larger: closer to the class, with less variety.
         x_T: float (N, H, W, C), initial states instead of drawn ones: states at the first timestep of the sampler.
         start_t: integer in [0, T). Start at the sampler's first timestep that is at most start_t. Needs x_T, which are
             then states at that timestep.
@@ -237,10 +260,13 @@ def sample(
     elif seeds is not None:
         num_images = len(seeds)
     seeds, image_indices = seeds_and_indices(seed, seeds, num_images)
-    labels, guide = labels_and_guide(model, labels, num_images, sampler, guide)
+    classifier = fitting_classifier(classifier, classifier_scale, config, image_shape)
+    labels, guide = labels_and_guide(model, labels, num_images, sampler, guide, classifier)
 
     def draw(indices):
         options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t, "guide": guide}
+        if classifier is not None:
+            options |= {"classifier": classifier.network, "classifier_scale": classifier_scale}
         options["labels"] = labels and labels.rows(indices)
         states = None if x_T is None else x_T[indices]
         batch_seeds = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
@@ -269,7 +295,7 @@ def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, 
 
 
 def labels_and_guide(
-    model, labels, num_images: int, sampler: SamplerConfig, guide
+    model, labels, num_images: int, sampler: SamplerConfig, guide, classifier=None
 ) -> tuple[Labels | None, nnx.Module | None]:
     """The arrays of `labels` for N images, and the network of the guide, both as in `sample`.
 
@@ -279,10 +305,27 @@ def labels_and_guide(
     require(guide is None or isinstance(guide, Model), "guide", type(guide).__name__, EXPECTED_GUIDE)
     if isinstance(model, Model):
         infos = model.info, None if guide is None else guide.info
-        labels = labels_of_images(infos[0], labels, num_images, sampler, infos[1])
+        labels = labels_of_images(
+            infos[0], labels, num_images, sampler, infos[1], None if classifier is None else classifier.info
+        )
     else:
+        require(classifier is None, "model", type(model).__name__, "a classifier needs what load_model returns")
         labels = labels_of_network(labels, num_images, sampler, getattr(model, "null_index", None), guide is not None)
     return labels, None if guide is None else guide.network
+
+
+def fitting_classifier(
+    classifier, scale: float, config: DiffusionConfig, image_shape: tuple[int, int, int]
+) -> NoisyClassifier | None:
+    """The classifier of `sample`, or of the path of one. Raises UserError if it does not fit the model."""
+    if classifier is None:
+        require(scale == 1, "classifier_scale", scale, "it has no effect without a classifier (--classifier FILE)")
+        return None
+    if isinstance(classifier, str | os.PathLike):
+        classifier = load_noisy_classifier(classifier)
+    require(isinstance(classifier, NoisyClassifier), "classifier", type(classifier).__name__, EXPECTED_CLASSIFIER)
+    check_noisy_classifier(classifier.info, scale, config, image_shape)
+    return classifier
 
 
 def unless_given(model, labels):

@@ -55,6 +55,11 @@ def clipped_x_0(tables: Tables, config: DiffusionConfig, x_t: Images, prediction
     ts = jnp.full((x_t.shape[0],), t)
     prediction, _ = diffusion.split_prediction(prediction, x_t)
     x_0 = diffusion.predicted_x_0(tables, config.objective, x_t, ts, prediction)
+    return limited(config, x_0)
+
+
+def limited(config: DiffusionConfig, x_0: Images) -> Images:
+    """x_0, limited by `threshold` as the settings say."""
     return threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max, config.data_range)
 
 
@@ -65,7 +70,14 @@ def clamp_state(x: Images, config: DiffusionConfig) -> Images:
 
 
 def ancestral_step(
-    tables: Tables, config: DiffusionConfig, x_t: Images, prediction: Prediction, t: Array, noise: Images
+    tables: Tables,
+    config: DiffusionConfig,
+    x_t: Images,
+    prediction: Prediction,
+    t: Array,
+    noise: Images,
+    *,
+    gradient: Callable | None = None,
 ) -> Images:
     """x_{t-1} from x_t: Ho et al. 2020, Algorithm 2, lines 3 and 4. The last step adds no noise.
 
@@ -73,6 +85,9 @@ def ancestral_step(
     predicted by the network. config.clip: "x0" and "dynamic" limit the predicted x_0 (`threshold`). "state" clamps the
     new state to [-1, 1]. "none" does neither. The mean is that of the posterior. From an unlimited eps it is computed
     by eq. 11, which divides by sqrt(alpha_t), 0 at zero terminal SNR.
+
+    gradient: with classifier guidance, (x_t, t) -> s times the gradient of log p(y | x_t). It shifts the mean, after
+    any limit: Dhariwal & Nichol 2021, Algorithm 1.
     """
     ts = jnp.full((x_t.shape[0],), t)
     if config.clip in ("x0", "dynamic") or config.objective != "eps":
@@ -88,6 +103,8 @@ def ancestral_step(
         sigma = jnp.exp(0.5 * diffusion.learned_log_variance(tables, ts, v))
     else:
         sigma = jnp.sqrt(extract(tables.betas, ts) if config.variance == "beta" else posterior_variance)
+    if gradient is not None:
+        mean = mean + sigma**2 * gradient(x_t, ts)
     x = mean + jnp.where(posterior_variance > 0, sigma, 0) * noise
     return clamp_state(x, config)
 

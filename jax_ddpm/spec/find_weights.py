@@ -17,6 +17,8 @@ from jax_ddpm.spec.stored_array import Array
 Shapes = Mapping[str, tuple[int, ...]]
 ShapesOf = Callable[[NetworkConfig, int], Shapes]
 """The names and shapes of a network's arrays in PyTorch, from its settings and its number of image channels."""
+Recognisers = Mapping[str, Callable[[Mapping[str, Array]], Recognised | None]]
+"""By the name of an array that the network has."""
 
 
 MAX_PREFIXES = 32  # of networks in one dictionary
@@ -66,6 +68,7 @@ def find_weights(
     shapes_of: ShapesOf | None,
     settings: Mapping[str, Mapping[str, Any]],
     given: NetworkConfig | None = None,
+    recognisers: Recognisers = RECOGNISERS,
 ) -> list[Found]:
     """All weights of known networks in a file; those that are not complete have problems.
 
@@ -73,6 +76,7 @@ def find_weights(
     found.
     settings: by the network's name, settings that shapes do not show.
     given: the only network to look for.
+    recognisers: of the networks to look for, beside the user's own.
 
     Raises:
         UserError: an array is there twice, under names that mean the same.
@@ -81,7 +85,7 @@ def find_weights(
     groups = [group for group in content.dictionaries if not NO_WEIGHTS.search(place(group.keys))]
     for dictionary in groups:
         if given is None:
-            found += find_in(dictionary, shapes_of, settings)
+            found += find_in(dictionary, shapes_of, settings, recognisers)
         if shapes_of is not None:
             found += find_own(dictionary, shapes_of, settings, given)
     averages: list[Found] = []
@@ -94,7 +98,10 @@ def find_weights(
 
 
 def find_in(
-    dictionary: Dictionary, shapes_of: ShapesOf | None, settings: Mapping[str, Mapping[str, Any]]
+    dictionary: Dictionary,
+    shapes_of: ShapesOf | None,
+    settings: Mapping[str, Mapping[str, Any]],
+    recognisers: Recognisers,
 ) -> list[Found]:
     """The weights in one dictionary, one for each prefix of names under which a network is recognised."""
     originals: dict[str, str] = {}
@@ -105,7 +112,7 @@ def find_in(
         originals[plain] = name
     prefixes: dict[str, Recognised] = {}
     for name in originals:
-        for anchor, recognise in RECOGNISERS.items():
+        for anchor, recognise in recognisers.items():
             if (name == anchor or name.endswith(f".{anchor}")) and len(prefixes) < MAX_PREFIXES:
                 prefix = name.removesuffix(anchor)
                 recognised = recognise(

@@ -3,7 +3,7 @@
 import difflib
 import operator
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from jax_ddpm.spec.diffusion_config import SamplerConfig
 from jax_ddpm.spec.errors import UserError, require
 from jax_ddpm.spec.flat_settings import SamplingSettings
 from jax_ddpm.spec.model_info import ModelInfo
+from jax_ddpm.spec.noisy_classifier import NoisyClassifierInfo
 from jax_ddpm.spec.text import some
 
 Label = int | str | None
@@ -27,6 +28,8 @@ class Labels(NamedTuple):
     """The null label for each image, for guidance; None without guidance, and with a guide."""
     of_guide: Any = None
     """Of the guide; None if it takes none."""
+    of_classifier: Any = None
+    """Integers (B,): the classes to which a classifier of noisy images guides; None without one."""
 
     def rows(self, indices) -> "Labels":
         """Those of some images."""
@@ -38,7 +41,12 @@ class Labels(NamedTuple):
 
 
 def labels_of_images(
-    info: ModelInfo, labels: Any, num_images: int, sampler: SamplerConfig, guide: ModelInfo | None = None
+    info: ModelInfo,
+    labels: Any,
+    num_images: int,
+    sampler: SamplerConfig,
+    guide: ModelInfo | None = None,
+    classifier: NoisyClassifierInfo | None = None,
 ) -> Labels | None:
     """The labels of N images as NumPy arrays; None if no network takes labels.
 
@@ -50,19 +58,40 @@ def labels_of_images(
         num_images: N.
         sampler: its guidance.
         guide: of the guide, if there is one.
+        classifier: of the classifier, if there is one. A model without labels is then drawn by its classes.
 
     Raises:
         UserError: labels that the model does not have, or guidance that it cannot have.
     """
     check_guidance(info, sampler, guide)
-    wanted = label_array(info, labels, num_images)
+    of_classifier = None if classifier is None else classes_of_images(info, labels, num_images, classifier)
+    unlabelled = classifier is not None and not info.network.takes_labels
+    wanted = None if unlabelled else label_array(info, labels, num_images)
     none = of_guide = None
     if sampler.guidance != 1 and guide is None:
         none = as_weights(np.full(num_images, info.network.null_index, np.int32), wanted)
     if guide is not None and guide.network.takes_labels and wanted is not None:
         check_same_labels(info, guide, wanted)
         of_guide = wanted
-    return None if wanted is None else Labels(wanted, none, of_guide)
+    return None if wanted is of_classifier is None else Labels(wanted, none, of_guide, of_classifier)
+
+
+def labelled_by(info: ModelInfo, classifier: NoisyClassifierInfo | None) -> ModelInfo:
+    """Whose labels images have: the model's, or those of the classifier if the model has none."""
+    unlabelled = classifier is not None and not info.network.takes_labels
+    return replace(info, network=classifier.network, class_names=None) if unlabelled else info
+
+
+def classes_of_images(info: ModelInfo, labels: Any, num_images: int, classifier: NoisyClassifierInfo) -> np.ndarray:
+    """The classes of N images, int32, for a classifier. UserError for no class, and if the model has other classes."""
+    if info.network.takes_labels:
+        ours, theirs = info.network.label_count, classifier.network.num_classes
+        require(ours == theirs, "number of classes of the classifier", theirs, f"expected the model's, {ours}")
+    classes = label_array(labelled_by(info, classifier), labels, num_images)
+    assert classes is not None
+    is_class = classes.ndim == 1 and (classes < classifier.network.num_classes).all()
+    require(is_class, "labels", labels, "with a classifier every image needs a class, by its name or number")
+    return classes
 
 
 def labels_of_network(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+from jax_ddpm.spec.adm_classifier_config import ADMClassifierConfig
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.annotated_config import AnnotatedConfig
 from jax_ddpm.spec.annotated_convnext_config import AnnotatedConvNextConfig
@@ -313,5 +314,5 @@ NETWORKS.update(
         "ddpm_conditional": DDPMConditionalConfig,
     }
 )
-BUILT_IN = frozenset(NETWORKS)
-"""Names of the networks of this package."""
+BUILT_IN = frozenset(NETWORKS) | {ADMClassifierConfig.name}
+"""Names of the networks of this package, with the classifier, which cannot be trained or draw."""

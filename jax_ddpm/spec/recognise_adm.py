@@ -3,14 +3,20 @@
 from jax_ddpm.spec.adm_config import ADMConfig
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.file_content import FileContent
+from jax_ddpm.spec.recognise_adm_classifier import pool_of
 from jax_ddpm.spec.recognised import Arrays, Recognised, count_numbered, shape_of
 
 
 def recognise_adm(values: Arrays) -> Recognised | None:
     """Shapes do not show heads, the order of the channels in attention, the factor on t, and null labels.
 
-    Raises UserError for a super-resolution model.
+    Raises UserError for a super-resolution model, and for a classifier.
     """
+    if pool_of(values) is not None:
+        raise UserError(
+            "These weights are of a classifier of noisy images (EncoderUNetModel), which cannot draw.\n"
+            "Give it beside a diffusion model, to guide it: --classifier FILE (in Python: classifier='FILE')."
+        )
     first, last = shape_of(values, "input_blocks.0.0.weight", 4), shape_of(values, "out.2.weight", 4)
     time = shape_of(values, "time_embed.0.weight", 2)
     projection = shape_of(values, "middle_block.0.emb_layers.1.weight", 2)

@@ -11,6 +11,7 @@ from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
 from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.unets.adm import ADMUNet
+from jax_ddpm.unets.adm_classifier import ADMClassifier
 from jax_ddpm.unets.annotated import AnnotatedUNet
 from jax_ddpm.unets.annotated_convnext import AnnotatedConvNextUNet
 from jax_ddpm.unets.attention import AttentionUNet
@@ -33,6 +34,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nnx.Module]] = {
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
     "adm": ADMUNet,
+    "adm_classifier": ADMClassifier,
     "lucidrains": LucidrainsUNet,
     "simple_unet": SimpleUNet,
     "context_unet": ContextUNet,

@@ -102,12 +102,23 @@ class ResidualBlock(nnx.Module):
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
-class SelfAttention(nnx.Module):
-    """x + self-attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2).
+def multi_head(qkv, heads: int, new_order: bool):
+    """Self-attention (Vaswani et al. 2017, section 3.2) of N tokens: qkv (B, N, 3C) to (B, N, C).
 
-    The 3C channels of the projection are, with `new_order`, all queries, all keys and all values; otherwise the
-    queries, keys and values of the first head, then those of the second, and so on.
+    The 3C channels are, with `new_order`, all queries, all keys and all values; otherwise the queries, keys and values
+    of the first head, then those of the second, and so on.
     """
+    b, n, c = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    d = c // heads
+    qkv = qkv.reshape(b, n, 3, heads, d) if new_order else qkv.reshape(b, n, heads, 3, d).swapaxes(2, 3)
+    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    scale = d**-0.25  # on both factors: their product stays small in half precision
+    weights = jax.nn.softmax(upcast(einsum("bqhd,bkhd->bhqk", query * scale, key * scale)), axis=-1)  # eq. 1
+    return einsum("bhqk,bkhd->bqhd", weights.astype(qkv.dtype), value).reshape(b, n, c)
+
+
+class SelfAttention(nnx.Module):
+    """x + self-attention(GroupNorm(x)) over the H*W pixels, by `multi_head`."""
 
     def __init__(self, channels: int, heads: int, new_order: bool):
         self.heads, self.new_order = heads, new_order
@@ -118,17 +129,8 @@ class SelfAttention(nnx.Module):
     @remat_block
     def __call__(self, x, *_):
         b, height, width, c = x.shape
-        d = c // self.heads
         qkv = self.projection(self.norm(x).reshape(b, height * width, c))
-        if self.new_order:
-            qkv = qkv.reshape(b, height * width, 3, self.heads, d)
-        else:
-            qkv = qkv.reshape(b, height * width, self.heads, 3, d).swapaxes(2, 3)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scale = d**-0.25  # on both factors: their product stays small in half precision
-        weights = jax.nn.softmax(upcast(einsum("bqhd,bkhd->bhqk", query * scale, key * scale)), axis=-1)  # eq. 1
-        h = einsum("bhqk,bkhd->bqhd", weights.astype(x.dtype), value)
-        return x + self.output(h.reshape(b, height * width, c)).reshape(x.shape)
+        return x + self.output(multi_head(qkv, self.heads, self.new_order)).reshape(x.shape)
 
 
 class Input(Conv):
@@ -157,6 +159,36 @@ class Upsample(nnx.Module):
     def __call__(self, x, *_):
         x = repeat_2x2(x)
         return x if self.conv is None else self.conv(x)
+
+
+def down_path(
+    image_channels: int,
+    widths: tuple[int, ...],
+    num_res_blocks: int,
+    attention: tuple[bool, ...],
+    resblock_updown: bool,
+    conv_resample: bool,
+    block: Callable,
+    attend: Callable,
+) -> tuple[list, list[int], list]:
+    """The way down: lists of layers, the channels after each list, and the layers of the middle.
+
+    block: (channels, output channels) -> a ResidualBlock. attend: channels -> a SelfAttention.
+    """
+    width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
+    down = [[Input(image_channels, width, 3)]]
+    for level, out in enumerate(widths):
+        for _ in range(num_res_blocks):
+            down.append([block(width, out)])
+            if attention[level]:
+                down[-1].append(attend(out))
+            width = out
+            skips.append(out)
+        if level < deepest:
+            by_block = resblock_updown
+            down.append([block(out, out, resample=average_pool_2x2) if by_block else Downsample(out, conv_resample)])
+            skips.append(out)
+    return down, skips, [block(width, width), attend(width), block(width, width)]
 
 
 class ADMUNet(nnx.Module):
@@ -201,22 +233,11 @@ class ADMUNet(nnx.Module):
 
         self.time_embedding = TimeEmbedding(embedding_width, time_width, time_scale)
         self.class_embedding = label_embedding(num_classes, null_label, time_width)
-        width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
-        down, up = [[Input(image_channels, width, 3)]], []
-        for level, out in enumerate(widths):
-            for _ in range(num_res_blocks):
-                down.append([block(width, out)])
-                if attention[level]:
-                    down[-1].append(attend(out, num_heads))
-                width = out
-                skips.append(out)
-            if level < deepest:
-                by_block = resblock_updown
-                down.append(
-                    [block(out, out, resample=average_pool_2x2) if by_block else Downsample(out, conv_resample)]
-                )
-                skips.append(out)
-        middle = [block(width, width), attend(width, num_heads), block(width, width)]
+        attend_down = partial(attend, heads=num_heads)
+        down, skips, middle = down_path(
+            *(image_channels, widths, num_res_blocks, attention, resblock_updown, conv_resample, block, attend_down)
+        )
+        up, width = [], widths[-1]
         for level, out in reversed(list(enumerate(widths))):
             for _ in range(num_res_blocks + 1):
                 up.append([block(width + skips.pop(), out)])

@@ -16,6 +16,7 @@ from flax import nnx
 from jax_ddpm.unets import REGISTERED_TORCH_NAMES
 from jax_ddpm.unets.tf32 import class_of
 from jax_ddpm.weights.names_adm import ADM
+from jax_ddpm.weights.names_adm_classifier import ADM_CLASSIFIER
 from jax_ddpm.weights.names_annotated import ANNOTATED
 from jax_ddpm.weights.names_annotated_convnext import ANNOTATED_CONVNEXT
 from jax_ddpm.weights.names_context_unet import CONTEXT_UNET
@@ -216,6 +217,7 @@ TORCH_NAMES = {  # by the class of the network
     "LayerNormUNet": LAYER_NORM,
     "DDPMUNet": DDPM,
     "ADMUNet": parse(ADM),
+    "ADMClassifier": parse(ADM_CLASSIFIER),
     "LucidrainsUNet": parse(LUCIDRAINS),
     "SimpleUNet": parse(SIMPLE_UNET),
     "ContextUNet": parse(CONTEXT_UNET),

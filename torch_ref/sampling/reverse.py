@@ -36,11 +36,12 @@ def make_step(
     chain: np.ndarray,
     predict: Callable,
     self_condition: bool = False,
+    gradient: Callable | None = None,
 ) -> Callable:
     """The sampler's step function: step(x_t, prediction, t, noise) -> x.
 
     The step of "dpmpp", and with self_condition every step, also takes and returns a history, whose first part is the
-    predicted x_0.
+    predicted x_0. gradient: of a classifier, for "ddpm"; the other samplers have it in `predict`.
     """
     if sampler.sampler == "dpmpp":
         return partial(dpmpp_step, tables, config)
@@ -48,7 +49,7 @@ def make_step(
         below = next_timesteps(chain, config.timesteps)
         return partial(edm_step, tables, config, predict=predict, next_timesteps=below)
     step = {
-        "ddpm": partial(ancestral_step, tables, config),
+        "ddpm": partial(ancestral_step, tables, config, gradient=gradient),
         "ddim": partial(ddim_step, tables, config, eta=sampler.eta),
         "euler": partial(edm_step, tables, config),
     }.get(sampler.sampler)

@@ -15,9 +15,12 @@ from jax_ddpm.spec.errors import require
 from jax_ddpm.spec.flat_settings import SamplingSettings, sampling_settings
 from jax_ddpm.spec.inputs import EXPECTED_GUIDE, EXPECTED_MODEL, check_images, seeds_and_indices
 from jax_ddpm.spec.labels import NONE, Labels, labels_of_images, labels_of_network
+from jax_ddpm.spec.noisy_classifier import EXPECTED_CLASSIFIER, NoisyClassifierInfo, check_noisy_classifier
 from torch_ref import rng
 from torch_ref.layouts import channels_first, device_of, numpy_dtype
+from torch_ref.noisy_classifier import load_noisy_classifier
 from torch_ref.objectives import make_objective
+from torch_ref.sampling.classifier_guidance import class_gradient, guided_by_classifier
 from torch_ref.sampling.guidance import guided_predict, self_conditioned
 from torch_ref.sampling.reverse import make_step, reverse_process, sampling_timesteps
 from torch_ref.sampling.solvers import make_solver
@@ -56,10 +59,13 @@ def sample_indices(
     start_t: int | None = None,
     labels: Labels | None = None,
     guide: nn.Module | None = None,
+    classifier: nn.Module | None = None,
+    classifier_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Sample one batch: images `indices` of a seed, or image indices[k] of seed[k]; on the device of the network.
 
     labels: of these images, from `spec.labels.labels_of_images`. guide: a weaker network, for autoguidance.
+    classifier: (x_t, t) -> logits (B, K), for classifier guidance towards labels.of_classifier.
     image_shape: (H, W, C). Returns images (B, C, H, W), about within [-1, 1] whatever the `data_range`, and frames (F,
     B, C, H, W), mapped as the images are. Image i takes its noise from the address (SAMPLING, i, t), and its x_T from
     t = T with every sampler and objective; for edm, x_T is sigma_max times that noise.
@@ -69,13 +75,18 @@ def sample_indices(
     check_sampler(sampler, config)
     keys, device = image_keys(seed, indices), device_of(network)
     chain, visited = sampling_timesteps(config, sampler), sampling_timesteps(config, sampler, start_t)
-    predict = guided_predict(network, config, sampler, tensors(labels, slice(None), device), guide)
+    labels = tensors(labels, slice(None), device)
+    predict = guided_predict(network, config, sampler, labels, guide)
+    gradient = None if classifier is None else class_gradient(classifier, labels.of_classifier, classifier_scale)
     self_condition = self_conditioned(network, guide)
     if config.is_continuous:
         step, predict = make_solver(make_objective(config, dtype), sampler, predict, self_condition)
     else:
         tables = schedule_tables(config, numpy_dtype(dtype), chain)
-        step = make_step(tables, config, sampler, chain, predict, self_condition)
+        step_config = config
+        if gradient is not None and sampler.sampler != "ddpm":
+            step_config, predict = guided_by_classifier(tables, config, predict, gradient)
+        step = make_step(tables, step_config, sampler, chain, predict, self_condition, gradient)
 
     def draw_noise(t):
         return noise_at(keys, t, image_shape, dtype).to(device)
@@ -107,6 +118,8 @@ def sample(
     seeds: Sequence[int] | None = None,
     labels=None,
     guide=None,
+    classifier=None,
+    classifier_scale: float = 1.0,
     x_T: np.ndarray | None = None,
     start_t: int | None = None,
     sampler: SamplerConfig | str | None = None,
@@ -130,10 +143,13 @@ def sample(
     elif seeds is not None:
         num_images = len(seeds)
     seeds, image_indices = seeds_and_indices(seed, seeds, num_images)
-    labels, guide = labels_and_guide(model, labels, num_images, sampler, guide)
+    classifier = fitting_classifier(classifier, classifier_scale, config, image_shape)
+    labels, guide = labels_and_guide(model, labels, num_images, sampler, guide, classifier)
 
     def draw(indices):
         options = {"sampler": sampler, "dtype": dtype, "progress": progress, "start_t": start_t, "guide": guide}
+        if classifier is not None:
+            options |= {"classifier": classifier, "classifier_scale": classifier_scale}
         options["labels"] = labels and labels.rows(indices)
         states = None if x_T is None else channels_first(x_T[indices], device_of(network))
         batch_seeds = seeds if np.ndim(seeds) == 0 else [seeds[i] for i in indices]
@@ -162,17 +178,35 @@ def unpack_model(model, config: DiffusionConfig | None, image_shape: tuple[int, 
 
 
 def labels_and_guide(
-    model, labels, num_images: int, sampler: SamplerConfig, guide
+    model, labels, num_images: int, sampler: SamplerConfig, guide, classifier=None
 ) -> tuple[Labels | None, nn.Module | None]:
     """The arrays of `labels` for N images, and the network of the guide, both as in `sample`."""
     guide = opened(guide)
     require(guide is None or hasattr(guide, "info"), "guide", type(guide).__name__, EXPECTED_GUIDE)
     if hasattr(model, "info"):
         infos = model.info, None if guide is None else guide.info
-        labels = labels_of_images(infos[0], labels, num_images, sampler, infos[1])
+        labels = labels_of_images(
+            infos[0], labels, num_images, sampler, infos[1], None if classifier is None else classifier.info
+        )
     else:
+        require(classifier is None, "model", type(model).__name__, "a classifier needs what load_model returns")
         labels = labels_of_network(labels, num_images, sampler, getattr(model, "null_index", None), guide is not None)
     return labels, guide
+
+
+def fitting_classifier(
+    classifier, scale: float, config: DiffusionConfig, image_shape: tuple[int, int, int]
+) -> nn.Module | None:
+    """The classifier of `sample`, or of the path of one. Raises UserError if it does not fit the model."""
+    if classifier is None:
+        require(scale == 1, "classifier_scale", scale, "it has no effect without a classifier (--classifier FILE)")
+        return None
+    if isinstance(classifier, str | os.PathLike):
+        classifier = load_noisy_classifier(classifier)
+    is_one = isinstance(getattr(classifier, "info", None), NoisyClassifierInfo)
+    require(is_one, "classifier", type(classifier).__name__, EXPECTED_CLASSIFIER)
+    check_noisy_classifier(classifier.info, scale, config, image_shape)
+    return classifier
 
 
 def unless_given(model, labels):

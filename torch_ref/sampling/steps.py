@@ -62,6 +62,11 @@ def clipped_x_0(tables: Tables, config: DiffusionConfig, x_t: Tensor, prediction
     ts = of_images(x_t, t)
     prediction, _ = diffusion.split_prediction(prediction, x_t)
     x_0 = diffusion.predicted_x_0(tables, config.objective, x_t, ts, prediction)
+    return limited(config, x_0)
+
+
+def limited(config: DiffusionConfig, x_0: Tensor) -> Tensor:
+    """x_0, limited by `threshold` as the settings say."""
     return threshold(x_0, config.clip, config.clip_percentile, config.clip_range, config.clip_max, config.data_range)
 
 
@@ -72,11 +77,19 @@ def clamp_state(x: Tensor, config: DiffusionConfig) -> Tensor:
 
 
 def ancestral_step(
-    tables: Tables, config: DiffusionConfig, x_t: Tensor, prediction: Tensor, t: int, noise: Tensor
+    tables: Tables,
+    config: DiffusionConfig,
+    x_t: Tensor,
+    prediction: Tensor,
+    t: int,
+    noise: Tensor,
+    *,
+    gradient: Callable | None = None,
 ) -> Tensor:
     """x_{t-1} from x_t: Ho et al. 2020, Algorithm 2, lines 3 and 4. The last step adds no noise.
 
     The mean is that of the posterior. From an eps without limit it is eq. 11, which divides by sqrt(alpha_t).
+    gradient: with classifier guidance, what shifts the mean after any limit: Dhariwal & Nichol 2021, Algorithm 1.
     """
     ts = of_images(x_t, t)
     if config.clip in ("x0", "dynamic") or config.objective != "eps":
@@ -92,6 +105,8 @@ def ancestral_step(
         sigma = torch.exp(0.5 * diffusion.learned_log_variance(tables, ts, v))
     else:
         sigma = torch.sqrt(extract(tables.betas, ts) if config.variance == "beta" else posterior_variance)
+    if gradient is not None:
+        mean = mean + sigma**2 * gradient(x_t, ts)
     x = mean + torch.where(posterior_variance > 0, sigma, 0) * noise
     return clamp_state(x, config)
 

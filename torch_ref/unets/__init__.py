@@ -24,6 +24,7 @@ from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from torch_ref.dtypes import activations
 from torch_ref.unets.adm import ADMUNet
+from torch_ref.unets.adm_classifier import ADMClassifier
 from torch_ref.unets.annotated import AnnotatedUNet
 from torch_ref.unets.annotated_convnext import AnnotatedConvNextUNet
 from torch_ref.unets.attention import AttentionUNet
@@ -45,6 +46,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "layer_norm": LayerNormUNet,
     "ddpm": DDPMUNet,
     "adm": ADMUNet,
+    "adm_classifier": ADMClassifier,
     "lucidrains": LucidrainsUNet,
     "simple_unet": SimpleUNet,
     "context_unet": ContextUNet,

@@ -81,12 +81,23 @@ class ResidualBlock(nn.Module):
         return h + (x if self.skip_connection is None else self.skip_connection(x))
 
 
-class SelfAttention(nn.Module):
-    """x + self-attention(GroupNorm(x)) over the H*W pixels (Vaswani et al. 2017, section 3.2).
+def multi_head(qkv: torch.Tensor, heads: int, new_order: bool) -> torch.Tensor:
+    """Self-attention (Vaswani et al. 2017, section 3.2) of N tokens: qkv (B, 3C, N) to (B, C, N).
 
-    The 3C channels of the projection are, with `new_order`, all queries, all keys and all values; otherwise the
-    queries, keys and values of the first head, then those of the second, and so on.
+    The 3C channels are, with `new_order`, all queries, all keys and all values; otherwise the queries, keys and values
+    of the first head, then those of the second, and so on.
     """
+    b, c, n = qkv.shape[0], qkv.shape[1] // 3, qkv.shape[2]
+    d = c // heads
+    qkv = qkv.reshape(b, 3, heads, d, n) if new_order else qkv.reshape(b, heads, 3, d, n).transpose(1, 2)
+    query, key, value = qkv.unbind(1)
+    scale = d**-0.25  # on both factors: their product stays small in half precision
+    weights = torch.softmax(torch.einsum("bhdq,bhdk->bhqk", query * scale, key * scale), dim=-1)  # eq. 1
+    return torch.einsum("bhqk,bhdk->bhdq", weights, value).reshape(b, c, n)
+
+
+class SelfAttention(nn.Module):
+    """x + self-attention(GroupNorm(x)) over the H*W pixels, by `multi_head`."""
 
     def __init__(self, channels: int, heads: int, new_order: bool):
         super().__init__()
@@ -96,18 +107,8 @@ class SelfAttention(nn.Module):
         self.proj_out = ZeroProjection(channels, channels, 1)
 
     def forward(self, x, *_):
-        b, c, height, width = x.shape
-        d = c // self.heads
         qkv = self.qkv(self.norm(x).flatten(2))
-        if self.new_order:
-            qkv = qkv.reshape(b, 3, self.heads, d, height * width)
-        else:
-            qkv = qkv.reshape(b, self.heads, 3, d, height * width).transpose(1, 2)
-        query, key, value = qkv.unbind(1)
-        scale = d**-0.25  # on both factors: their product stays small in half precision
-        weights = torch.softmax(torch.einsum("bhdq,bhdk->bhqk", query * scale, key * scale), dim=-1)  # eq. 1
-        h = torch.einsum("bhqk,bhdk->bhdq", weights, value)
-        return x + self.proj_out(h.reshape(b, c, height * width)).reshape(x.shape)
+        return x + self.proj_out(multi_head(qkv, self.heads, self.new_order)).reshape(x.shape)
 
 
 class Input(nn.Conv2d):
@@ -138,6 +139,36 @@ class Upsample(nn.Module):
     def forward(self, x, *_):
         x = repeat_2x2(x)
         return x if self.conv is None else self.conv(x)
+
+
+def down_path(
+    image_channels: int,
+    widths: tuple[int, ...],
+    num_res_blocks: int,
+    attention: tuple[bool, ...],
+    resblock_updown: bool,
+    conv_resample: bool,
+    block: Callable,
+    attend: Callable,
+) -> tuple[list, list[int], list]:
+    """The way down: lists of layers, the channels after each list, and the layers of the middle.
+
+    block: (channels, output channels) -> a ResidualBlock. attend: channels -> a SelfAttention.
+    """
+    width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
+    down = [[Input(image_channels, width, 3, padding=1)]]
+    for level, out in enumerate(widths):
+        for _ in range(num_res_blocks):
+            down.append([block(width, out)])
+            if attention[level]:
+                down[-1].append(attend(out))
+            width = out
+            skips.append(out)
+        if level < deepest:
+            by_block = resblock_updown
+            down.append([block(out, out, resample=average_pool_2x2) if by_block else Downsample(out, conv_resample)])
+            skips.append(out)
+    return down, skips, [block(width, width), attend(width), block(width, width)]
 
 
 class ADMUNet(nn.Module):
@@ -176,22 +207,11 @@ class ADMUNet(nn.Module):
 
         self.time_embed = TimeEmbedding(embedding_width, time_width, time_scale)
         self.label_emb = label_embedding(num_classes, null_label, time_width)
-        width, skips, deepest = widths[0], [widths[0]], len(widths) - 1
-        down, up = [[Input(image_channels, width, 3, padding=1)]], []
-        for level, out in enumerate(widths):
-            for _ in range(num_res_blocks):
-                down.append([block(width, out)])
-                if attention[level]:
-                    down[-1].append(attend(out, num_heads))
-                width = out
-                skips.append(out)
-            if level < deepest:
-                by_block = resblock_updown
-                down.append(
-                    [block(out, out, resample=average_pool_2x2) if by_block else Downsample(out, conv_resample)]
-                )
-                skips.append(out)
-        middle = [block(width, width), attend(width, num_heads), block(width, width)]
+        attend_down = partial(attend, heads=num_heads)
+        down, skips, middle = down_path(
+            *(image_channels, widths, num_res_blocks, attention, resblock_updown, conv_resample, block, attend_down)
+        )
+        up, width = [], widths[-1]
         for level, out in reversed(list(enumerate(widths))):
             for _ in range(num_res_blocks + 1):
                 up.append([block(width + skips.pop(), out)])
