@@ -132,7 +132,7 @@ for name, case in CASES.items():
     for rung, measure, dtype, budget in (
         ("outputs, float32", network, np.float32, budgets.NETWORK_FLOAT32),
         ("outputs, float64", network, np.float64, budgets.NETWORK_FLOAT64),
-        ("gradients, float32", gradients, np.float32, budgets.GRADIENT_FLOAT32),
+        ("gradients, float32", gradients, np.float32, budgets.GRADIENT_FLOAT32_OF.get(name, budgets.GRADIENT_FLOAT32)),
         ("gradients, float64", gradients, np.float64, budgets.GRADIENT_FLOAT64),
     ):
         RUNGS[f"{name}: {rung}"] = Rung(budget, partial(of_case, measure, case, dtype, NOT_SQUARE.get(name)))
