@@ -18,7 +18,7 @@ def one_behind(extract):
 
 def sampler_setting(**wrong):
     def make(step):
-        return lambda tables, config, *a: step(tables, replace(config, **wrong), *a)
+        return lambda tables, config, *a, **named: step(tables, replace(config, **wrong), *a, **named)
 
     return swap(reverse, "ancestral_step", make)
 
