@@ -11,7 +11,8 @@ import jax_ddpm
 
 PACKAGE = Path(jax_ddpm.__file__).parent
 ORDER = (
-    *("spec", "arrays", "cpu", "process", "waiting", "ops", "rng", "schedules", "embeddings", "layers", "unets"),
+    *("spec", "arrays", "jaxprs"),
+    *("cpu", "process", "waiting", "ops", "rng", "schedules", "embeddings", "layers", "unets"),
     "diffusion",
     *("objectives", "weights", "sampling", "data", "report", "evaluation", "training", "doctor", "benchmark"),
     "plan",

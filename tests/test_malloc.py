@@ -16,7 +16,7 @@ from jax_ddpm.cpu.memory import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.ones(64 << 20, np.uint8)
+    np.ones(64 << 20, np.uint8)  # at least 32 faults, if all pages are huge ones of 2 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(faults(), faults())
 """
@@ -27,7 +27,7 @@ def test_freed_memory_is_kept_unless_the_environment_says_how(own, kept):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))} | own
     result = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
     first, second = map(int, result.stdout.split())
-    assert first > 100 and (second < first / 10) == kept
+    assert first > 30 and (second < first / 10) == kept
 
 
 RESIDENT = """

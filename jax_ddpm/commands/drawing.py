@@ -237,7 +237,7 @@ def draw_frames(flags, model, package: ModuleType, settings: dict) -> tuple[np.n
     labelled, classifier = labelled_by(model.info, of_classifier(settings)), settings.get("classifier")
     sampler, count = settings["sampler"], num_images(flags, labelled)
     labels = labels_to_draw(flags, labelled, count)
-    samplers.fitting_classifier(classifier, settings.get("classifier_scale", 1), config, image_shape)
+    samplers.fitting_classifier(classifier, settings.get("classifier_scale", 1.0), config, image_shape)
     arrays, guide = samplers.labels_and_guide(model, labels, count, sampler, settings["guide"], classifier)
     if classifier is not None:
         settings = {**settings, "classifier": getattr(classifier, "network", classifier)}
