@@ -19,6 +19,7 @@ QUIET_TPU = {  # libtpu looks for a TPU's own settings, and complains where ther
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at once: its lock is for processes that share a TPU
 }
 
 
