@@ -178,6 +178,7 @@ AREAS = [
             "torch_ref.likelihood",
             "torch_ref.flow",
             "torch_ref.classifier",
+            "torch_ref.noisy_classifier",
             "torch_ref.step",
             "torch_ref.weights",
         ],
