@@ -276,3 +276,15 @@ def test_the_numpy_program_of_the_page_draws_the_same_pictures(flags, command_ru
     run(program("onnxruntime.InferenceSession"), tmp_path)
     succeed(capsys, monkeypatch, "sample.py", "--model", folder, "--out", tmp_path / "images.npz", *flags)
     assert_same_pictures(np.load(tmp_path / "images.npy"), np.load(tmp_path / "images.npz")["images"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"sampler": "ddpm", "num_steps": 3}, {"sampler": "dpmpp", "num_steps": 5}])
+def test_the_program_for_pytorch_draws_pictures_of_a_model_with_self_conditioning(settings, tmp_path):
+    conditioned = torch_model(SELF_CONDITIONED)
+    torch_ref.export_step(conditioned, tmp_path / "step.pt2", **settings)
+    text = program("onnxruntime.InferenceSession").replace("import onnxruntime", "import torch")
+    start, end = text.index("session = "), text.index("height, width")
+    run(text[:start] + program("torch.export.load") + text[end:], tmp_path)
+    wanted = torch_ref.sample(conditioned, 16, **settings)
+    assert_same_pictures(np.load(tmp_path / "images.npy"), to_uint8(wanted))

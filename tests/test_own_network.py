@@ -1,6 +1,8 @@
 """A network of one's own, registered: trained, resumed, saved, loaded and sampled like the others."""
 
+import inspect
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import jax
@@ -13,6 +15,7 @@ import jax_ddpm
 from jax_ddpm import layers, weights
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import NETWORKS
+from jax_ddpm.spec.own_networks import check_self_condition
 from jax_ddpm.training.feed import STEPS_PER_DISPATCH, Feed
 from jax_ddpm.training.prepare import make_mesh
 from tests.registry import restored
@@ -101,3 +104,17 @@ def test_networks_that_are_no_pure_function_are_refused(registered, tmp_path):
     jax_ddpm.register(PlainConfig, WithCounter)
     with pytest.raises(UserError, match=r"neither parameters nor buffers: counter"):
         jax_ddpm.train(replace(small(), network=PlainConfig()), tmp_path / "run", log=quiet)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "call", "said"),
+    [
+        ({"self_condition": True}, lambda self, x, t: x, "self_condition = True, but its call takes no argument"),
+        ({}, lambda self, x, t, x_self_cond=None: x, "does not say whether the samplers should give it"),
+    ],
+)
+def test_self_conditioning_fits_the_call(attributes, call, said):
+    with pytest.raises(UserError, match=said):
+        check_self_condition(type("Net", (), attributes)(), partial(call, None))
+    fitting = {"self_condition": "x_self_cond" in inspect.signature(call).parameters}
+    check_self_condition(type("Net", (), fitting)(), partial(call, None))

@@ -175,6 +175,10 @@ def written(flags, x_0: np.ndarray, picture, **arrays: np.ndarray) -> str:
 
         if not writes():
             return ""
+    if broken := int((~np.isfinite(x_0)).any(axis=(1, 2, 3)).sum()):
+        print(
+            f"{broken} of {len(x_0)} pictures have values that are not finite: the network or the classifier gave them."
+        )
     return report.write_images(flags.out, x_0, flags.rescale, picture, **arrays)
 
 

@@ -136,7 +136,8 @@ class LucidrainsConfig(NetworkConfig):
         expected = f"expected a divisor of all channels, {', '.join(map(str, self.widths))}"
         require(divides or not traits.group_norm, "resnet_block_groups", groups, expected)
         both = self.self_condition and self.learned_variance
-        require(not both, "self_condition", True, "expected False with learned_variance, as in the package")
+        expected = "expected one of self_condition and learned_variance, as in the package"
+        require(not both, "self_condition", True, expected)
         waves = self.learned_sinusoidal_dim
         require(waves >= 2 and waves % 2 == 0, "learned_sinusoidal_dim", waves, "expected an even number, at least 2")
         theta = self.sinusoidal_pos_emb_theta

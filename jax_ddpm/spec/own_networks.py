@@ -1,5 +1,6 @@
 """Networks of the user's own: recognise them in a file of weights, and what to do where one is not registered."""
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -17,6 +18,22 @@ IMPORTS = "imports"  # entry of config.json: IMPORTED at the last start of the r
 MAX_CHANNELS = 4096  # of images
 MAX_PREFIX = 200  # letters before a network's names
 ShapesOf = Callable[[NetworkConfig, int], Mapping[str, tuple[int, ...]]]
+
+
+def check_self_condition(network: Any, call: Callable) -> None:
+    """Raise UserError unless the attribute self_condition of a user's network fits the arguments of its call."""
+    parameters, name = inspect.signature(call).parameters, type(network).__name__
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    if getattr(network, "self_condition", False) and not takes_any and "x_self_cond" not in parameters:
+        raise UserError(
+            f"{name} has self_condition = True, but its call takes no argument x_self_cond.\n"
+            "Add the argument, or leave self_condition out."
+        )
+    if "x_self_cond" in parameters and not hasattr(network, "self_condition"):
+        raise UserError(
+            f"The call of {name} takes x_self_cond, but the module does not say whether the samplers should give it.\n"
+            "Give the class the attribute self_condition = True, or False."
+        )
 
 
 def import_flags(names: Collection[str] | None = None) -> list[str]:

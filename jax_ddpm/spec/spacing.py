@@ -74,9 +74,8 @@ def repaint_schedule(chain: np.ndarray, resamplings: int, jump: int) -> tuple[np
     """
     require(resamplings >= 1, "resamplings", resamplings, "expected at least 1")
     longest = max(1, len(chain) - 1)
-    require(
-        jump >= 1 and (jump <= longest or resamplings == 1), "jump", jump, f"expected 1 to num_steps - 1 = {longest}"
-    )
+    fits = jump >= 1 and (jump <= longest or resamplings == 1)
+    require(fits, "jump", jump, f"expected 1 to num_steps - 1 = {longest}: give a smaller --jump, or more steps")
     segments = (len(chain) - 1) // jump
     top = len(chain) - 1 - segments * jump
     repeated = np.broadcast_to(chain[top:-1].reshape(segments, 1, jump), (segments, resamplings, jump))

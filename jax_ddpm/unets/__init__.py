@@ -8,6 +8,7 @@ from flax import nnx
 
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
+from jax_ddpm.spec.own_networks import check_self_condition
 from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from jax_ddpm.unets.adm import ADMUNet
@@ -60,7 +61,7 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype: Any = None) -> 
         dtype: dtype of the activations. Default: that of the parameters.
 
     Raises:
-        UserError: the network is not registered.
+        UserError: the network is not registered, or its attribute self_condition does not fit its call.
     """
     if config.name not in NETWORK_CLASSES:
         raise UserError(
@@ -70,6 +71,8 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype: Any = None) -> 
     network = NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
     if config.name not in BUILT_IN:
         adapt(network)
+        if isinstance(network, nnx.Module):
+            check_self_condition(network, network.__call__)
         if isinstance(network, nnx.Module) and dtype != jnp.bfloat16:
             in_full_float32(network)
     return network

@@ -204,11 +204,12 @@ def file_settings(
 ) -> dict[str, Any]:
     """What a loop around the step needs, for JSON.
 
-    image_shape: (H, W, C). timesteps: the inputs t, in their order. first_noise: T, the number at which the noise of
-    x_T is drawn. sigma: its factor. data_range: the values of black and white. class_names, or null. no_label: the
-    label that stands for none, or null.
+    inputs: names of what the step takes. image_shape: (H, W, C). timesteps: the inputs t, in their order. first_noise:
+    T, the number at which the noise of x_T is drawn. sigma: its factor. data_range: the values of black and white.
+    class_names, or null. no_label: the label that stands for none, or null.
     """
     return {
+        "inputs": list(example_inputs(info, config, sampler, torch.float32, guide)),
         "image_shape": info.image_shape,
         "timesteps": sampling_timesteps(config, sampler).tolist(),
         "first_noise": config.timesteps,

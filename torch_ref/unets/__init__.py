@@ -20,6 +20,7 @@ from torch import nn
 
 from jax_ddpm.spec.errors import UserError
 from jax_ddpm.spec.network_config import BUILT_IN, NetworkConfig
+from jax_ddpm.spec.own_networks import check_self_condition
 from jax_ddpm.spec.presets import add_network
 from jax_ddpm.spec.run_config import RunConfig
 from torch_ref.dtypes import activations
@@ -62,7 +63,7 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Modu
 
     dtype: that of the activations. torch.bfloat16, or None: the dtype of the parameters. The prediction always has the
     dtype of the parameters. Switches TF32 off for the whole process, so that GPUs compute float32 in float32. Raises
-    UserError if the network is not registered.
+    UserError if the network is not registered, or if its attribute self_condition does not fit its call.
     """
     set_tf32(False, False)
     if config.name not in NETWORK_CLASSES:
@@ -73,6 +74,7 @@ def build(config: NetworkConfig, image_channels: int = 1, dtype=None) -> nn.Modu
     if config.name in BUILT_IN:
         return NETWORK_CLASSES[config.name](image_channels, **config.arguments, dtype=dtype)
     network = NETWORK_CLASSES[config.name](image_channels, **config.arguments)
+    check_self_condition(network, network.forward)
     return network if dtype is None else with_autocast(network, dtype)
 
 

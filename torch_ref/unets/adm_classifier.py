@@ -19,7 +19,7 @@ class AttentionPool(nn.Module):
     def __init__(self, map_size: int, channels: int, heads: int, num_classes: int):
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.empty(channels, map_size**2 + 1))
+        self.positional_embedding = nn.Parameter(torch.randn(channels, map_size**2 + 1) / channels**0.5)
         self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
         self.c_proj = nn.Conv1d(channels, num_classes, 1)
 
