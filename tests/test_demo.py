@@ -18,7 +18,7 @@ import jax_ddpm
 from jax_ddpm.data import to_uint8
 from jax_ddpm.spec.errors import UserError
 from tests import browser
-from tests.test_export import NETWORK, assert_same_pictures, model
+from tests.test_export import NETWORK, SELF_CONDITIONED, assert_same_pictures, model
 from tests.test_page import needs_browser
 from torch_ref.sampling import samplers
 
@@ -71,9 +71,10 @@ def served(tmp_path):
 @needs_browser
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="no npm")
-def test_the_page_draws_the_pictures_of_sample(served, tmp_path):
+@pytest.mark.parametrize("network", [NETWORK, SELF_CONDITIONED], ids=["plain", "self-conditioned"])
+def test_the_page_draws_the_pictures_of_sample(network, served, tmp_path):
     pytest.importorskip("onnxscript", reason="pip install 'jax-ddpm[onnx]'")
-    small = model()
+    small = model(network)
     builder().build(small.save(tmp_path / "model.safetensors"), tmp_path / "page", num_steps=5)
     window = browser.Browser(tmp_path / "profile")
     try:
