@@ -77,7 +77,7 @@ FAULTS = {
         ),
         SAMPLES,
     ),
-    "self-conditioning: the guide's x_0 left out": (
+    "self-conditioning: the guide left out": (
         swap(guidance, "guided_prediction", lambda f: lambda sampler, x, t, conditional, other: conditional),
         SAMPLES,
     ),

@@ -16,11 +16,13 @@ from flax import nnx
 import torch_ref.sampling.editing
 import torch_ref.sampling.inpainting
 import torch_ref.sampling.samplers
+from jax_ddpm import rng
 from jax_ddpm.sampling import editing, inpainting, samplers
 from jax_ddpm.spec.diffusion_config import DiffusionConfig, SamplerConfig
 from jax_ddpm.spec.lucidrains_config import LucidrainsConfig
 from parity_tests import measures_training
 from parity_tests.measures import channels_first, channels_last, compiled, pair, random, relative, twin
+from parity_tests.measures_registered import Registered
 
 NETWORK = LucidrainsConfig(
     **{"dim": 8, "dim_mults": (1,), "attn_heads": (1,), "attn_dim_head": (4,), "num_mem_kv": 1},
@@ -99,6 +101,7 @@ CHAINS = {
     "heun": (SamplerConfig("heun", 6), SCHEDULE),
     "edm": (SamplerConfig("heun", 5), DiffusionConfig(objective="edm")),
     "flow": (SamplerConfig("midpoint", 5), DiffusionConfig(objective="flow")),
+    "registered": (SamplerConfig("test_sampler", 6), SCHEDULE),
     "guide": (SamplerConfig("ddpm", 6, guidance=2.0), SCHEDULE),
 }
 
@@ -107,7 +110,7 @@ CHAINS = {
 def sampled_by_jax(name: str) -> np.ndarray:
     sampler, config = CHAINS[name]
     guide = Guide() if name == "guide" else None
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), Registered():
         settings = {"sampler": sampler, "dtype": jnp.float64, "guide": guide}
         return np.asarray(samplers.sample_indices(Formula(), config, SHAPE, 9, np.arange(4), **settings)[0])
 
@@ -119,7 +122,8 @@ def samples() -> float:
         guide = TorchGuide() if name == "guide" else None
         settings = {"sampler": sampler, "dtype": torch.float64, "guide": guide}
         network, indices = TorchFormula(), np.arange(4)
-        theirs, _ = torch_ref.sampling.samplers.sample_indices(network, config, SHAPE, 9, indices, **settings)
+        with Registered():
+            theirs, _ = torch_ref.sampling.samplers.sample_indices(network, config, SHAPE, 9, indices, **settings)
         worst = max(worst, float(np.abs(sampled_by_jax(name) - channels_last(theirs)).max()))
     return worst
 
@@ -162,5 +166,6 @@ def training() -> float:
     """Of the parameters after two steps with dropout, of which one is given a predicted x_0, in learning rates."""
     train_jax, train_torch = measures_training.train_jax, measures_training.train_torch
     ours, theirs = (train(RUN, 2, np.float64, small_digits) for train in (train_jax, train_torch))
-    assert np.ptp(ours[0]) > 0
+    keys = [rng.key(RUN.training.seed, rng.SELF_CONDITION, step) for step in range(2)]
+    assert [bool(jax.random.bernoulli(k, jnp.float32(0.5))) for k in keys] == [False, True]
     return measures_training.furthest(ours[1], theirs[1]) / RUN.training.learning_rate

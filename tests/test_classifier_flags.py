@@ -48,6 +48,8 @@ def test_classes_of_a_model_without_labels(flags, tmp_path, capsys, monkeypatch)
     said = succeed(capsys, monkeypatch, *given, "--num-images", "4", "--classifier-setting", "num_head_channels=32")
     assert "Assumed of the classifier, as in the published ones: use_new_attention_order" in said
     assert "Labels: the classes in turn." in said
+    said = succeed(capsys, monkeypatch, *plain, *classifier, "--classifier-scale", "1e38", "--num-images", "2")
+    assert "2 of 2 pictures have values that are not finite" in said
     gif = [*plain[:-1], tmp_path / "out.gif", *classifier]
     succeed(capsys, monkeypatch, *gif, "--label-grid", "--num-images", "3")
 
